@@ -1,0 +1,92 @@
+"""The nouns shared by every room: batches, tasks, state, the algorithm bundle.
+
+All of them are NamedTuples, so they are pytrees: `jax.tree.map`, `jax.jit` and
+`jax.vmap` accept them as they are. Build and read them by name.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any
+"""Any pytree of arrays."""
+
+Metrics = dict[str, jax.Array]
+"""Named scalars (or, over tasks, arrays `[num_tasks]`)."""
+
+ApplyFn = Callable[..., Any]
+"""`apply_fn(params, inputs) -> outputs`, a pure function."""
+
+LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+"""`loss_fn(params, batch) -> (loss, metrics)`, always with metrics."""
+
+TaskLossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+"""`task_loss_fn(params, task) -> (loss, metrics)`."""
+
+AdaptFn = Callable[[Params, Any], Params]
+"""`adapt(params, support) -> adapted`."""
+
+Mask = Callable[[Params], Any]
+"""`mask(params) -> pytree of bool` with the structure of `params`."""
+
+
+class Batch(NamedTuple):
+  """Examples of one task.
+
+  Attributes:
+    inputs: `[num_examples, ...]`.
+    targets: `[num_examples]` int32 labels in `[0, way)`, or
+      `[num_examples, ...]` float regression targets.
+  """
+
+  inputs: Any
+  targets: Any
+
+
+class Task(NamedTuple):
+  """One learning problem: adapt on `support`, be judged on `query`.
+
+  With one more leading axis `[num_tasks, ...]` on every array the same
+  NamedTuple holds many tasks; a variable holding those is called `tasks`.
+
+  Attributes:
+    support: the examples that the inner loop sees.
+    query: the examples that the meta-objective is measured on.
+  """
+
+  support: Batch
+  query: Batch
+
+
+class MetaState(NamedTuple):
+  """What a meta-learner carries from one meta-step to the next.
+
+  Attributes:
+    step: int32 scalar, the number of meta-steps taken.
+    params: the meta-learned parameters.
+    opt_state: state of the outer optimizer.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: Any
+
+
+class MetaAlgorithm(NamedTuple):
+  """A meta-learning algorithm as a bundle of pure functions; the caller jits.
+
+  Attributes:
+    init: `init(params) -> MetaState`.
+    step: `step(state, tasks) -> (MetaState, metrics)`, one meta-step. Metrics
+      are per task: `{"loss": [num_tasks], ...}`. There is no key: randomness
+      lives in the sampler.
+    adapt: `adapt(params, support) -> adapted`, one task as at evaluation. It
+      needs no outer optimizer, so it is all that deployment needs.
+    evaluate: `evaluate(params, tasks) -> metrics`, per task.
+  """
+
+  init: Callable[[Params], MetaState]
+  step: Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+  adapt: AdaptFn
+  evaluate: Callable[[Params, Task], Metrics]

@@ -1,0 +1,28 @@
+"""Packaging: the version and the dependencies, each from its one source."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+requirements = [
+  line
+  for line in (ROOT / "requirements.txt").read_text().splitlines()
+  if line and not line.startswith("#")
+]
+match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/__init__.py").read_text())
+assert match, "jsharp/__init__.py must define __version__"
+
+setup(
+  version=match.group(1),
+  packages=find_packages(include=["jsharp", "jsharp.*"]),
+  package_data={"jsharp": ["py.typed"]},
+  install_requires=requirements,
+  extras_require={
+    "test": ["pytest>=8.2", "pytest-xdist>=3.6"],
+    "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+    "tensorboard": ["tensorboardX>=2.6.4"],
+  },
+)

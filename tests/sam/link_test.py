@@ -1,0 +1,118 @@
+"""SAM as a link: the paper's step, composition, meta-gradients, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from jax.test_util import check_grads
+
+import jsharp
+
+
+def rosenbrock(w):
+  return 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2
+
+
+def hand_written_sam_step(w, rho, lr):
+  g = jax.grad(rosenbrock)(w)
+  return w - lr * jax.grad(rosenbrock)(w + rho * g / jnp.linalg.norm(g))
+
+
+def run(tx, w, steps):
+  state = tx.init(w)
+  for _ in range(steps):
+    value, grads = jax.value_and_grad(rosenbrock)(w)
+    updates, state = tx.update(
+      grads, state, w, value=value, grad=grads, grad_fn=jax.grad(rosenbrock)
+    )
+    w = optax.apply_updates(w, updates)
+  return w
+
+
+class SamTest(parameterized.TestCase):
+  def test_it_is_the_papers_step(self):
+    w = expected = jnp.array([0.3, -0.2])
+    for _ in range(5):
+      expected = hand_written_sam_step(expected, 0.05, 1e-3)
+    tx = optax.chain(jsharp.sam(0.05), optax.sgd(1e-3))
+    np.testing.assert_allclose(run(tx, w, 5), expected, rtol=1e-6)
+
+  def test_radius_zero_is_the_base_optimizer(self):
+    w = jnp.array([0.3, -0.2])
+    momentum = optax.sgd(1e-3, momentum=0.9)
+    with_sam = run(optax.chain(jsharp.sam(0.0), momentum), w, 5)
+    np.testing.assert_array_equal(with_sam, run(momentum, w, 5))
+
+  def test_it_has_no_state(self):
+    state = jsharp.sam(0.05).init(jnp.ones(3))
+    self.assertEmpty(jax.tree.leaves(state))
+
+  @parameterized.parameters("before", "after")
+  def test_its_place_in_the_chain_decides_what_is_clipped(self, place):
+    w = jnp.array([0.3, -0.2])
+    clip, sam = optax.clip(0.5), jsharp.sam(0.1)
+    links = (clip, sam) if place == "before" else (sam, clip)
+    tx = optax.chain(*links, optax.sgd(1.0))
+    g = jax.grad(rosenbrock)(w)
+    direction = jnp.clip(g, -0.5, 0.5) if place == "before" else g
+    sharp = jax.grad(rosenbrock)(w + 0.1 * direction / jnp.linalg.norm(direction))
+    step = sharp if place == "before" else jnp.clip(sharp, -0.5, 0.5)
+    np.testing.assert_allclose(run(tx, w, 1), w - step, rtol=1e-5)
+
+  def test_it_works_beside_links_that_need_the_value(self):
+    tx = optax.chain(jsharp.sam(0.01), optax.polyak_sgd(max_learning_rate=1e-2))
+    w = run(tx, jnp.array([0.3, -0.2]), 3)
+    self.assertTrue(np.isfinite(w).all())
+
+  def test_zero_gradient_gives_a_finite_step_and_meta_gradient(self):
+    tx = optax.chain(jsharp.sam(0.05), optax.sgd(0.1))
+
+    def after_one_step(w):
+      loss = lambda w: jnp.sum(jnp.square(w))
+      updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
+      return jnp.sum(optax.apply_updates(w, updates))
+
+    gradient = jax.grad(after_one_step)(jnp.zeros(3))
+    np.testing.assert_allclose(gradient, 0.8 * np.ones(3), rtol=1e-6)
+
+  @parameterized.parameters(1.3, 2.0, 4.0)
+  def test_meta_gradients_through_it_match_finite_differences(self, p):
+    with jax.enable_x64(True):
+      tx = optax.chain(jsharp.sam(0.1, p=p), optax.sgd(2e-3))
+      objective = lambda w: rosenbrock(run(tx, w, 2))
+      check_grads(
+        objective, (jnp.array([0.3, -0.2]),), order=1, modes=("fwd", "rev"), rtol=1e-5
+      )
+
+  def test_a_stopped_perturbation_is_a_constant_of_the_meta_gradient(self):
+    with jax.enable_x64(True):
+      w = jnp.array([0.3, -0.2])
+      e = 0.1 * jax.grad(rosenbrock)(w) / jnp.linalg.norm(jax.grad(rosenbrock)(w))
+      constant = lambda w: rosenbrock(w - 1e-3 * jax.grad(rosenbrock)(w + e))
+      ascent = optax.chain(jsharp.sam_ascent(0.1), jsharp.stop_gradient())
+      tx = optax.chain(jsharp.sharpness_aware(ascent), optax.sgd(1e-3))
+      actual = jax.grad(lambda w: rosenbrock(run(tx, w, 1)))(w)
+      np.testing.assert_allclose(actual, jax.grad(constant)(w), rtol=1e-12)
+      exact = optax.chain(jsharp.sam(0.1), optax.sgd(1e-3))
+      different = jax.grad(lambda w: rosenbrock(run(exact, w, 1)))(w)
+      self.assertGreater(np.abs(different - actual).max(), 1e-3)
+
+  def test_jit_and_vmap_change_nothing(self):
+    tx = optax.chain(jsharp.sam(0.05), optax.sgd(1e-3))
+    starts = jnp.array([[0.3, -0.2], [1.0, 2.0], [-1.0, 0.5]])
+    together = jax.jit(jax.vmap(lambda w: run(tx, w, 3)))(starts)
+    alone = jnp.stack([run(tx, w, 3) for w in starts])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+  def test_missing_arguments_say_how_to_call(self):
+    link = jsharp.sam(0.05)
+    w = jnp.ones(2)
+    with self.assertRaisesRegex(ValueError, "grad_fn=None.*grad_fn=lambda"):
+      link.update(w, link.init(w), w)
+    with self.assertRaisesRegex(ValueError, "params=None"):
+      link.update(w, link.init(w), grad_fn=jax.grad(rosenbrock))
+
+
+if __name__ == "__main__":
+  absltest.main()
