@@ -1,0 +1,180 @@
+"""Laws that every constructor obeys; a newcomer adds one row to `ALGORITHMS`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+import jsharp
+from jsharp import losses
+
+sharp = functools.partial(jsharp.sharp_maml, inner_rho=None, outer_rho=None)
+
+ALGORITHMS = {
+  "maml": jsharp.maml,
+  "fomaml": jsharp.fomaml,
+  "sharp_maml_low": functools.partial(sharp, inner_rho=0.05),
+  "sharp_maml_up": functools.partial(sharp, outer_rho=0.05),
+  "sharp_maml_both": functools.partial(sharp, inner_rho=0.05, outer_rho=0.03),
+  "sharp_maml_equation_14": functools.partial(
+    sharp, inner_rho=0.05, outer_rho=0.03, reuse_perturbation=True
+  ),
+}
+
+RADIUS_ZERO = {
+  "low": {"inner_rho": 0.0},
+  "up": {"outer_rho": 0.0},
+  "both": {"inner_rho": 0.0, "outer_rho": 0.0},
+  "equation_14": {"inner_rho": 0.0, "outer_rho": 0.0, "reuse_perturbation": True},
+  "adaptive": {"inner_rho": 0.0, "outer_rho": 0.0, "adaptive": True},
+  "1_norm": {"inner_rho": 0.0, "outer_rho": 0.0, "p": 1},
+}
+
+NUM_TASKS = 5
+
+
+def apply_fn(params, x):
+  hidden = jnp.tanh(x @ params["body"])
+  return hidden @ params["head"]["w"] + params["head"]["b"][None]
+
+
+def start():
+  keys = jax.random.split(jax.random.key(0), 2)
+  return {
+    "body": jax.random.normal(keys[0], (3, 8)) / 2,
+    "head": {"w": jax.random.normal(keys[1], (8, 4)) / 3, "b": jnp.zeros(4)},
+  }
+
+
+def tasks():
+  keys = jax.random.split(jax.random.key(1), 2)
+
+  def batch(key, size):
+    x = jax.random.normal(key, (NUM_TASKS, size, 3))
+    labels = jnp.argmax(x @ jax.random.normal(jax.random.key(2), (3, 4)), axis=-1)
+    return jsharp.Batch(x, labels)
+
+  return jsharp.Task(support=batch(keys[0], 8), query=batch(keys[1], 12))
+
+
+def build(constructor, **options):
+  options.setdefault("num_inner_steps", 2)
+  return constructor(
+    losses.supervised(apply_fn, losses.cross_entropy),
+    optax.sgd(0.3),
+    optax.sgd(0.1, momentum=0.9),
+    **options,
+  )
+
+
+def two_steps(algorithm, some_tasks, compiled=True):
+  step = jax.jit(algorithm.step) if compiled else algorithm.step
+  state, _ = step(algorithm.init(start()), some_tasks)
+  return step(state, some_tasks)
+
+
+def assert_close(actual, expected, rtol=1e-9):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol / 10),
+    actual,
+    expected,
+  )
+
+
+EVERY = parameterized.named_parameters(*ALGORITHMS.items())
+
+
+class ConformanceTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.enable_x64(True))
+
+  @EVERY
+  def test_metrics_are_per_task_and_the_step_counts(self, constructor):
+    state, metrics = two_steps(build(constructor), tasks())
+    self.assertEqual(int(state.step), 2)
+    self.assertEqual(set(metrics), {"loss", "accuracy"})
+    for value in metrics.values():
+      self.assertEqual(value.shape, (NUM_TASKS,))
+    self.assertEqual(jax.tree.structure(state.params), jax.tree.structure(start()))
+
+  @EVERY
+  def test_jit_is_eager(self, constructor):
+    algorithm = build(constructor)
+    assert_close(
+      two_steps(algorithm, tasks()), two_steps(algorithm, tasks(), compiled=False)
+    )
+
+  @EVERY
+  def test_chunks_agree(self, constructor):
+    whole = two_steps(build(constructor, task_chunk=NUM_TASKS), tasks())
+    for chunk in (None, 1, 2):
+      assert_close(two_steps(build(constructor, task_chunk=chunk), tasks()), whole)
+
+  @EVERY
+  def test_order_of_tasks_changes_nothing(self, constructor):
+    order = jnp.array([2, 0, 4, 1, 3])
+    algorithm = build(constructor)
+    shuffled = jax.tree.map(lambda x: x[order], tasks())
+    params = two_steps(algorithm, tasks())[0].params
+    assert_close(two_steps(algorithm, shuffled)[0].params, params)
+
+  @EVERY
+  def test_evaluate_is_adapt_then_query_loss(self, constructor):
+    algorithm = build(constructor, num_eval_inner_steps=3)
+    metrics = jax.jit(algorithm.evaluate)(start(), tasks())
+    loss_fn = losses.supervised(apply_fn, losses.cross_entropy)
+    for i in range(NUM_TASKS):
+      task = jax.tree.map(lambda x: x[i], tasks())  # noqa: B023
+      loss, _ = loss_fn(algorithm.adapt(start(), task.support), task.query)
+      np.testing.assert_allclose(metrics["loss"][i], loss, rtol=1e-9)
+
+  @EVERY
+  def test_a_mask_leaves_the_body_alone_in_the_inner_loop(self, constructor):
+    mask = lambda params: {"body": False, "head": {"w": True, "b": True}}
+    algorithm = build(constructor, adapted_mask=mask)
+    support = jax.tree.map(lambda x: x[0], tasks().support)
+    adapted = jax.jit(algorithm.adapt)(start(), support)
+    np.testing.assert_array_equal(adapted["body"], start()["body"])
+    self.assertGreater(np.abs(adapted["head"]["w"] - start()["head"]["w"]).max(), 1e-3)
+    learned = two_steps(algorithm, tasks())[0].params["body"]
+    self.assertGreater(np.abs(learned - start()["body"]).max(), 1e-6)
+
+  @EVERY
+  def test_it_learns(self, constructor):
+    algorithm = build(constructor)
+    state, step = algorithm.init(start()), jax.jit(algorithm.step)
+    for _ in range(60):
+      state, metrics = step(state, tasks())
+    before = algorithm.evaluate(start(), tasks())["loss"].mean()
+    self.assertLess(metrics["loss"].mean(), 0.8 * before)
+
+  @parameterized.named_parameters(*RADIUS_ZERO.items())
+  def test_radius_zero_is_maml(self, radii):
+    actual = two_steps(build(functools.partial(sharp, **radii)), tasks())
+    expected = two_steps(build(jsharp.maml), tasks())
+    assert_close((actual[0].params, actual[1]), (expected[0].params, expected[1]))
+
+  @EVERY
+  def test_a_zero_support_gradient_is_harmless(self, constructor):
+    algorithm = build(constructor)
+    flat = jax.tree.map(jnp.zeros_like, start())
+    state, _ = jax.jit(algorithm.step)(algorithm.init(flat), tasks())
+    self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)))
+
+  @EVERY
+  def test_a_nan_task_is_seen(self, constructor):
+    poisoned = tasks()
+    inputs = poisoned.support.inputs.at[3].set(jnp.nan)
+    poisoned = poisoned._replace(support=poisoned.support._replace(inputs=inputs))
+    _, metrics = jax.jit(build(constructor).step)(
+      build(constructor).init(start()), poisoned
+    )
+    np.testing.assert_array_equal(np.isnan(metrics["loss"]), np.arange(NUM_TASKS) == 3)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,106 @@
+"""House rules read off the source: imports, names, docstrings, examples."""
+
+import ast
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
+
+# Rooms from the bottom up; a module may import from rooms strictly below its own.
+ROOMS = (
+  ("types", "checks", "files"),
+  ("losses", "normalization", "nn", "data"),
+  ("models", "sam", "transforms", "descent"),
+  ("adaptation", "objectives"),
+  ("algorithms",),
+  ("training", "evaluation", "checkpoint", "report"),
+)
+LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
+
+
+def room_of(path: pathlib.Path) -> str:
+  return path.relative_to(ROOT / "jsharp").parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.AST):
+  for node in ast.walk(tree):
+    names = []
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == "jsharp":
+        names = [f"jsharp.{alias.name}" for alias in node.names]
+      else:
+        names = [node.module]
+    elif isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    for name in names:
+      parts = name.split(".")
+      if parts[0] == "jsharp" and len(parts) > 1:
+        yield parts[1]
+      elif parts[0] in ("experiments", "tests", "benchmarks"):
+        yield parts[0]
+
+
+def public_definitions(tree: ast.Module):
+  for node in tree.body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+      yield node
+
+
+class MannersTest(parameterized.TestCase):
+  def test_every_module_has_a_room(self):
+    rooms = {room_of(path) for path in SOURCES} - {"__init__"}
+    self.assertEqual(rooms - set(LEVEL), set())
+
+  def test_imports_point_down(self):
+    wrong = []
+    for path in SOURCES:
+      room = room_of(path)
+      if room == "__init__":
+        continue
+      for imported in imported_rooms(ast.parse(path.read_text())):
+        if imported != room and LEVEL.get(imported, 99) >= LEVEL[room]:
+          wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    self.assertEqual(wrong, [])
+
+  def test_words(self):
+    forbidden = {"rng", "n_way", "k_shot", "num_ways", "fast_weights", "theta", "e_w"}
+    wrong = []
+    for path in SOURCES:
+      for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(node, "id", None) or getattr(node, "arg", None)
+        if name in forbidden:
+          wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    self.assertEqual(wrong, [])
+
+  def test_modules_are_short(self):
+    long = {
+      str(path.relative_to(ROOT)): lines
+      for path in (*SOURCES, *(ROOT / "experiments").rglob("*.py"))
+      if (lines := len(path.read_text().splitlines())) > 300
+    }
+    self.assertEqual(long, {})
+
+  def test_public_functions_have_a_runnable_example(self):
+    missing = []
+    for path in SOURCES:
+      for node in public_definitions(ast.parse(path.read_text())):
+        text = ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef) and ">>>" not in text:
+          missing.append(f"{path.relative_to(ROOT)}:{node.name}")
+        elif not text:
+          missing.append(f"{path.relative_to(ROOT)}:{node.name}")
+    self.assertEqual(missing, [])
+
+  def test_every_file_of_experiments_is_imported_by_nobody_else(self):
+    wrong = [
+      str(path.relative_to(ROOT))
+      for path in SOURCES
+      if "experiments" in set(imported_rooms(ast.parse(path.read_text())))
+    ]
+    self.assertEqual(wrong, [])
+
+
+if __name__ == "__main__":
+  absltest.main()
