@@ -87,9 +87,8 @@ class MannersTest(parameterized.TestCase):
     for path in SOURCES:
       for node in public_definitions(ast.parse(path.read_text())):
         text = ast.get_docstring(node) or ""
-        if isinstance(node, ast.FunctionDef) and ">>>" not in text:
-          missing.append(f"{path.relative_to(ROOT)}:{node.name}")
-        elif not text:
+        wanted = ">>>" if isinstance(node, ast.FunctionDef) else "."
+        if wanted not in text:
           missing.append(f"{path.relative_to(ROOT)}:{node.name}")
     self.assertEqual(missing, [])
 
