@@ -1,0 +1,7 @@
+"""Networks as Linen modules, and the bridge to pure functions."""
+
+from jsharp.models.conv4 import Conv4
+from jsharp.models.functions import as_functions, norm_mask
+from jsharp.models.mlp import MLP
+
+__all__ = ["MLP", "Conv4", "as_functions", "norm_mask"]

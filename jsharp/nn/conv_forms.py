@@ -1,0 +1,179 @@
+"""How the three maps of a convolution are computed: direct or im2col.
+
+A convolution `y = conv(x, w)` is bilinear. With a number per example `n`, input
+channel `c` and output channel `o`, its operands are `x [n, c]`, `w [c, o]` and
+`y [n, o]`, and the three maps
+
+    forward(x, w) -> y,    input_gradient(g, w) -> x,    weight_gradient(x, g) -> w
+
+(`g` shaped as `y`) are the transposes of one another. Every array here carries
+one more leading axis, `groups`: independent convolutions of the same shape, which
+is what `jax.vmap` over both operands makes of one convolution.
+
+`direct` hands the map to `lax.conv_general_dilated`, always in the dimension order
+batch, height, width, channels: XLA:CPU has a fast path for this order only, also
+inside loops. `im2col` is strided slices, one concatenation and one matrix product.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Geometry(NamedTuple):
+  """The static facts of one convolution.
+
+  Attributes:
+    size: height and width of the input map.
+    kernel: height and width of the kernel.
+    stride: step between two outputs, both directions alike.
+    form: "direct" or "im2col".
+  """
+
+  size: tuple[int, int]
+  kernel: tuple[int, int]
+  stride: int
+  form: str
+
+  @property
+  def out(self) -> tuple[int, int]:
+    """Height and width of the output map."""
+    return -(-self.size[0] // self.stride), -(-self.size[1] // self.stride)
+
+  @property
+  def dilated(self) -> tuple[int, int]:
+    """Height and width of the output map with `stride - 1` zeros between pixels."""
+    return (self.out[0] - 1) * self.stride + 1, (self.out[1] - 1) * self.stride + 1
+
+  @property
+  def padding(self) -> list[tuple[int, int]]:
+    """Zeros before and after the input map, as XLA's SAME has them."""
+    totals = [
+      max(dilated - 1 + kernel - size, 0)
+      for dilated, kernel, size in zip(
+        self.dilated, self.kernel, self.size, strict=True
+      )
+    ]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
+  """Convolves `x [groups, n, h, w, c]` with `w [groups, kh, kw, c, o]`."""
+  if geometry.form == "direct":
+    return _per_group(
+      lambda x, w: _convolve(
+        x, w, padding=geometry.padding, window_strides=(geometry.stride,) * 2
+      ),
+      x,
+      w,
+    )
+  return _per_group(
+    lambda x, w: jnp.tensordot(
+      _patches(x, geometry), w.reshape(-1, w.shape[-1]), axes=1
+    ),
+    x,
+    w,
+  )
+
+
+def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
+  """Transposes `forward` in `x`: `g [groups, n, oh, ow, o]` to `x`'s shape."""
+  form = _direct_input_gradient if geometry.form == "direct" else _im2col_input_gradient
+  return _per_group(lambda g, w: form(g, w, geometry), g, w)
+
+
+def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
+  """Transposes `forward` in `w`: `x` and `g` to `[groups, kh, kw, c, o]`."""
+  form = (
+    _direct_weight_gradient if geometry.form == "direct" else _im2col_weight_gradient
+  )
+  return _per_group(lambda x, g: form(x, g, geometry), x, g)
+
+
+def _per_group(function, a, b):
+  if a.shape[0] == 1:
+    return function(a[0], b[0])[None]
+  return jnp.stack([function(a[i], b[i]) for i in range(a.shape[0])])
+
+
+def _convolve(x, w, *, padding, **kwargs):
+  kwargs = {"window_strides": (1, 1)} | kwargs
+  return lax.conv_general_dilated(
+    x, w, padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **kwargs
+  )
+
+
+def _direct_input_gradient(g, w, geometry):
+  before = [k - 1 - low for k, (low, _) in zip(geometry.kernel, geometry.padding)]
+  padding = [
+    (low, size + kernel - 1 - dilated - low)
+    for low, size, kernel, dilated in zip(
+      before, geometry.size, geometry.kernel, geometry.dilated, strict=True
+    )
+  ]
+  w = w[::-1, ::-1].swapaxes(2, 3)
+  return _convolve(g, w, padding=padding, lhs_dilation=(geometry.stride,) * 2)
+
+
+def _direct_weight_gradient(x, g, geometry):
+  padding = [
+    (low, kernel - 1 + dilated - size - low)
+    for (low, _), size, kernel, dilated in zip(
+      geometry.padding, geometry.size, geometry.kernel, geometry.dilated, strict=True
+    )
+  ]
+  w = _convolve(
+    x.transpose(3, 1, 2, 0),
+    g.transpose(1, 2, 0, 3),
+    padding=padding,
+    rhs_dilation=(geometry.stride,) * 2,
+  )
+  return w.transpose(1, 2, 0, 3)
+
+
+def _patches(x, geometry):
+  """`[n, oh, ow, kh * kw * c]`: what each output pixel sees."""
+  x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+  n, _, _, c = x.shape
+  (rows, columns), stride = geometry.dilated, geometry.stride
+  taps = [
+    lax.slice(x, (0, i, j, 0), (n, i + rows, j + columns, c), (1, stride, stride, 1))
+    for i in range(geometry.kernel[0])
+    for j in range(geometry.kernel[1])
+  ]
+  return jnp.concatenate(taps, axis=-1)
+
+
+def _im2col_input_gradient(g, w, geometry):
+  if geometry.stride == 1:
+    return jnp.tensordot(
+      _patches(g, geometry),
+      w[::-1, ::-1].swapaxes(2, 3).reshape(-1, w.shape[2]),
+      axes=1,
+    )
+  c = w.shape[2]
+  columns = jnp.tensordot(g, w.reshape(-1, w.shape[-1]), axes=((3,), (1,)))
+  zero = jnp.zeros((), g.dtype)
+  total = None
+  for i in range(geometry.kernel[0]):
+    for j in range(geometry.kernel[1]):
+      tap = i * geometry.kernel[1] + j
+      pads = [
+        (k - low, size + low - k - dilated, geometry.stride - 1)
+        for k, (low, _), size, dilated in zip(
+          (i, j), geometry.padding, geometry.size, geometry.dilated, strict=True
+        )
+      ]
+      part = lax.pad(
+        columns[..., tap * c : (tap + 1) * c], zero, ((0, 0, 0), *pads, (0, 0, 0))
+      )
+      total = part if total is None else total + part
+  return total
+
+
+def _im2col_weight_gradient(x, g, geometry):
+  c, o = x.shape[-1], g.shape[-1]
+  w = jnp.tensordot(_patches(x, geometry), g, axes=((0, 1, 2), (0, 1, 2)))
+  return w.reshape(*geometry.kernel, c, o)
