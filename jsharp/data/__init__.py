@@ -1,0 +1,54 @@
+"""Datasets and the tasks drawn from them.
+
+`Dataset` and the sampling functions are here; each source of data is a module
+of its own (`jsharp.data.characters.load()`, ...), imported when first used.
+"""
+
+import importlib
+from types import ModuleType
+
+from jsharp.data.dataset import Dataset
+from jsharp.data.episodes import (
+  TaskIndices,
+  check_task_shape,
+  draw_distinct,
+  sample_indices,
+  sample_many,
+  sample_task,
+  sample_tasks,
+  task_key,
+)
+from jsharp.data.host import gather_task, sample_tasks_on_host
+
+_SOURCES = (
+  "characters",
+  "image_folder",
+  "miniimagenet",
+  "omniglot",
+  "sinusoid",
+  "tfds_source",
+)
+
+__all__ = [
+  "Dataset",
+  "TaskIndices",
+  "check_task_shape",
+  "draw_distinct",
+  "gather_task",
+  "sample_indices",
+  "sample_many",
+  "sample_task",
+  "sample_tasks",
+  "sample_tasks_on_host",
+  "task_key",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+  if name in _SOURCES:
+    return importlib.import_module(f"{__name__}.{name}")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted([*__all__, *_SOURCES])

@@ -1,0 +1,167 @@
+"""Walk the files of a directory or an archive without extracting anything.
+
+Members are streamed in the order in which they are stored. An archive whose member
+names leave the directory, or that holds links or devices, is refused as a whole:
+nobody packs images like that by accident.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import pathlib
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
+
+_OPENERS: tuple[tuple[bytes, Callable], ...] = (
+  (b"\xfd7zXZ\x00", lzma.open),
+  (b"\x1f\x8b", gzip.open),
+  (b"BZh", bz2.open),
+)
+_DAMAGE = (
+  tarfile.TarError,
+  zipfile.BadZipFile,
+  lzma.LZMAError,
+  zlib.error,
+  EOFError,
+  OSError,
+)
+
+
+def check_not_html(path: pathlib.Path) -> None:
+  """Refuse a web page that was saved under the name of a data file.
+
+  Raises:
+    ValueError: `path` starts like an HTML page, or is empty.
+  """
+  with open(path, "rb") as file:
+    head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+  if head.startswith((b"<!doctype", b"<html", b"<head", b"<script", b"<?xml")):
+    raise ValueError(
+      f"{path} is an HTML page, not data: probably the warning page of Google Drive "
+      "or a login page, saved under this name. Fetch the file again in a browser "
+      "and compare its size with the one announced there."
+    )
+  if not head:
+    raise ValueError(f"{path} is empty. Fetch the file again.")
+
+
+def walk(root: pathlib.Path) -> list[pathlib.Path]:
+  """The files below `root`, sorted; hidden files and prepared data are left out.
+
+  Links are followed for files, not for directories.
+  """
+  found = []
+  for folder, subfolders, names in os.walk(root):
+    subfolders[:] = sorted(
+      name
+      for name in subfolders
+      if not name.startswith((".", "__")) and (folder, name) != (str(root), "tfds")
+    )
+    found += [
+      pathlib.Path(folder, name) for name in sorted(names) if name[0] not in "._"
+    ]
+  return found
+
+
+def is_archive(path: pathlib.Path) -> bool:
+  """Whether the name of `path` is that of an archive that `members` reads.
+
+  Example:
+    >>> is_archive(pathlib.Path("train_0.tar.xz")), is_archive(pathlib.Path("a.csv"))
+    (True, False)
+  """
+  return path.name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def members(
+  path: pathlib.Path, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
+  """The names and contents of those files in an archive that are `wanted`.
+
+  Args:
+    path: a zip, or a tar that is plain or compressed with xz, gzip or bzip2. The
+      first bytes decide, not the name.
+    wanted: called with the name of each file (`/` between folders).
+
+  Yields:
+    `(name, content)` in stored order.
+
+  Raises:
+    ValueError: the file is an HTML page, is no archive, is truncated or damaged, or
+      holds a link, a device or a name outside the archive's own folder.
+  """
+  check_not_html(path)
+  with open(path, "rb") as file:
+    head = file.read(262)
+  try:
+    if head.startswith(b"PK"):
+      yield from _zip_members(path, wanted)
+      return
+    opener = next((open_ for magic, open_ in _OPENERS if head.startswith(magic)), open)
+    if opener is open and head[257:262] != b"ustar":
+      raise ValueError(
+        f"{path} is neither a zip nor a tar archive (it starts with {head[:8]!r}). "
+        "Fetch the file again."
+      )
+    with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+      yield from _tar_members(path, tar, wanted)
+      # To the very end, where the checksum of a compressed stream is.
+      while stream.read(1 << 20):
+        pass
+  except _DAMAGE as error:
+    raise ValueError(
+      f"{path} is truncated or damaged ({type(error).__name__}: {error}). "
+      "Fetch the file again."
+    ) from error
+
+
+def _zip_members(path, wanted):
+  with zipfile.ZipFile(path) as archive:
+    for info in archive.infolist():
+      kind = stat.S_IFMT(info.external_attr >> 16)
+      if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        _refuse(path, info.filename, "is a link or a device")
+      # `filename` has backslashes replaced on some systems; the original has not.
+      _check_name(path, info.orig_filename)
+      if not info.is_dir() and _visible(info.filename) and wanted(info.filename):
+        if info.flag_bits & 1:
+          _refuse(path, info.filename, "is encrypted")
+        yield info.filename, archive.read(info)
+
+
+def _tar_members(path, tar, wanted):
+  for info in tar:
+    if not (info.isreg() or info.isdir()):
+      _refuse(path, info.name, "is a link or a device")
+    _check_name(path, info.name)
+    name = info.name.removeprefix("./")
+    if info.isreg() and _visible(name) and wanted(name):
+      content = tar.extractfile(info).read()
+      if len(content) != info.size:
+        raise EOFError(f"{name} ends after {len(content)} of {info.size} bytes")
+      yield name, content
+
+
+def _visible(name: str) -> bool:
+  return not any(part.startswith((".", "__")) for part in name.split("/"))
+
+
+def _check_name(path: pathlib.Path, name: str) -> None:
+  if name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
+    _refuse(path, name, "is an absolute path")
+  if ".." in name.split("/"):
+    _refuse(path, name, "leaves its own folder")
+
+
+def _refuse(path: pathlib.Path, name: str, why: str) -> None:
+  raise ValueError(
+    f"{path}: the member {name!r} {why}; an archive of images has none such. "
+    "Nothing was read from it. Fetch it from its source, or extract it yourself and "
+    "give the folder."
+  )

@@ -1,0 +1,138 @@
+"""Any directory `split/class/image` as a few-shot dataset."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from jsharp.data import pixels, splits
+from jsharp.data.dataset import Dataset
+
+
+def load(
+  data_dir: str | os.PathLike, *, size: int, channels: int | None = None
+) -> dict[str, Dataset]:
+  """The images of `train/`, `val/` and `test/`, one folder per class.
+
+  Args:
+    data_dir: the directory with the three folders; `val/` may also be called
+      `valid/` or `validation/`. Files other than PNG and JPEG are left out.
+    size: height and width of the result in pixels. An image of another size is
+      resized by Lanczos' filter without keeping its aspect.
+    channels: 1 (grayscale) or 3 (RGB). None takes 1 if every image is grayscale,
+      else 3.
+
+  Returns:
+    `{"train", "val", "test"}` with uint8 images `[num_images, size, size, channels]`,
+    classes and images in the order of their names.
+
+  Raises:
+    FileNotFoundError: the directory or a split is missing, or a split is empty.
+    ValueError: an argument is wrong, a class is empty or in two splits, an image
+      lies outside of a class folder or cannot be decoded.
+
+  Example:
+    >>> load("/nowhere", size=28)
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist...
+  """
+  if size < 1:
+    raise ValueError(f"size={size} must be at least 1 pixel.")
+  if channels not in (None, 1, 3):
+    raise ValueError(f"channels={channels} must be 1, 3 or None.")
+  root = pathlib.Path(data_dir).expanduser()
+  folders = _split_folders(root)
+  class_files = {split: dict(_classes(folder)) for split, folder in folders.items()}
+  _check_disjoint(root, class_files)
+  items = [
+    (split, name, file)
+    for split, classes in class_files.items()
+    for name, files in classes.items()
+    for file in files
+  ]
+  mode = {None: None, 1: "L", 3: "RGB"}[channels]
+
+  def decode(item: tuple[str, str, pathlib.Path]) -> np.ndarray:
+    image = pixels.decode(item[2].read_bytes(), name=str(item[2]), mode=mode)
+    if image.shape[:2] == (size, size):
+      return image
+    return pixels.resize(image, size, method="LANCZOS")
+
+  found: dict[tuple[str, str], list[np.ndarray]] = {}
+  for (split, name, _), image in zip(
+    items, pixels.map_threads(decode, items), strict=True
+  ):
+    found.setdefault((split, name), []).append(image)
+  depth = max(image.shape[-1] for images in found.values() for image in images)
+  return {
+    split: Dataset.from_class_arrays(
+      {
+        name: np.stack(
+          [np.broadcast_to(image, (size, size, depth)) for image in found[split, name]]
+        )
+        for name in classes
+      },
+      split=split,
+    )
+    for split, classes in class_files.items()
+  }
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  if not root.is_dir():
+    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
+  folders: dict[str, pathlib.Path] = {}
+  for name, split in splits.FOLDERS.items():
+    if (root / name).is_dir():
+      if split in folders:
+        raise ValueError(
+          f"{root} has both {folders[split].name}/ and {name}/: keep one."
+        )
+      folders[split] = root / name
+  for split in ("train", "val", "test"):
+    if split not in folders:
+      raise FileNotFoundError(f"data_dir={root} has no folder {split}/. {_help(root)}")
+  return {split: folders[split] for split in ("train", "val", "test")}
+
+
+def _help(root: pathlib.Path) -> str:
+  return (
+    f"Put the images into {root}/train/CLASS/, {root}/val/CLASS/ and "
+    f"{root}/test/CLASS/, with different classes in each. --dataset=characters needs "
+    "no data."
+  )
+
+
+def _classes(folder: pathlib.Path) -> Iterator[tuple[str, list[pathlib.Path]]]:
+  """Name and image files of each class of a split."""
+  empty = True
+  for entry in sorted(folder.iterdir()):
+    if entry.name.startswith("."):
+      continue
+    if not entry.is_dir():
+      if pixels.is_image(entry.name):
+        raise ValueError(f"{entry} lies in no class folder. {_help(folder.parent)}")
+      continue
+    files = sorted(
+      file
+      for file in entry.iterdir()
+      if pixels.is_image(file.name) and not file.name.startswith(".")
+    )
+    if not files:
+      raise ValueError(f"the class folder {entry} holds no PNG or JPEG: remove it.")
+    empty = False
+    yield entry.name, files
+  if empty:
+    raise FileNotFoundError(f"{folder} holds no class folders. {_help(folder.parent)}")
+
+
+def _check_disjoint(root: pathlib.Path, classes: dict[str, dict]) -> None:
+  where: dict[str, str] = {}
+  for split, names in classes.items():
+    for name in names:
+      if where.setdefault(name, split) != split:
+        raise ValueError(
+          f"data_dir={root}: the class {name} is in {where[name]} and in {split}. "
+          "Test classes must not be seen in training: keep it in one split."
+        )

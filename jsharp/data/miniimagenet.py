@@ -1,0 +1,289 @@
+"""mini-ImageNet from the files that people have.
+
+100 classes of 600 images of 84x84 pixels in RGB, 64 / 16 / 20 for training, validation
+and testing (Vinyals et al. 2016; split of Ravi and Larochelle 2017). ImageNet's terms
+allow non-commercial research and education. `docs/data.md` shows every layout.
+"""
+
+import csv
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from jsharp.data import archives, pickles, pixels, prepared, splits
+from jsharp.data.dataset import Dataset
+
+
+def load(
+  data_dir: str | os.PathLike,
+  *,
+  prepared_dir: str | os.PathLike | None = None,
+  expected: splits.Composition = splits.MINI_IMAGENET,
+) -> dict[str, Dataset]:
+  """mini-ImageNet as three datasets of different classes.
+
+  Args:
+    data_dir: the directory with one of these, at any depth: both pickle families
+      (`mini-imagenet-cache-*.pkl`, `miniImageNet_category_split_*.pickle`);
+      `train.csv`, `val.csv`, `test.csv` with the images flat or in folders; folders
+      `split/class/`; or any of the image layouts in tar, tar.xz, tar.gz, tar.bz2 or
+      zip archives. Pickles come before images, folders before archives.
+    prepared_dir: where to keep the prepared dataset (1.3 GB); see `docs/data.md`.
+    expected: the classes and sizes that must be found.
+
+  Returns:
+    `{"train", "val", "test"}` with uint8 images `[num_images, 84, 84, 3]`, classes in
+    the order of their WordNet ids. Images that do not lie in `split/class/` folders
+    (ImageNet's own files) are resized where they are not 84x84, without keeping the
+    aspect, by Lanczos' filter, and their number is reported on stderr.
+
+  Raises:
+    FileNotFoundError: `data_dir` does not exist or holds no mini-ImageNet, or lacks
+      an image that a CSV names.
+    ValueError: a file is damaged, no image, of the wrong size or refused; a class is
+      missing, unknown, in the wrong split or not of the right size. The message
+      names the file or class.
+
+  Example:
+    >>> load("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist...
+  """
+  root = pathlib.Path(data_dir).expanduser()
+  if not root.is_dir():
+    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
+  files = archives.walk(root)
+  caches = _caches(files)
+  sources = sorted(caches.values()) or [
+    file
+    for file in files
+    if pixels.is_image(file.name) or archives.is_archive(file) or _csv_split(file.name)
+  ]
+  if not any(file.suffix != ".csv" for file in sources):
+    raise FileNotFoundError(f"data_dir={root} holds no mini-ImageNet. {_help(root)}")
+
+  def read() -> dict[str, dict[str, np.ndarray]]:
+    if caches:
+      size = expected.image_size
+      found = {
+        split: pickles.class_arrays(file, size) for split, file in caches.items()
+      }
+    else:
+      found = _Reader(root, sources, expected).read()
+    _check(root, found, expected)
+    return {
+      split: {name: found[split][name] for name in sorted(found[split])}
+      for split in expected.classes
+    }
+
+  opened = prepared.load(
+    "JsharpMiniImagenet",
+    read,
+    data_dir=root,
+    prepared_dir=prepared_dir,
+    files=sources,
+    settings=(expected,),
+  )
+  return {
+    split: Dataset(
+      images=classes.images,
+      offsets=np.cumsum(classes.counts, dtype=np.int32) - classes.counts,
+      counts=classes.counts,
+      class_names=classes.names,
+      split=split,
+    )
+    for split, classes in opened.items()
+  }
+
+
+def _help(root: pathlib.Path) -> str:
+  return (
+    f"Put into {root} either the three mini-imagenet-cache-*.pkl, or train.csv, "
+    "val.csv and test.csv of https://github.com/twitter-research/meta-learning-lstm "
+    "with a folder images/, or folders train/, val/ and test/ with one folder per "
+    "class, or archives of these. The images are ImageNet's: https://image-net.org, "
+    "for non-commercial research and education. --dataset=characters needs no data."
+  )
+
+
+def _caches(files: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+  """The pickle of each split in the first family of which there is any."""
+  by_name = {file.name: file for file in files}
+  for family in pickles.FAMILIES:
+    found = {split: by_name[name] for split, name in family.items() if name in by_name}
+    missing = [name for name in family.values() if name not in by_name]
+    if found and missing:
+      raise FileNotFoundError(
+        f"{next(iter(found.values()))} is there, {missing[0]} is missing: put the "
+        "three files of the family side by side."
+      )
+    if found:
+      return found
+  return {}
+
+
+def _csv_split(name: str) -> str | None:
+  """The split that a CSV of this name lists; None for other files."""
+  path = pathlib.PurePosixPath(name)
+  return splits.FOLDERS.get(path.stem) if path.suffix == ".csv" else None
+
+
+def _check(
+  root: pathlib.Path,
+  found: dict[str, dict[str, np.ndarray]],
+  expected: splits.Composition,
+) -> None:
+  """Refuse missing, extra, misplaced and too small or too large classes."""
+  for split, names in expected.classes.items():
+    classes = found.get(split, {})
+    # Caches without class names can only be counted.
+    named = not classes or not all(name.startswith("label") for name in classes)
+    missing = [name for name in names if named and name not in classes]
+    extra = sorted(name for name in classes if named and name not in names)
+    if len(classes) != len(names) or missing or extra:
+      lists = (("missing", missing), ("not of this split", extra))
+      detail = "; ".join(
+        f"{what}: {', '.join(some[:5])}" for what, some in lists if some
+      )
+      raise ValueError(
+        f"data_dir={root}: {split} has {len(classes)} classes, mini-ImageNet has "
+        f"{len(names)} ({detail or 'the cache does not name them'}). For another "
+        "choice of classes use --dataset=image_folder."
+      )
+    for name, images in classes.items():
+      if len(images) != expected.images_per_class:
+        raise ValueError(
+          f"data_dir={root}: class {name} of {split} has {len(images)} images, not "
+          f"{expected.images_per_class}. Complete it or fetch the data again."
+        )
+
+
+class _Reader:
+  """Reads images from folders and archives and sorts them into splits and classes."""
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    sources: Sequence[pathlib.Path],
+    expected: splits.Composition,
+  ):
+    self._root = root
+    self._expected = expected
+    self._archives = [file for file in sources if archives.is_archive(file)]
+    self._loose = [file for file in sources if file not in set(self._archives)]
+    self._split_of = {
+      name: split for split, names in expected.classes.items() for name in names
+    }
+    self._listed = self._read_csvs()
+    self._seen: set[tuple[str, str, str]] = set()
+
+  def read(self) -> dict[str, dict[str, np.ndarray]]:
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    num_resized = 0
+    for key, image, resized in pixels.map_threads(self._decode, self._images()):
+      split, label, name = key
+      found.setdefault(split, {}).setdefault(label, {})[name] = image
+      num_resized += resized
+    for name, (split, label) in self._listed.items():
+      if (split, label, name) not in self._seen:
+        raise FileNotFoundError(
+          f"{split}.csv names {name} of class {label}, which is nowhere below "
+          f"{self._root}. Complete the images, or, if they lie in split/class/ "
+          "folders under other names, remove the CSVs."
+        )
+    if num_resized:
+      size = self._expected.image_size
+      print(
+        f"{num_resized} images were not {size}x{size} and have been resized.",
+        file=sys.stderr,
+      )
+    return {
+      split: {
+        label: np.stack([image for _, image in sorted(classes.pop(label).items())])
+        for label in list(classes)
+      }
+      for split, classes in found.items()
+    }
+
+  def _files(
+    self, wanted: Callable[[str], bool], within: Sequence[pathlib.Path]
+  ) -> Iterator[tuple[str, str, bytes]]:
+    """Place for errors, name and content: loose files first, then those `within`."""
+    for file in self._loose:
+      name = file.relative_to(self._root).as_posix()
+      if wanted(name):
+        yield str(file), name, file.read_bytes()
+    for archive in within:
+      for name, data in archives.members(archive, wanted):
+        yield f"{archive}: {name}", name, data
+
+  def _read_csvs(self) -> dict[str, tuple[str, str]]:
+    """File name -> (split, class); empty where there are no CSVs."""
+    listed: dict[str, tuple[str, str]] = {}
+    # Looking through the archives takes seconds; loose CSVs make it needless.
+    within = (
+      [] if any(_csv_split(file.name) for file in self._loose) else self._archives
+    )
+    for place, csv_name, data in self._files(
+      lambda name: bool(_csv_split(name)), within
+    ):
+      split = _csv_split(csv_name)
+      rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+      if not {"filename", "label"} <= set(rows.fieldnames or ()):
+        raise ValueError(
+          f"{place} has the columns {rows.fieldnames}, not filename and label."
+        )
+      for row in rows:
+        name = pathlib.PurePosixPath(row["filename"]).name
+        entry = (str(split), row["label"])
+        if listed.setdefault(name, entry) != entry:
+          raise ValueError(f"{place} names {name} for {entry}, before {listed[name]}.")
+    return listed
+
+  def _images(self) -> Iterator[tuple[str, str, tuple[str, str, str], bytes]]:
+    def wanted(name: str) -> bool:
+      if name.lower().endswith((".pkl", ".pickle")):
+        raise ValueError(
+          f"an archive below {self._root} holds the pickle {name}: extract it into "
+          f"{self._root}."
+        )
+      key = self._key(name) if pixels.is_image(name) else None
+      return key is not None and key not in self._seen
+
+    for place, name, data in self._files(wanted, self._archives):
+      key = self._key(name)
+      assert key is not None
+      self._seen.add(key)
+      yield place, name, key, data
+
+  def _key(self, path: str) -> tuple[str, str, str] | None:
+    """Split, class and file name of an image; None for one that no CSV names."""
+    *folders, name = path.split("/")
+    if self._listed:
+      entry = self._listed.get(name)
+      return (*entry, name) if entry else None
+    label = folders[-1] if folders else ""
+    split = splits.FOLDERS.get(folders[-2]) if len(folders) > 1 else None
+    split = split or self._split_of.get(label)
+    if split is None:
+      raise ValueError(
+        f"{path} below {self._root} lies in no class folder of mini-ImageNet and there "
+        "is no CSV that names it. Add train.csv, val.csv and test.csv, or use folders "
+        "split/class/."
+      )
+    return split, label, name
+
+  def _decode(self, item):
+    place, path, key, data = item
+    image = pixels.decode(data, name=place, mode="RGB")
+    size = self._expected.image_size
+    if image.shape[:2] == (size, size):
+      return key, image, False
+    folders = path.split("/")[:-1]
+    if len(folders) > 1 and folders[-2] in splits.FOLDERS:
+      pixels.check_size(image, size, name=place)
+    return key, pixels.resize(image, size, method="LANCZOS"), True

@@ -1,0 +1,169 @@
+"""Omniglot from its two original zips.
+
+1623 characters of 50 alphabets, 20 drawings each, 105x105 pixels in black on white
+(Lake et al. 2015, MIT licence). Read as 28x28 grayscale with ink = 255 and
+background = 0: each pixel is the share of ink under it (area average).
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jsharp.data import archives, pixels, prepared, splits
+from jsharp.data.dataset import Dataset
+
+_ORIGINAL_SIZE = 105
+_PARTS = {
+  "images_background": splits.OMNIGLOT_BACKGROUND,
+  "images_evaluation": splits.OMNIGLOT_EVALUATION,
+}
+_SPLITS = {"vinyals": lambda seed: splits.vinyals(), "mixed": splits.mixed}
+
+
+def load(
+  data_dir: str | os.PathLike,
+  *,
+  size: int = 28,
+  split: str = "vinyals",
+  rotations: Sequence[str] = ("train", "val"),
+  split_seed: int = 0,
+  prepared_dir: str | os.PathLike | None = None,
+) -> dict[str, Dataset]:
+  """Omniglot as three datasets of different characters.
+
+  Args:
+    data_dir: the directory with `images_background.zip` and
+      `images_evaluation.zip`, or with the folders extracted from them.
+    size: height and width of the images in pixels.
+    split: `"vinyals"`, the 1028 / 172 / 423 characters of Vinyals et al. (2016); or
+      `"mixed"`, 1100 / 100 / 423 characters drawn at random from all alphabets as in
+      Finn et al. (2017).
+    rotations: the splits in which every character rotated by 90, 180 and 270 degrees
+      counts as three more classes. Train and val as in the Sharp-MAML code; the MAML
+      code rotates test characters too: `("train", "val", "test")`.
+    split_seed: decides the split `"mixed"`.
+    prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
+
+  Returns:
+    `{"train", "val", "test"}` with uint8 images `[num_images, size, size, 1]`, ink
+    255 on background 0.
+
+  Raises:
+    FileNotFoundError: an archive is missing.
+    ValueError: an argument is wrong, an archive is damaged or no archive, a character
+      is missing, unknown or has not 20 drawings, or a drawing cannot be read.
+
+  Example:
+    >>> load("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist...
+  """
+  if split not in _SPLITS:
+    raise ValueError(f"split={split!r} is none of {', '.join(_SPLITS)}.")
+  unknown = set(rotations) - {"train", "val", "test"}
+  if unknown:
+    raise ValueError(f"rotations={rotations!r}: no split is called {unknown.pop()!r}.")
+  if not 1 <= size <= _ORIGINAL_SIZE:
+    raise ValueError(f"size={size} must lie between 1 and {_ORIGINAL_SIZE} pixels.")
+  root = pathlib.Path(data_dir).expanduser()
+  sources = {part: _source(root, part) for part in _PARTS}
+  files = [
+    file
+    for source in sources.values()
+    for file in (archives.walk(source) if source.is_dir() else [source])
+  ]
+  parts = prepared.load(
+    "JsharpOmniglot",
+    lambda: {part: _read(source, part, size) for part, source in sources.items()},
+    data_dir=root,
+    prepared_dir=prepared_dir,
+    files=files,
+    settings=(size,),
+  )
+  classes = {
+    name: images for part in parts.values() for name, images in part.arrays().items()
+  }
+  return {
+    name: Dataset.from_class_arrays(
+      {character: classes[character] for character in characters},
+      split=name,
+      num_rotations=4 if name in rotations else 1,
+    )
+    for name, characters in _SPLITS[split](split_seed).items()
+  }
+
+
+def _source(root: pathlib.Path, part: str) -> pathlib.Path:
+  if not root.is_dir():
+    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
+  for candidate in (root / part, root / f"{part}.zip"):
+    if candidate.exists():
+      return candidate
+  raise FileNotFoundError(
+    f"data_dir={root} holds neither {part}.zip nor {part}/. {_help(root)}"
+  )
+
+
+def _help(root: pathlib.Path) -> str:
+  return (
+    f"Put images_background.zip and images_evaluation.zip into {root}; both are in "
+    "the folder python/ of https://github.com/brendenlake/omniglot. "
+    "--dataset=characters needs no data."
+  )
+
+
+def _files(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+  if not source.is_dir():
+    yield from archives.members(source, pixels.is_image)
+    return
+  for file in archives.walk(source):
+    if pixels.is_image(file.name):
+      yield file.relative_to(source.parent).as_posix(), file.read_bytes()
+
+
+def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
+  """Character -> uint8 `[20, size, size, 1]` in the order of the file names."""
+
+  def drawing(item: tuple[str, bytes]) -> tuple[str, np.ndarray]:
+    name, data = item
+    return name, _drawing(data, f"{source}: {name}", size)
+
+  found: dict[str, dict[str, np.ndarray]] = {}
+  for name, image in pixels.map_threads(drawing, _files(source)):
+    folders = name.split("/")
+    if len(folders) < 3:
+      raise ValueError(
+        f"{source}: {name} does not lie in a folder alphabet/character as in the "
+        "original archive."
+      )
+    found.setdefault("/".join(folders[-3:-1]), {})[folders[-1]] = image
+  expected = splits.omniglot_characters(_PARTS[part])
+  for what, names in (
+    ("lacks the character", [name for name in expected if name not in found]),
+    ("holds the unknown character", sorted(set(found) - set(expected))),
+  ):
+    if names:
+      raise ValueError(
+        f"{source} {what} {names[0]} ({len(names)} such, of {len(expected)} "
+        "expected). Use the original archive unchanged."
+      )
+  for name, drawings in found.items():
+    if len(drawings) != splits.OMNIGLOT_DRAWINGS:
+      raise ValueError(
+        f"{source}: the character {name} has {len(drawings)} drawings, not "
+        f"{splits.OMNIGLOT_DRAWINGS}. Use the original archive unchanged."
+      )
+  return {
+    name: np.stack([drawings[file] for file in sorted(drawings)])
+    for name, drawings in found.items()
+  }
+
+
+def _drawing(data: bytes, name: str, size: int) -> np.ndarray:
+  """One drawing, uint8 `[size, size, 1]`: 255 times the share of ink."""
+  # "L" turns the 1-bit originals' {0, 1} into {0, 255}; ink is 0 there.
+  paper = pixels.decode(data, name=name, mode="L")
+  pixels.check_size(paper, _ORIGINAL_SIZE, name=name)
+  return pixels.resize(255 - paper, size, method="BOX")

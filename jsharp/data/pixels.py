@@ -1,0 +1,119 @@
+"""Encoded images to uint8 arrays, several at a time."""
+
+import collections
+import concurrent.futures
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_GRAY_MODES = frozenset(("1", "L", "LA"))
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def is_image(name: str) -> bool:
+  """Whether a file's name is that of an image that we read.
+
+  Example:
+    >>> is_image("train/n01532829/n0153282900000005.JPEG"), is_image("train.csv")
+    (True, False)
+  """
+  return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def decode(data: bytes, *, name: str, mode: str | None) -> np.ndarray:
+  """One PNG or JPEG as an array.
+
+  Args:
+    data: the encoded image.
+    name: the file's name, for the error.
+    mode: `"L"` (one channel) or `"RGB"` (three); None takes the image's own.
+
+  Returns:
+    uint8 `[height, width, channels]`, 1 or 3 channels.
+
+  Raises:
+    ValueError: the image cannot be decoded.
+  """
+  from PIL import Image
+
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      own = "L" if image.mode in _GRAY_MODES else "RGB"
+      pixels = np.asarray(image.convert(mode or own))
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise ValueError(
+      f"{name} cannot be decoded ({error}). The file is damaged or no image: replace "
+      "it, or fetch the data again."
+    ) from error
+  return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def check_size(image: np.ndarray, size: int, *, name: str) -> None:
+  """Refuse an image `[height, width, channels]` that is not `size` by `size`.
+
+  Raises:
+    ValueError: naming the file.
+  """
+  height, width = image.shape[:2]
+  if (height, width) != (size, size):
+    raise ValueError(
+      f"{name} is {height}x{width} pixels, not {size}x{size}. Give the images in "
+      "their published size."
+    )
+
+
+def resize(image: np.ndarray, size: int, *, method: str) -> np.ndarray:
+  """Scale height and width, each by itself, to `size`.
+
+  Args:
+    image: uint8 `[height, width, channels]`, one or three channels.
+    size: pixels.
+    method: the name of a Pillow filter: `"BOX"` is the area average, `"LANCZOS"` is
+      sharper.
+
+  Returns:
+    uint8 `[size, size, channels]`.
+
+  Example:
+    >>> resize(np.array([[[0], [200]], [[100], [100]]], np.uint8), 1, method="BOX")
+    array([[[100]]], dtype=uint8)
+  """
+  from PIL import Image
+
+  source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+  scaled = source.resize((size, size), Image.Resampling[method])
+  return np.asarray(scaled).reshape(size, size, -1)
+
+
+def map_threads(
+  function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+  """`map` in threads, in order, with only a few items read ahead.
+
+  Pillow decodes outside the interpreter lock, so threads are enough, and nothing
+  has to be pickled.
+
+  Example:
+    >>> list(map_threads(str.upper, ["a", "b"]))
+    ['A', 'B']
+  """
+  num_threads = os.cpu_count() or 1
+  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+    try:
+      for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= 64 * num_threads:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()

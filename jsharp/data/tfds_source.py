@@ -1,0 +1,179 @@
+"""Datasets that tensorflow-datasets has already prepared, read without TensorFlow.
+
+Few-shot learning needs splits of different classes; most prepared datasets split the
+images instead. The dataset's own splits are kept where their classes differ; otherwise
+all images are put together and the classes are divided.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jsharp.data import pixels, splits
+from jsharp.data.dataset import Dataset
+
+VAL_SHARE, TEST_SHARE = 0.16, 0.2
+"""Shares of the classes where they are divided; the rest is for training."""
+
+_Classes = dict[str, list[np.ndarray]]
+
+
+def load(
+  name: str,
+  data_dir: str | os.PathLike,
+  *,
+  size: int | None = None,
+  image: str = "image",
+  label: str = "label",
+  split_seed: int = 0,
+) -> dict[str, Dataset]:
+  """A prepared tensorflow-datasets dataset with an image and a label per record.
+
+  The splits called train, val (valid, validation) and test are used; others only
+  where there is none of those. If there are train and test and no class is in both,
+  they stay, and val too; a missing val is made of a fifth of the train classes. In
+  all other cases the images of all splits are put together and 64 % / 16 % / 20 % of
+  the classes become train / val / test. Classes are chosen by a permutation of their
+  sorted names that `split_seed` decides.
+
+  Args:
+    name: `dataset`, `dataset/config` or `dataset/config:version`.
+    data_dir: the directory that tensorflow-datasets prepared it in.
+    size: height and width in pixels that every image is resized to, by Lanczos'
+      filter without keeping the aspect; None expects images of one size.
+    image: name of the image feature.
+    label: name of the class label feature.
+    split_seed: decides which classes go where, where that is not given.
+
+  Returns:
+    `{"train", "val", "test"}` with uint8 images `[num_images, height, width,
+    channels]`.
+
+  Raises:
+    FileNotFoundError: nothing of that name is prepared in `data_dir`.
+    ValueError: the records were written as tfrecord, lack the features, have images
+      of several sizes, or there are fewer than three classes.
+
+  Example:
+    >>> load("omniglot", "/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere holds no prepared dataset omniglot...
+  """
+  builder = _builder(name, data_dir)
+  _check_features(name, builder.info.features, image, label)
+  own = {
+    own_name: split
+    for own_name in builder.info.splits
+    if (split := splits.FOLDERS.get(own_name))
+  }
+  found: dict[str, _Classes] = {}
+  for own_name in own or builder.info.splits:
+    classes = found.setdefault(own.get(own_name, "all"), {})
+    for class_name, pixel in _read(builder, own_name, image, label, size):
+      classes.setdefault(class_name, []).append(pixel)
+  divided = _divide(name, found, split_seed)
+  return {
+    split: Dataset.from_class_arrays(
+      {class_name: np.stack(images) for class_name, images in classes.items()},
+      split=split,
+    )
+    for split, classes in divided.items()
+  }
+
+
+def _builder(name: str, data_dir: str | os.PathLike) -> Any:
+  import tensorflow_datasets as tfds
+
+  root = pathlib.Path(data_dir).expanduser()
+  try:
+    builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
+  except tfds.core.DatasetNotFoundError as error:
+    there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    raise FileNotFoundError(
+      f"data_dir={root} holds no prepared dataset {name} (there: "
+      f"{', '.join(there[:10]) or 'nothing'}). Prepare it with tensorflow-datasets, "
+      "file_format='array_record'; --dataset=characters needs no data."
+    ) from error
+  readable = {"array_record", "parquet"}
+  if builder.info.file_format.value not in readable:
+    raise ValueError(
+      f"{name} in {root} is written as {builder.info.file_format.value}, which only "
+      "TensorFlow reads. Prepare it again with file_format='array_record'."
+    )
+  return builder
+
+
+def _check_features(name: str, features: Any, image: str, label: str) -> None:
+  import tensorflow_datasets as tfds
+
+  kinds = ((image, tfds.features.Image), (label, tfds.features.ClassLabel))
+  for feature, kind in kinds:
+    if feature not in features or not isinstance(features[feature], kind):
+      raise ValueError(
+        f"{name} has no {kind.__name__} feature {feature!r}; its features are "
+        f"{', '.join(f'{key} ({type(features[key]).__name__})' for key in features)}. "
+        "Give image= and label=."
+      )
+
+
+def _read(
+  builder: Any, split: str, image: str, label: str, size: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Class name and image of every record of a split."""
+  import tensorflow_datasets as tfds
+
+  decoders = {image: tfds.decode.SkipDecoding()}
+  source = builder.as_data_source(split, decoders=decoders)
+  features = builder.info.features
+  mode = "L" if features[image].shape[-1] == 1 else "RGB"
+
+  def decode(index: int) -> tuple[str, np.ndarray]:
+    record = source[index]
+    place = f"record {index} of {split} in {builder.data_dir}"
+    pixel = pixels.decode(record[image], name=place, mode=mode)
+    if size is not None and pixel.shape[:2] != (size, size):
+      pixel = pixels.resize(pixel, size, method="LANCZOS")
+    return features[label].int2str(int(record[label])), pixel
+
+  shape = None
+  for index, item in enumerate(pixels.map_threads(decode, range(len(source)))):
+    shape = shape or item[1].shape
+    if item[1].shape != shape:
+      raise ValueError(
+        f"record {index} of {split} in {builder.data_dir} is {item[1].shape}, others "
+        f"are {shape} [height, width, channels]: give size=."
+      )
+    yield item
+
+
+def _divide(name: str, found: dict[str, _Classes], seed: int) -> dict[str, _Classes]:
+  """The classes of train, val and test, none in two of them."""
+  names = [class_name for classes in found.values() for class_name in classes]
+  if len(set(names)) == len(names) and {"train", "test"} <= found.keys():
+    if "val" in found:
+      return {split: found[split] for split in ("train", "val", "test")}
+    order = splits.permutation(tuple(sorted(found["train"])), seed)
+    num_val = max(1, len(order) // 5)
+    parts = {"train": order[num_val:], "val": order[:num_val], "test": found["test"]}
+  else:
+    order = splits.permutation(tuple(sorted(set(names))), seed)
+    num_val = max(1, round(VAL_SHARE * len(order)))
+    num_held = num_val + max(1, round(TEST_SHARE * len(order)))
+    parts = {
+      "train": order[num_held:],
+      "val": order[:num_val],
+      "test": order[num_val:num_held],
+    }
+  if not all(parts.values()):
+    raise ValueError(f"{name} has {len(set(names))} classes, too few for three splits.")
+  pooled: _Classes = {}
+  for classes in found.values():
+    for class_name, images in classes.items():
+      pooled.setdefault(class_name, []).extend(images)
+  return {
+    split: {class_name: pooled[class_name] for class_name in sorted(class_names)}
+    for split, class_names in parts.items()
+  }

@@ -1,0 +1,133 @@
+"""Tests of jsharp.data.archives: what is read, and what is refused."""
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+
+from absl.testing import absltest, parameterized
+
+from jsharp.data import archives
+from tests.data import fixtures
+
+_FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 2000, "notes.txt": b"x"}
+
+
+def _read(path, wanted=lambda name: name.endswith(".png")):
+  return dict(archives.members(path, wanted))
+
+
+class ArchivesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+
+  def _tar(self, *infos):
+    path = self.root / "a.tar"
+    with tarfile.open(path, "w") as archive:
+      for info in infos:
+        archive.addfile(info, io.BytesIO(b"x" * info.size))
+    return path
+
+  @parameterized.parameters(
+    "a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2", "a.zip"
+  )
+  def test_reads_the_wanted_members(self, name):
+    path = self.root / name
+    fixtures.write_archive(path, _FILES)
+    expected = {name: data for name, data in _FILES.items() if name.endswith(".png")}
+    self.assertTrue(archives.is_archive(path))
+    self.assertEqual(_read(path), expected)
+
+  def test_the_content_decides_not_the_name(self):
+    fixtures.write_archive(self.root / "a.tar.xz", _FILES)
+    os.rename(self.root / "a.tar.xz", self.root / "a.zip")
+    self.assertLen(_read(self.root / "a.zip"), 2)
+
+  def test_hidden_members_are_left_out(self):
+    path = self.root / "a.zip"
+    fixtures.write_archive(
+      path, {"__MACOSX/a/1.png": b"x", "a/._1.png": b"x", "a/1.png": b"y"}
+    )
+    self.assertEqual(_read(path), {"a/1.png": b"y"})
+
+  @parameterized.parameters("a.tar", "a.tar.gz", "a.tar.xz", "a.zip")
+  def test_a_truncated_archive_is_named(self, name):
+    path = self.root / name
+    # Random bytes, so that cutting the file cuts the compressed contents.
+    files = {f"a/{i}.png": os.urandom(5000) for i in range(4)}
+    fixtures.write_archive(path, files)
+    path.write_bytes(path.read_bytes()[:9000])
+    with self.assertRaisesRegex(ValueError, f"{name} is truncated or damaged"):
+      _read(path)
+
+  @parameterized.parameters("a.tar.gz", "a.tar.xz", "a.tar.bz2")
+  def test_a_truncated_end_is_noticed_too(self, name):
+    path = self.root / name
+    fixtures.write_archive(path, _FILES)
+    path.write_bytes(path.read_bytes()[:-4])
+    with self.assertRaisesRegex(ValueError, f"{name} is truncated or damaged"):
+      _read(path)
+
+  @parameterized.parameters("a.tar", "a.tar.gz", "a.zip")
+  def test_an_html_page_is_called_so(self, name):
+    (self.root / name).write_bytes(fixtures.HTML)
+    with self.assertRaisesRegex(ValueError, f"{name} is an HTML page.*Google Drive"):
+      _read(self.root / name)
+
+  def test_other_content_is_no_archive(self):
+    (self.root / "a.tar").write_bytes(b"hello" * 200)
+    with self.assertRaisesRegex(ValueError, "neither a zip nor a tar"):
+      _read(self.root / "a.tar")
+
+  def test_an_empty_file_is_called_so(self):
+    (self.root / "a.tar").touch()
+    with self.assertRaisesRegex(ValueError, "a.tar is empty"):
+      _read(self.root / "a.tar")
+
+  @parameterized.parameters(
+    ("../../evil.png", "leaves its own folder"),
+    ("a/../../evil.png", "leaves its own folder"),
+    ("/etc/evil.png", "absolute path"),
+    ("C:/evil.png", "absolute path"),
+    ("a\\..\\evil.png", "absolute path"),
+  )
+  def test_names_outside_of_the_archive_are_refused(self, name, why):
+    path = self.root / "a.zip"
+    fixtures.write_archive(path, {name: b"x"})
+    with self.assertRaisesRegex(ValueError, why):
+      _read(path, lambda name: False)
+    with self.assertRaisesRegex(ValueError, why):
+      _read(self._tar(tarfile.TarInfo(name)), lambda name: False)
+
+  @parameterized.parameters(
+    tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
+  )
+  def test_links_and_devices_in_a_tar_are_refused(self, kind):
+    info = tarfile.TarInfo("a/link.png")
+    info.type = kind
+    info.linkname = "/etc/passwd"
+    with self.assertRaisesRegex(ValueError, "link or a device"):
+      _read(self._tar(info), lambda name: False)
+
+  def test_links_in_a_zip_are_refused(self):
+    path = self.root / "a.zip"
+    info = zipfile.ZipInfo("a/link.png")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr(info, "/etc/passwd")
+    with self.assertRaisesRegex(ValueError, "link or a device"):
+      _read(path, lambda name: False)
+
+  def test_walk_leaves_out_hidden_and_prepared_files(self):
+    names = ("b/1.png", "a.csv", ".x/2.png", "._3.png", "__MACOSX/4.png", "tfds/5.png")
+    fixtures.write_files(self.root, dict.fromkeys((*names, "b/tfds/6.png"), b""))
+    found = [
+      path.relative_to(self.root).as_posix() for path in archives.walk(self.root)
+    ]
+    self.assertEqual(found, ["a.csv", "b/1.png", "b/tfds/6.png"])
+
+
+if __name__ == "__main__":
+  absltest.main()

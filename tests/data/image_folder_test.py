@@ -1,0 +1,111 @@
+"""Tests of jsharp.data.image_folder."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.data import image_folder
+from tests.data import fixtures
+
+
+class ImageFolderTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+
+  def _write(self, classes, format="PNG"):
+    """Writes `{"split/class": images}`."""
+    for folder, images in classes.items():
+      for index, image in enumerate(images):
+        name = f"{folder}/{index}.{format.lower()}"
+        fixtures.write_files(self.root, {name: fixtures.png(image, format)})
+
+  @parameterized.product(channels=(1, 3), val=("val", "valid", "validation"))
+  def test_reads_split_class_image(self, channels, val):
+    classes = {
+      "train/b": fixtures.images(0, 2, channels),
+      "train/a": fixtures.images(1, 3, channels),
+      f"{val}/c": fixtures.images(2, 1, channels),
+      "test/d": fixtures.images(3, 1, channels),
+    }
+    self._write(classes)
+    fixtures.write_files(self.root, {"README": b"x", "train/a/Thumbs.db": b"x"})
+    datasets = image_folder.load(self.root, size=fixtures.SIZE)
+    self.assertEqual(list(datasets), ["train", "val", "test"])
+    train = datasets["train"]
+    self.assertEqual(train.class_names, ("a", "b"))
+    self.assertEqual(train.counts.tolist(), [3, 2])
+    expected = np.concatenate([classes["train/a"], classes["train/b"]])
+    np.testing.assert_array_equal(train.images, expected)
+    np.testing.assert_array_equal(datasets["val"].images, classes[f"{val}/c"])
+
+  def _three(self, channels=3, size=fixtures.SIZE):
+    return {
+      f"{split}/{split}": fixtures.images(seed, 2, channels, size)
+      for seed, split in enumerate(("train", "val", "test"))
+    }
+
+  def test_grayscale_and_rgb_together_become_rgb(self):
+    classes = self._three() | {"train/gray": fixtures.images(7, 1, 1)}
+    self._write(classes)
+    train = image_folder.load(self.root, size=fixtures.SIZE)["train"]
+    np.testing.assert_array_equal(
+      train.images[0], np.broadcast_to(classes["train/gray"][0], (8, 8, 3))
+    )
+
+  @parameterized.parameters((1, 3), (3, 1))
+  def test_channels_may_be_asked_for(self, asked, written):
+    self._write(self._three(written))
+    test = image_folder.load(self.root, size=fixtures.SIZE, channels=asked)["test"]
+    self.assertEqual(test.images.shape, (2, 8, 8, asked))
+
+  def test_images_are_resized(self):
+    self._write({name: np.full((1, 20, 30, 3), 9, np.uint8) for name in self._three()})
+    test = image_folder.load(self.root, size=6)["test"]
+    np.testing.assert_array_equal(test.images, np.full((1, 6, 6, 3), 9))
+
+  def test_jpegs_are_read(self):
+    self._write({name: np.full((1, 8, 8, 3), 90, np.uint8) for name in self._three()})
+    self._write({"train/j": np.full((1, 8, 8, 3), 90, np.uint8)}, "JPEG")
+    train = image_folder.load(self.root, size=8)["train"]
+    np.testing.assert_allclose(train.images, 90, atol=2)
+
+  @parameterized.parameters("train", "val", "test")
+  def test_a_missing_or_empty_split_is_named(self, split):
+    classes = {k: v for k, v in self._three().items() if not k.startswith(split)}
+    self._write(classes)
+    with self.assertRaisesRegex(FileNotFoundError, f"has no folder {split}/"):
+      image_folder.load(self.root, size=8)
+    (self.root / split).mkdir()
+    with self.assertRaisesRegex(FileNotFoundError, f"{split} holds no class folders"):
+      image_folder.load(self.root, size=8)
+
+  def test_a_missing_directory_says_what_to_do(self):
+    with self.assertRaisesRegex(FileNotFoundError, "--dataset=characters") as caught:
+      image_folder.load(self.root / "none", size=8)
+    self.assertRegex(str(caught.exception), "none/train/CLASS/")
+
+  @parameterized.named_parameters(
+    ("empty_class", {"train/e/notes.txt": b"x"}, "train/e holds no PNG or JPEG"),
+    ("no_class", {"train/1.png": b"x"}, "train/1.png lies in no class folder"),
+    ("no_image", {"train/e/1.png": b"x"}, "train/e/1.png cannot be decoded"),
+    (
+      "two_splits",
+      {"test/train/1.png": fixtures.png(fixtures.images(0)[0])},
+      "the class train is in train and in test",
+    ),
+    ("two_names", {"valid/e/1.png": b"x"}, "has both val/ and valid/"),
+  )
+  def test_wrong_contents_are_named(self, files, message):
+    self._write(self._three())
+    fixtures.write_files(self.root, files)
+    with self.assertRaisesRegex(ValueError, message):
+      image_folder.load(self.root, size=8)
+
+  @parameterized.parameters(({"size": 0}, "size=0"), ({"size": 8, "channels": 2}, "=2"))
+  def test_wrong_arguments(self, kwargs, message):
+    with self.assertRaisesRegex(ValueError, message):
+      image_folder.load(self.root, **kwargs)
+
+
+if __name__ == "__main__":
+  absltest.main()

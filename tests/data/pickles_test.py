@@ -1,0 +1,196 @@
+"""Tests of jsharp.data.pickles: arrays come in, code does not run."""
+
+import os
+import pickle
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.data import pickles
+from tests.data import fixtures
+
+
+class _Runs:
+  """Pickled, it becomes a call of `function` with `arguments`."""
+
+  def __init__(self, function, *arguments):
+    self.call = (function, arguments)
+
+  def __reduce__(self):
+    return self.call
+
+
+def _numpy_1(data: bytes) -> bytes:
+  """The same pickle as numpy 1 writes it (protocols without length prefixes)."""
+  return data.replace(b"numpy._core.", b"numpy.core.")
+
+
+class PicklesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+
+  def _write(self, data, name="mini-imagenet-cache-train.pkl"):
+    path = self.root / name
+    path.write_bytes(data if isinstance(data, bytes) else pickle.dumps(data))
+    return path
+
+  def _check(self, content, data):
+    loaded = pickles.load(self._write(data))
+    self.assertEqual(loaded.keys(), content.keys())
+    for name, value in content.items():
+      np.testing.assert_array_equal(loaded[name], value)
+      if isinstance(value, (np.ndarray, np.generic)):
+        # Most protocols bring arrays to the machine's byte order.
+        self.assertEqual(*(a.dtype.newbyteorder("=") for a in (loaded[name], value)))
+
+  @parameterized.parameters(
+    *((protocol, False) for protocol in range(6)),
+    *((protocol, True) for protocol in range(4)),
+  )
+  def test_every_protocol(self, protocol, numpy_1):
+    content = {
+      "image_data": fixtures.images(0),
+      "fortran": np.asfortranarray(fixtures.images(1)[..., 0]),
+      "swapped": np.arange(3, dtype=">i4"),
+      "scalar": np.int64(7),
+      "float": np.float32(0.5),
+      "text": np.array(["a", "bc"]),
+      "names": ["n01", "n02"],
+    }
+    data = pickle.dumps(content, protocol)
+    self._check(content, _numpy_1(data) if numpy_1 else data)
+    self.assertEqual(np.dtype("i4").byteorder, "=")
+
+  def test_python_2(self):
+    content = {"image_data": fixtures.images(0), "names": ["n01", "n02"]}
+    data = fixtures.python2_pickle(content)
+    self.assertIn(b"numpy.core.multiarray", data)
+    self._check(content, data)
+
+  @parameterized.parameters(*range(6))
+  def test_code_is_not_executed(self, protocol):
+    marker = self.root / "executed"
+    data = pickle.dumps({"image_data": _Runs(os.mkdir, str(marker))}, protocol)
+    path = self._write(data)
+    with self.assertRaisesRegex(ValueError, r"asks for (posix|nt)\.mkdir"):
+      pickles.load(path)
+    self.assertFalse(marker.exists())
+    pickle.loads(data)
+    self.assertTrue(marker.exists(), "the pickle of this test does nothing")
+
+  @parameterized.parameters(
+    ("builtins", "eval"),
+    ("builtins", "getattr"),
+    ("os", "system"),
+    ("subprocess", "Popen"),
+    ("numpy", "load"),
+    ("numpy", "ndarray.tofile"),
+    ("numpy._core.multiarray", "frombuffer"),
+    ("_codecs", "decode"),
+    ("jsharp.data.pickles", "load"),
+  )
+  def test_other_names_are_refused(self, module, name):
+    text = b"".join(
+      pickle.SHORT_BINUNICODE + bytes([len(word)]) + word.encode()
+      for word in (module, name)
+    )
+    path = self._write(b"\x80\x04" + text + pickle.STACK_GLOBAL + b".")
+    with self.assertRaisesRegex(ValueError, f"asks for {module}.{name}, "):
+      pickles.load(path)
+
+  @parameterized.named_parameters(
+    ("ndarray", np.ndarray, (2,)),
+    ("object_dtype", np.dtype, "O"),
+    ("record_dtype", np.dtype, "i4,O"),
+  )
+  def test_allowed_names_are_not_enough(self, function, argument):
+    path = self._write(pickle.dumps(_Runs(function, argument)))
+    with self.assertRaisesRegex(ValueError, "no pickle of arrays"):
+      pickles.load(path)
+
+  def test_arrays_of_objects_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "dtype 'O8' are refused"):
+      pickles.load(self._write({"image_data": np.array([None, {}])}))
+
+  def test_attributes_set_by_a_pickle_do_not_last(self):
+    # BUILD with a pair (None, dict) sets attributes on the object below it.
+    state = pickle.dumps((None, {"__defaults__": ("O",)}), 2)[2:-1]
+    data = b"\x80\x02cnumpy\ndtype\n" + state + b"b."
+    self.assertEqual(pickle.loads(b"\x80\x02" + state + b".")[0], None)
+    before = pickles._dtype.__defaults__
+    pickles.load(self._write(data))
+    self.assertEqual(pickles._dtype.__defaults__, before)
+
+  def test_a_truncated_pickle_is_named(self):
+    data = pickle.dumps({"image_data": fixtures.images(0)})
+    for length in (1, 10, len(data) // 2, len(data) - 1):
+      with self.assertRaisesRegex(ValueError, "train.pkl is truncated or no pickle"):
+        pickles.load(self._write(data[:length]))
+
+  def test_an_html_page_is_called_so(self):
+    with self.assertRaisesRegex(ValueError, "train.pkl is an HTML page.*Google Drive"):
+      pickles.load(self._write(fixtures.HTML))
+
+
+class ClassArraysTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = fixtures.temporary_dir(self) / "cache.pkl"
+
+  def _read(self, content, size=fixtures.SIZE):
+    self.path.write_bytes(pickle.dumps(content))
+    return pickles.class_arrays(self.path, size)
+
+  def test_indices_of_a_class_need_not_be_neighbours(self):
+    images = fixtures.images(0, 4)
+    arrays = self._read(
+      {"image_data": images, "class_dict": {"a": [3, 0], "b": [1, 2]}}
+    )
+    np.testing.assert_array_equal(arrays["a"], images[[3, 0]])
+    np.testing.assert_array_equal(arrays["b"], images[[1, 2]])
+
+  @parameterized.parameters(list, np.array)
+  def test_labels_need_no_names(self, kind):
+    images = fixtures.images(0, 4)
+    arrays = self._read({"data": images, "labels": kind([7, 5, 7, 5])})
+    self.assertCountEqual(arrays, ["label5", "label7"])
+    np.testing.assert_array_equal(arrays["label5"], images[[1, 3]])
+
+  @parameterized.named_parameters(
+    ("list", [1, 2], "holds a list, not a dict"),
+    ("keys", {"images": 1}, "has the keys \\['images'\\]"),
+    (
+      "size",
+      {"image_data": fixtures.images(0, size=9), "class_dict": {}},
+      r"shape \[3, 9, 9, 3\], not uint8 of shape \[num_images, 8, 8, 3\]",
+    ),
+    (
+      "dtype",
+      {"image_data": np.zeros((3, 8, 8, 3), np.float32), "class_dict": {}},
+      "images are float32",
+    ),
+    (
+      "outside",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [0, 3]}},
+      "class a names images beyond 3",
+    ),
+    (
+      "negative",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [-1]}},
+      "class a names images beyond 3",
+    ),
+    (
+      "twice",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [0, 1], "b": [1]}},
+      "class b names an image that is already taken",
+    ),
+    ("labels", {"data": fixtures.images(0), "labels": [[1]]}, "labels must be a list"),
+  )
+  def test_wrong_content_is_refused(self, content, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self._read(content)
+
+
+if __name__ == "__main__":
+  absltest.main()

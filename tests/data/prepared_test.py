@@ -1,0 +1,209 @@
+"""Tests of jsharp.data.prepared and jsharp.data.builders: the prepared cache."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.data import builders, prepared
+from tests.data import fixtures
+
+
+class PreparedTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+    self.cache = fixtures.temporary_dir(self)
+    (self.root / "source.bin").write_bytes(b"source")
+    self.calls = 0
+
+  def _read(self):
+    self.calls += 1
+    return {"a": {"y": fixtures.images(1), "x": fixtures.images(2, 5)}}
+
+  def _load(self, *, read=None, settings=(1,), prepared_dir="cache"):
+    return prepared.load(
+      "JsharpOmniglot",
+      read or self._read,
+      data_dir=self.root,
+      prepared_dir=self.cache if prepared_dir == "cache" else prepared_dir,
+      files=[self.root / "source.bin"],
+      settings=settings,
+    )
+
+  def _check(self, opened):
+    self.assertEqual(opened["a"].names, ("y", "x"))
+    np.testing.assert_array_equal(opened["a"].counts, [3, 5])
+    arrays = opened["a"].arrays()
+    np.testing.assert_array_equal(arrays["y"], fixtures.images(1))
+    np.testing.assert_array_equal(arrays["x"], fixtures.images(2, 5))
+
+  def test_reads_the_source_once(self):
+    self._check(self._load())
+    self._check(self._load())
+    self.assertEqual(self.calls, 1)
+
+  def test_parquet_where_there_is_no_array_record(self):
+    with mock.patch.object(builders, "file_format", return_value="parquet"):
+      self._check(self._load())
+      self._check(self._load())
+    self.assertEqual(self.calls, 1)
+    self.assertNotEmpty(list(self.cache.rglob("*.parquet*")))
+
+  def test_tensorflow_is_not_imported(self):
+    self._load()
+    self.assertNotIn("tensorflow", sys.modules)
+
+  def test_a_changed_source_is_prepared_anew(self):
+    self._load()
+    (self.root / "source.bin").write_bytes(b"longer source")
+    self._load()
+    self.assertEqual(self.calls, 2)
+    os.utime(self.root / "source.bin", ns=(1, 1))
+    self._load()
+    self.assertEqual(self.calls, 3)
+
+  def test_other_settings_are_prepared_apart(self):
+    self._load()
+    self._load(settings=(2,))
+    self._load()
+    self.assertEqual(self.calls, 2)
+
+  def test_a_moved_source_is_not_prepared_anew(self):
+    self._load()
+    moved = self.root.with_name(self.root.name + "_moved")
+    self.root.rename(moved)
+    self.root = moved
+    self._load()
+    self.assertEqual(self.calls, 1)
+    moved.rename(moved.with_name(moved.name.removesuffix("_moved")))
+
+  @parameterized.parameters("flip", "truncate", "delete", "metadata")
+  def test_damage_is_noticed_and_prepared_anew(self, damage):
+    self._load()
+    pattern = "metadata.json" if damage == "metadata" else "*.array_record*"
+    file = next(iter(self.cache.rglob(pattern)))
+    data = bytearray(file.read_bytes())
+    if damage == "delete":
+      file.unlink()
+    elif damage == "truncate":
+      file.write_bytes(data[: len(data) // 2])
+    else:
+      data[len(data) // 2] ^= 1
+      file.write_bytes(data)
+    with self.assertLogs(level="WARNING") as logs:
+      self._check(self._load())
+    self.assertRegex(logs.output[0], "is damaged and is prepared anew")
+    self.assertEqual(self.calls, 2)
+
+  def test_wrong_pixels_are_noticed_by_their_digest(self):
+    with mock.patch.object(builders, "digest", return_value="0" * 64):
+      self._load()
+    with self.assertLogs(level="WARNING") as logs:
+      self._check(self._load())
+    self.assertRegex(logs.output[0], "class y of a does not match its SHA-256")
+
+  def test_an_error_while_reading_leaves_nothing_behind(self):
+    def fail():
+      raise ValueError("bad source")
+
+    with self.assertRaisesRegex(ValueError, "bad source"):
+      self._load(read=fail)
+    self.assertEmpty([path for path in self.cache.rglob("*") if path.is_file()])
+    self._check(self._load())
+
+  def test_another_process_may_finish_first(self):
+    def read():
+      # As if another process had prepared the same meanwhile.
+      self._check(self._load())
+      return self._read()
+
+    self._check(self._load(read=read))
+    self.assertEqual(self.calls, 2)
+
+  def test_the_default_place_is_beside_the_source(self):
+    self._check(self._load(prepared_dir=None))
+    self.assertTrue((self.root / "tfds").is_dir())
+
+  def test_a_read_only_source_is_prepared_in_the_cache(self):
+    self.root.chmod(0o555)
+    self.addCleanup(self.root.chmod, 0o755)
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.cache)}):
+      self._check(self._load(prepared_dir=None))
+      self._check(self._load(prepared_dir=None))
+    self.assertEqual(self.calls, 1)
+    self.assertFalse((self.root / "tfds").exists())
+    self.assertTrue((self.cache / "jsharp").is_dir())
+
+  def test_nowhere_to_write_names_the_places(self):
+    self.cache.chmod(0o555)
+    self.addCleanup(self.cache.chmod, 0o755)
+    with self.assertRaisesRegex(OSError, "cannot be written. Give prepared_dir="):
+      self._load()
+
+  def test_old_leftovers_are_removed_and_new_ones_kept(self):
+    self._load()
+    (folder,) = self.cache.glob("*/jsharp_omniglot")
+    old, new = folder / "incomplete.OLD_1.0.0", folder / "incomplete.NEW_1.0.0"
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (1, 1))
+    next(iter(folder.rglob("*.array_record*"))).unlink()
+    self._check(self._load())
+    self.assertFalse(old.exists())
+    self.assertTrue(new.exists())
+
+  def test_killed_preparations_are_never_opened(self):
+    """SIGKILL at random instants, then an uninterrupted start (fault F13)."""
+    script = textwrap.dedent(
+      """
+      import os, pathlib, random, shutil, signal, sys, time
+      import numpy as np
+      from jsharp.data import builders, prepared
+
+      root, cache = map(pathlib.Path, sys.argv[1:])
+      images = np.random.RandomState(0).bytes(100 * 84 * 84 * 3)
+      images = np.frombuffer(images, np.uint8).reshape(100, 84, 84, 3)
+      begun, begin = os.pipe()
+
+      def read():
+        os.write(begin, b"x")
+        return {"a": {str(number): images for number in range(20)}}
+
+      def load():
+        return prepared.load(
+          "JsharpOmniglot", read, data_dir=root, prepared_dir=cache,
+          files=[root / "source.bin"], settings=())
+
+      delays = random.Random(0)
+      killed = 0
+      for _ in range(5):
+        child = os.fork()
+        if not child:
+          load()
+          os._exit(0)
+        os.read(begun, 1)
+        time.sleep(delays.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+          killed += 1
+        else:
+          shutil.rmtree(cache)
+      opened = load()["a"]
+      assert opened.names == tuple(map(str, range(20)))
+      assert all((array == images).all() for array in opened.arrays().values())
+      print("killed", killed)
+      """
+    )
+    command = [sys.executable, "-c", script, str(self.root), str(self.cache)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(done.stdout, "killed [2345]")
+
+
+if __name__ == "__main__":
+  absltest.main()

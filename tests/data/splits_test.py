@@ -1,0 +1,65 @@
+"""Tests of jsharp.data.splits."""
+
+import csv
+import hashlib
+import json
+
+from absl.testing import absltest, parameterized
+
+from jsharp.data import splits
+from tests import real_data
+
+
+def _digest(split):
+  return hashlib.sha256(repr(sorted(split.items())).encode()).hexdigest()[:12]
+
+
+class SplitsTest(parameterized.TestCase):
+  def test_omniglot_has_50_alphabets_and_1623_characters(self):
+    self.assertLen(splits.OMNIGLOT_BACKGROUND, 30)
+    self.assertLen(splits.OMNIGLOT_EVALUATION, 20)
+    self.assertEqual(sum(splits.OMNIGLOT_BACKGROUND.values()), 964)
+    self.assertEqual(sum(splits.OMNIGLOT_EVALUATION.values()), 659)
+
+  @parameterized.parameters(splits.vinyals, splits.mixed)
+  def test_a_split_uses_every_character_once(self, split):
+    names = [name for names in split().values() for name in names]
+    expected = splits.omniglot_characters(
+      splits.OMNIGLOT_BACKGROUND | splits.OMNIGLOT_EVALUATION
+    )
+    self.assertCountEqual(names, expected)
+
+  def test_mixed_depends_on_the_seed_only(self):
+    self.assertEqual(splits.mixed(3), splits.mixed(3))
+    self.assertNotEqual(splits.mixed(3), splits.mixed(4))
+
+  def test_mixed_is_the_same_on_every_machine(self):
+    # A change here changes which published numbers can be reproduced.
+    self.assertEqual(_digest(splits.mixed(0)), "69764fd9c585")
+
+  def test_mini_imagenet_has_100_classes(self):
+    classes = splits.MINI_IMAGENET.classes
+    self.assertEqual([len(classes[s]) for s in ("train", "val", "test")], [64, 16, 20])
+    self.assertLen({name for names in classes.values() for name in names}, 100)
+
+  @parameterized.parameters("train", "val", "test")
+  def test_vinyals_is_the_published_list(self, name):
+    path = real_data.path("omniglot") / "vinyals_split" / f"{name}.json"
+    published = json.loads(path.read_text())
+    expected = [
+      f"{alphabet}/{character}"
+      for alphabets in published.values()
+      for alphabet, characters in alphabets.items()
+      for character in characters
+    ]
+    self.assertCountEqual(splits.vinyals()[name], expected)
+
+  @parameterized.parameters("train", "val", "test")
+  def test_mini_imagenet_is_the_published_list(self, name):
+    with open(real_data.path("miniimagenet") / f"{name}.csv") as file:
+      labels = {row["label"] for row in csv.DictReader(file)}
+    self.assertCountEqual(splits.MINI_IMAGENET.classes[name], labels)
+
+
+if __name__ == "__main__":
+  absltest.main()

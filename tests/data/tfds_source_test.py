@@ -1,0 +1,162 @@
+"""Tests of jsharp.data.tfds_source, with datasets prepared by the tests."""
+
+import contextlib
+import io
+import sys
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl.testing import absltest, parameterized
+
+from jsharp.data import splits, tfds_source
+from tests.data import fixtures
+
+
+class ToyClasses(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Images and labels; `contents` is split -> class -> images."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    shape = (None, None, self.channels)
+    features = {
+      "image": tfds.features.Image(shape=shape),
+      "label": tfds.features.ClassLabel(names=self.names),
+      "number": tfds.features.Scalar(np.int32),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {s: self._generate_examples(c) for s, c in self.contents.items()}
+
+  def _generate_examples(self, classes):
+    for name, images in classes.items():
+      for index, image in enumerate(images):
+        encoded = io.BytesIO(fixtures.png(image))
+        yield f"{name}{index}", {"image": encoded, "label": name, "number": index}
+
+
+def _classes(*names, count=2, channels=3):
+  return {name: fixtures.images(ord(name), count, channels) for name in names}
+
+
+class TfdsSourceTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+
+  def _prepare(self, contents, channels=3, file_format="array_record"):
+    names = sorted({name for classes in contents.values() for name in classes})
+    attributes = {"contents": contents, "names": names, "channels": channels}
+    for name, value in attributes.items():
+      setattr(ToyClasses, name, value)
+    builder = ToyClasses(data_dir=self.root, file_format=file_format)
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(download_dir=self.root / "downloads")
+
+  def _check(self, datasets, contents):
+    """Every class holds exactly its images of all splits, in any order."""
+    self.assertEqual(list(datasets), ["train", "val", "test"])
+    for split, dataset in datasets.items():
+      self.assertEqual(dataset.split, split)
+      ends = (dataset.offsets + dataset.counts).tolist()
+      for name, start, end in zip(
+        dataset.class_names, dataset.offsets.tolist(), ends, strict=True
+      ):
+        expected = [c[name] for c in contents.values() if name in c]
+        self.assertCountEqual(
+          [image.tobytes() for image in dataset.images[start:end]],
+          [image.tobytes() for image in np.concatenate(expected)],
+        )
+
+  def _names(self, datasets):
+    return {split: dataset.class_names for split, dataset in datasets.items()}
+
+  @parameterized.product(file_format=("array_record", "parquet"), channels=(1, 3))
+  def test_own_splits_of_different_classes_stay(self, file_format, channels):
+    contents = {
+      "train": _classes("a", "b", channels=channels),
+      "validation": _classes("c", channels=channels),
+      "test": _classes("d", channels=channels),
+      "other": _classes("e", channels=channels),
+    }
+    self._prepare(contents, channels, file_format)
+    datasets = tfds_source.load("toy_classes", self.root)
+    self._check(datasets, contents)
+    self.assertEqual(
+      {split: set(names) for split, names in self._names(datasets).items()},
+      {"train": {"a", "b"}, "val": {"c"}, "test": {"d"}},
+    )
+    self.assertEqual(datasets["train"].images.shape, (4, 8, 8, channels))
+    self.assertNotIn("tensorflow", sys.modules)
+
+  def test_a_missing_val_is_a_fifth_of_the_train_classes(self):
+    contents = {"train": _classes(*"abcdefghij"), "test": _classes(*"xyz")}
+    self._prepare(contents)
+    datasets = tfds_source.load("toy_classes", self.root)
+    self._check(datasets, contents)
+    names = self._names(datasets)
+    self.assertEqual(names["test"], ("x", "y", "z"))
+    self.assertLen(names["val"], 2)
+    self.assertCountEqual(names["train"] + names["val"], "abcdefghij")
+
+  @parameterized.parameters(
+    ({"full": _classes(*"abcdefghij")},),
+    ({"train": _classes(*"abcdefghij"), "test": _classes(*"abcdefghij", count=1)},),
+    ({"train": _classes(*"abcdefghij")},),
+  )
+  def test_otherwise_classes_are_divided_by_the_seed(self, contents):
+    self._prepare(contents)
+    datasets = tfds_source.load("toy_classes", self.root, split_seed=1)
+    self._check(datasets, contents)
+    names = self._names(datasets)
+    self.assertEqual([len(names[s]) for s in names], [6, 2, 2])
+    order = splits.permutation(tuple("abcdefghij"), 1)
+    self.assertCountEqual(names["val"], order[:2])
+    self.assertCountEqual(names["test"], order[2:4])
+    again = tfds_source.load("toy_classes", self.root, split_seed=1)
+    self.assertEqual(self._names(again), names)
+    other = tfds_source.load("toy_classes", self.root, split_seed=2)
+    self.assertNotEqual(self._names(other), names)
+
+  def test_images_of_several_sizes_need_a_size(self):
+    contents = {"train": _classes(*"abc") | {"d": fixtures.images(0, 1, size=5)}}
+    self._prepare(contents)
+    with self.assertRaisesRegex(ValueError, r"record \d+ of train .*: give size="):
+      tfds_source.load("toy_classes", self.root)
+    datasets = tfds_source.load("toy_classes", self.root, size=4)
+    self.assertEqual(datasets["train"].images.shape[1:], (4, 4, 3))
+
+  def test_nothing_prepared_names_what_is_there(self):
+    self._prepare({"train": _classes(*"abc")})
+    with self.assertRaisesRegex(
+      FileNotFoundError, "prepared dataset omniglot"
+    ) as caught:
+      tfds_source.load("omniglot", self.root)
+    self.assertRegex(str(caught.exception), "there: .*toy_classes")
+
+  def test_other_features_are_named(self):
+    self._prepare({"train": _classes(*"abc")})
+    with self.assertRaisesRegex(ValueError, "no Image feature 'picture'.*number"):
+      tfds_source.load("toy_classes", self.root, image="picture")
+    with self.assertRaisesRegex(ValueError, "no ClassLabel feature 'number'"):
+      tfds_source.load("toy_classes", self.root, label="number")
+
+  def test_too_few_classes(self):
+    self._prepare({"train": _classes(*"ab")})
+    with self.assertRaisesRegex(ValueError, "has 2 classes, too few"):
+      tfds_source.load("toy_classes", self.root)
+
+  def test_tfrecords_need_another_format(self):
+    self._prepare({"train": _classes(*"abc")})
+    (info,) = self.root.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with self.assertRaisesRegex(ValueError, "tfrecord, which only TensorFlow reads"):
+      tfds_source.load("toy_classes", self.root)
+
+
+if __name__ == "__main__":
+  absltest.main()
