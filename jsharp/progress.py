@@ -1,0 +1,132 @@
+"""What a person sees while a run goes on: a bar, plain lines, TensorBoard curves."""
+
+import importlib
+import os
+import sys
+import time
+from typing import Any
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+  """A progress bar on a terminal, a plain line now and then anywhere else.
+
+  Args:
+    num_steps: meta-steps of the whole run.
+    step: meta-steps already taken.
+    bar: True for the bar, False for silence; None decides by whether standard
+      error is a terminal, with a line every 10 seconds where it is not.
+
+  Example:
+    >>> progress = Progress(100, step=0, bar=False)
+    >>> progress.update(10, {"loss": 1.5}, tasks_per_second=20.0)
+    >>> progress.close()
+  """
+
+  def __init__(self, num_steps: int, *, step: int, bar: bool | None):
+    self._num_steps = num_steps
+    self._first_step = step
+    self._started = time.monotonic()
+    self._last_line = self._started
+    self._bar: Any = None
+    self._lines = bar is None and not sys.stderr.isatty()
+    if bar or (bar is None and not self._lines):
+      from tqdm import tqdm
+
+      self._bar = tqdm(
+        total=num_steps,
+        initial=step,
+        dynamic_ncols=True,
+        bar_format=(
+          "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
+          "[{elapsed}, {remaining} left{postfix}]"
+        ),
+      )
+
+  def update(
+    self, step: int, metrics: dict[str, float], *, tasks_per_second: float
+  ) -> None:
+    """Shows where training is.
+
+    Args:
+      step: meta-steps taken so far.
+      metrics: means over the last steps, by name.
+      tasks_per_second: the current speed.
+    """
+    if self._bar is not None:
+      shown = {name: f"{value:.3f}" for name, value in metrics.items()}
+      shown["tasks/s"] = f"{tasks_per_second:.1f}"
+      self._bar.set_postfix(shown, refresh=False)
+      self._bar.update(step - self._bar.n)
+    now = time.monotonic()
+    due = now - self._last_line >= _LINE_SECONDS or step == self._num_steps
+    if self._lines and due:
+      self._last_line = now
+      pace = (now - self._started) / max(step - self._first_step, 1)
+      left = _duration((self._num_steps - step) * pace)
+      speed = f"{tasks_per_second:.1f} tasks/s, {left} left"
+      self.note(f"step {step}/{self._num_steps}: {_listed(metrics)}, {speed}")
+
+  def validated(self, step: int, metrics: dict[str, float], *, is_best: bool) -> None:
+    """Shows the result of a validation."""
+    self.note(f"step {step}: {_listed(metrics)}{' (best so far)' if is_best else ''}")
+
+  def note(self, text: str) -> None:
+    """Prints a line, above the bar where there is one."""
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stderr)
+    elif self._lines:
+      print(text, flush=True)
+
+  def close(self) -> None:
+    """Leaves the terminal as it was."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+class EventFiles:
+  """TensorBoard event files where tensorboardX is installed, else nothing.
+
+  Args:
+    directory: where they are written.
+    step: meta-steps already taken; TensorBoard hides what an earlier attempt
+      recorded after it.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   events = EventFiles(directory, step=0)
+    ...   events.add({"loss": 1.5}, step=1)
+    ...   events.close()
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], *, step: int):
+    try:
+      library = importlib.import_module("tensorboardX")
+    except ImportError:
+      self._writer = None
+    else:
+      self._writer = library.SummaryWriter(str(directory), purge_step=step + 1)
+
+  def add(self, metrics: dict[str, float], *, step: int) -> None:
+    """Adds one point to each metric's curve."""
+    if self._writer is not None:
+      for name, value in metrics.items():
+        self._writer.add_scalar(name, value, step)
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    if self._writer is not None:
+      self._writer.close()
+
+
+def _listed(metrics: dict[str, float]) -> str:
+  return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours:d}:{minutes:02d}:{seconds:02d}"
