@@ -1,0 +1,1 @@
+"""Programs: one question per file, run with `python -m experiments.NAME`."""

@@ -1,0 +1,340 @@
+"""The flags that the experiments share, each refused early where it makes no sense.
+
+Flags are defined by functions on a given `FlagValues`, not at import, so that every
+experiment has its own defaults and tests can parse as many command lines as they
+like. Nothing heavy is imported here: `--help` has to be quick.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+
+ALGORITHMS = ("maml", "fomaml", "sharp_maml_low", "sharp_maml_up", "sharp_maml_both")
+DATASETS = ("omniglot", "miniimagenet", "characters", "image_folder")
+MODELS = ("conv4", "conv4_strided", "mlp")
+OMNIGLOT_SPLITS = ("vinyals", "mixed")
+
+# Messages and registrations name the module that calls `define_*`, so that --help
+# lists the flags under the experiment itself.
+flags.disclaim_key_flags()
+
+
+def _positive(names: Iterable[str], flag_values: flags.FlagValues, fix: str) -> None:
+  """Refuses zero, negative, infinite and NaN values; None stands for a default."""
+  for name in names:
+    flags.register_validator(
+      name,
+      lambda value: value is None or (value > 0 and math.isfinite(value)),
+      message=f"must be positive and finite; {fix}",
+      flag_values=flag_values,
+    )
+
+
+def define_meta_learning(flag_values: flags.FlagValues) -> None:
+  """Defines the flags of the algorithm, the loops and the run."""
+  f = flag_values
+  flags.DEFINE_enum(
+    "algorithm", "maml", ALGORITHMS, "The meta-learning algorithm.", flag_values=f
+  )
+  flags.DEFINE_string(
+    "run_dir",
+    None,
+    "Directory of the run: checkpoints, metrics, result. The same command with the "
+    "same directory goes on where it stopped. Default: runs/, with a name made of "
+    "the experiment, the algorithm, the kind of task and the seed.",
+    flag_values=f,
+  )
+  flags.DEFINE_string(
+    "compilation_cache_dir",
+    "~/.cache/jsharp/xla",
+    "Directory for compiled programs, so that a second start need not compile the "
+    "second-order step again. It holds native code: it is created for you alone and "
+    "refused if others can write to it. Empty: no cache.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "seed", 0, "Seed of the initial parameters and training tasks.", flag_values=f
+  )
+  flags.DEFINE_integer(
+    "eval_seed",
+    0,
+    "Seed of the validation and test tasks; apart from --seed, so that runs of "
+    "several seeds are measured on the same tasks.",
+    flag_values=f,
+  )
+  for name in ("seed", "eval_seed"):
+    flags.register_validator(
+      name,
+      lambda value: 0 <= value < 2**31,
+      message="must lie between 0 and 2147483647.",
+      flag_values=f,
+    )
+  _define_task_flags(f)
+  _define_loop_flags(f)
+  _define_sharpness_flags(f)
+
+
+def _define_task_flags(f: flags.FlagValues) -> None:
+  flags.DEFINE_integer("shot", 1, "Support examples per class and task.", flag_values=f)
+  flags.DEFINE_integer(
+    "query_shot",
+    None,
+    "Query examples per class and task. In classification the query set is also one "
+    "normalisation batch, so this number changes the result. Default: as --shot.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "eval_query_shot",
+    None,
+    "Query examples per class at validation and test. Default: as --query_shot.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "eval_tasks",
+    600,
+    "Test tasks, always the same ones. 600 is the papers' number; the interval "
+    "shrinks with its square root.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "val_tasks",
+    200,
+    "Validation tasks, always the same ones; the checkpoint that is best on them is "
+    "the one that is tested.",
+    flag_values=f,
+  )
+  _positive(
+    ("shot", "query_shot", "eval_query_shot", "val_tasks"),
+    f,
+    "give a number of at least 1.",
+  )
+  flags.register_validator(
+    "eval_tasks",
+    lambda value: value >= 2,
+    message="an interval needs at least 2 tasks; the papers use 600.",
+    flag_values=f,
+  )
+
+
+def _define_loop_flags(f: flags.FlagValues) -> None:
+  flags.DEFINE_integer(
+    "num_tasks",
+    4,
+    "Tasks per meta-step; their meta-gradients are averaged.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "num_steps",
+    60_000,
+    "Meta-steps in all. No schedule depends on it: a finished run can be made longer.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "num_inner_steps", 1, "Gradient steps on the support set.", flag_values=f
+  )
+  flags.DEFINE_integer(
+    "num_eval_inner_steps",
+    None,
+    "The same at validation and test. Default: as --num_inner_steps.",
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    "inner_lr",
+    0.01,
+    "Step size of the inner SGD, for the MEAN loss over the support set. MAML's "
+    "published rates belong to a loss summed over the classes: multiply them by "
+    "--way.",
+    flag_values=f,
+  )
+  flags.DEFINE_float("outer_lr", 1e-3, "Step size of the outer Adam.", flag_values=f)
+  flags.DEFINE_float(
+    "clip_meta_gradient",
+    None,
+    "Clips every entry of the meta-gradient to +- this value before Adam; MAML's code "
+    "uses 10 on mini-ImageNet. Default: no clipping.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "task_chunk",
+    None,
+    "Tasks computed at once, in training and evaluation: memory against speed, with "
+    "equal results up to rounding. Default: 1 on a CPU, all on an accelerator.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "log_every", 50, "Meta-steps from one line of metrics to the next.", flag_values=f
+  )
+  flags.DEFINE_integer(
+    "eval_every",
+    500,
+    "Meta-steps from one validation to the next. It decides which parameters can "
+    "become the best checkpoint, so a run keeps it.",
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    "checkpoint_seconds",
+    60.0,
+    "Seconds from one checkpoint to the next: what a power cut can cost. Ctrl-C and "
+    "SIGTERM save by themselves.",
+    flag_values=f,
+  )
+  _positive(
+    (
+      "num_tasks",
+      "num_steps",
+      "num_inner_steps",
+      "num_eval_inner_steps",
+      "task_chunk",
+      "log_every",
+      "eval_every",
+    ),
+    f,
+    "give a number of at least 1.",
+  )
+  _positive(
+    ("inner_lr", "outer_lr"), f, "usual values lie between 0.0001 and 2, see --help."
+  )
+  _positive(("checkpoint_seconds",), f, "usual values lie between 10 and 600.")
+  _positive(("clip_meta_gradient",), f, "leave the flag out to train without clipping.")
+
+
+def _define_sharpness_flags(f: flags.FlagValues) -> None:
+  flags.DEFINE_float(
+    "inner_rho",
+    0.0005,
+    "Radius of the perturbation in each inner step (sharp_maml_low, sharp_maml_both).",
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    "outer_rho",
+    0.0005,
+    "Radius of the perturbation of the meta-parameters (sharp_maml_up, "
+    "sharp_maml_both).",
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    "p",
+    2.0,
+    "Norm of the ball that the perturbation lies in, from 1 to inf.",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "adaptive",
+    False,
+    "Scale the ball by the size of each parameter (ASAM).",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "differentiate_perturbation",
+    True,
+    "Differentiate the meta-gradient through the inner perturbation, as the authors' "
+    "code does.",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "reuse_perturbation",
+    False,
+    "sharp_maml_both: in the second pass take the inner perturbation of the first, as "
+    "in equation (14) of the paper, where the authors' code computes it anew.",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "sharp_adaptation",
+    None,
+    "Perturb the inner steps at validation and test too. Default, as in the authors' "
+    "test script: with sharp_maml_low only.",
+    flag_values=f,
+  )
+  _positive(
+    ("inner_rho", "outer_rho"), f, "without a perturbation use --algorithm=maml."
+  )
+  flags.register_validator(
+    "p",
+    lambda value: value >= 1,
+    message="must lie between 1 and inf; 2 is the papers' norm.",
+    flag_values=f,
+  )
+
+
+def define_classification(flag_values: flags.FlagValues) -> None:
+  """Defines the flags of the classification data and models."""
+  f = flag_values
+  flags.DEFINE_string(
+    "dataset",
+    None,
+    "What to learn from in place of the experiment's own data: omniglot, "
+    "miniimagenet, characters (drawn by jsharp itself, needs no files), image_folder "
+    "(any split/class/image) or tfds:NAME (already prepared by tensorflow-datasets).",
+    flag_values=f,
+  )
+  flags.DEFINE_string(
+    "data_dir", None, "Directory that holds the files of the dataset.", flag_values=f
+  )
+  flags.DEFINE_enum(
+    "omniglot_split",
+    "vinyals",
+    OMNIGLOT_SPLITS,
+    "Characters of each Omniglot split: vinyals (1028 / 172 / 423) or mixed (1100 / "
+    "100 / 423 drawn at random, as in MAML's code).",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "rotate_test",
+    False,
+    "Omniglot: rotated characters are further classes in the test split too, as in "
+    "MAML's code, and not in training and validation only.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Height and width in pixels that images are resized to or drawn in. Default: 28 "
+    "for omniglot and characters, 84 for image_folder; miniimagenet and tfds come as "
+    "they are.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer("way", 5, "Classes per task.", flag_values=f)
+  flags.DEFINE_enum(
+    "model",
+    "conv4",
+    MODELS,
+    "conv4: four convolutions with max-pooling; conv4_strided: with stride 2 in place "
+    "of pooling, the fast one; mlp: the net without convolutions, 256-128-64-64.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "num_filters", 64, "Filters per convolution of the conv4 models.", flag_values=f
+  )
+  flags.DEFINE_boolean(
+    "adapt_norm",
+    False,
+    "Let the inner loop change the normalisation's scale and offset too. By default "
+    "they are meta-learned only, as in the authors' code.",
+    flag_values=f,
+  )
+  _positive(("image_size", "num_filters"), f, "give a number of at least 1.")
+  flags.register_validator(
+    "way",
+    lambda value: value >= 2,
+    message="a task needs at least 2 classes.",
+    flag_values=f,
+  )
+  flags.register_validator(
+    "dataset",
+    lambda value: value is None or value in DATASETS or is_tfds(value),
+    message=f"choose one of {', '.join(DATASETS)} or tfds:NAME.",
+    flag_values=f,
+  )
+
+
+def is_tfds(dataset: str) -> bool:
+  """Whether the dataset is one of tensorflow-datasets, `tfds:NAME`."""
+  return dataset.startswith("tfds:") and len(dataset) > len("tfds:")
+
+
+def set_defaults(flag_values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
+  """Gives an experiment its own defaults."""
+  for name, value in defaults.items():
+    flag_values.set_default(name, value)

@@ -1,0 +1,167 @@
+"""The way from a command line to a run, the same for every experiment.
+
+Exit codes: 0 done; 1 training failed; 2 bad flags, data or run directory; 130 and
+143 interrupted by Ctrl-C and SIGTERM (the same command goes on).
+
+JAX is imported only once the flags are known to be good, so that `--help` and
+refusals are quick.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from absl import app, flags, logging
+
+DefineFlags = Callable[[flags.FlagValues], None]
+Build = Callable[[SimpleNamespace], Any]
+
+# A run may be started again with other values of these: they change how long it
+# trains, how it is shown and where things lie, not what one meta-step computes.
+BENIGN = frozenset(
+  {
+    "num_steps",
+    "eval_tasks",
+    "log_every",
+    "checkpoint_seconds",
+    "data_dir",
+    "run_dir",
+    "compilation_cache_dir",
+  }
+)
+
+
+def start(name: str, define_flags: DefineFlags, build: Build) -> None:
+  """Runs an experiment as the program that was called; does not return.
+
+  Args:
+    name: of the experiment.
+    define_flags: defines its flags on a `FlagValues`.
+    build: `build(settings) -> experiments.session.Parts`.
+  """
+  define_flags(flags.FLAGS)
+
+  def parse(arguments: list[str]) -> list[str]:
+    try:
+      return flags.FLAGS(arguments)
+    except flags.Error as error:
+      sys.exit(_refuse(name, f"{error}\n--help lists every flag."))
+
+  def main(arguments: list[str]) -> int:
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
+    if len(arguments) > 1:
+      return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
+    try:
+      return run(name, define_flags, build, flags.FLAGS)
+    except KeyboardInterrupt:
+      print(f"{name}: interrupted before training began.", file=sys.stderr)
+      return 130
+
+  app.run(main, flags_parser=parse)
+
+
+def run(
+  name: str, define_flags: DefineFlags, build: Build, flag_values: flags.FlagValues
+) -> int:
+  """Trains, tests and reports, or shows again what a finished run reported.
+
+  Args:
+    name: of the experiment.
+    define_flags: defines its flags on a `FlagValues`.
+    build: `build(settings) -> experiments.session.Parts`.
+    flag_values: the parsed flags.
+
+  Returns:
+    The exit code.
+  """
+  ours = flags.FlagValues()
+  define_flags(ours)
+  settings = resolve(name, {flag: flag_values[flag].value for flag in ours})
+  run_dir = pathlib.Path(settings.run_dir).expanduser()
+  finished = _finished_result(run_dir, settings)
+
+  # Only now: they import JAX.
+  from experiments import session
+  from jsharp.files import write_atomically
+  from jsharp.run_directory import RunDirectory
+
+  if finished:
+    return session.show(finished, run_dir)
+  try:
+    session.use_compilation_cache(settings.compilation_cache_dir)
+    parts = build(settings)
+    run_identity = {**identity(settings), **parts.identity}
+    directory = RunDirectory.open(run_dir, identity=run_identity)
+  except (ValueError, OSError) as error:
+    return _refuse(name, message(error))
+  with directory:
+    lines = [flag_values[flag].serialize() for flag in sorted(ours)]
+    flags_text = "".join(f"{line}\n" for line in lines if line)
+    write_atomically(run_dir / "flags.txt", flags_text.encode())
+    return session.run(settings, parts, directory)
+
+
+def resolve(name: str, values: dict[str, Any]) -> SimpleNamespace:
+  """Fills in the defaults that depend on other flags.
+
+  Args:
+    name: of the experiment.
+    values: the values of its flags.
+
+  Returns:
+    The values as attributes, and `experiment`, the name.
+  """
+  settings = SimpleNamespace(experiment=name, **values)
+  if settings.query_shot is None:
+    settings.query_shot = settings.shot
+  if settings.eval_query_shot is None:
+    settings.eval_query_shot = settings.query_shot
+  if settings.num_eval_inner_steps is None:
+    settings.num_eval_inner_steps = settings.num_inner_steps
+  if settings.run_dir is None:
+    words = [name, settings.algorithm, f"{settings.shot}shot", f"seed{settings.seed}"]
+    if hasattr(settings, "dataset"):
+      words[2:2] = [f"{settings.way}way"]
+      if settings.dataset != name:
+        words[1:1] = [settings.dataset.replace(":", "-").replace("/", "-")]
+    settings.run_dir = str(pathlib.Path("runs", "-".join(words)))
+  return settings
+
+
+def identity(settings: SimpleNamespace) -> dict[str, Any]:
+  """The settings that make a run this run and no other, ready for strict JSON."""
+  return {
+    name: str(value) if value == float("inf") else value  # --p=inf
+    for name, value in vars(settings).items()
+    if name not in BENIGN
+  }
+
+
+def _finished_result(
+  run_dir: pathlib.Path, settings: SimpleNamespace
+) -> dict[str, Any] | None:
+  """The result of a run that has done all that the settings ask for, or None."""
+  try:
+    result = json.loads((run_dir / "result.json").read_text())
+  except (OSError, ValueError):
+    return None
+  asked = {
+    "settings": identity(settings),
+    "num_steps": settings.num_steps,
+    "num_eval_tasks": settings.eval_tasks,
+  }
+  return result if all(result.get(key) == asked[key] for key in asked) else None
+
+
+def message(error: Exception) -> str:
+  """An exception's message, without the number that `OSError` puts before it."""
+  return getattr(error, "strerror", None) or str(error)
+
+
+def _refuse(name: str, message: str) -> int:
+  print(f"{name}: {message}", file=sys.stderr)
+  return 2

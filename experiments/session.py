@@ -1,0 +1,150 @@
+"""One run from its parts: training, the test of the best checkpoint, the report."""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+from experiments import program
+from jsharp import report
+from jsharp.run_directory import RunDirectory
+from jsharp.stop_signal import StopRequested, StopSignal
+from jsharp.training import NonFiniteLossError, train
+from jsharp.types import MetaAlgorithm, Params, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+  """What an experiment is made of once its flags are known.
+
+  Attributes:
+    algorithm: the meta-learner.
+    params: its initial parameters.
+    sample_tasks: `sample_tasks(step, data) -> tasks`.
+    data: what `sample_tasks` reads.
+    validate: `validate(params, stop) -> metrics`, means over the validation tasks.
+    score: the validation metric, or a function of them, that is best when largest.
+    test: `test(params, stop) -> figures` for `result.json`.
+    identity: what, beside the flags, makes a run another run.
+    protocol: what, beside versions and device, a reader of the figures must know.
+  """
+
+  algorithm: MetaAlgorithm
+  params: Params
+  sample_tasks: Callable[[Any, Any], Task]
+  data: Any
+  validate: Callable[[Params, StopSignal], dict[str, float]]
+  score: str | Callable[[dict[str, float]], float]
+  test: Callable[[Params, StopSignal], dict[str, Any]]
+  identity: dict[str, Any]
+  protocol: dict[str, Any]
+
+
+def use_compilation_cache(directory: str) -> None:
+  """Keeps compiled programs in a directory that is this user's alone.
+
+  Args:
+    directory: created if needed; empty for no cache.
+
+  Raises:
+    OSError: if it cannot be created.
+    ValueError: if it belongs to someone else or others can write to it: they could
+      put native code there.
+  """
+  if not directory:
+    return
+  path = pathlib.Path(directory).expanduser()
+  path.mkdir(mode=0o700, parents=True, exist_ok=True)
+  status = path.stat()
+  if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    raise ValueError(
+      f"--compilation_cache_dir={path} can be written to by others, and what lies "
+      "there is run as native code; chmod 700 it, choose another one or pass "
+      "--compilation_cache_dir= for none"
+    )
+  jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int:
+  """Trains (or goes on training), tests the best checkpoint and reports.
+
+  Args:
+    settings: the values of the flags.
+    parts: from the experiment's `build`.
+    directory: the open directory of the run.
+
+  Returns:
+    The exit code.
+  """
+  with StopSignal() as stop:
+    try:
+      trained = train(
+        parts.algorithm,
+        parts.params,
+        parts.sample_tasks,
+        parts.data,
+        run=directory,
+        num_steps=settings.num_steps,
+        num_tasks=settings.num_tasks,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        validate=lambda params: parts.validate(params, stop),
+        score=parts.score,
+        stop=stop,
+      )
+      if trained.interrupted:
+        return _interrupted(settings, stop)
+      print(f"testing the checkpoint of step {trained.best_step}", flush=True)
+      figures = parts.test(trained.best_params, stop)
+    except StopRequested:
+      return _interrupted(settings, stop)
+    except (NonFiniteLossError, OSError) as error:
+      print(f"{settings.experiment}: {program.message(error)}", file=sys.stderr)
+      return 1
+
+  checkpoint = {
+    "step": trained.best_step,
+    "of": int(trained.state.step),
+    "chosen by": f"validation on {settings.val_tasks} tasks",
+  }
+  result = {
+    "experiment": settings.experiment,
+    **figures,
+    "num_eval_tasks": settings.eval_tasks,
+    "tasks_per_second": trained.tasks_per_second,
+    "num_steps": settings.num_steps,
+    "protocol": {**parts.protocol, "checkpoint": checkpoint, **report.environment()},
+    "settings": program.identity(settings),
+  }
+  report.plot_curves(
+    directory.read_metrics(),
+    directory.path / "curves.png",
+    title=f"{settings.experiment}: {settings.algorithm}",
+    best_step=trained.best_step,
+  )
+  directory.write_json("result.json", report.jsonable(result))
+  return show(result, directory.path)
+
+
+def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
+  """Prints the protocol card and where the run lies; returns exit code 0."""
+  print(report.protocol_card(result))
+  print(f"{path}/: result.json, curves.png, metrics.jsonl, flags.txt")
+  return 0
+
+
+def _interrupted(settings: SimpleNamespace, stop: StopSignal) -> int:
+  print(
+    f"{settings.experiment}: interrupted, everything is saved in {settings.run_dir}; "
+    f"go on with the same command:\n  {shlex.join(sys.orig_argv)}",
+    file=sys.stderr,
+  )
+  return stop.exit_code

@@ -1,0 +1,181 @@
+"""Tests of the experiments' flags and flagfiles."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from experiments import miniimagenet, omniglot, program, sinusoid
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = {"miniimagenet": miniimagenet, "omniglot": omniglot, "sinusoid": sinusoid}
+FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
+HEAVY = ("jax", "flax", "numpy", "matplotlib", "PIL", "tensorflow_datasets", "tqdm")
+
+
+def parse(experiment, *arguments):
+  values = flags.FlagValues()
+  EXPERIMENTS[experiment].define_flags(values)
+  values(["program", *arguments])
+  return values
+
+
+def settings(experiment, *arguments):
+  values = parse(experiment, *arguments)
+  return program.resolve(experiment, {name: values[name].value for name in values})
+
+
+class FlagfilesTest(parameterized.TestCase):
+  @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
+  def test_says_how_and_whence_and_parses(self, path):
+    text = path.read_text()
+    experiment = re.search(r"python -m experiments\.(\w+)", text).group(1)
+    self.assertRegex(text, "(?m)^# Source: |^# UNPUBLISHED SETTING: ")
+    self.assertRegex(text, "(?m)^# inner_lr: |maml_sinusoid_5shot.txt")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    parsed = parse(experiment, f"--flagfile={path}")
+    for line in lines:
+      name = line.removeprefix("--").removeprefix("no").partition("=")[0]
+      name = name if name in parsed else line.removeprefix("--").partition("=")[0]
+      self.assertTrue(parsed[name].present, line)
+    self.assertLen({line.partition("=")[0] for line in lines}, len(lines))
+
+  @parameterized.named_parameters(
+    ("maml_omniglot", "omniglot", "maml_omniglot_5way_1shot"),
+    ("maml_miniimagenet", "miniimagenet", "maml_miniimagenet_5way_1shot"),
+    ("maml_sinusoid", "sinusoid", "maml_sinusoid_5shot"),
+  )
+  def test_defaults_of_the_experiments_are_the_published_ones(self, experiment, stem):
+    path = ROOT / "experiments" / "flagfiles" / f"{stem}.txt"
+    default, published = (
+      program.identity(settings(experiment, *arguments))
+      for arguments in ([], [f"--flagfile={path}"])
+    )
+    # How MAML's own split of Omniglot and its 5 query images differ is in the file.
+    differing = {name for name in default if default[name] != published[name]}
+    self.assertContainsSubset(
+      differing, {"omniglot_split", "rotate_test", "eval_query_shot"}
+    )
+
+  def test_published_inner_rates_are_converted_to_the_mean_loss(self):
+    for stem, published in (
+      ("maml_omniglot_5way_1shot", 0.4),
+      ("maml_omniglot_20way_5shot", 0.1),
+      ("fomaml_miniimagenet_5way_5shot", 0.01),
+    ):
+      path = ROOT / "experiments" / "flagfiles" / f"{stem}.txt"
+      chosen = settings(stem.split("_")[1], f"--flagfile={path}")
+      self.assertAlmostEqual(chosen.inner_lr, published * chosen.way)
+
+  def test_every_algorithm_has_one(self):
+    names = [path.stem for path in FLAGFILES]
+    for algorithm in ("maml", "fomaml", "sharp_maml_low", "sharp_maml_up"):
+      self.assertTrue(any(name.startswith(f"{algorithm}_mini") for name in names))
+
+
+class RefusalsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("--inner_lr=0", "inner_lr=0.0: must be positive and finite"),
+    ("--inner_lr=nan", "inner_lr=nan: must be positive and finite"),
+    ("--outer_lr=inf", "outer_lr=inf: must be positive and finite"),
+    ("--inner_rho=-1", "inner_rho=-1.0: .*use --algorithm=maml"),
+    ("--outer_rho=0", "outer_rho=0.0: .*use --algorithm=maml"),
+    ("--p=0.5", "p=0.5: must lie between 1 and inf"),
+    ("--p=nan", "p=nan: must lie between 1 and inf"),
+    ("--clip_meta_gradient=0", "clip_meta_gradient=0.0: .*leave the flag out"),
+    ("--checkpoint_seconds=0", "checkpoint_seconds=0.0: must be positive"),
+    ("--shot=0", "shot=0: .*at least 1"),
+    ("--query_shot=-2", "query_shot=-2: .*at least 1"),
+    ("--eval_query_shot=0", "eval_query_shot=0: .*at least 1"),
+    ("--way=1", "way=1: a task needs at least 2 classes"),
+    ("--num_tasks=0", "num_tasks=0: .*at least 1"),
+    ("--num_steps=0", "num_steps=0: .*at least 1"),
+    ("--num_inner_steps=0", "num_inner_steps=0: .*at least 1"),
+    ("--num_eval_inner_steps=0", "num_eval_inner_steps=0: .*at least 1"),
+    ("--task_chunk=0", "task_chunk=0: .*at least 1"),
+    ("--log_every=0", "log_every=0: .*at least 1"),
+    ("--eval_every=0", "eval_every=0: .*at least 1"),
+    ("--val_tasks=0", "val_tasks=0: .*at least 1"),
+    ("--eval_tasks=1", "eval_tasks=1: an interval needs at least 2 tasks"),
+    ("--num_filters=0", "num_filters=0: .*at least 1"),
+    ("--image_size=0", "image_size=0: .*at least 1"),
+    ("--seed=-1", "seed=-1: must lie between 0"),
+    ("--algorithm=reptile", "algorithm=reptile: .*maml.*fomaml.*sharp_maml_both"),
+    ("--model=resnet", "model=resnet: .*conv4.*mlp"),
+    ("--omniglot_split=x", "omniglot_split=x: .*vinyals.*mixed"),
+    ("--dataset=cifar", "dataset=cifar: choose one of .*characters.*tfds:NAME"),
+    ("--dataset=tfds:", "dataset=tfds:: choose one of"),
+    ("--shot=many", "shot=many: "),
+    ("--inner_learning_rate=1", "inner_learning_rate"),
+  )
+  def test_names_flag_value_and_fix(self, argument, message):
+    with self.assertRaisesRegex(flags.Error, message):
+      parse("omniglot", argument)
+
+  def test_infinity_norm_and_catalogue_names_are_allowed(self):
+    values = parse("omniglot", "--p=inf", "--dataset=tfds:cifar100")
+    self.assertEqual(values.p, float("inf"))
+
+  def test_the_program_says_it_without_a_traceback(self):
+    ran = subprocess.run(
+      [sys.executable, "-m", "experiments.miniimagenet", "--way=1"],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(ran.returncode, 2)
+    self.assertStartsWith(ran.stderr, "miniimagenet: flag --way=1: a task needs")
+    self.assertNotIn("Traceback", ran.stderr)
+
+
+class ResolveTest(parameterized.TestCase):
+  def test_defaults_that_follow_other_flags(self):
+    chosen = settings("omniglot", "--shot=3", "--num_inner_steps=4", "--way=2")
+    self.assertEqual((chosen.query_shot, chosen.eval_query_shot), (3, 3))
+    self.assertEqual(settings("sinusoid", "--query_shot=7").eval_query_shot, 7)
+
+  @parameterized.parameters(
+    ("omniglot", [], "runs/omniglot-maml-5way-1shot-seed0"),
+    (
+      "omniglot",
+      ["--dataset=tfds:a/b", "--way=20", "--seed=3"],
+      "runs/omniglot-tfds-a-b-maml-20way-1shot-seed3",
+    ),
+    ("sinusoid", ["--algorithm=fomaml"], "runs/sinusoid-fomaml-5shot-seed0"),
+  )
+  def test_run_directory(self, experiment, arguments, expected):
+    self.assertEqual(settings(experiment, *arguments).run_dir, expected)
+
+  def test_identity_leaves_out_what_changes_nothing(self):
+    one = settings("omniglot", "--num_steps=10", "--run_dir=a", "--eval_tasks=2")
+    self.assertEqual(program.identity(one), program.identity(settings("omniglot")))
+    for argument in ("--inner_lr=3", "--p=inf", "--seed=1", "--eval_every=7"):
+      other = settings("omniglot", argument)
+      self.assertNotEqual(program.identity(one), program.identity(other))
+
+
+class HelpTest(parameterized.TestCase):
+  @parameterized.parameters(*EXPERIMENTS)
+  def test_imports_nothing_heavy_and_lists_every_flag(self, experiment):
+    code = (
+      "import runpy, sys\n"
+      f"sys.argv = ['{experiment}', '--help']\n"
+      "try:\n"
+      f"  runpy.run_module('experiments.{experiment}', run_name='__main__',\n"
+      "                   alter_sys=True)\n"
+      "finally:\n"
+      f"  print('heavy:', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    ran = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    self.assertIn("heavy: []", ran.stdout, ran.stderr)
+    for name in parse(experiment):
+      self.assertRegex(ran.stdout, rf"--(\[no\])?{name}:")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,220 @@
+"""Tests of the experiments as programs: two steps each, resume, refusals."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import signal
+import stat
+import tempfile
+import zipfile
+
+import jax
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from experiments import miniimagenet, omniglot, program, session, sinusoid
+
+EXPERIMENTS = {"miniimagenet": miniimagenet, "omniglot": omniglot, "sinusoid": sinusoid}
+TINY = ("--num_tasks=2", "--val_tasks=3", "--eval_tasks=4", "--eval_every=2")
+TINY_SINES = (*TINY, "--num_eval_inner_steps=1")
+TINY_IMAGES = (
+  *TINY,
+  "--dataset=characters",
+  "--way=3",
+  "--query_shot=2",
+  "--num_filters=4",
+  "--image_size=16",
+  "--num_inner_steps=1",
+  "--num_eval_inner_steps=1",
+)
+
+
+def run(experiment, run_dir, *arguments, build=None):
+  """Returns exit code, standard output and standard error."""
+  module, values = EXPERIMENTS[experiment], flags.FlagValues()
+  module.define_flags(values)
+  values(
+    ["program", f"--run_dir={run_dir}", "--compilation_cache_dir=", *arguments],
+  )
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = program.run(experiment, module.define_flags, build or module.build, values)
+  return code, out.getvalue(), err.getvalue()
+
+
+def newest_checkpoint(run_dir):
+  path = sorted((run_dir / "checkpoints").glob("step_*.npz"))[-1]
+  with zipfile.ZipFile(path) as archive:
+    leaves = json.loads(archive.read("metadata.json"))["leaves"]
+  return path.name, leaves
+
+
+def records(run_dir):
+  timing = ("wall_time", "tasks_per_second")
+  lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {name: value for name, value in json.loads(line).items() if name not in timing}
+    for line in lines
+  ]
+
+
+class ProgramTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    # optax's Adam multiplies floats by its integer count.
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+    self.run_dir = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  @parameterized.named_parameters(
+    ("omniglot", "omniglot", "sharp_maml_both", ["--model=conv4_strided"]),
+    ("omniglot_without_convolutions", "omniglot", "maml", ["--model=mlp"]),
+    ("miniimagenet", "miniimagenet", "fomaml", ["--adapt_norm"]),
+  )
+  def test_two_steps_of_classification(self, experiment, algorithm, arguments):
+    arguments = [*TINY_IMAGES, f"--algorithm={algorithm}", "--num_steps=2", *arguments]
+    code, out, err = run(experiment, self.run_dir, *arguments)
+    self.assertEqual(code, 0, err)
+    self.assertIn("%  transductive", out)
+    result = json.loads((self.run_dir / "result.json").read_text())
+    for name in ("test_accuracy", "test_accuracy_inductive"):
+      self.assertBetween(result[name], 0, 1)
+      self.assertGreaterEqual(result[f"{name}_ci95"], 0)
+    self.assertEqual(result["num_eval_tasks"], 4)
+    self.assertGreater(result["tasks_per_second"], 0)
+    protocol = result["protocol"]
+    self.assertEqual(protocol["algorithm"]["name"], algorithm)
+    self.assertEqual(protocol["checkpoint"]["step"], 2)
+    self.assertEqual(protocol["inner loop"]["num_eval_inner_steps"], 1)
+    self.assertContainsSubset(
+      ("normalisation", "model", "data", "device", "versions", "git_commit", "command"),
+      protocol,
+    )
+    self.assertLen({protocol["data"][split] for split in ("train", "val", "test")}, 3)
+    for name in ("curves.png", "flags.txt", "run.json"):
+      self.assertTrue((self.run_dir / name).exists(), name)
+    with self.subTest("again"):
+      before = (self.run_dir / "result.json").stat().st_mtime_ns
+      again = run(experiment, self.run_dir, *arguments)
+      self.assertEqual((again[0], again[1]), (0, out[out.index(experiment) :]))
+      self.assertEqual((self.run_dir / "result.json").stat().st_mtime_ns, before)
+
+  def test_two_steps_of_regression(self):
+    arguments = (*TINY, "--num_steps=2", "--num_eval_inner_steps=3")
+    code, out, err = run("sinusoid", self.run_dir, *arguments)
+    self.assertEqual(code, 0, err)
+    result = json.loads((self.run_dir / "result.json").read_text())
+    self.assertLen(result["test_mse_by_step"], 4)
+    self.assertLen(result["test_mse_by_step_ci95"], 4)
+    self.assertLen(set(result["test_mse_by_step"]), 4)
+    self.assertIn("test mse, 3 steps", out)
+
+  def test_interrupted_and_resumed_equals_uninterrupted(self):
+    arguments = (*TINY_IMAGES, "--algorithm=sharp_maml_both", "--log_every=1")
+    whole, cut = self.run_dir / "whole", self.run_dir / "cut"
+    self.assertEqual(run("omniglot", whole, *arguments, "--num_steps=4")[0], 0)
+
+    def interrupting(settings):
+      parts = omniglot.build(settings)
+
+      def draw_and_be_killed(params, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return parts.validate(params, stop)
+
+      return session.Parts(**{**vars(parts), "validate": draw_and_be_killed})
+
+    code, out, err = run(
+      "omniglot", cut, *arguments, "--num_steps=4", build=interrupting
+    )
+    self.assertEqual(code, 143)
+    self.assertIn("go on with the same command", err)
+    self.assertFalse((cut / "result.json").exists())
+    self.assertEqual(newest_checkpoint(cut)[0], "step_00000002.npz")
+    self.assertEqual(run("omniglot", cut, *arguments, "--num_steps=4")[0], 0)
+
+    self.assertEqual(newest_checkpoint(cut), newest_checkpoint(whole))
+    self.assertEqual(records(cut), records(whole))
+    results = [json.loads((path / "result.json").read_text()) for path in (whole, cut)]
+    for name in results[0]:
+      if name.startswith("test_"):
+        self.assertEqual(results[0][name], results[1][name])
+
+  def test_flags_txt_reproduces_and_a_longer_run_goes_on(self):
+    self.assertEqual(
+      run("sinusoid", self.run_dir / "a", *TINY_SINES, "--num_steps=2")[0], 0
+    )
+    again = f"--flagfile={self.run_dir / 'a' / 'flags.txt'}"
+    # The flagfile names its own run directory, which the later flag overrides.
+    b = f"--run_dir={self.run_dir / 'b'}"
+    self.assertEqual(run("sinusoid", "unused", again, b)[0], 0)
+    self.assertEqual(
+      newest_checkpoint(self.run_dir / "a"), newest_checkpoint(self.run_dir / "b")
+    )
+    code, out, _ = run("sinusoid", "unused", again, b, "--num_steps=4")
+    self.assertEqual(code, 0)
+    self.assertEqual(newest_checkpoint(self.run_dir / "b")[0], "step_00000004.npz")
+    code, out, _ = run("sinusoid", "unused", again, b, "--eval_tasks=6")
+    self.assertRegex(out, r"test tasks +6\b")
+
+  def test_refuses_another_run(self):
+    run("sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2")
+    code, _, err = run(
+      "sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2", "--inner_lr=0.5"
+    )
+    self.assertEqual(code, 2)
+    self.assertRegex(err, r"inner_lr: 0\.01 there, 0\.5 now")
+
+  @parameterized.named_parameters(
+    ("no_data", "omniglot", (), "images_background.zip.*--dataset=characters"),
+    ("no_photographs", "miniimagenet", (), "(?s)CSV.*--dataset=characters"),
+    ("empty_path", "omniglot", ("--data_dir=/nowhere",), "/nowhere does not exist"),
+    ("way", "omniglot", (*TINY_IMAGES, "--way=61"), "way is 61.*'val'.*60"),
+    ("shot", "omniglot", (*TINY_IMAGES, "--shot=19"), "shot.*19 \\+ 2.*20"),
+    (
+      "reuse_without_outer",
+      "omniglot",
+      (*TINY_IMAGES, "--algorithm=sharp_maml_low", "--reuse_perturbation"),
+      "reuse_perturbation",
+    ),
+    ("pooling", "miniimagenet", (*TINY_IMAGES, "--image_size=8"), "at least 16"),
+  )
+  def test_refuses_before_training(self, experiment, arguments, message):
+    run_dir = self.run_dir / "never_made"
+    code, out, err = run(experiment, run_dir, *arguments)
+    self.assertEqual((code, out), (2, ""))
+    self.assertRegex(err, f"^{experiment}: ")
+    self.assertRegex(err, message)
+    self.assertFalse(run_dir.exists())
+
+  def test_refuses_a_run_directory_that_cannot_be_made(self):
+    (self.run_dir / "file").write_text("")
+    code, _, err = run("sinusoid", self.run_dir / "file" / "run", *TINY_SINES)
+    self.assertEqual(code, 2)
+    self.assertStartsWith(err, "sinusoid: cannot write to run_dir=")
+
+  def test_a_loss_that_is_not_finite_stops_the_run(self):
+    code, _, err = run("sinusoid", self.run_dir, *TINY_SINES, "--inner_lr=1e30")
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "loss of task [01].* is not finite at meta-step 1;")
+
+
+class CompilationCacheTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    before = jax.config.jax_compilation_cache_dir
+    self.addCleanup(jax.config.update, "jax_compilation_cache_dir", before)
+    self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def test_is_made_for_the_user_alone(self):
+    session.use_compilation_cache(str(self.directory / "a" / "b"))
+    self.assertEqual(stat.S_IMODE((self.directory / "a" / "b").stat().st_mode), 0o700)
+
+  def test_refuses_what_others_can_write_to(self):
+    self.directory.chmod(0o777)
+    with self.assertRaisesRegex(ValueError, "compilation_cache_dir.*chmod 700"):
+      session.use_compilation_cache(str(self.directory))
+
+
+if __name__ == "__main__":
+  absltest.main()
