@@ -1,0 +1,200 @@
+"""Second-order MAML meta-steps per second, against PyTorch by turns.
+
+Question: how many tasks a second does one machine meta-train on, and how does that
+compare with PyTorch on the same machine in the same minutes?
+
+    python -m benchmarks.meta_step --torch_python=/path/to/torch-venv/bin/python
+
+Every setting is Conv4 with batch statistics, cross-entropy, SGD inside and Adam
+outside, float32. After one untimed step each, the forms take turns, `--seconds` at
+a time for `--rounds` rounds, so that what else the machine does hits all alike; the
+ratio is taken round by round against the faster PyTorch form of that round.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from jsharp import losses
+from jsharp.algorithms import maml
+from jsharp.models import Conv4, as_functions
+from jsharp.types import Batch, Task
+
+_TORCH_PYTHON = flags.DEFINE_string(
+  "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."
+)
+_SETTINGS = flags.DEFINE_list(
+  "settings", ["omni", "mini", "omni_strided"], "Which settings, comma-separated."
+)
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "Seconds per form and round.", lower_bound=0)
+_ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", 2, "PyTorch's threads.", lower_bound=1)
+_TASK_CHUNK = flags.DEFINE_list(
+  "task_chunk", ["0"], "jsharp's task_chunk, several are timed side by side; 0: default."
+)
+
+_FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
+SETTINGS = {
+  "omni": _FIVE_WAY | {"size": 28, "channels": 1, "filters": 64, "stride": 1},
+  "mini": _FIVE_WAY | {"size": 84, "channels": 3, "filters": 32, "stride": 1},
+  # MAML's own Omniglot network and meta-batch.
+  "omni_strided": {
+    "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
+    "size": 28, "channels": 1, "filters": 64, "stride": 2,
+  },
+}  # fmt: skip
+
+
+class Torch:
+  """The PyTorch process, asked for one round at a time."""
+
+  def __init__(self, python: str, threads: int):
+    script = Path(__file__).with_name("torch_meta_step.py")
+    self._process = subprocess.Popen(
+      [python, str(script), str(threads)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.versions = self._answer()
+
+  def _answer(self):
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(
+        "the PyTorch process ended; see its message above and check --torch_python"
+      )
+    return json.loads(line)
+
+  def tasks_per_second(self, name: str, form: str, seconds: float) -> float:
+    request = {"setting": SETTINGS[name] | {"name": name}, "form": form}
+    self._process.stdin.write(json.dumps(request | {"seconds": seconds}) + "\n")
+    self._process.stdin.flush()
+    return self._answer()
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def make_tasks(setting: dict[str, int]) -> Task:
+  generator = np.random.default_rng(0)
+
+  def batch(shot):
+    num_tasks, way, size = setting["num_tasks"], setting["way"], setting["size"]
+    shape = (num_tasks, way * shot, size, size, setting["channels"])
+    labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shot), (num_tasks, 1))
+    return Batch(generator.random(shape, np.float32), labels)
+
+  tasks = Task(support=batch(setting["shot"]), query=batch(setting["query_shot"]))
+  return jax.tree.map(jnp.asarray, tasks)
+
+
+def make_step(setting: dict[str, int], task_chunk: int | None) -> Callable[[], None]:
+  """One jsharp meta-step that keeps its own state; blocks until it is done."""
+  init_fn, apply_fn = as_functions(
+    Conv4(setting["way"], setting["filters"], setting["stride"])
+  )
+  algorithm = maml(
+    losses.supervised(apply_fn, losses.cross_entropy),
+    optax.sgd(0.1),
+    optax.adam(1e-3),
+    num_inner_steps=setting["inner_steps"],
+    task_chunk=task_chunk,
+  )
+  tasks = make_tasks(setting)
+  state = algorithm.init(init_fn(jax.random.key(0), tasks.support.inputs[0]))
+  jitted = jax.jit(algorithm.step)
+
+  def step():
+    nonlocal state
+    state, _ = jax.block_until_ready(jitted(state, tasks))
+
+  return step
+
+
+def time_jsharp(step: Callable[[], None], num_tasks: int, seconds: float) -> float:
+  count, start = 0, time.perf_counter()
+  while count == 0 or time.perf_counter() - start < seconds:
+    step()
+    count += 1
+  return count * num_tasks / (time.perf_counter() - start)
+
+
+def measure(name: str, torch: Torch | None) -> dict[str, list[float]]:
+  """Tasks per second of every form, round by round."""
+  setting = SETTINGS[name]
+  steps = {}
+  for chunk in _TASK_CHUNK.value:
+    label = "jsharp" if chunk == "0" else f"jsharp, task_chunk={chunk}"
+    steps[label] = make_step(setting, int(chunk) or None)
+    steps[label]()
+  forms = ("loop", "func") if torch else ()
+  for form in forms:
+    torch.tasks_per_second(name, form, 0.0)
+  rates = {label: [] for label in (*steps, *(f"torch {form}" for form in forms))}
+  for _ in range(_ROUNDS.value):
+    for label, step in steps.items():
+      rate = time_jsharp(step, setting["num_tasks"], _SECONDS.value)
+      rates[label].append(rate)
+    for form in forms:
+      rate = torch.tasks_per_second(name, form, _SECONDS.value)
+      rates[f"torch {form}"].append(rate)
+  return rates
+
+
+def report(name: str, rates: dict[str, list[float]]) -> None:
+  torch = [values for label, values in rates.items() if label.startswith("torch")]
+  best = [max(values) for values in zip(*torch, strict=True)]
+  for label, values in rates.items():
+    row = f"| {name} | {label} | {_spread(values, 1)} |"
+    if best and not label.startswith("torch"):
+      row += f" {_spread([a / b for a, b in zip(values, best, strict=True)], 2)} |"
+    else:
+      row += " |"
+    print(row, flush=True)
+
+
+def _spread(values: list[float], digits: int) -> str:
+  low, mid, high = min(values), statistics.median(values), max(values)
+  return f"{mid:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _commit() -> str:
+  command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  return result.stdout.strip() or "unknown"
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  if unknown := set(_SETTINGS.value) - SETTINGS.keys():
+    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
+  torch = Torch(_TORCH_PYTHON.value, _THREADS.value) if _TORCH_PYTHON.value else None
+  print(
+    f"Python {platform.python_version()}, jax {jax.__version__}, flax "
+    f"{flax.__version__}, optax {optax.__version__}, "
+    f"{torch.versions if torch else 'no torch'}; {jax.devices()[0].device_kind} x "
+    f"{jax.device_count()}, {platform.machine()}, commit {_commit()}"
+  )
+  print("| setting | form | tasks/s, median (range) | jsharp / faster torch |")
+  print("|---|---|---|---|", flush=True)
+  for name in _SETTINGS.value:
+    report(name, measure(name, torch))
+  if torch:
+    torch.close()
+
+
+if __name__ == "__main__":
+  app.run(main)
