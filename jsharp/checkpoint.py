@@ -277,7 +277,7 @@ def _fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> A
       continue
     # A copy: JAX may otherwise share, and later donate, memory that NumPy owns.
     leaf = jnp.array(array, copy=True)
-    if data is not expected:
+    if isinstance(expected, jax.Array) and data is not expected:
       leaf = jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(expected))
     filled.append(leaf)
   return jax.tree_util.tree_unflatten(structure, filled)

@@ -78,7 +78,11 @@ class Records:
     self._progress = Progress(num_steps, step=step, bar=progress)
     self._events = EventFiles(run.path / "tensorboard", step=step)
     if saved:
-      self._progress.note(f"going on from step {step} of {run.path}")
+      self.note(f"going on from step {step} of {run.path}")
+
+  def note(self, text: str) -> None:
+    """Tells the person who watches."""
+    self._progress.note(text)
 
   def add(self, step: int, done: Done) -> None:
     """Takes in a block that led to `step`; the sums do not depend on the blocks."""

@@ -187,6 +187,7 @@ def train(
       if over:
         break
       if not blocks.compiled:
+        records.note("compiling the meta-step")
         blocks.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))

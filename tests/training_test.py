@@ -210,6 +210,11 @@ class TrainingTest(parameterized.TestCase):
     )
     self.assertEqual((result.best_step, result.best_score), (20, 0.5))
 
+  def test_the_best_stays_the_best_after_a_resume(self):
+    self._train(10, validate=lambda params: {"accuracy": 0.9})
+    result, _ = self._train(30, validate=lambda params: {"accuracy": 0.5})
+    self.assertEqual((result.best_step, result.best_score), (10, 0.9))
+
   def test_score_functions_and_names(self):
     result, _ = self._train(30, score=lambda metrics: -metrics["loss"])
     loss = toy_runs.validate(result.best_params)["loss"]

@@ -76,7 +76,10 @@ _LAYOUTS = {
   "shards_tar_xz": _shards(".tar.xz"),
   "shards_zip_wrapped": _shards(".zip", "mini-imagenet/"),
   "archive_beside_its_extracted_folders": _archive(
-    "mini.tar", _SPLIT_FOLDERS, loose=_SPLIT_FOLDERS
+    "mini.tar", dict.fromkeys(_SPLIT_FOLDERS, b"is not read"), loose=_SPLIT_FOLDERS
+  ),
+  "archive_in_another_order": _archive(
+    "mini.tar", dict(reversed(_SPLIT_FOLDERS.items()))
   ),
   "cache_pickles": _pickled(fixtures.cache_contents(), pickle.dumps),
   "cache_pickles_of_python_2": _pickled(
