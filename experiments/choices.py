@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import optax
 
-from experiments import common_flags
+from experiments import classification_flags
 from jsharp import data, models
 from jsharp.algorithms import fomaml, maml, sharp_maml
 from jsharp.types import LossFn, MetaAlgorithm
@@ -39,7 +39,7 @@ def load_datasets(settings: SimpleNamespace) -> dict[str, data.Dataset]:
   size = {} if settings.image_size is None else {"size": settings.image_size}
   if name == "characters":
     return data.characters.load(**size)
-  if common_flags.is_tfds(name):
+  if classification_flags.is_tfds(name):
     return data.tfds_source.load(name.removeprefix("tfds:"), data_dir)
   directory = pathlib.Path(data_dir).expanduser()
   if name == "omniglot":

@@ -12,17 +12,14 @@ from typing import Any
 from absl import flags
 
 ALGORITHMS = ("maml", "fomaml", "sharp_maml_low", "sharp_maml_up", "sharp_maml_both")
-DATASETS = ("omniglot", "miniimagenet", "characters", "image_folder")
-MODELS = ("conv4", "conv4_strided", "mlp")
-OMNIGLOT_SPLITS = ("vinyals", "mixed")
 
 # Messages and registrations name the module that calls `define_*`, so that --help
 # lists the flags under the experiment itself.
 flags.disclaim_key_flags()
 
 
-def _positive(names: Iterable[str], flag_values: flags.FlagValues, fix: str) -> None:
-  """Refuses zero, negative, infinite and NaN values; None stands for a default."""
+def positive(names: Iterable[str], flag_values: flags.FlagValues, fix: str) -> None:
+  """Makes flags refuse what is not positive and finite; None is their default."""
   for name in names:
     flags.register_validator(
       name,
@@ -105,7 +102,7 @@ def _define_task_flags(f: flags.FlagValues) -> None:
     "the one that is tested.",
     flag_values=f,
   )
-  _positive(
+  positive(
     ("shot", "query_shot", "eval_query_shot", "val_tasks"),
     f,
     "give a number of at least 1.",
@@ -180,7 +177,7 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     "SIGTERM save by themselves.",
     flag_values=f,
   )
-  _positive(
+  positive(
     (
       "num_tasks",
       "num_steps",
@@ -193,11 +190,11 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     f,
     "give a number of at least 1.",
   )
-  _positive(
+  positive(
     ("inner_lr", "outer_lr"), f, "usual values lie between 0.0001 and 2, see --help."
   )
-  _positive(("checkpoint_seconds",), f, "usual values lie between 10 and 600.")
-  _positive(("clip_meta_gradient",), f, "leave the flag out to train without clipping.")
+  positive(("checkpoint_seconds",), f, "usual values lie between 10 and 600.")
+  positive(("clip_meta_gradient",), f, "leave the flag out to train without clipping.")
 
 
 def _define_sharpness_flags(f: flags.FlagValues) -> None:
@@ -247,7 +244,7 @@ def _define_sharpness_flags(f: flags.FlagValues) -> None:
     "test script: with sharp_maml_low only.",
     flag_values=f,
   )
-  _positive(
+  positive(
     ("inner_rho", "outer_rho"), f, "without a perturbation use --algorithm=maml."
   )
   flags.register_validator(
@@ -256,82 +253,6 @@ def _define_sharpness_flags(f: flags.FlagValues) -> None:
     message="must lie between 1 and inf; 2 is the papers' norm.",
     flag_values=f,
   )
-
-
-def define_classification(flag_values: flags.FlagValues) -> None:
-  """Defines the flags of the classification data and models."""
-  f = flag_values
-  flags.DEFINE_string(
-    "dataset",
-    None,
-    "What to learn from in place of the experiment's own data: omniglot, "
-    "miniimagenet, characters (drawn by jsharp itself, needs no files), image_folder "
-    "(any split/class/image) or tfds:NAME (already prepared by tensorflow-datasets).",
-    flag_values=f,
-  )
-  flags.DEFINE_string(
-    "data_dir", None, "Directory that holds the files of the dataset.", flag_values=f
-  )
-  flags.DEFINE_enum(
-    "omniglot_split",
-    "vinyals",
-    OMNIGLOT_SPLITS,
-    "Characters of each Omniglot split: vinyals (1028 / 172 / 423) or mixed (1100 / "
-    "100 / 423 drawn at random, as in MAML's code).",
-    flag_values=f,
-  )
-  flags.DEFINE_boolean(
-    "rotate_test",
-    False,
-    "Omniglot: rotated characters are further classes in the test split too, as in "
-    "MAML's code, and not in training and validation only.",
-    flag_values=f,
-  )
-  flags.DEFINE_integer(
-    "image_size",
-    None,
-    "Height and width in pixels that images are resized to or drawn in. Default: 28 "
-    "for omniglot and characters, 84 for image_folder; miniimagenet and tfds come as "
-    "they are.",
-    flag_values=f,
-  )
-  flags.DEFINE_integer("way", 5, "Classes per task.", flag_values=f)
-  flags.DEFINE_enum(
-    "model",
-    "conv4",
-    MODELS,
-    "conv4: four convolutions with max-pooling; conv4_strided: with stride 2 in place "
-    "of pooling, the fast one; mlp: the net without convolutions, 256-128-64-64.",
-    flag_values=f,
-  )
-  flags.DEFINE_integer(
-    "num_filters", 64, "Filters per convolution of the conv4 models.", flag_values=f
-  )
-  flags.DEFINE_boolean(
-    "adapt_norm",
-    False,
-    "Let the inner loop change the normalisation's scale and offset too. By default "
-    "they are meta-learned only, as in the authors' code.",
-    flag_values=f,
-  )
-  _positive(("image_size", "num_filters"), f, "give a number of at least 1.")
-  flags.register_validator(
-    "way",
-    lambda value: value >= 2,
-    message="a task needs at least 2 classes.",
-    flag_values=f,
-  )
-  flags.register_validator(
-    "dataset",
-    lambda value: value is None or value in DATASETS or is_tfds(value),
-    message=f"choose one of {', '.join(DATASETS)} or tfds:NAME.",
-    flag_values=f,
-  )
-
-
-def is_tfds(dataset: str) -> bool:
-  """Whether the dataset is one of tensorflow-datasets, `tfds:NAME`."""
-  return dataset.startswith("tfds:") and len(dataset) > len("tfds:")
 
 
 def set_defaults(flag_values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:

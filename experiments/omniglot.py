@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common_flags, program
+from experiments import classification_flags, common_flags, program
 
 DEFAULTS = {
   "dataset": "omniglot",
@@ -31,7 +31,7 @@ DEFAULTS = {
 def define_flags(flag_values: flags.FlagValues) -> None:
   """Defines the flags of this experiment."""
   common_flags.define_meta_learning(flag_values)
-  common_flags.define_classification(flag_values)
+  classification_flags.define_classification(flag_values)
   common_flags.set_defaults(flag_values, DEFAULTS)
 
 
