@@ -230,6 +230,14 @@ def plot_curves(
 
   Raises:
     OSError: if `path` cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val_loss": 1.5}]
+    >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+    ...   plot_curves(records, file.name, title="a run")
+    ...   file.read(4)
+    b'\\x89PNG'
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
