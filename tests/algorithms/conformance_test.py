@@ -1,6 +1,7 @@
 """Laws that every constructor obeys; a newcomer adds one row to `ALGORITHMS`."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ def apply_fn(params, x):
   return hidden @ params["head"]["w"] + params["head"]["b"][None]
 
 
+@functools.cache
 def start():
   keys = jax.random.split(jax.random.key(0), 2)
   return {
@@ -49,6 +51,7 @@ def start():
   }
 
 
+@functools.cache
 def tasks():
   keys = jax.random.split(jax.random.key(1), 2)
 
@@ -58,6 +61,19 @@ def tasks():
     return jsharp.Batch(x, labels)
 
   return jsharp.Task(support=batch(keys[0], 8), query=batch(keys[1], 12))
+
+
+class Compiled(NamedTuple):
+  algorithm: jsharp.MetaAlgorithm
+  step: Any
+  evaluate: Any
+
+
+@functools.cache
+def compiled(constructor, **options):
+  """The algorithm, compiled once for all laws that look at the same one."""
+  algorithm = build(constructor, **options)
+  return Compiled(algorithm, jax.jit(algorithm.step), jax.jit(algorithm.evaluate))
 
 
 def build(constructor, **options):
@@ -70,8 +86,8 @@ def build(constructor, **options):
   )
 
 
-def two_steps(algorithm, some_tasks):
-  step = jax.jit(algorithm.step)
+def two_steps(constructor, some_tasks, **options):
+  algorithm, step, _ = compiled(constructor, **options)
   state, _ = step(algorithm.init(start()), some_tasks)
   return step(state, some_tasks)
 
@@ -94,7 +110,7 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_metrics_are_per_task_and_the_step_counts(self, constructor):
-    state, metrics = two_steps(build(constructor), tasks())
+    state, metrics = two_steps(constructor, tasks())
     self.assertEqual(int(state.step), 2)
     self.assertEqual(set(metrics), {"loss", "accuracy"})
     for value in metrics.values():
@@ -112,26 +128,25 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_chunks_agree(self, constructor):
-    whole = two_steps(build(constructor, task_chunk=NUM_TASKS), tasks())
-    for chunk in (1, 2):
-      assert_close(two_steps(build(constructor, task_chunk=chunk), tasks()), whole)
+    whole = two_steps(constructor, tasks(), task_chunk=NUM_TASKS)
+    assert_close(two_steps(constructor, tasks(), task_chunk=2), whole)
+    assert_close(two_steps(constructor, tasks()), whole)
 
   @EVERY
   def test_order_of_tasks_changes_nothing(self, constructor):
     order = jnp.array([2, 0, 4, 1, 3])
-    algorithm = build(constructor)
     shuffled = jax.tree.map(lambda x: x[order], tasks())
-    params = two_steps(algorithm, tasks())[0].params
-    assert_close(two_steps(algorithm, shuffled)[0].params, params)
+    params = two_steps(constructor, tasks())[0].params
+    assert_close(two_steps(constructor, shuffled)[0].params, params)
 
   @EVERY
   def test_evaluate_is_adapt_then_query_loss(self, constructor):
-    algorithm = build(constructor, num_eval_inner_steps=3)
-    metrics = jax.jit(algorithm.evaluate)(start(), tasks())
+    algorithm, _, evaluate = compiled(constructor, num_eval_inner_steps=3)
+    metrics, adapt = evaluate(start(), tasks()), jax.jit(algorithm.adapt)
     loss_fn = losses.supervised(apply_fn, losses.cross_entropy)
     for i in range(NUM_TASKS):
       task = jax.tree.map(lambda x: x[i], tasks())  # noqa: B023
-      loss, _ = loss_fn(algorithm.adapt(start(), task.support), task.query)
+      loss, _ = loss_fn(adapt(start(), task.support), task.query)
       np.testing.assert_allclose(metrics["loss"][i], loss, rtol=1e-9)
 
   @EVERY
@@ -142,29 +157,30 @@ class ConformanceTest(parameterized.TestCase):
     adapted = jax.jit(algorithm.adapt)(start(), support)
     np.testing.assert_array_equal(adapted["body"], start()["body"])
     self.assertGreater(np.abs(adapted["head"]["w"] - start()["head"]["w"]).max(), 1e-3)
-    learned = two_steps(algorithm, tasks())[0].params["body"]
+    state, _ = jax.jit(algorithm.step)(algorithm.init(start()), tasks())
+    learned = state.params["body"]
     self.assertGreater(np.abs(learned - start()["body"]).max(), 1e-6)
 
   @EVERY
   def test_it_learns(self, constructor):
-    algorithm = build(constructor)
-    state, step = algorithm.init(start()), jax.jit(algorithm.step)
+    algorithm, step, evaluate = compiled(constructor)
+    state = algorithm.init(start())
     for _ in range(60):
       state, metrics = step(state, tasks())
-    before = algorithm.evaluate(start(), tasks())["loss"].mean()
+    before = evaluate(start(), tasks())["loss"].mean()
     self.assertLess(metrics["loss"].mean(), 0.8 * before)
 
   @parameterized.named_parameters(*RADIUS_ZERO.items())
   def test_radius_zero_is_maml(self, radii):
-    actual = two_steps(build(functools.partial(sharp, **radii)), tasks())
-    expected = two_steps(build(jsharp.maml), tasks())
+    actual = two_steps(functools.partial(sharp, **radii), tasks())
+    expected = two_steps(jsharp.maml, tasks())
     assert_close((actual[0].params, actual[1]), (expected[0].params, expected[1]))
 
   @EVERY
   def test_a_zero_support_gradient_is_harmless(self, constructor):
-    algorithm = build(constructor)
+    algorithm, step, _ = compiled(constructor)
     flat = jax.tree.map(jnp.zeros_like, start())
-    state, _ = jax.jit(algorithm.step)(algorithm.init(flat), tasks())
+    state, _ = step(algorithm.init(flat), tasks())
     self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)))
 
   @EVERY
@@ -172,9 +188,8 @@ class ConformanceTest(parameterized.TestCase):
     poisoned = tasks()
     inputs = poisoned.support.inputs.at[3].set(jnp.nan)
     poisoned = poisoned._replace(support=poisoned.support._replace(inputs=inputs))
-    _, metrics = jax.jit(build(constructor).step)(
-      build(constructor).init(start()), poisoned
-    )
+    algorithm, step, _ = compiled(constructor)
+    _, metrics = step(algorithm.init(start()), poisoned)
     np.testing.assert_array_equal(np.isnan(metrics["loss"]), np.arange(NUM_TASKS) == 3)
 
 
