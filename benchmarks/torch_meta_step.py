@@ -30,7 +30,6 @@ def init_params(way, filters, stride, size, channels):
   for block in range(4):
     c = channels if block == 0 else filters
     params[f"kernel_{block}"] = glorot(filters, c, 3, 3, fan=9 * (c + filters))
-    params[f"bias_{block}"] = torch.zeros(filters)
     params[f"scale_{block}"] = torch.ones(filters)
     params[f"offset_{block}"] = torch.zeros(filters)
   features = filters * (size // 16) ** 2 if stride == 1 else filters
@@ -41,9 +40,8 @@ def init_params(way, filters, stride, size, channels):
 
 def apply(params, x, stride):
   for block in range(4):
-    x = F.conv2d(
-      x, params[f"kernel_{block}"], params[f"bias_{block}"], stride=stride, padding=1
-    )
+    # No bias, as in jsharp's network: the normalisation would take it out.
+    x = F.conv2d(x, params[f"kernel_{block}"], stride=stride, padding=1)
     scale, offset = params[f"scale_{block}"], params[f"offset_{block}"]
     x = F.relu(F.batch_norm(x, None, None, scale, offset, training=True))
     if stride == 1:

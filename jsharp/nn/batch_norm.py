@@ -61,10 +61,12 @@ class BatchNorm(nn.Module):
     factor = lax.rsqrt(variance + self.epsilon)
     if self.use_scale:
       factor *= self.param("scale", nn.initializers.ones, channels, x.dtype)
-    y = (x - _like(mean, x)) * _like(factor, x)
+    shift = -mean * factor
     if self.use_bias:
-      y += _like(self.param("offset", nn.initializers.zeros, channels, x.dtype), x)
-    return y
+      shift += self.param("offset", nn.initializers.zeros, channels, x.dtype)
+    # One multiplication and addition per element: every order of derivative reads
+    # the array less often than if it were centred first.
+    return x * _like(factor, x) + _like(shift, x)
 
 
 def _like(vector, x):

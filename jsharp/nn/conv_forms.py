@@ -12,7 +12,7 @@ is what `jax.vmap` over both operands makes of one convolution.
 
 `direct` hands the map to `lax.conv_general_dilated`, always in the dimension order
 batch, height, width, channels: XLA:CPU has a fast path for this order only, also
-inside loops. `im2col` is strided slices, one concatenation and one matrix product.
+inside loops. `im2col` is strided slices, concatenations and matrix products.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+FEW_CHANNELS = 8
+"""Fewer channels than this, an image's, make too thin a product per kernel row."""
 
 
 class Geometry(NamedTuple):
@@ -69,13 +73,7 @@ def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
       x,
       w,
     )
-  return _per_group(
-    lambda x, w: jnp.tensordot(
-      _patches(x, geometry), w.reshape(-1, w.shape[-1]), axes=1
-    ),
-    x,
-    w,
-  )
+  return _per_group(lambda x, w: _im2col_forward(x, w, geometry), x, w)
 
 
 def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -89,6 +87,8 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Ar
   form = (
     _direct_weight_gradient if geometry.form == "direct" else _im2col_weight_gradient
   )
+  # Without the barrier XLA computes x and g anew inside the transposed copies.
+  x, g = lax.optimization_barrier((x, g))
   return _per_group(lambda x, g: form(x, g, geometry), x, g)
 
 
@@ -133,47 +133,62 @@ def _direct_weight_gradient(x, g, geometry):
   return w.transpose(1, 2, 0, 3)
 
 
-def _patches(x, geometry):
-  """`[n, oh, ow, kh * kw * c]`: what each output pixel sees."""
-  x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
-  n, _, _, c = x.shape
-  (rows, columns), stride = geometry.dilated, geometry.stride
-  taps = [
-    lax.slice(x, (0, i, j, 0), (n, i + rows, j + columns, c), (1, stride, stride, 1))
-    for i in range(geometry.kernel[0])
-    for j in range(geometry.kernel[1])
-  ]
-  return jnp.concatenate(taps, axis=-1)
+def _im2col_forward(x, w, geometry):
+  parts = _patches(x, geometry)
+  w = w.reshape(len(parts), -1, w.shape[-1])
+  return sum(jnp.tensordot(part, w[i], axes=1) for i, part in enumerate(parts))
 
 
 def _im2col_input_gradient(g, w, geometry):
+  c, o = w.shape[2:]
   if geometry.stride == 1:
-    return jnp.tensordot(
-      _patches(g, geometry),
-      w[::-1, ::-1].swapaxes(2, 3).reshape(-1, w.shape[2]),
-      axes=1,
-    )
-  c = w.shape[2]
-  columns = jnp.tensordot(g, w.reshape(-1, w.shape[-1]), axes=((3,), (1,)))
+    # Odd kernels with stride 1 pad alike on both sides.
+    return _im2col_forward(g, w[::-1, ::-1].swapaxes(2, 3), geometry)
+  columns = jnp.tensordot(g, w.reshape(-1, o), axes=((3,), (1,)))
+  columns = columns.reshape(*g.shape[:3], *geometry.kernel, c)
   zero = jnp.zeros((), g.dtype)
-  total = None
+  taps = []
   for i in range(geometry.kernel[0]):
     for j in range(geometry.kernel[1]):
-      tap = i * geometry.kernel[1] + j
-      pads = [
+      margins = [
         (k - low, size + low - k - dilated, geometry.stride - 1)
         for k, (low, _), size, dilated in zip(
           (i, j), geometry.padding, geometry.size, geometry.dilated, strict=True
         )
       ]
-      part = lax.pad(
-        columns[..., tap * c : (tap + 1) * c], zero, ((0, 0, 0), *pads, (0, 0, 0))
-      )
-      total = part if total is None else total + part
-  return total
+      spread = ((0, 0, 0), *margins, (0, 0, 0))
+      taps.append(lax.pad(columns[:, :, :, i, j], zero, spread))
+  return sum(taps[1:], start=taps[0])
 
 
 def _im2col_weight_gradient(x, g, geometry):
   c, o = x.shape[-1], g.shape[-1]
-  w = jnp.tensordot(_patches(x, geometry), g, axes=((0, 1, 2), (0, 1, 2)))
-  return w.reshape(*geometry.kernel, c, o)
+  # The product transposes its first operand: let that be the one with fewer columns.
+  pixels = (0, 1, 2)
+  rows = [
+    jnp.tensordot(part, g, axes=(pixels, pixels))
+    if part.shape[-1] < o
+    else jnp.tensordot(g, part, axes=(pixels, pixels)).T
+    for part in _patches(x, geometry)
+  ]
+  return jnp.stack(rows).reshape(*geometry.kernel, c, o)
+
+
+def _patches(x, geometry):
+  """What each output pixel sees: arrays `[n, oh, ow, taps * c]`, in kernel order.
+
+  One array per kernel row (less to copy), or one in all if there are few channels.
+  """
+  x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+  n, _, _, c = x.shape
+  (rows, columns), stride = geometry.dilated, geometry.stride
+  taps = [
+    [
+      lax.slice(x, (0, i, j, 0), (n, i + rows, j + columns, c), (1, stride, stride, 1))
+      for j in range(geometry.kernel[1])
+    ]
+    for i in range(geometry.kernel[0])
+  ]
+  if c < FEW_CHANNELS:
+    taps = [[tap for row in taps for tap in row]]
+  return [jnp.concatenate(row, axis=-1) for row in taps]

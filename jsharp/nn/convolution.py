@@ -17,6 +17,7 @@ from jsharp.nn import conv_forms
 from jsharp.nn.conv_forms import Geometry
 
 _FORMS = ("direct", "im2col")
+_SMALL_MAP = 7
 
 
 def conv2d(
@@ -32,7 +33,7 @@ def conv2d(
     w: `[kernel_height, kernel_width, in_channels, out_channels]`, odd kernel sizes,
       the dtype of `x`.
     stride: step between two outputs in both directions.
-    implementation: "direct" (XLA's convolution) or "im2col" (one matrix product);
+    implementation: "direct" (XLA's convolution) or "im2col" (matrix products);
       None chooses by stride, map size and channels.
 
   Returns:
@@ -55,7 +56,7 @@ def conv2d(
     size=(x.shape[1], x.shape[2]),
     kernel=(w.shape[0], w.shape[1]),
     stride=stride,
-    form=implementation or _choose_form(x, w, stride),
+    form=implementation or _choose_form(x.shape, stride),
   )
   x, w = _match_manual_axes(x, w)
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
@@ -88,10 +89,10 @@ def _check(x, w, stride, implementation):
     )
 
 
-def _choose_form(x, w, stride):
-  if stride > 1 or x.shape[3] < 8 or max(x.shape[1:3]) <= 3:
-    return "im2col"
-  return "direct"
+def _choose_form(x_shape, stride):
+  few_channels = x_shape[3] < conv_forms.FEW_CHANNELS
+  small_map = max(x_shape[1:3]) <= _SMALL_MAP
+  return "im2col" if stride > 1 or few_channels or small_map else "direct"
 
 
 def _match_manual_axes(x, w):

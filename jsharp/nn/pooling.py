@@ -11,7 +11,8 @@ def max_pool(x: jax.Array) -> jax.Array:
   Computed by pairwise `where(a >= b, a, b)`. A reshape followed by `max` over two
   axes is as fast but silently wrong in second-order meta-gradients under `jit`: its
   derivative compares the forward maximum with a recomputed operand. At a tie the
-  derivative belongs to the first of the tied elements in row-major order.
+  derivative belongs to one of the tied elements, first the upper, then the left. A
+  NaN in a window is passed on.
 
   Args:
     x: `[..., height, width, channels]`, height and width at least 2.
@@ -41,4 +42,4 @@ def _larger_of_pairs(x, axis):
   end = x.shape[axis] // 2 * 2
   first = lax.slice_in_dim(x, 0, end, 2, axis)
   second = lax.slice_in_dim(x, 1, end, 2, axis)
-  return jnp.where(first >= second, first, second)
+  return jnp.where((first >= second) | jnp.isnan(first), first, second)

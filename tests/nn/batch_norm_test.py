@@ -1,0 +1,71 @@
+"""BatchNorm: batch statistics, the rows they come from, and no state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.nn import BatchNorm
+
+
+def normalised(x, rows, epsilon=1e-5):
+  axes = tuple(range(x.ndim - 1))
+  mean, variance = x[:rows].mean(axes), x[:rows].var(axes)
+  return (x - mean) / np.sqrt(variance + epsilon)
+
+
+class BatchNormTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.x = np.random.default_rng(0).normal(3, 2, (6, 4, 5, 2)).astype(np.float32)
+
+  @parameterized.parameters(None, 1, 2, 6)
+  def test_statistics_come_from_the_first_rows(self, num_statistics):
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), self.x)
+    y = layer.apply(variables, self.x, num_statistics)
+    expected = normalised(self.x, num_statistics or 6)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+  def test_later_rows_do_not_touch_earlier_ones(self):
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), self.x)
+    alone = layer.apply(variables, self.x[:4])
+    changed = np.concatenate([self.x[:4], 100 * self.x[4:]])
+    np.testing.assert_allclose(
+      layer.apply(variables, changed, num_statistics=4)[:4], alone, atol=1e-6
+    )
+
+  def test_scale_offset_and_their_absence(self):
+    params = {"scale": jnp.array([2.0, 3.0]), "offset": jnp.array([-1.0, 1.0])}
+    y = BatchNorm().apply({"params": params}, self.x)
+    expected = normalised(self.x, 6) * np.array([2.0, 3.0]) + np.array([-1.0, 1.0])
+    np.testing.assert_allclose(y, expected, atol=5e-5)
+    bare = BatchNorm(use_scale=False, use_bias=False)
+    self.assertEqual(bare.init(jax.random.key(0), self.x), {})
+    np.testing.assert_allclose(bare.apply({}, self.x), normalised(self.x, 6), atol=2e-5)
+
+  def test_no_state_and_the_inputs_dtype(self):
+    with jax.enable_x64(True):
+      variables = BatchNorm().init(jax.random.key(0), jnp.asarray(self.x, jnp.float64))
+    self.assertEqual(set(variables), {"params"})
+    self.assertEqual(set(variables["params"]), {"scale", "offset"})
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+    self.assertEqual(dtypes, {jnp.dtype("float64")})
+
+  def test_constant_channel_has_finite_second_derivatives(self):
+    x = jnp.ones([4, 2])
+
+    def loss(x):
+      return jnp.sum(jnp.sin(BatchNorm(use_scale=False, use_bias=False).apply({}, x)))
+
+    self.assertTrue(bool(jnp.isfinite(jax.hessian(loss)(x)).all()))
+
+  @parameterized.parameters(0, 7, -1)
+  def test_bad_num_statistics_is_named(self, num_statistics):
+    with self.assertRaisesRegex(ValueError, f"num_statistics.*{num_statistics}"):
+      BatchNorm().init(jax.random.key(0), self.x, num_statistics)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,250 @@
+"""conv2d against XLA's convolution: values, three orders of derivative, batching."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+
+from jsharp.nn import conv2d
+from jsharp.nn.conv_forms import Geometry
+from jsharp.nn.convolution import _choose_form
+
+_FORMS = ("direct", "im2col")
+_CASES = [
+  # name, map, kernel, in channels, stride
+  ("square", (5, 5), (3, 3), 9, 1),
+  ("strided_odd", (7, 5), (3, 3), 9, 2),
+  ("strided_even", (6, 4), (3, 3), 9, 2),
+  ("strided_mixed_few_channels", (6, 7), (3, 3), 2, 2),
+  ("strided_one_pixel", (1, 1), (3, 3), 2, 2),
+  ("stride_three_wide_kernel", (7, 4), (5, 3), 2, 3),
+  ("pointwise", (4, 4), (1, 1), 3, 1),
+]
+_BY_FORM = [
+  (f"{name}_{form}", *case, form) for name, *case in _CASES for form in _FORMS
+]
+
+
+def plain(x, w, stride):
+  return lax.conv_general_dilated(
+    x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def operands(size, kernel, channels, dtype=np.float64, seed=0):
+  generator = np.random.default_rng(seed)
+  x = generator.normal(size=(3, *size, channels))
+  w = generator.normal(size=(*kernel, channels, 4))
+  return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+
+
+def of_order(order, conv):
+  """A scalar function whose value holds derivatives of `conv` up to `order`."""
+
+  def value(x, w):
+    return jnp.sum(jnp.sin(conv(x, w)))
+
+  for _ in range(order):
+    value = functools.partial(
+      lambda inner, x, w: sum(
+        jnp.sum(jnp.sin(g)) for g in jax.grad(inner, (0, 1))(x, w)
+      ),
+      value,
+    )
+  return value
+
+
+def assert_near(actual, expected, rtol=1e-11):
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    scale = float(jnp.max(jnp.abs(b))) if b.size else 0.0
+    np.testing.assert_allclose(a, b, rtol=0, atol=rtol * (scale + 1e-30))
+
+
+class ConvolutionTest(parameterized.TestCase):
+  @parameterized.named_parameters(_BY_FORM)
+  def test_value_and_first_derivatives(self, size, kernel, channels, stride, form):
+    with jax.enable_x64(True):
+      x, w = operands(size, kernel, channels)
+      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      assert_near(conv(x, w), plain(x, w, stride))
+      expected, pullback = jax.vjp(functools.partial(plain, stride=stride), x, w)
+      assert_near(jax.vjp(conv, x, w)[1](expected), pullback(expected))
+      tangents = jnp.cos(x), jnp.sin(w)
+      assert_near(
+        jax.jvp(conv, (x, w), tangents),
+        jax.jvp(functools.partial(plain, stride=stride), (x, w), tangents),
+      )
+
+  @parameterized.product(form=_FORMS, stride=(1, 2))
+  def test_second_and_third_derivatives(self, form, stride):
+    with jax.enable_x64(True):
+      x, w = operands((5, 4), (3, 3), 9)
+      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      reference = functools.partial(plain, stride=stride)
+      for order in (1, 2):
+        actual = jax.jit(jax.grad(of_order(order, conv), (0, 1)))(x, w)
+        expected = jax.jit(jax.grad(of_order(order, reference), (0, 1)))(x, w)
+        assert_near(actual, expected)
+
+  @parameterized.product(form=_FORMS, stride=(1, 2))
+  def test_derivatives_against_finite_differences(self, form, stride):
+    with jax.enable_x64(True):
+      x, w = operands((5, 4), (3, 3), 2)
+      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      function = jax.jit(of_order(1, conv))
+      dx, dw = operands((5, 4), (3, 3), 2, seed=1)
+      step = 1e-5
+      ahead = function(x + step * dx, w + step * dw)
+      behind = function(x - step * dx, w - step * dw)
+      # Reverse over reverse, then forward over reverse.
+      gx, gw = jax.jit(jax.grad(function, (0, 1)))(x, w)
+      slope = float(jnp.vdot(gx, dx) + jnp.vdot(gw, dw))
+      difference = float(ahead - behind) / (2 * step)
+      np.testing.assert_allclose(slope, difference, rtol=1e-6)
+      forward = jax.jvp(function, (x, w), (dx, dw))[1]
+      np.testing.assert_allclose(slope, forward, rtol=1e-12)
+
+  @parameterized.product(form=_FORMS, stride=(1, 2))
+  def test_derivatives_stay_in_the_family(self, form, stride):
+    x, w = operands((5, 4), (3, 3), 9, np.float32)
+    conv = functools.partial(conv2d, stride=stride, implementation=form)
+    function = jax.vmap(jax.grad(of_order(2, conv), (0, 1)), in_axes=(None, 0))
+    jaxpr = str(jax.make_jaxpr(function)(x, jnp.stack([w, w])))
+    for name in ("conv2d[", "conv2d_input_gradient[", "conv2d_weight_gradient["):
+      self.assertIn(name, jaxpr)
+    self.assertNotIn("conv_general_dilated", jaxpr)
+    self.assertNotIn("dot_general", jaxpr)
+
+  @parameterized.product(
+    form_and_stride=(("direct", 1), ("im2col", 2)),
+    axes=((0, None), (None, 0), (3, None), (None, 2), (1, 4)),
+  )
+  def test_vmap_equals_a_loop(self, form_and_stride, axes):
+    form, stride = form_and_stride
+    x, w = operands((5, 4), (3, 3), 2, np.float32)
+    conv = functools.partial(conv2d, stride=stride, implementation=form)
+    many = [(x, w), (2 * jnp.cos(x), jnp.sin(w))]
+    stacked = [
+      operand if axis is None else jnp.stack([pair[i] for pair in many], axis)
+      for i, (operand, axis) in enumerate(zip((x, w), axes, strict=True))
+    ]
+
+    def gradients(x, w):
+      return conv(x, w), jax.grad(of_order(1, conv), (0, 1))(x, w)
+
+    single = jax.jit(gradients)
+    actual = jax.jit(jax.vmap(gradients, axes))(*stacked)
+    singles = [
+      single(*(o[0] if axis is None else p for o, p, axis in zip(
+        ((x,), (w,)), pair, axes, strict=True)))
+      for pair in many
+    ]  # fmt: skip
+    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *singles)
+    assert_near(actual, expected, rtol=2e-5)
+
+  @parameterized.parameters(*_FORMS)
+  def test_nested_vmap_and_gradient_of_vmap(self, form):
+    x, w = operands((4, 4), (3, 3), 2, np.float32)
+    conv = functools.partial(conv2d, implementation=form)
+    xs = jnp.stack([x, 2 * x, -x])
+    ws = jnp.stack([w, jnp.sin(w)])
+
+    def total(convolve, xs, ws):
+      every = jax.vmap(jax.vmap(convolve, (0, None)), (None, 0))
+      return jnp.sum(jnp.sin(every(xs, ws)))
+
+    gradient = jax.jit(jax.grad(total, (1, 2)), static_argnums=0)
+    expected = gradient(functools.partial(plain, stride=1), xs, ws)
+    assert_near(gradient(conv, xs, ws), expected, rtol=2e-5)
+
+  @parameterized.parameters(*_FORMS)
+  def test_scan_checkpoint_donation_and_jit(self, form):
+    x, w = operands((4, 4), (3, 3), 4, np.float32)
+    conv = functools.partial(conv2d, implementation=form)
+
+    def chain(convolve, x, w):
+      def body(carry, _):
+        return jnp.tanh(convolve(carry, w)), None
+
+      return jnp.sum(lax.scan(jax.checkpoint(body), x, length=3)[0] ** 2)
+
+    gradient = jax.grad(functools.partial(chain, conv), (0, 1))
+    eager = gradient(x, w)
+    reference = functools.partial(chain, functools.partial(plain, stride=1))
+    assert_near(eager, jax.jit(jax.grad(reference, (0, 1)))(x, w), rtol=1e-5)
+    donated = jax.jit(gradient, donate_argnums=(0, 1))(jnp.array(x), jnp.array(w))
+    assert_near(donated, eager, rtol=1e-5)
+
+  def test_hessian_and_eval_shape(self):
+    with jax.enable_x64(True):
+      x, w = operands((2, 3), (3, 3), 2)
+      actual, expected = (
+        jax.jit(jax.hessian(lambda w, f=f: jnp.sum(jnp.sin(f(x, w)))))(w)
+        for f in (conv2d, functools.partial(plain, stride=1))
+      )
+      assert_near(actual, expected)
+    shape = jax.eval_shape(functools.partial(conv2d, stride=2), x, w)
+    self.assertEqual(shape.shape, (3, 1, 2, 4))
+    self.assertEqual(shape.dtype, x.dtype)
+
+  @parameterized.product(form=_FORMS, dtype=(jnp.bfloat16, jnp.float32))
+  def test_dtype_is_kept(self, form, dtype):
+    x, w = operands((4, 4), (3, 3), 2, dtype)
+    function = functools.partial(conv2d, implementation=form)
+    y, pullback = jax.vjp(function, x, w)
+    self.assertEqual({a.dtype for a in (y, *pullback(y))}, {jnp.dtype(dtype)})
+    expected = plain(x.astype(jnp.float32), w.astype(jnp.float32), 1)
+    assert_near(y.astype(jnp.float32), expected, 0.03)
+
+  def test_shard_map_over_examples_sums_the_weight_gradient(self):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    x, w = operands((4, 4), (3, 3), 2, np.float32)
+
+    def local_loss(x, w):
+      return lax.psum(jnp.sum(jnp.sin(conv2d(x, w))), "data")
+
+    loss = jax.shard_map(
+      local_loss, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec()
+    )
+    expected = jax.grad(lambda x, w: jnp.sum(jnp.sin(plain(x, w, 1))), (0, 1))(x, w)
+    assert_near(jax.jit(jax.grad(loss, (0, 1)))(x, w), expected, rtol=1e-5)
+
+  @parameterized.parameters(
+    ((75, 14, 14, 64), 1, "direct"),
+    ((75, 28, 28, 1), 1, "im2col"),
+    ((75, 7, 7, 64), 1, "im2col"),
+    ((5, 14, 14, 64), 2, "im2col"),
+  )
+  def test_choice_of_form(self, shape, stride, form):
+    self.assertEqual(_choose_form(shape, stride), form)
+
+  def test_padding_is_that_of_same(self):
+    even = Geometry(size=(6, 5), kernel=(3, 3), stride=2, form="direct")
+    self.assertEqual(even.padding, [(0, 1), (1, 1)])
+    self.assertEqual(even.out, (3, 3))
+
+  @parameterized.named_parameters(
+    ("rank", (4, 4, 2), (3, 3, 2, 4), {}, "batch, height"),
+    ("channels", (1, 4, 4, 2), (3, 3, 3, 4), {}, "expects 3"),
+    ("even_kernel", (1, 4, 4, 2), (2, 3, 2, 4), {}, "odd"),
+    ("stride", (1, 4, 4, 2), (3, 3, 2, 4), {"stride": 0}, "stride"),
+    ("form", (1, 4, 4, 2), (3, 3, 2, 4), {"implementation": "fft"}, "fft"),
+  )
+  def test_bad_arguments_are_named(self, x_shape, w_shape, kwargs, message):
+    with self.assertRaisesRegex(ValueError, message):
+      conv2d(jnp.zeros(x_shape), jnp.zeros(w_shape), **kwargs)
+
+  def test_dtypes_must_agree_and_be_float(self):
+    x, w = operands((4, 4), (3, 3), 2, np.float32)
+    with self.assertRaisesRegex(ValueError, "bfloat16"):
+      conv2d(x, w.astype(jnp.bfloat16))
+    with self.assertRaisesRegex(ValueError, "int32"):
+      conv2d(x.astype(jnp.int32), w.astype(jnp.int32))
+
+
+if __name__ == "__main__":
+  absltest.main()
