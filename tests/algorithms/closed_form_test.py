@@ -1,6 +1,7 @@
 """Exact answers on the quadratic family for every gradient-based algorithm."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
@@ -165,6 +166,42 @@ class ClosedFormTest(parameterized.TestCase):
       )
       difference = one_step(algorithm, tasks, w)[0] - one_step(recomputed, tasks, w)[0]
       self.assertGreater(np.abs(difference).max(), 1e-5)
+
+  @parameterized.named_parameters(
+    ("adam", optax.adam(0.1)),
+    ("schedule", optax.sgd(optax.cosine_decay_schedule(0.3, 10))),
+    ("polyak", optax.polyak_sgd(max_learning_rate=0.3)),
+    ("clipped", optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.3))),
+    (
+      "line_search",
+      optax.chain(
+        optax.sgd(0.3), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
+      ),
+    ),
+  )
+  def test_any_optax_optimizer_is_an_outer_optimizer(self, optimizer):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+      tasks, w = quad.random_tasks(5), quad.start()
+      algorithm = jsharp.maml(
+        quad.loss_fn, optax.sgd(INNER_LR), optimizer, num_inner_steps=1
+      )
+      gradient, losses = quad.meta_gradient(tasks, w, INNER_LR, 1)
+
+      def mean_loss(point):
+        return quad.meta_gradient(tasks, np.asarray(point), INNER_LR, 1)[1].mean()
+
+      updates, _ = optax.with_extra_args_support(optimizer).update(
+        gradient,
+        optimizer.init(jnp.asarray(w)),
+        jnp.asarray(w),
+        value=losses.mean(),
+        grad=gradient,
+        value_fn=lambda point: jax.pure_callback(
+          mean_loss, jax.ShapeDtypeStruct((), float), point
+        ),
+      )
+      params, _ = one_step(algorithm, tasks, w)
+      np.testing.assert_allclose(params, w + np.asarray(updates), rtol=1e-7)
 
   @parameterized.parameters(
     ("low", INNER_RHO, None, None, True),

@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,12 +93,8 @@ def two_steps(constructor, some_tasks, **options):
   return step(state, some_tasks)
 
 
-def assert_close(actual, expected, rtol=1e-9):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol / 10),
-    actual,
-    expected,
-  )
+def assert_close(actual, expected):
+  chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 EVERY = parameterized.named_parameters(*ALGORITHMS.items())
