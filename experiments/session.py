@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from experiments import program
-from jsharp import report
+from jsharp import curves, report
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
 from jsharp.training import NonFiniteLossError, train
@@ -124,7 +124,7 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
     "protocol": {**parts.protocol, "checkpoint": checkpoint, **report.environment()},
     "settings": program.identity(settings),
   }
-  report.plot_curves(
+  curves.plot_curves(
     directory.read_metrics(),
     directory.path / "curves.png",
     title=f"{settings.experiment}: {settings.algorithm}",

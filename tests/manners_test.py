@@ -10,7 +10,7 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "checks", "files"),
+  ("types", "checks", "files", "curves"),
   ("losses", "normalization", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),

@@ -87,29 +87,5 @@ class ProtocolCardTest(parameterized.TestCase):
     self.assertIn("nan ± 0.12 %", report.protocol_card(again))
 
 
-class PlotCurvesTest(parameterized.TestCase):
-  TRAINING = tuple(
-    {"step": step, "loss": 1.0 / step, "accuracy": 0.5, "wall_time": 0.0}
-    for step in range(1, 60)
-  )
-  VALIDATION = ({"step": 30, "val_loss": 0.1, "val_accuracy": 0.4},)
-
-  @parameterized.parameters(
-    {"records": (*TRAINING, *VALIDATION), "panels": 2},
-    {"records": ({"step": 1, "loss": None}, {"step": 2, "loss": 2.0}), "panels": 1},
-    {"records": (), "panels": 1},
-  )
-  def test_a_panel_per_metric(self, records, panels):
-    from PIL import Image
-
-    path = (
-      pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "curves.png"
-    )
-    report.plot_curves(records, path, title="maml", best_step=30)
-    with Image.open(path) as image:
-      self.assertEqual(image.width, round(672 * panels))
-      self.assertGreater(len(image.convert("L").getcolors()), 10)
-
-
 if __name__ == "__main__":
   absltest.main()
