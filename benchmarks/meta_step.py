@@ -17,7 +17,9 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -37,11 +39,15 @@ _TORCH_PYTHON = flags.DEFINE_string(
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini", "omni_strided"], "Which settings, comma-separated."
 )
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "Seconds per form and round.", lower_bound=0)
+_SECONDS = flags.DEFINE_float(
+  "seconds", 5.0, "Seconds per form and round.", lower_bound=0
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "PyTorch's threads.", lower_bound=1)
 _TASK_CHUNK = flags.DEFINE_list(
-  "task_chunk", ["0"], "jsharp's task_chunk, several are timed side by side; 0: default."
+  "task_chunk",
+  ["0"],
+  "jsharp's task_chunk, several are timed side by side; 0: default.",
 )
 
 _FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
@@ -69,7 +75,8 @@ class Torch:
     )
     self.versions = self._answer()
 
-  def _answer(self):
+  def _answer(self) -> Any:
+    assert self._process.stdout is not None
     line = self._process.stdout.readline()
     if not line:
       raise RuntimeError(
@@ -78,14 +85,16 @@ class Torch:
     return json.loads(line)
 
   def tasks_per_second(self, name: str, form: str, seconds: float) -> float:
+    """Runs one round of one form."""
     request = {"setting": SETTINGS[name] | {"name": name}, "form": form}
+    assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(request | {"seconds": seconds}) + "\n")
     self._process.stdin.flush()
     return self._answer()
 
   def close(self) -> None:
-    self._process.stdin.close()
-    self._process.wait()
+    """Ends the process."""
+    self._process.communicate()
 
 
 def make_tasks(setting: dict[str, int]) -> Task:
@@ -135,22 +144,20 @@ def time_jsharp(step: Callable[[], None], num_tasks: int, seconds: float) -> flo
 def measure(name: str, torch: Torch | None) -> dict[str, list[float]]:
   """Tasks per second of every form, round by round."""
   setting = SETTINGS[name]
-  steps = {}
+  timers: dict[str, Callable[[float], float]] = {}
   for chunk in _TASK_CHUNK.value:
     label = "jsharp" if chunk == "0" else f"jsharp, task_chunk={chunk}"
-    steps[label] = make_step(setting, int(chunk) or None)
-    steps[label]()
-  forms = ("loop", "func") if torch else ()
-  for form in forms:
-    torch.tasks_per_second(name, form, 0.0)
-  rates = {label: [] for label in (*steps, *(f"torch {form}" for form in forms))}
+    step = make_step(setting, int(chunk) or None)
+    timers[label] = partial(time_jsharp, step, setting["num_tasks"])
+  if torch:
+    for form in ("loop", "func"):
+      timers[f"torch {form}"] = partial(torch.tasks_per_second, name, form)
+  for timer in timers.values():
+    timer(0.0)
+  rates: dict[str, list[float]] = {label: [] for label in timers}
   for _ in range(_ROUNDS.value):
-    for label, step in steps.items():
-      rate = time_jsharp(step, setting["num_tasks"], _SECONDS.value)
-      rates[label].append(rate)
-    for form in forms:
-      rate = torch.tasks_per_second(name, form, _SECONDS.value)
-      rates[f"torch {form}"].append(rate)
+    for label, timer in timers.items():
+      rates[label].append(timer(_SECONDS.value))
   return rates
 
 

@@ -37,7 +37,7 @@ class Conv4(nn.Module):
     >>> model = Conv4(num_outputs=5, num_filters=8)
     >>> images = jnp.zeros([3, 28, 28, 1])
     >>> variables = jax.jit(model.init)(jax.random.key(0), images)
-    >>> model.apply(variables, images).shape
+    >>> jax.jit(model.apply)(variables, images).shape
     (3, 5)
   """
 
@@ -46,9 +46,7 @@ class Conv4(nn.Module):
   stride: int = 1
 
   @nn.compact
-  def __call__(
-    self, inputs: jax.Array, num_statistics: int | None = None
-  ) -> jax.Array:
+  def __call__(self, inputs: jax.Array, num_statistics: int | None = None) -> jax.Array:
     """Maps images to one vector each.
 
     Args:

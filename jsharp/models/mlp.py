@@ -35,9 +35,7 @@ class MLP(nn.Module):
   kernel_init: Callable[..., Any] = nn.initializers.glorot_uniform()
 
   @nn.compact
-  def __call__(
-    self, inputs: jax.Array, num_statistics: int | None = None
-  ) -> jax.Array:
+  def __call__(self, inputs: jax.Array, num_statistics: int | None = None) -> jax.Array:
     """Maps each example to one vector.
 
     Args:

@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+FEW_CHANNELS = 3
+"""Fewer channels than this make too thin a product per kernel row."""
 
-FEW_CHANNELS = 8
-"""Fewer channels than this, an image's, make too thin a product per kernel row."""
+_CHUNK_PIXELS = 9000
+"""More output pixels than this leave a CPU's cache in the direct weight gradient."""
 
 
 class Geometry(NamedTuple):
@@ -65,21 +67,14 @@ class Geometry(NamedTuple):
 
 def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Convolves `x [groups, n, h, w, c]` with `w [groups, kh, kw, c, o]`."""
-  if geometry.form == "direct":
-    return _per_group(
-      lambda x, w: _convolve(
-        x, w, padding=geometry.padding, window_strides=(geometry.stride,) * 2
-      ),
-      x,
-      w,
-    )
-  return _per_group(lambda x, w: _im2col_forward(x, w, geometry), x, w)
+  form = _direct_forward if geometry.form == "direct" else _im2col_forward
+  return _per_group(lambda x, w: form(x, w, geometry), x, w, geometry)
 
 
 def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Transposes `forward` in `x`: `g [groups, n, oh, ow, o]` to `x`'s shape."""
   form = _direct_input_gradient if geometry.form == "direct" else _im2col_input_gradient
-  return _per_group(lambda g, w: form(g, w, geometry), g, w)
+  return _per_group(lambda g, w: form(g, w, geometry), g, w, geometry)
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -89,28 +84,42 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Ar
   )
   # Without the barrier XLA computes x and g anew inside the transposed copies.
   x, g = lax.optimization_barrier((x, g))
-  return _per_group(lambda x, g: form(x, g, geometry), x, g)
+  return _per_group(lambda x, g: form(x, g, geometry), x, g, geometry)
 
 
-def _per_group(function, a, b):
+def _per_group(function, a, b, geometry):
   if a.shape[0] == 1:
     return function(a[0], b[0])[None]
-  return jnp.stack([function(a[i], b[i]) for i in range(a.shape[0])])
-
-
-def _convolve(x, w, *, padding, **kwargs):
-  kwargs = {"window_strides": (1, 1)} | kwargs
-  return lax.conv_general_dilated(
-    x, w, padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **kwargs
+  batched = jax.vmap(function)
+  if geometry.form == "im2col":
+    return batched(a, b)
+  # XLA:CPU is several times slower with a grouped convolution than with a loop.
+  return lax.platform_dependent(
+    a, b, cpu=lambda a, b: lax.map(lambda one: function(*one), (a, b)), default=batched
   )
 
 
+def _convolve(x, w, *, padding, window_strides=(1, 1), **dilation):
+  return lax.conv_general_dilated(
+    x,
+    w,
+    window_strides,
+    padding,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    **dilation,
+  )
+
+
+def _direct_forward(x, w, geometry):
+  strides = (geometry.stride, geometry.stride)
+  return _convolve(x, w, padding=geometry.padding, window_strides=strides)
+
+
 def _direct_input_gradient(g, w, geometry):
-  before = [k - 1 - low for k, (low, _) in zip(geometry.kernel, geometry.padding)]
   padding = [
-    (low, size + kernel - 1 - dilated - low)
-    for low, size, kernel, dilated in zip(
-      before, geometry.size, geometry.kernel, geometry.dilated, strict=True
+    (kernel - 1 - low, size + low - dilated)
+    for (low, _), size, kernel, dilated in zip(
+      geometry.padding, geometry.size, geometry.kernel, geometry.dilated, strict=True
     )
   ]
   w = w[::-1, ::-1].swapaxes(2, 3)
@@ -118,6 +127,33 @@ def _direct_input_gradient(g, w, geometry):
 
 
 def _direct_weight_gradient(x, g, geometry):
+  chunks = _num_chunks(x.shape[0], geometry.out[0] * geometry.out[1])
+  if chunks == 1:
+    return _whole_weight_gradient(x, g, geometry)
+
+  def chunked(x, g):
+    zero = jnp.zeros((*geometry.kernel, x.shape[-1], g.shape[-1]), x.dtype)
+    parts = tuple(a.reshape(chunks, -1, *a.shape[1:]) for a in (x, g))
+
+    def add(total, part):
+      x, g = part
+      return total + _whole_weight_gradient(x, g, geometry), None
+
+    return lax.scan(add, zero, parts)[0]
+
+  def whole(x, g):
+    return _whole_weight_gradient(x, g, geometry)
+
+  return lax.platform_dependent(x, g, cpu=chunked, default=whole)
+
+
+def _num_chunks(n, pixels):
+  """The smallest divisor of `n` whose chunks stay in a CPU's cache, at most `n`."""
+  fewest = min(n, -(-n * pixels // _CHUNK_PIXELS))
+  return next(k for k in range(fewest, n + 1) if n % k == 0)
+
+
+def _whole_weight_gradient(x, g, geometry):
   padding = [
     (low, kernel - 1 + dilated - size - low)
     for (low, _), size, kernel, dilated in zip(

@@ -84,8 +84,7 @@ def _check(x, w, stride, implementation):
     raise ValueError(f"conv2d: stride must be at least 1; got {stride}.")
   if implementation not in (None, *_FORMS):
     raise ValueError(
-      f"conv2d: implementation must be None or one of {_FORMS}; got "
-      f"{implementation!r}."
+      f"conv2d: implementation must be None or one of {_FORMS}; got {implementation!r}."
     )
 
 

@@ -10,9 +10,7 @@ from jsharp.models import Conv4, as_functions, norm_mask
 
 
 def count(params, *, adapted):
-  leaves = zip(
-    jax.tree.leaves(params), jax.tree.leaves(norm_mask(params)), strict=True
-  )
+  leaves = zip(jax.tree.leaves(params), jax.tree.leaves(norm_mask(params)), strict=True)
   return sum(leaf.size for leaf, is_adapted in leaves if is_adapted == adapted)
 
 
@@ -107,7 +105,7 @@ class Conv4Test(parameterized.TestCase):
   @parameterized.parameters((1, 5), (2, 2))
   def test_second_order_meta_gradient(self, stride, num_steps):
     with jax.enable_x64(True):
-      init_fn, apply_fn = as_functions(Conv4(3, num_filters=4, stride=stride))
+      init_fn, apply_fn = as_functions(Conv4(3, num_filters=8, stride=stride))
       keys = jax.random.split(jax.random.key(0), 4)
       support = jax.random.normal(keys[0], (3, 17, 16, 1), jnp.float64)
       query = jax.random.normal(keys[1], (6, 17, 16, 1), jnp.float64)
@@ -137,10 +135,13 @@ class Conv4Test(parameterized.TestCase):
         np.testing.assert_allclose(actual, wanted, atol=1e-7 * scale, rtol=1e-6)
 
       leaves, structure = jax.tree.flatten(params)
-      direction = structure.unflatten([
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(jax.random.split(keys[3], len(leaves)), leaves, strict=True)
-      ])  # fmt: skip
+      keys = jax.random.split(keys[3], len(leaves))
+      direction = structure.unflatten(
+        [
+          jax.random.normal(key, leaf.shape, leaf.dtype)
+          for key, leaf in zip(keys, leaves, strict=True)
+        ]
+      )
 
       def value_at(step):
         moved = jax.tree.map(lambda p, d: p + step * d, params, direction)

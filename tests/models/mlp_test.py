@@ -43,7 +43,9 @@ class MLPTest(parameterized.TestCase):
       apply_fn(params, x, 3)[4], apply_fn(params, x[jnp.array([0, 1, 2, 4])], 3)[3],
       atol=1e-6,
     )  # fmt: skip
-    self.assertGreater(float(jnp.abs(apply_fn(params, x, 3) - apply_fn(params, x)).max()), 0.01)  # noqa: E501
+    self.assertGreater(
+      float(jnp.abs(apply_fn(params, x, 3) - apply_fn(params, x)).max()), 0.01
+    )
 
   @parameterized.parameters(
     ((), (3, 1), jnp.float32, "features"),
