@@ -8,7 +8,8 @@ classes name further ones?
 
 The defaults are MAML's published 5-way 1-shot setting, 48.7 +- 1.8 percent in the
 paper (Finn, Abbeel and Levine, 2017); Sharp-MAML both reports 50.3 (Abbas et al.,
-2022). 60,000 meta-steps of 4 tasks: a day or more on two CPU cores, hours on a GPU.
+2022). 60,000 meta-steps of 4 tasks is work for a GPU: docs/performance.md has the
+measured tasks per second of a CPU.
 """
 
 from types import SimpleNamespace

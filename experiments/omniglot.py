@@ -8,8 +8,8 @@ characters name further drawings of them?
   python -m experiments.omniglot --flagfile=experiments/flagfiles/quickstart.txt
 
 The defaults are MAML's published 5-way 1-shot setting, 98.7 +- 0.4 percent in the
-paper (Finn, Abbeel and Levine, 2017): 60,000 meta-steps, about two hours on two CPU
-cores. The quickstart needs no data and takes minutes.
+paper (Finn, Abbeel and Levine, 2017), in 60,000 meta-steps; docs/performance.md
+has the measured tasks per second. The quickstart needs no data and takes minutes.
 """
 
 from types import SimpleNamespace
