@@ -137,7 +137,6 @@ def sharp_maml(
     sharp_inner = optax.chain(sharpness_aware(inner_ascent), inner_optimizer)
   if outer_rho is not None:
     outer_optimizer = optax.chain(sharpness_aware(ascent(outer_rho)), outer_optimizer)
-  adapted_mask, task_chunk = options.get("adapted_mask"), options.get("task_chunk")
   algorithm = maml(
     loss_fn,
     sharp_inner,
@@ -149,6 +148,7 @@ def sharp_maml(
   if not reuse_perturbation:
     return algorithm
 
+  adapted_mask, task_chunk = options.get("adapted_mask"), options.get("task_chunk")
   query_loss_fn = options.get("query_loss_fn") or on_query(loss_fn)
   adapt = inner_loop(
     loss_fn, sharp_inner, num_steps=num_inner_steps, adapted_mask=adapted_mask
