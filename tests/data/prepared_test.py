@@ -180,31 +180,31 @@ class PreparedTest(parameterized.TestCase):
           files=[root / "source.bin"], settings=())
 
       delays = random.Random(0)
+      longest = 0.3
       killed = 0
-      for _ in range(5):
+      while killed < 3:
         child = os.fork()
         if not child:
           load()
           os._exit(0)
         os.read(begun, 1)
-        time.sleep(delays.uniform(0, 0.3))
+        time.sleep(delays.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # A complete one would be opened by the next child, which then reads nothing.
         if list(cache.glob("*/*/[0-9]*")):
           shutil.rmtree(cache)
+          longest /= 2  # This machine is faster: kill earlier.
         else:
           killed += 1
       opened = load()["a"]
       assert opened.names == tuple(map(str, range(20)))
       assert all((array == images).all() for array in opened.arrays().values())
-      print("killed", killed)
       """
     )
     command = [sys.executable, "-c", script, str(self.root), str(self.cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertRegex(done.stdout, "killed [2345]")
 
 
 if __name__ == "__main__":
