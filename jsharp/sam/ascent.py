@@ -12,7 +12,6 @@ value `rho * |T g|_q`.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,10 +19,12 @@ import jax.numpy as jnp
 import optax
 
 from jsharp.checks import check_nonnegative
-from jsharp.types import Params
+from jsharp.sam.geometry import conjugate
 
 
-def scale_to_ball(p: Any = 2.0) -> optax.GradientTransformation:
+def scale_to_ball(
+  p: Any = 2.0, *, per_leaf: bool = False
+) -> optax.GradientTransformation:
   """Maps a gradient to the point of the unit p-ball that it points at most.
 
   The result does not change with the gradient's scale, down to the smallest
@@ -31,12 +32,15 @@ def scale_to_ball(p: Any = 2.0) -> optax.GradientTransformation:
   and its derivative are zero; a NaN stays a NaN. It is differentiable wherever
   the formula is. For `p=1` the whole radius goes to the largest coordinate
   (shared equally among ties), for `p=inf` every coordinate gets its sign.
+  Complex entries count with their modulus and keep their phase.
 
   Args:
     p: the norm, in `[1, inf]`; a number or a traced scalar.
+    per_leaf: whether every leaf has a ball of its own (layer-wise SAM), rather
+      than all leaves together as one vector.
 
   Returns:
-    A stateless transformation of the updates, all leaves as one vector.
+    A stateless transformation of the updates.
 
   Raises:
     ValueError: if `p` is a number below 1 or NaN.
@@ -54,28 +58,38 @@ def scale_to_ball(p: Any = 2.0) -> optax.GradientTransformation:
   def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     del params
     leaves, structure = jax.tree.flatten(updates)
-    if not leaves:
-      return updates, state
-    wide = [g.astype(jnp.float32) if g.dtype.itemsize < 4 else g for g in leaves]
-    dtype = max((g.dtype for g in wide), key=lambda d: d.itemsize)
-    # The perturbation has degree zero in g, so the scale may be held constant:
-    # its derivative is exactly zero.
-    scale = jax.lax.stop_gradient(_largest(wide, dtype))
-    is_zero = scale == 0
-    # The reciprocal of a huge scale would be flushed to zero: shrink both first.
-    root = 2.0 ** (jnp.finfo(dtype).maxexp // 2)
-    shrink = jnp.where(scale > root, jnp.asarray(1 / root, dtype), 1)
-    # An infinite entry is no direction: scale * 0 makes the divisor a NaN.
-    divisor = jnp.where(is_zero, jnp.ones_like(scale), scale * shrink) + scale * 0
-    scaled = [g * shrink.astype(g.dtype) / divisor.astype(g.dtype) for g in wide]
-    points = _unit_ball(scaled, p if static else jnp.asarray(p, dtype), dtype)
-    outs = [
-      jnp.where(is_zero, jnp.zeros_like(e), e).astype(g.dtype)
-      for e, g in zip(points, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, outs), state
+    groups = [[leaf] for leaf in leaves] if per_leaf else [leaves] if leaves else []
+    points = [point for group in groups for point in _scaled(group, p)]
+    return jax.tree.unflatten(structure, points), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+
+
+def _scaled(leaves: list[jax.Array], p: Any) -> list[jax.Array]:
+  """The point of the unit ball for leaves that share it, of any scale."""
+  wide = [g.astype(jnp.float32) if g.dtype.itemsize < 4 else g for g in leaves]
+  dtype = max((_real(g).dtype for g in wide), key=lambda d: d.itemsize)
+  # The perturbation has degree zero in g, so the scale may be held constant:
+  # its derivative is exactly zero.
+  scale = jax.lax.stop_gradient(_largest(wide, dtype))
+  is_zero = scale == 0
+  # The reciprocal of a huge scale would be flushed to zero: shrink both first.
+  root = 2.0 ** (jnp.finfo(dtype).maxexp // 2)
+  shrink = jnp.where(scale > root, jnp.asarray(1 / root, dtype), 1)
+  # An infinite entry is no direction: scale * 0 makes the divisor a NaN.
+  divisor = jnp.where(is_zero, jnp.ones_like(scale), scale * shrink) + scale * 0
+  scaled = [g * shrink.astype(g.dtype) / divisor.astype(g.dtype) for g in wide]
+  points = _unit_ball(
+    scaled, p if isinstance(p, int | float) else jnp.asarray(p, dtype), dtype
+  )
+  return [
+    jnp.where(is_zero, jnp.zeros_like(e), e).astype(g.dtype)
+    for e, g in zip(points, leaves, strict=True)
+  ]
+
+
+def _real(x: jax.Array) -> jax.Array:
+  return x.real if jnp.iscomplexobj(x) else x
 
 
 def _largest(leaves: list[jax.Array], dtype: Any) -> jax.Array:
@@ -98,12 +112,13 @@ def _unit_ball(g: list[jax.Array], p: Any, dtype: Any) -> list[jax.Array]:
 
   if isinstance(p, int | float):
     if p == 2:
-      square = total([jnp.square(x) for x in g])
+      square = total([_real(x * jnp.conj(x)) for x in g])
       return over(g, jnp.sqrt(jnp.where(square == 0, jnp.ones_like(square), square)))
     if p == 1:
       peak = _largest(g, dtype)
       peaks = [
-        jnp.where(jnp.abs(x) == peak.astype(x.dtype), jnp.sign(x), x * 0) for x in g
+        jnp.where(jnp.abs(x) == peak.astype(_real(x).dtype), jnp.sign(x), x * 0)
+        for x in g
       ]
       return over(peaks, total([jnp.abs(x) for x in peaks]))
     if math.isinf(p):
@@ -113,58 +128,18 @@ def _unit_ball(g: list[jax.Array], p: Any, dtype: Any) -> list[jax.Array]:
   size = [jnp.where(x == 0, 1, jnp.abs(x)) for x in g]
   raised = [s ** power.astype(s.dtype) for s in size]
   points = [
-    jnp.where(x == 0, 0, jnp.sign(x) * r) for x, r in zip(g, raised, strict=True)
+    jnp.where(x == 0, 0, jnp.sign(x) * r.astype(x.dtype))
+    for x, r in zip(g, raised, strict=True)
   ]
   mass = total([jnp.abs(x) * jnp.abs(e) for x, e in zip(g, points, strict=True)])
   return over(points, jnp.where(mass == 0, jnp.ones_like(mass), mass) ** inverse_p)
-
-
-def conjugate(
-  inner: optax.GradientTransformation, by: Callable[[Params], Any]
-) -> optax.GradientTransformationExtraArgs:
-  """Runs an ascent in another geometry: `T * inner(T * g)` with `T = by(params)`.
-
-  Derivatives flow through `T`. A mask of zeros and ones confines the
-  perturbation to a part of the parameters.
-
-  Args:
-    inner: an ascent.
-    by: `by(params) -> T`, a pytree of the structure of `params`.
-
-  Returns:
-    The ascent for the ball `|e / T| <= rho`.
-
-  Raises:
-    ValueError: from `update`, if `params` is missing.
-
-  Example:
-    >>> ascent = conjugate(scale_to_ball(), by=jnp.abs)
-    >>> w = jnp.array([2.0, 0.0])
-    >>> ascent.update(jnp.array([1.0, 1.0]), ascent.init(w), w)[0].tolist()
-    [2.0, 0.0]
-  """
-  inner_ascent = optax.with_extra_args_support(inner)
-
-  def update_fn(
-    updates: Any, state: Any, params: Any = None, **extra: Any
-  ) -> tuple[Any, Any]:
-    if params is None:
-      raise ValueError(
-        "conjugate needs the parameters, got params=None; "
-        "call update(grads, state, params)"
-      )
-    metric = by(params)
-    bent = jax.tree.map(lambda g, t: g * t, updates, metric)
-    point, state = inner_ascent.update(bent, state, params, **extra)
-    return jax.tree.map(lambda e, t: e * t, point, metric), state
-
-  return optax.GradientTransformationExtraArgs(inner_ascent.init, update_fn)
 
 
 def sam_ascent(
   rho: optax.ScalarOrSchedule,
   *,
   p: Any = 2.0,
+  per_leaf: bool = False,
   adaptive: bool = False,
   eta: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -174,6 +149,7 @@ def sam_ascent(
     rho: the radius, in units of the parameters (adaptive: relative to them); a
       number, a traced scalar or an optax schedule.
     p: the norm of the ball, in `[1, inf]`.
+    per_leaf: whether every leaf has a ball of radius `rho` of its own.
     adaptive: whether the ball is ASAM's, `|e / (|w| + eta)|_p <= rho`.
     eta: ASAM's offset, in units of the parameters. ASAM's authors use 0.01 on
       weights; Sharp-MAML's code uses 0.
@@ -193,7 +169,8 @@ def sam_ascent(
   check_nonnegative("rho", rho)
   check_nonnegative("eta", eta)
   ball = optax.chain(
-    scale_to_ball(p), optax.scale_by_learning_rate(rho, flip_sign=False)
+    scale_to_ball(p, per_leaf=per_leaf),
+    optax.scale_by_learning_rate(rho, flip_sign=False),
   )
   if not adaptive:
     return optax.with_extra_args_support(ball)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jsharp.sam.ascent import sam_ascent
+from jsharp.sam.combine import Combine
 
 
 class SharpnessAwareState(NamedTuple):
@@ -18,7 +18,7 @@ class SharpnessAwareState(NamedTuple):
 
 
 def sharpness_aware(
-  ascent: optax.GradientTransformation,
+  ascent: optax.GradientTransformation, combine: Combine | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """Replaces the gradient by the gradient at the perturbed parameters.
 
@@ -29,6 +29,8 @@ def sharpness_aware(
 
   Args:
     ascent: gradient in, perturbation to add out, for example `sam_ascent(0.05)`.
+    combine: `combine(clean, sharp) -> gradient`; the clean gradient is what reached
+      the link. None hands on the sharp gradient alone.
 
   Returns:
     A link whose `update` needs `params` and
@@ -39,6 +41,7 @@ def sharpness_aware(
 
   Example:
     >>> import jax, jax.numpy as jnp
+    >>> from jsharp import sam_ascent
     >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2))
     >>> link = sharpness_aware(sam_ascent(0.5))
     >>> w = jnp.array([1.0])
@@ -58,50 +61,34 @@ def sharpness_aware(
     grad_fn: Any = None,
     **extra: Any,
   ) -> tuple[Any, SharpnessAwareState]:
-    if params is None or grad_fn is None:
-      missing = "params" if params is None else "grad_fn"
-      raise ValueError(
-        f"SAM needs a gradient at the perturbed parameters, got {missing}=None; call "
-        "tx.update(grads, state, params, grad_fn=lambda params: jax.grad(loss)(params))"
-      )
+    check_update_arguments(params, grad_fn)
     perturbation, ascent_state = ascent.update(
       updates, state.ascent, params, grad_fn=grad_fn, **extra
     )
     sharp = grad_fn(optax.apply_updates(params, perturbation))
-    return sharp, SharpnessAwareState(ascent_state)
+    gradient = sharp if combine is None else combine(updates, sharp)
+    return gradient, SharpnessAwareState(ascent_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def sam(
-  rho: optax.ScalarOrSchedule = 0.05,
-  *,
-  p: Any = 2.0,
-  adaptive: bool = False,
-  eta: float = 0.0,
-) -> optax.GradientTransformationExtraArgs:
-  """Sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412) as a link.
+def check_update_arguments(params: Any, grad_fn: Any) -> None:
+  """Refuses an `update` without what a second gradient needs.
 
   Args:
-    rho: the radius of the ball; a number, a traced scalar or a schedule.
-    p: the norm of the ball, in `[1, inf]`.
-    adaptive: ASAM's geometry (Kwon et al. 2021, arXiv 2102.11600).
-    eta: ASAM's offset.
-
-  Returns:
-    A link for `optax.chain`; see `sharpness_aware`.
+    params: the parameters, or None.
+    grad_fn: `params -> grads`, or None.
 
   Raises:
-    ValueError: if an argument is out of range.
+    ValueError: if one of them is None; it says how to call `update`.
 
   Example:
-    >>> import jax, jax.numpy as jnp
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> tx = optax.chain(sam(0.05), optax.sgd(0.1))
-    >>> w = jnp.array([1.0, 1.0])
-    >>> value, grads = jax.value_and_grad(loss)(w)
-    >>> updates, _ = tx.update(grads, tx.init(w), w, grad_fn=jax.grad(loss))
-    >>> [round(float(x), 4) for x in optax.apply_updates(w, updates)]
-    [0.7929, 0.7929]
+    >>> check_update_arguments(1.0, lambda w: 2 * w)
   """
-  return sharpness_aware(sam_ascent(rho, p=p, adaptive=adaptive, eta=eta))
+  if params is None or grad_fn is None:
+    missing = "params" if params is None else "grad_fn"
+    raise ValueError(
+      f"SAM needs a gradient at the perturbed parameters, got {missing}=None; call "
+      "tx.update(grads, state, params, grad_fn=jax.grad(loss)), with the loss of this "
+      "batch; for a trainer that cannot, see jsharp.sharpen"
+    )

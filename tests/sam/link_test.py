@@ -108,7 +108,7 @@ class SamTest(parameterized.TestCase):
   def test_missing_arguments_say_how_to_call(self):
     link = jsharp.sam(0.05)
     w = jnp.ones(2)
-    with self.assertRaisesRegex(ValueError, "grad_fn=None.*grad_fn=lambda"):
+    with self.assertRaisesRegex(ValueError, "grad_fn=None.*grad_fn=jax.grad"):
       link.update(w, link.init(w), w)
     with self.assertRaisesRegex(ValueError, "params=None"):
       link.update(w, link.init(w), grad_fn=jax.grad(rosenbrock))

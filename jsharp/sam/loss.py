@@ -1,0 +1,143 @@
+"""SAM as a transformation of the loss, for trainers that take nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jsharp.types import Params
+
+
+def sharpen(
+  loss_fn: Callable[..., Any],
+  ascent: optax.GradientTransformation,
+  *,
+  has_aux: bool = False,
+) -> Callable[..., Any]:
+  """Gives a loss SAM's gradient: same value and aux, sharp derivative.
+
+  `sharpen(loss_fn, ascent)(params, *args)` is `loss_fn(params, *args)`, but its
+  derivative is that of `loss_fn` at `params + e`, with `e` from `ascent` and the clean
+  gradient. So `jax.value_and_grad`, flax's `TrainState`, `nnx`,
+  `optax.microbatching` and any trainer take a SAM step without knowing it, and
+  metrics and batch statistics (in `aux`) are those of the clean pass. Derivatives of
+  the derivative are exact, through the perturbation too, unless the ascent ends in
+  `jsharp.stop_gradient()`; so it serves as an inner loss of meta-learning.
+
+  Value and derivative disagree on purpose: a line search on it means nothing. With
+  respect to `*args` and everything that `loss_fn` closes over, the derivative of the
+  value is taken at the perturbed parameters and with the perturbation held; that of
+  `aux` is the clean one.
+
+  Args:
+    loss_fn: `loss_fn(params, *args, **kwargs) -> loss`, or `(loss, aux)`.
+    ascent: gradient in, perturbation to add out, without state: `sam_ascent(0.05)`. Its
+      radius may be a traced value, and so be meta-learned.
+    has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.grad`.
+
+  Returns:
+    A function like `loss_fn`. Its gradient costs two gradients.
+
+  Raises:
+    ValueError: when it is called, if `ascent` has state, such as a schedule's count or
+      a running mean; those need the link `sharpness_aware` in an optimizer.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp import sam_ascent
+    >>> sharp_loss_fn = sharpen(lambda w: jnp.sum(w**2), sam_ascent(0.5))
+    >>> value, grads = jax.value_and_grad(sharp_loss_fn)(jnp.ones(1))
+    >>> float(value), grads.tolist()
+    (1.0, [3.0])
+  """
+  ascent = optax.with_extra_args_support(ascent)
+
+  def sharpened(params: Params, *args: Any, **kwargs: Any) -> Any:
+    state = ascent.init(params)
+    if jax.tree.leaves(state):
+      raise ValueError(
+        "ascent keeps state from step to step, which a loss cannot; use it as a link, "
+        "optax.chain(jsharp.sharpness_aware(ascent), optimizer), or pass a fixed radius"
+      )
+
+    def with_aux(point: Params) -> tuple[Any, Any]:
+      out = loss_fn(point, *args, **kwargs)
+      return out if has_aux else (out, None)
+
+    # Values that others differentiate with respect to become arguments: a custom
+    # derivative must not close over them.
+    closed, hoisted = jax.closure_convert(with_aux, params)
+    loss, aux = _with_sharp_derivative(closed, ascent, state)(params, *hoisted)
+    return (loss, aux) if has_aux else loss
+
+  return sharpened
+
+
+def _with_sharp_derivative(
+  closed: Callable[..., Any], ascent: Any, state: Any
+) -> Callable[..., Any]:
+  @jax.custom_jvp
+  def evaluate(params: Params, *hoisted: Any) -> Any:
+    return closed(params, *hoisted)
+
+  @evaluate.defjvp
+  def evaluate_jvp(primals: Any, tangents: Any) -> Any:
+    params, *hoisted = primals
+
+    def grad_fn(point: Params) -> Any:
+      return jax.grad(lambda w: closed(w, *hoisted)[0])(point)
+
+    e, _ = ascent.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    sharp_primals = (optax.apply_updates(params, e), *hoisted)
+    _, slope = jax.jvp(lambda *at: closed(*at)[0], sharp_primals, tuple(tangents))
+    _, aux_slope = jax.jvp(lambda *at: closed(*at)[1], tuple(primals), tuple(tangents))
+    loss, aux = evaluate(*primals)
+    return (loss, aux), (slope, aux_slope)
+
+  return evaluate
+
+
+def functional_sam(
+  net_fn: Callable[[Params], Any],
+  output_loss_fn: Callable[[Any], jax.Array],
+  ascent: optax.GradientTransformation,
+) -> Callable[[Params], tuple[jax.Array, Any]]:
+  """Functional-SAM: the network's Jacobian is perturbed, the loss's slope is not.
+
+  With `F` the network and `l` the loss of its outputs the gradient is `J_F(w + e)^T
+  l'(F(w))`, where SAM has `J_F(w + e)^T l'(F(w + e))` (Singh et al. 2025, "Avoiding
+  spurious sharpness minimization broadens applicability of SAM"). Two gradients.
+
+  Args:
+    net_fn: `net_fn(params) -> outputs`, for this batch.
+    output_loss_fn: `output_loss_fn(outputs) -> loss`.
+    ascent: as for `sharpen`, without state.
+
+  Returns:
+    `value_and_grad(params) -> (loss, gradient)`.
+
+  Raises:
+    ValueError: when it is called, if `ascent` has state.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp import sam_ascent
+    >>> step = functional_sam(lambda w: w**2, lambda out: 3 * out, sam_ascent(0.5))
+    >>> value, gradient = step(jnp.array(1.0))
+    >>> float(value), float(gradient)
+    (3.0, 9.0)
+  """
+  ascent = optax.with_extra_args_support(ascent)
+
+  def value_and_grad(params: Params) -> tuple[jax.Array, Any]:
+    state = ascent.init(params)
+    if jax.tree.leaves(state):
+      raise ValueError("ascent keeps state from step to step; pass a fixed radius")
+    outputs, pullback = jax.vjp(net_fn, params)
+    loss, slope = jax.value_and_grad(output_loss_fn)(outputs)
+    e, _ = ascent.update(pullback(slope)[0], state, params)
+    _, sharp_pullback = jax.vjp(net_fn, optax.apply_updates(params, e))
+    return loss, sharp_pullback(slope)[0]
+
+  return value_and_grad
