@@ -1,0 +1,70 @@
+"""optax's own conformance suite, pointed at other optimizers.
+
+The optax wheel ships the tests that its contributed optimizers have to pass. They are
+read from the installed file, not copied; three things are replaced in what was read,
+and every replacement must apply the expected number of times, so that a new optax fails
+here loudly rather than testing something else:
+
+- the list of optimizers under test,
+- the look-up of an optimizer by its name,
+- the extra argument that one of them (sophia, `obj_fn`) is given, which becomes
+  `grad_fn` for all.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax.contrib
+
+# Text of optax 0.2.8, its replacement, how often.
+_REPLACEMENTS = (
+  ("_ALL_OPTIMIZERS_UNDER_TEST = tuple(", "_THEIRS = tuple(", 1),
+  (
+    "_MAIN_OPTIMIZERS_UNDER_TEST = tuple(_MAIN_OPTIMIZERS_UNDER_TEST)",
+    "_MAIN_OPTIMIZERS_UNDER_TEST = _ALL_OPTIMIZERS_UNDER_TEST = OURS",
+    1,
+  ),
+  ("  if hasattr(contrib, opt_name):", "  if True: return FACTORIES[opt_name]", 1),
+  ("    return getattr(contrib, opt_name)\n", "", 1),
+  ("if opt_name in ['sophia']:", "if True:", 1),
+  ("elif opt_name == 'sophia':", "elif True:", 3),
+  ("if opt_name == 'sophia':", "if True:", 3),
+  ("update_kwargs['obj_fn'] = objective", "update_kwargs |= EXTRA(objective)", 1),
+  ("update_kwargs = {'obj_fn': objective}", "update_kwargs = EXTRA(objective)", 1),
+  ("update_kwargs = {'obj_fn': obj_fn}", "update_kwargs = EXTRA(obj_fn)", 2),
+  (", obj_fn=obj_fn)", ", **EXTRA(obj_fn))", 2),
+  (", obj_fn=fun)", ", **EXTRA(fun))", 2),
+)
+
+
+def suite(
+  optimizers: Sequence[Mapping[str, Any]],
+  factories: Mapping[str, Callable[..., Any]],
+  extra: Callable[[Callable[..., Any]], dict[str, Any]],
+) -> type:
+  """Returns optax's test class for the given optimizers.
+
+  Args:
+    optimizers: `{"opt_name": ..., "opt_kwargs": ...}` each.
+    factories: `opt_name -> factory(**opt_kwargs)`.
+    extra: `extra(objective) -> the extra arguments of update`.
+  """
+  path = pathlib.Path(optax.contrib.__file__).with_name("_common_test.py")
+  source = path.read_text()
+  for old, new, count in _REPLACEMENTS:
+    if source.count(old) != count:
+      raise AssertionError(
+        f"{path} of optax {optax.__version__} holds {old!r} {source.count(old)} times, "
+        f"not {count}: read its changes and mend this file"
+      )
+    source = source.replace(old, new)
+  rows = [{**row, "wrapper_name": None, "wrapper_kwargs": None} for row in optimizers]
+  namespace = {
+    "__name__": "optax.contrib._common_test",
+    "OURS": tuple(rows),
+    "FACTORIES": dict(factories),
+    "EXTRA": extra,
+  }
+  exec(compile(source, str(path), "exec"), namespace)
+  return namespace["ContribTest"]
