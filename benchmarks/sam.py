@@ -1,0 +1,249 @@
+"""What a SAM step costs: time, gradients, state and memory, beside optax's own.
+
+Question: how far is `optax.chain(jsharp.sam(rho), optax.adamw(lr))` from the two
+gradients that it cannot do without?
+
+    python -m benchmarks.sam
+
+The yardstick computes two gradients one after the other (a barrier keeps the compiler
+from sharing work between them) and takes one AdamW step. All forms take turns,
+`--seconds` at a time for `--rounds` rounds; ratios are taken round by round. The column
+"gradients" is one plus the time above a plain AdamW step in units of what the second
+gradient of the yardstick costs. Memory is what the compiler reports.
+
+    python -m benchmarks.sam --suite
+
+runs optax's common suite of tests over `optax.contrib.sam` (Adam base, both modes) and
+prints what fails; jsharp's own constructors pass it in tests/sam/conformance_test.py.
+"""
+
+import platform
+import statistics
+import subprocess
+import time
+import unittest
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+import jsharp
+from jsharp import models
+
+_PROBLEMS = flags.DEFINE_list(
+  "problems", ["resnet", "mlp"], "Which problems, comma-separated."
+)
+_SECONDS = flags.DEFINE_float(
+  "seconds", 3.0, "Seconds per form and round.", lower_bound=0
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
+_SUITE = flags.DEFINE_boolean("suite", False, "Run optax's tests on contrib.sam.")
+
+_RHO = 0.05
+
+
+class Problem(NamedTuple):
+  """A training problem.
+
+  Attributes:
+    loss_fn: `loss_fn(params) -> loss`, of one fixed batch.
+    params: where to start.
+    description: for the table.
+  """
+
+  loss_fn: Callable[[Any], jax.Array]
+  params: Any
+  description: str
+
+
+def mlp(batch_size: int = 128) -> Problem:
+  """A 10-million-parameter MLP on random data."""
+  init_fn, apply_fn = models.as_functions(models.MLP((2048, 2048, 2048, 10)))
+  x, y = _data((batch_size, 784))
+  params = init_fn(jax.random.key(0), x[:1])
+  return Problem(lambda w: _cross_entropy(apply_fn(w, x), y), params, "MLP")
+
+
+def resnet(batch_size: int = 128) -> Problem:
+  """The small network of `experiments.supervised` on random images."""
+  model = models.ResNet(depth=8, num_outputs=10)
+  x, y = _data((batch_size, 32, 32, 3))
+  variables = jax.jit(lambda key: model.init(key, x[:1]))(jax.random.key(0))
+  rest = {name: value for name, value in variables.items() if name != "params"}
+
+  def loss_fn(w: Any) -> jax.Array:
+    outputs, _ = model.apply({"params": w, **rest}, x, train=True, mutable=list(rest))
+    return _cross_entropy(outputs, y)
+
+  return Problem(loss_fn, variables["params"], "ResNet-8")
+
+
+def _data(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  generator = np.random.default_rng(0)
+  inputs = jnp.asarray(generator.normal(size=shape), jnp.float32)
+  return inputs, jnp.asarray(generator.integers(10, size=shape[0]), jnp.int32)
+
+
+def _cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+  return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
+
+
+class Form:
+  """One compiled training step that keeps its own state."""
+
+  def __init__(self, problem: Problem, step: Callable[..., Any], state: Any):
+    self._carry = (jax.tree.map(jnp.copy, problem.params), state)
+    self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    self._step = jax.jit(step, donate_argnums=0).lower(self._carry).compile()
+    memory = self._step.memory_analysis()
+    self.temp_bytes = memory.temp_size_in_bytes if memory else 0
+
+  def time(self, seconds: float) -> float:
+    """Seconds per step over about `seconds`."""
+    count, start = 0, time.perf_counter()
+    while count == 0 or time.perf_counter() - start < seconds:
+      # Five steps: a whole period of SAM on every fifth step.
+      for _ in range(5):
+        self._carry = self._step(self._carry)
+      jax.block_until_ready(self._carry)
+      count += 5
+    return (time.perf_counter() - start) / count
+
+
+def forms(problem: Problem) -> dict[str, Form]:
+  """Every form of the step, compiled."""
+  loss_fn = problem.loss_fn
+  adamw = optax.adamw(1e-4)
+
+  def two_gradients(carry: Any) -> Any:
+    w, state = carry
+    _, first = jax.value_and_grad(loss_fn)(w)
+    w, _ = jax.lax.optimization_barrier((w, first))
+    _, second = jax.value_and_grad(loss_fn)(w)
+    updates, state = adamw.update(second, state, w)
+    return optax.apply_updates(w, updates), state
+
+  def with_optimizer(tx: Any, grad_fn: Any = None) -> Form:
+    def step(carry: Any) -> Any:
+      w, state = carry
+      _, grads = jax.value_and_grad(loss_fn)(w)
+      extra = {"grad_fn": grad_fn} if grad_fn else {}
+      updates, state = tx.update(grads, state, w, **extra)
+      return optax.apply_updates(w, updates), state
+
+    return Form(problem, step, tx.init(problem.params))
+
+  grad_fn = jax.grad(loss_fn)
+  ascent = optax.chain(optax.contrib.normalize(), optax.sgd(_RHO))
+  opaque = optax.contrib.sam(adamw, ascent, opaque_mode=True)
+  return {
+    "two gradients and adamw": Form(problem, two_gradients, adamw.init(problem.params)),
+    "adamw": with_optimizer(adamw),
+    "chain(sam, adamw)": with_optimizer(optax.chain(jsharp.sam(_RHO), adamw), grad_fn),
+    "chain(sam_every 5, adamw)": with_optimizer(
+      optax.chain(jsharp.sam_every(_RHO, every=5), adamw), grad_fn
+    ),
+    "chain(looksam 5, adamw)": with_optimizer(
+      optax.chain(jsharp.looksam(_RHO, every=5), adamw), grad_fn
+    ),
+    "momentum_sam(adamw)": with_optimizer(jsharp.momentum_sam(adamw, _RHO)),
+    "contrib.sam, opaque": with_optimizer(opaque, lambda w, _: grad_fn(w)),
+    # Half a SAM step per call: two calls make one.
+    "contrib.sam, transparent": with_optimizer(optax.contrib.sam(adamw, ascent)),
+  }
+
+
+def report(name: str) -> None:
+  """Prints the rows of one problem."""
+  problem = {"mlp": mlp, "resnet": resnet}[name]()
+  size = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+  timed = forms(problem)
+  base_bytes = timed["adamw"].state_bytes
+  for form in timed.values():
+    form.time(0.0)
+  times: dict[str, list[float]] = {label: [] for label in timed}
+  for _ in range(_ROUNDS.value):
+    for label, form in timed.items():
+      calls = 2 if "transparent" in label else 1
+      times[label].append(calls * form.time(_SECONDS.value))
+  one, two = times["adamw"], times["two gradients and adamw"]
+  for label, form in timed.items():
+    ratios = [t / b for t, b in zip(times[label], two, strict=True)]
+    cost = [
+      1 + (t - a) / (b - a) for t, a, b in zip(times[label], one, two, strict=True)
+    ]
+    print(
+      f"| {problem.description}, {size:,} | {label} "
+      f"| {_spread([1e3 * t for t in times[label]], 1)} | {_spread(ratios, 2)} "
+      f"| {statistics.median(cost):.2f} | {form.state_bytes - base_bytes:,} "
+      f"| {form.temp_bytes / 2**20:.1f} |",
+      flush=True,
+    )
+
+
+def _spread(values: list[float], digits: int) -> str:
+  low, mid, high = min(values), statistics.median(values), max(values)
+  return f"{mid:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def contrib_suite() -> None:
+  """Runs optax's common tests over optax's own SAM."""
+  from tests.sam.optax_suite import suite
+
+  def factory(opaque: bool) -> Callable[..., Any]:
+    def build(learning_rate: optax.ScalarOrSchedule) -> Any:
+      ascent = optax.chain(optax.contrib.normalize(), optax.sgd(1e-3))
+      return optax.contrib.sam(optax.adam(learning_rate), ascent, opaque_mode=opaque)
+
+    return build
+
+  modes = {"transparent": False, "opaque": True}
+  for name, opaque in modes.items():
+    tests = suite(
+      [{"opt_name": name, "opt_kwargs": {"learning_rate": 1e-2}}],
+      {name: factory(opaque)},
+      lambda objective: {"grad_fn": lambda w, _: jax.grad(objective)(w)},
+    )
+    loaded = unittest.defaultTestLoader.loadTestsFromTestCase(tests)
+    result = unittest.TestResult()
+    loaded.run(result)
+    broken = {
+      getattr(test, "test_case", test)._testMethodName
+      for test, _ in (*result.failures, *result.errors)
+    }
+    print(f"contrib.sam, {name}: {result.testsRun} tests, {len(broken)} fail")
+    for test in sorted(broken):
+      print(f"  {test}")
+
+
+def _commit() -> str:
+  command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  return result.stdout.strip() or "unknown"
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  print(
+    f"Python {platform.python_version()}, jax {jax.__version__}, optax "
+    f"{optax.__version__}; {jax.devices()[0].device_kind} x {jax.device_count()}, "
+    f"{platform.machine()}, commit {_commit()}"
+  )
+  if _SUITE.value:
+    return contrib_suite()
+  print(
+    "| problem, parameters | form | ms per step, median (range) | over two gradients "
+    "| gradients | state beyond adamw's, bytes | temporary memory, MiB |"
+  )
+  print("|---|---|---|---|---|---|---|", flush=True)
+  for name in _PROBLEMS.value:
+    report(name)
+
+
+if __name__ == "__main__":
+  app.run(main)
