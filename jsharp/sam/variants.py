@@ -250,7 +250,6 @@ def le_sam(
     slope = inner_product(updates, points)  # |g|_q
     flat = slope * max_rho <= sigma
     rho = jnp.where(flat, max_rho, sigma / jnp.where(flat, 1, slope))
-    rho = rho + slope * 0  # a NaN gradient stays one
     return jax.tree.map(lambda e: e * rho.astype(e.dtype), points)
 
   return sharpness_aware(optax.stateless(ascend))

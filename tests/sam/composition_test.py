@@ -319,7 +319,11 @@ class JaxTest(parameterized.TestCase):
         problems.run(tx, w, [data] * 3), problems.batch(7, dtype=jnp.float64)
       )
       check_grads(
-        outer, (problems.params(jnp.float64),), order=1, modes=("fwd", "rev"), rtol=1e-5
+        jax.jit(outer),
+        (problems.params(jnp.float64),),
+        order=1,
+        modes=("fwd", "rev"),
+        rtol=1e-5,
       )
 
   def test_second_derivatives_through_a_sam_step(self):
@@ -327,7 +331,7 @@ class JaxTest(parameterized.TestCase):
       data = problems.batch(dtype=jnp.float64)
       tx = optax.chain(jsharp.sam(RHO), optax.sgd(LR))
       outer = lambda w: problems.loss(problems.run(tx, w, [data]), data)
-      check_grads(outer, (problems.params(jnp.float64),), order=2, rtol=1e-4)
+      check_grads(jax.jit(outer), (problems.params(jnp.float64),), order=2, rtol=1e-4)
 
   def test_the_radius_can_be_meta_learned(self):
     with jax.enable_x64(True):
@@ -337,7 +341,7 @@ class JaxTest(parameterized.TestCase):
         tx = optax.chain(jsharp.sam(rho), optax.sgd(LR))
         return problems.loss(problems.run(tx, w, [data] * 2), data)
 
-      check_grads(outer, (jnp.asarray(0.2),), order=1, rtol=1e-6)
+      check_grads(jax.jit(outer), (jnp.asarray(0.2),), order=1, rtol=1e-6)
 
   @parameterized.parameters(jnp.float16, jnp.bfloat16, jnp.float64)
   def test_other_precisions(self, dtype):

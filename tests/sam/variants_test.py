@@ -127,6 +127,15 @@ class RecurrenceTest(parameterized.TestCase):
 
     self.check(jsharp.looksam(RHO, every=3, alpha=0.7), direction)
 
+  def test_looksam_adds_nothing_where_the_sharp_gradient_is_parallel(self):
+    """A bowl: what is left of `s` beside `g` is rounding, and no direction."""
+    w = jnp.array([0.3, -0.7, 1.1], jnp.float32)
+    grad_fn = lambda w: jnp.float32(2.1) * w
+    link = jsharp.looksam(0.05, every=2, alpha=0.7)
+    _, state = link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn)
+    again, _ = link.update(grad_fn(w), state, w, grad_fn=grad_fn)
+    np.testing.assert_array_equal(again, grad_fn(w))
+
   def test_sam_every(self):
     plain = self.oracle.gradient
     self.check(
