@@ -31,9 +31,9 @@ def _evaluate_chunk(params, data, start, *, evaluate_tasks, sample_task, chunk):
 
 
 def evaluate(
-  evaluate_tasks: Callable[[Params, Task], Metrics],
+  evaluate_tasks: Callable[[Params, Any], Metrics],
   params: Params,
-  sample_task: Callable[[jax.Array, Any], Task],
+  sample_task: Callable[[jax.Array, Any], Any],
   data: Any,
   *,
   num_tasks: int,

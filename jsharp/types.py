@@ -59,6 +59,19 @@ class Task(NamedTuple):
   query: Batch
 
 
+class Variables(NamedTuple):
+  """A model with state beside its parameters, as ordinary training has it.
+
+  Attributes:
+    params: what the optimizer changes.
+    statistics: what a training pass hands on to evaluation, such as running averages
+      of batch normalisation; empty for a model without.
+  """
+
+  params: Params
+  statistics: Any
+
+
 class MetaState(NamedTuple):
   """What a meta-learner carries from one meta-step to the next.
 
@@ -84,9 +97,12 @@ class MetaAlgorithm(NamedTuple):
     adapt: `adapt(params, support) -> adapted`, one task as at evaluation. It
       needs no outer optimizer, so it is all that deployment needs.
     evaluate: `evaluate(params, tasks) -> metrics`, per task.
+
+  `tasks` is a `Task` with a leading axis; in ordinary training (`jsharp.supervised`) it
+  is a `Batch`, and metrics are per example.
   """
 
   init: Callable[[Params], MetaState]
-  step: Callable[[MetaState, Task], tuple[MetaState, Metrics]]
+  step: Callable[[MetaState, Any], tuple[MetaState, Metrics]]
   adapt: AdaptFn
-  evaluate: Callable[[Params, Task], Metrics]
+  evaluate: Callable[[Params, Any], Metrics]

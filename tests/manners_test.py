@@ -12,9 +12,9 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 ROOMS = (
   ("types", "checks", "files", "curves"),
   ("losses", "normalization", "nn", "data"),
-  ("models", "sam", "transforms", "descent"),
+  ("models", "sam", "transforms", "descent", "analysis"),
   ("adaptation", "objectives"),
-  ("algorithms",),
+  ("algorithms", "supervised"),
   ("checkpoint", "run_directory", "stop_signal", "blocks", "progress"),
   ("records",),
   ("training", "evaluation"),

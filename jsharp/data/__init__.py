@@ -23,6 +23,7 @@ from jsharp.data.host import gather_task, sample_tasks_on_host
 _SOURCES = (
   "characters",
   "image_folder",
+  "labelled_images",
   "miniimagenet",
   "omniglot",
   "sinusoid",

@@ -109,6 +109,10 @@ class JsharpMiniImagenet(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   )
 
 
+class JsharpLabelledImages(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """Images in folders split/class, the same classes in every split."""
+
+
 def open_prepared(builder: tfds.core.DatasetBuilder) -> dict[str, prepared.Classes]:
   """The classes of every split of a builder that has been prepared, verified.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jsharp.data import pixels, splits
 from jsharp.data.dataset import Dataset
+from jsharp.data.same_classes import check_same_classes
 
 VAL_SHARE, TEST_SHARE = 0.16, 0.2
 """Shares of the classes where they are divided; the rest is for training."""
@@ -82,6 +83,64 @@ def load(
     )
     for split, classes in divided.items()
   }
+
+
+def load_labelled(
+  name: str,
+  data_dir: str | os.PathLike,
+  *,
+  size: int | None = None,
+  image: str = "image",
+  label: str = "label",
+) -> dict[str, Dataset]:
+  """The dataset's own splits of images, the same classes in each.
+
+  Args:
+    name: as for `load`.
+    data_dir: as for `load`.
+    size: as for `load`.
+    image: name of the image feature.
+    label: name of the class label feature.
+
+  Returns:
+    `{"train", "test"}`, with `"val"` where the dataset has one: uint8 images
+    `[num_images, height, width, channels]`, classes in the order of their labels.
+
+  Raises:
+    FileNotFoundError: nothing of that name is prepared in `data_dir`.
+    ValueError: there is no split train or test, a class is in one of them only, or
+      anything that `load` refuses in the records.
+
+  Example:
+    >>> load_labelled("cifar10", "/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere holds no prepared dataset cifar10...
+  """
+  builder = _builder(name, data_dir)
+  _check_features(name, builder.info.features, image, label)
+  own = {splits.FOLDERS.get(own_name): own_name for own_name in builder.info.splits}
+  if not own.keys() >= {"train", "test"}:
+    raise ValueError(
+      f"{name} has the splits {', '.join(builder.info.splits)}; ordinary training "
+      "needs train and test."
+    )
+  datasets: dict[str, Dataset] = {}
+  for split in ("train", "val", "test"):
+    if split not in own:
+      continue
+    classes: _Classes = {
+      class_name: [] for class_name in builder.info.features[label].names
+    }
+    for class_name, pixel in _read(builder, own[split], image, label, size):
+      classes[class_name].append(pixel)
+    datasets[split] = Dataset.from_class_arrays(
+      {
+        class_name: np.stack(images) for class_name, images in classes.items() if images
+      },
+      split=split,
+    )
+  check_same_classes(datasets)
+  return datasets
 
 
 def _builder(name: str, data_dir: str | os.PathLike) -> Any:

@@ -157,6 +157,30 @@ class TfdsSourceTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "tfrecord, which only TensorFlow reads"):
       tfds_source.load("toy_classes", self.root)
 
+  def test_labelled_keeps_the_splits_of_images(self):
+    contents = {"train": _classes("b", "a"), "test": _classes("a", "b", count=1)}
+    self._prepare(contents)
+    datasets = tfds_source.load_labelled("toy_classes", self.root)
+    self.assertEqual(self._names(datasets), {"train": ("a", "b"), "test": ("a", "b")})
+    for split, classes in contents.items():
+      start = 0
+      for name in ("a", "b"):
+        images = datasets[split].images[start : start + len(classes[name])]
+        self.assertCountEqual(
+          [image.tobytes() for image in images],
+          [image.tobytes() for image in classes[name]],
+        )
+        start += len(classes[name])
+
+  def test_labelled_refuses_other_classes_and_missing_splits(self):
+    self._prepare({"train": _classes("a", "b"), "test": _classes("a")})
+    with self.assertRaisesRegex(ValueError, "classes of test .* 'b' is in one"):
+      tfds_source.load_labelled("toy_classes", self.root)
+    self.root = fixtures.temporary_dir(self)
+    self._prepare({"train": _classes("a", "b")})
+    with self.assertRaisesRegex(ValueError, "has the splits train; .* needs train"):
+      tfds_source.load_labelled("toy_classes", self.root)
+
 
 if __name__ == "__main__":
   absltest.main()

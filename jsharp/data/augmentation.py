@@ -1,0 +1,109 @@
+"""Random changes of one image `[height, width, channels]` by a key; `vmap` for more.
+
+Pixels from outside the image, and those that are cut out, are zero: with images that
+are normalised first (`jsharp.data.examples`) that is the mean colour.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def random_crop(key: jax.Array, image: jax.Array, *, padding: int = 4) -> jax.Array:
+  """Moves the image by at most `padding` pixels in each direction, uniformly.
+
+  Args:
+    key: decides the shift; each of the `(2 * padding + 1)**2` is equally likely.
+    image: `[height, width, channels]`.
+    padding: rows and columns of zeros around it before a window of its own size is
+      taken.
+
+  Returns:
+    An array like `image`.
+
+  Example:
+    >>> image = jnp.ones((32, 32, 3))
+    >>> random_crop(jax.random.key(0), image).shape
+    (32, 32, 3)
+  """
+  around = ((padding, padding), (padding, padding), (0, 0))
+  row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+  start = (row, column, jnp.zeros_like(row))
+  return jax.lax.dynamic_slice(jnp.pad(image, around), start, image.shape)
+
+
+def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
+  """Mirrors left and right with probability one half.
+
+  Args:
+    key: decides whether.
+    image: `[height, width, channels]`.
+
+  Returns:
+    An array like `image`.
+
+  Example:
+    >>> image = jnp.array([[[1.0], [2.0]]])
+    >>> random_flip(jax.random.key(1), image)[0, :, 0].tolist()
+    [2.0, 1.0]
+  """
+  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def cutout(key: jax.Array, image: jax.Array, *, size: int = 16) -> jax.Array:
+  """Blanks a square (DeVries and Taylor 2017, arXiv 1708.04552).
+
+  The centre is uniform over the pixels, so the square may overhang the border, where
+  less than `size**2` pixels are blanked, as in the paper.
+
+  Args:
+    key: decides the centre.
+    image: `[height, width, channels]`.
+    size: side of the square in pixels; the paper takes 16 for CIFAR-10.
+
+  Returns:
+    An array like `image`.
+
+  Example:
+    >>> cut = cutout(jax.random.key(0), jnp.ones((8, 8, 1)), size=4)
+    >>> 4 <= int((cut == 0).sum()) <= 16
+    True
+  """
+  height, width, _ = image.shape
+  inside = []
+  for side, one_key in zip((height, width), jax.random.split(key), strict=True):
+    first = jax.random.randint(one_key, (), 0, side) - size // 2
+    position = jnp.arange(side) - first
+    inside.append((position >= 0) & (position < size))
+  square = inside[0][:, None, None] & inside[1][None, :, None]
+  return jnp.where(square, jnp.zeros_like(image), image)
+
+
+def standard(
+  key: jax.Array,
+  image: jax.Array,
+  *,
+  padding: int = 4,
+  flip: bool = True,
+  cutout_size: int = 0,
+) -> jax.Array:
+  """What is usual on CIFAR: crop, flip and, where asked for, cutout.
+
+  Args:
+    key: split between the parts.
+    image: `[height, width, channels]`.
+    padding: as for `random_crop`.
+    flip: whether left and right may be exchanged; not with letters and digits.
+    cutout_size: as for `cutout`; 0 for none.
+
+  Returns:
+    An array like `image`.
+
+  Example:
+    >>> standard(jax.random.key(0), jnp.ones((32, 32, 3)), cutout_size=16).shape
+    (32, 32, 3)
+  """
+  crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+  image = random_crop(crop_key, image, padding=padding)
+  if flip:
+    image = random_flip(flip_key, image)
+  return cutout(cutout_key, image, size=cutout_size) if cutout_size else image

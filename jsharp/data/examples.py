@@ -1,0 +1,222 @@
+"""Images with labels for ordinary training: batches as a pure function of the step.
+
+The counterpart of `episodes`: the same few-array datasets, but the classes of train
+and test are the same ones, and a step's batch is the next part of an epoch.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp.data.dataset import Dataset
+from jsharp.types import Batch
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""`augment(key, image) -> image`, one float image `[height, width, channels]`."""
+
+
+class Examples(NamedTuple):
+  """Images, their labels and how they are normalised.
+
+  Attributes:
+    images: `[num_examples, height, width, channels]` uint8.
+    labels: `[num_examples]` int32.
+    mean: `[channels]` float32, subtracted from the pixels (0 to 255).
+    scale: `[channels]` float32, what is left is multiplied by it.
+  """
+
+  images: Any
+  labels: Any
+  mean: Any
+  scale: Any
+
+
+def from_dataset(dataset: Dataset, *, like: Examples | None = None) -> Examples:
+  """Takes a dataset's images with the numbers of their classes as labels.
+
+  Args:
+    dataset: on the host, without rotations.
+    like: whose normalisation to take. None takes the mean and the standard deviation
+      of every channel over all pixels of `dataset`, which is then the training set.
+
+  Returns:
+    The examples, on the host, one class after the other.
+
+  Raises:
+    ValueError: if the dataset has rotations, which would be further classes.
+
+  Example:
+    >>> images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    >>> dataset = Dataset.from_class_arrays({"a": images, "b": images}, split="train")
+    >>> examples = from_dataset(dataset)
+    >>> examples.labels.tolist(), examples.mean.tolist()
+    ([0, 0, 1, 1], [3.5])
+  """
+  if dataset.num_rotations > 1:
+    raise ValueError(
+      f"num_rotations is {dataset.num_rotations}; ordinary training needs 1"
+    )
+  images = np.asarray(dataset.images)
+  counts = np.asarray(dataset.counts)
+  labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+  if like is not None:
+    return Examples(images, labels, like.mean, like.scale)
+  # Counted, so that the sums are exact and a copy in floats is never made.
+  values = np.arange(256.0)
+  tables = [np.bincount(plane.ravel(), minlength=256) for plane in _planes(images)]
+  means = np.array([table @ values / table.sum() for table in tables])
+  squares = np.array([table @ values**2 / table.sum() for table in tables])
+  deviations = np.sqrt(squares - means**2)
+  scale = 1 / np.where(deviations == 0, 1, deviations)
+  return Examples(images, labels, means.astype(np.float32), scale.astype(np.float32))
+
+
+def _planes(images: np.ndarray) -> list[np.ndarray]:
+  return [images[..., channel] for channel in range(images.shape[-1])]
+
+
+def inputs_of(data: Examples, images: jax.Array) -> jax.Array:
+  """Normalised float32 of uint8 images.
+
+  Example:
+    >>> data = Examples(None, None, jnp.array([2.0]), jnp.array([0.5]))
+    >>> inputs_of(data, jnp.array([[[[4]]]], jnp.uint8)).tolist()
+    [[[[1.0]]]]
+  """
+  shape = (1,) * (images.ndim - 1) + (-1,)
+  mean, scale = data.mean.reshape(shape), data.scale.reshape(shape)
+  return (images.astype(jnp.float32) - mean) * scale
+
+
+def sample_batch(
+  seed: int,
+  step: Any,
+  data: Examples,
+  *,
+  batch_size: int,
+  augment: Augment | None = None,
+) -> Batch:
+  """The batch of a step, a pure function of (seed, step).
+
+  Every epoch goes through the examples in an order of its own, without replacement;
+  what is left at its end and fills no batch is dropped. An example is augmented by a
+  key of (seed, step, example).
+
+  Args:
+    seed: seed of the run.
+    step: steps taken so far; may be traced.
+    data: on the device.
+    batch_size: examples per batch.
+    augment: `augment(key, image) -> image`, on normalised images.
+
+  Returns:
+    Inputs `[batch_size, height, width, channels]` float32, targets `[batch_size]`.
+
+  Raises:
+    ValueError: if there are fewer examples than one batch.
+
+  Example:
+    >>> data = Examples(
+    ...   jnp.zeros((5, 1, 1, 1), jnp.uint8), jnp.arange(5), jnp.zeros(1), jnp.ones(1))
+    >>> epoch = [sample_batch(0, step, data, batch_size=2).targets for step in (0, 1)]
+    >>> len(set(np.concatenate(epoch).tolist()))
+    4
+  """
+  num_examples = data.labels.shape[0]
+  per_epoch = steps_per_epoch(num_examples, batch_size)
+  order_key, augment_key = jax.random.split(jax.random.key(seed))
+  step = jnp.asarray(step, jnp.int32)
+  epoch_key = jax.random.fold_in(order_key, step // per_epoch)
+  order = jax.random.permutation(epoch_key, num_examples)
+  start = step % per_epoch * batch_size
+  chosen = jax.lax.dynamic_slice(order, (start,), (batch_size,))
+  inputs = inputs_of(data, data.images[chosen])
+  if augment is not None:
+    step_key = jax.random.fold_in(augment_key, step)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(chosen)
+    inputs = jax.vmap(augment)(keys, inputs)
+  return Batch(inputs, data.labels[chosen])
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+  """Number of whole batches.
+
+  Raises:
+    ValueError: if there is none.
+
+  Example:
+    >>> steps_per_epoch(50_000, 256)
+    195
+  """
+  if not 1 <= batch_size <= num_examples:
+    raise ValueError(
+      f"batch_size is {batch_size}, but there are {num_examples} training examples: "
+      f"use at least 1 and at most {num_examples}"
+    )
+  return num_examples // batch_size
+
+
+def example_at(index: jax.Array, data: Examples) -> Batch:
+  """One example as it is, for `jsharp.evaluation.evaluate`.
+
+  Args:
+    index: which; indices past the end give the last one.
+    data: on the device.
+
+  Returns:
+    A `Batch` without the axis of examples.
+
+  Example:
+    >>> data = Examples(
+    ...   jnp.zeros((5, 1, 1, 1), jnp.uint8), jnp.arange(5), jnp.zeros(1), jnp.ones(1))
+    >>> int(example_at(3, data).targets)
+    3
+  """
+  return Batch(inputs_of(data, data.images[index]), data.labels[index])
+
+
+def take(data: Examples, chosen: np.ndarray) -> Examples:
+  """The examples of these numbers, in this order.
+
+  Example:
+    >>> data = Examples(np.zeros((3, 1, 1, 1)), np.arange(3), None, None)
+    >>> take(data, np.array([2, 0])).labels.tolist()
+    [2, 0]
+  """
+  return data._replace(images=data.images[chosen], labels=data.labels[chosen])
+
+
+def hold_out(data: Examples, num_held: int, *, seed: int) -> tuple[Examples, Examples]:
+  """Divides examples at random.
+
+  Args:
+    data: on the host.
+    num_held: how many to hold out.
+    seed: decides which, the same ones for every machine.
+
+  Returns:
+    The others and those held out, both in their order in `data`.
+
+  Raises:
+    ValueError: if one of the two would be empty.
+
+  Example:
+    >>> data = Examples(np.zeros((5, 1, 1, 1)), np.arange(5), None, None)
+    >>> rest, held = hold_out(data, 2, seed=0)
+    >>> rest.labels.tolist(), held.labels.tolist()
+    ([1, 3, 4], [0, 2])
+  """
+  num_examples = len(data.labels)
+  if not 0 < num_held < num_examples:
+    raise ValueError(
+      f"num_held is {num_held} of {num_examples} examples; hold out at least 1 and "
+      f"at most {num_examples - 1}"
+    )
+  # RandomState's stream is frozen for all NumPy versions; Generator's is not.
+  order = np.random.RandomState(seed).permutation(num_examples)
+  rest, held = np.sort(order[num_held:]), np.sort(order[:num_held])
+  return take(data, rest), take(data, held)

@@ -1,0 +1,63 @@
+"""Wrong labels at a given rate, symmetric between the classes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def corrupt(
+  key: jax.Array,
+  labels: jax.Array,
+  rate: Any,
+  num_classes: int,
+  *,
+  other_classes_only: bool = False,
+) -> jax.Array:
+  """Replaces a share of the labels by labels drawn at random.
+
+  Exactly `round(rate * num_labels)` labels, every choice of them equally likely, are
+  drawn anew, uniformly **from all classes, the true one included**: of those, one in
+  `num_classes` is right by chance, so that at a rate of 0.8 and with 10 classes 72 %
+  of all labels are wrong. With `other_classes_only` they are drawn from the other
+  classes and the rate is the share of wrong labels. (Foret et al. 2021 say that a
+  fraction of the labels is "randomly flipped" and leave open which of the two.)
+
+  Args:
+    key: decides which labels and by what; the same key, the same noise.
+    labels: `[num_labels]` integers in `[0, num_classes)`; `vmap` for more tasks.
+    rate: share of the labels that is replaced, from 0 to 1; may be traced.
+    num_classes: how many classes there are.
+    other_classes_only: whether the true class is left out of the draw.
+
+  Returns:
+    An array like `labels`.
+
+  Raises:
+    ValueError: if `labels` is no vector of integers, `rate` a number outside 0 to 1,
+      or `num_classes` below 2.
+
+  Example:
+    >>> labels = jnp.zeros(10, jnp.int32)
+    >>> noisy = corrupt(jax.random.key(0), labels, 0.4, 5, other_classes_only=True)
+    >>> int((noisy != labels).sum())
+    4
+  """
+  if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"labels must be a vector of integers, got {labels.dtype} {labels.shape}; use "
+      "jax.vmap over further axes"
+    )
+  if isinstance(rate, int | float) and not 0 <= rate <= 1:
+    raise ValueError(f"rate must lie between 0 and 1, got {rate!r}; 0.4 is 40 percent")
+  if num_classes < 2:
+    raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+  rank_key, draw_key = jax.random.split(key)
+  size = labels.shape[0]
+  rank = jax.random.permutation(rank_key, size)
+  chosen = rank < jnp.round(jnp.asarray(rate, jnp.float32) * size).astype(jnp.int32)
+  first = 1 if other_classes_only else 0
+  drawn = jax.random.randint(draw_key, (size,), first, num_classes, labels.dtype)
+  if other_classes_only:
+    drawn = (labels + drawn) % num_classes
+  return jnp.where(chosen, drawn, labels)

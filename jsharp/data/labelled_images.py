@@ -1,0 +1,151 @@
+"""Any directory or archive `split/class/image` with the same classes in every split."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jsharp.data import archives, pixels, prepared, splits
+from jsharp.data.dataset import Dataset
+from jsharp.data.same_classes import check_same_classes
+
+_Key = tuple[str, str, str]  # split, class, file name
+
+
+def load(
+  data_dir: str | os.PathLike,
+  *,
+  size: int | None = None,
+  prepared_dir: str | os.PathLike | None = None,
+) -> dict[str, Dataset]:
+  """The images of `train/`, `test/` and, where there is one, `val/`.
+
+  Decoded once and kept, as mini-ImageNet is; see `docs/data.md`.
+
+  Args:
+    data_dir: a directory with the folders, one folder per class in each, at any
+      depth; or with an archive of these (tar, tar.xz, tar.gz, tar.bz2 or zip); or
+      the archive itself. Loose images come before archives. `val/` may also be called
+      `valid/` or `validation/`. Files other than PNG and JPEG are left out.
+    size: height and width in pixels that images of another size are resized to, by
+      Lanczos' filter without keeping the aspect; None expects images of one size.
+    prepared_dir: where to keep the prepared dataset.
+
+  Returns:
+    `{"train", "test"}`, perhaps with `"val"`: uint8 images `[num_images, height,
+    width, channels]`, grayscale if every image is, classes and images in the order of
+    their names.
+
+  Raises:
+    FileNotFoundError: `data_dir` does not exist or lacks images of train or test.
+    ValueError: a split has other classes, an image lies in no class folder, is there
+      twice, is of another size or cannot be decoded.
+
+  Example:
+    >>> load("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist...
+  """
+  given = pathlib.Path(data_dir).expanduser()
+  if size is not None and size < 1:
+    raise ValueError(f"size={size} must be at least 1 pixel.")
+  if given.is_file() and archives.is_archive(given):
+    root, sources = given.parent, [given]
+  elif given.is_dir():
+    root, files = given, archives.walk(given)
+    sources = [file for file in files if pixels.is_image(file.name)]
+    sources = sources or [file for file in files if archives.is_archive(file)]
+  else:
+    raise FileNotFoundError(f"data_dir={given} does not exist. {_help(given)}")
+  if not sources:
+    raise FileNotFoundError(f"data_dir={given} holds no PNG or JPEG. {_help(given)}")
+  opened = prepared.load(
+    "JsharpLabelledImages",
+    lambda: _read(root, sources, size),
+    data_dir=root,
+    prepared_dir=prepared_dir,
+    files=sources,
+    settings=(size,),
+  )
+  datasets = {
+    split: Dataset.from_class_arrays(classes.arrays(), split=split)
+    for split, classes in opened.items()
+  }
+  check_same_classes(datasets)
+  return datasets
+
+
+def _help(root: pathlib.Path) -> str:
+  return (
+    f"Put the images into {root}/train/CLASS/ and {root}/test/CLASS/, with the same "
+    "classes in both, or an archive of these. --dataset=characters needs no data."
+  )
+
+
+def _read(
+  root: pathlib.Path, sources: Sequence[pathlib.Path], size: int | None
+) -> dict[str, dict[str, np.ndarray]]:
+  found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+  shape = None
+
+  def decode(item: tuple[str, _Key, bytes]) -> tuple[str, _Key, np.ndarray]:
+    place, key, data = item
+    image = pixels.decode(data, name=place, mode=None)
+    if size is not None and image.shape[:2] != (size, size):
+      image = pixels.resize(image, size, method="LANCZOS")
+    return place, key, image
+
+  items = _images(root, sources)
+  for place, (split, label, name), image in pixels.map_threads(decode, items):
+    shape = shape or image.shape[:2]
+    if image.shape[:2] != shape:
+      raise ValueError(
+        f"{place} is {image.shape[0]}x{image.shape[1]} pixels, images before it are "
+        f"{shape[0]}x{shape[1]}: give a size to resize all of them to."
+      )
+    classes = found.setdefault(split, {}).setdefault(label, {})
+    if name in classes:
+      raise ValueError(f"{place}: {split}/{label}/{name} is there twice. Remove one.")
+    classes[name] = image
+  for split in ("train", "test"):
+    if split not in found:
+      raise FileNotFoundError(f"{root} has no images of {split}/. {_help(root)}")
+  everything = (
+    image for c in found.values() for i in c.values() for image in i.values()
+  )
+  depth = max(image.shape[-1] for image in everything)
+  return {
+    split: {
+      label: np.stack(
+        [
+          np.broadcast_to(image, (*image.shape[:2], depth))
+          for _, image in sorted(found[split].pop(label).items())
+        ]
+      )
+      for label in sorted(found[split])
+    }
+    for split in ("train", "val", "test")
+    if split in found
+  }
+
+
+def _images(
+  root: pathlib.Path, sources: Sequence[pathlib.Path]
+) -> Iterator[tuple[str, _Key, bytes]]:
+  """Place for errors, key and content of every image."""
+  for source in sources:
+    if archives.is_archive(source):
+      for name, data in archives.members(source, pixels.is_image):
+        yield f"{source}: {name}", _key(root, name), data
+    else:
+      name = source.relative_to(root).as_posix()
+      yield str(source), _key(root, name), source.read_bytes()
+
+
+def _key(root: pathlib.Path, path: str) -> _Key:
+  folders = path.split("/")
+  split = splits.FOLDERS.get(folders[-3]) if len(folders) > 2 else None
+  if split is None:
+    raise ValueError(f"{path} below {root} lies in no class folder. {_help(root)}")
+  return split, folders[-2], folders[-1]

@@ -1,0 +1,172 @@
+"""Residual networks for small images, with running batch normalisation."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jsharp.nn import RunningBatchNorm, conv2d
+
+# Of the outputs, as in the published code of both papers.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResNet(nn.Module):
+  """The CIFAR form of He et al. (2016, arXiv 1512.03385, section 4.2).
+
+  A 3x3 convolution, three stages of `(depth - 2) / 6` blocks of two 3x3 convolutions
+  with 16, 32 and 64 channels, the mean over space, a linear head. The second and third
+  stage begin with stride 2. Shortcuts have no parameters: where the shape changes,
+  every second pixel is taken and the new channels are zero (option A). With 10 outputs
+  and 3 input channels ResNet-20 has 269,722 parameters and ResNet-32 has 464,154.
+
+  Paddings are SAME: a strided convolution of an even side pads at the end only.
+
+  Attributes:
+    num_outputs: size of the output vector, the number of classes.
+    depth: layers with weights, 6n + 2: 8, 20, 32, 44, 56, ...
+
+  Example:
+    >>> model = ResNet(num_outputs=10, depth=8)
+    >>> images = jnp.zeros([2, 16, 16, 3])
+    >>> variables = jax.jit(model.init, static_argnums=2)(
+    ...   jax.random.key(0), images, False)
+    >>> sorted(variables), model.apply(variables, images, False).shape
+    (['batch_stats', 'params'], (2, 10))
+  """
+
+  num_outputs: int
+  depth: int = 20
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+    """Maps images to one vector each.
+
+    Args:
+      inputs: `[batch, height, width, channels]`, float.
+      train: whether the batch's own statistics normalise; then `batch_stats` has to
+        be mutable.
+
+    Returns:
+      `[batch, num_outputs]`.
+
+    Raises:
+      ValueError: if `inputs` is not a batch of images or there is no such `depth`.
+    """
+    _check("ResNet", inputs, self.depth, 2)
+    x = _Convolution(16, name="conv")(inputs)
+    x = nn.relu(RunningBatchNorm(name="norm")(x, train))
+    for stage in range(3):
+      for block in range((self.depth - 2) // 6):
+        stride = 2 if stage and not block else 1
+        name = f"stage_{stage}_block_{block}"
+        x = _Block(16 * 2**stage, stride, name=name)(x, train)
+    return _head(self.num_outputs, x)
+
+
+class WideResNet(nn.Module):
+  """The pre-activation network of Zagoruyko and Komodakis (2016, arXiv 1605.07146).
+
+  A 3x3 convolution to 16 channels, three stages of `(depth - 4) / 6` blocks with
+  `16 * widen`, `32 * widen` and `64 * widen` channels, a last normalisation, the mean
+  over space, a linear head. A block is twice normalisation, ReLU and 3x3 convolution;
+  where the shape changes, the shortcut is a 1x1 convolution of what the first ReLU
+  gave. No dropout. With 10 outputs and 3 input channels WRN-28-10 has 36,479,194
+  parameters and WRN-16-4 has 2,748,890.
+
+  Paddings are SAME: a strided convolution of an even side pads at the end only.
+
+  Attributes:
+    num_outputs: size of the output vector, the number of classes.
+    depth: layers with weights, 6n + 4: 10, 16, 22, 28, 40, ...
+    widen: factor of the channels.
+
+  Example:
+    >>> model = WideResNet(num_outputs=10, depth=10, widen=1)
+    >>> images = jnp.zeros([2, 16, 16, 3])
+    >>> variables = jax.jit(model.init, static_argnums=2)(
+    ...   jax.random.key(0), images, False)
+    >>> model.apply(variables, images, False).shape
+    (2, 10)
+  """
+
+  num_outputs: int
+  depth: int = 28
+  widen: int = 10
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+    """Maps images to one vector each; as `ResNet`."""
+    _check("WideResNet", inputs, self.depth, 4)
+    if self.widen < 1:
+      raise ValueError(f"WideResNet: widen must be at least 1; got {self.widen}.")
+    x = _Convolution(16, name="conv")(inputs)
+    for stage in range(3):
+      for block in range((self.depth - 4) // 6):
+        stride = 2 if stage and not block else 1
+        name = f"stage_{stage}_block_{block}"
+        x = _WideBlock(16 * 2**stage * self.widen, stride, name=name)(x, train)
+    x = nn.relu(RunningBatchNorm(name="norm")(x, train))
+    return _head(self.num_outputs, x)
+
+
+class _Block(nn.Module):
+  num_filters: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = _Convolution(self.num_filters, self.stride, name="conv_0")(x)
+    y = nn.relu(RunningBatchNorm(name="norm_0")(y, train))
+    y = _Convolution(self.num_filters, name="conv_1")(y)
+    y = RunningBatchNorm(name="norm_1")(y, train)
+    x = x[:, :: self.stride, :: self.stride]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.num_filters - x.shape[-1])))
+    return nn.relu(x + y)
+
+
+class _WideBlock(nn.Module):
+  num_filters: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = nn.relu(RunningBatchNorm(name="norm_0")(x, train))
+    if x.shape[-1] != self.num_filters or self.stride > 1:
+      shape = (x.shape[-1], self.num_filters)
+      kernel = self.param("shortcut", _KERNEL_INIT, shape, x.dtype)
+      x = y[:, :: self.stride, :: self.stride] @ kernel
+    y = _Convolution(self.num_filters, self.stride, name="conv_0")(y)
+    y = nn.relu(RunningBatchNorm(name="norm_1")(y, train))
+    return x + _Convolution(self.num_filters, name="conv_1")(y)
+
+
+class _Convolution(nn.Module):
+  """A 3x3 convolution without bias."""
+
+  num_filters: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (3, 3, x.shape[-1], self.num_filters)
+    kernel = self.param("kernel", _KERNEL_INIT, shape, x.dtype)
+    return conv2d(x, kernel, stride=self.stride)
+
+
+def _head(num_outputs, x):
+  init = nn.initializers.glorot_uniform()
+  head = nn.Dense(num_outputs, name="head", kernel_init=init, param_dtype=x.dtype)
+  return head(x.mean((1, 2)))
+
+
+def _check(name, inputs, depth, rest):
+  if depth <= rest or (depth - rest) % 6:
+    raise ValueError(
+      f"{name}: depth must be 6n + {rest} with n at least 1; got {depth}. Take "
+      f"{max(6 + rest, depth - (depth - rest) % 6)}."
+    )
+  if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f"{name}: inputs must be a float array [batch, height, width, channels]; got "
+      f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
+    )

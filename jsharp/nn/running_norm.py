@@ -1,0 +1,66 @@
+"""Batch normalisation with running averages, for ordinary training."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+
+class RunningBatchNorm(nn.Module):
+  """Normalises by the batch in training and by running averages at evaluation.
+
+  Mean and (biased) variance are taken over all axes but the last. In training they
+  normalise the batch, and the averages in the collection `batch_stats` ("mean" from
+  0, "variance" from 1, `[channels]` each) become
+  `momentum * average + (1 - momentum) * batch`. Parameters: "scale" and "offset",
+  `[channels]` each. With few-shot tasks use `BatchNorm`, which has no state.
+
+  Attributes:
+    momentum: share of the old average that a training pass keeps.
+    epsilon: added to the variance.
+
+  Example:
+    >>> layer = RunningBatchNorm()
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> variables = layer.init(jax.random.key(0), x, False)
+    >>> y, changed = layer.apply(variables, x, True, mutable=["batch_stats"])
+    >>> y.round(3)[:, 0], changed["batch_stats"]["mean"].round(3)
+    (Array([-1.,  1.], dtype=float32), Array([0.2], dtype=float32))
+    >>> print(*(f"{value:.2f}" for value in layer.apply(variables, x, False)[:, 0]))
+    1.00 3.00
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Normalises `x`.
+
+    Args:
+      x: `[batch, ..., channels]`, float.
+      train: whether to normalise by the batch and to move the averages, which the
+        caller then has to make mutable.
+
+    Returns:
+      An array like `x`.
+    """
+    channels = (x.shape[-1],)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype)
+    variance = self.variable("batch_stats", "variance", jnp.ones, channels, x.dtype)
+    used_mean, used_variance = mean.value, variance.value
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      used_mean = x.mean(axes)
+      used_variance = jnp.square(x - _like(used_mean, x)).mean(axes)
+      if not self.is_initializing():
+        for average, new in ((mean, used_mean), (variance, used_variance)):
+          average.value = self.momentum * average.value + (1 - self.momentum) * new
+    factor = lax.rsqrt(used_variance + self.epsilon)
+    factor *= self.param("scale", nn.initializers.ones, channels, x.dtype)
+    offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
+    return x * _like(factor, x) + _like(offset - used_mean * factor, x)
+
+
+def _like(vector, x):
+  return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))

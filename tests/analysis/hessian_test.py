@@ -1,0 +1,143 @@
+"""Tests of the Hessian's eigenvalues against closed forms and dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.analysis import hessian_vector_product, lanczos, largest_eigenvalues
+from jsharp.models import MLP
+
+KEY = jax.random.key(0)
+
+
+def symmetric(eigenvalues, seed=0):
+  generator = np.random.RandomState(seed)
+  q, _ = np.linalg.qr(generator.randn(len(eigenvalues), len(eigenvalues)))
+  return q @ np.diag(eigenvalues) @ q.T
+
+
+class LanczosTest(parameterized.TestCase):
+  def run_on(self, matrix, num_steps):
+    with jax.enable_x64(True):
+      matrix = jnp.asarray(matrix, jnp.float64)
+      params = {"a": jnp.zeros(2, jnp.float64), "b": jnp.zeros((len(matrix) - 2,))}
+
+      def matvec(vector):
+        flat = matrix @ jnp.concatenate([vector["a"], vector["b"]])
+        return {"a": flat[:2], "b": flat[2:]}
+
+      return lanczos(matvec, params, num_steps, KEY)
+
+  @parameterized.named_parameters(
+    ("distinct", np.linspace(-3, 5, 12)),
+    ("repeated", np.array([4.0, 4.0, 4.0, 1.0, 1.0, -2.0, 0.0, 0.0])),
+    ("rank_one", np.array([7.0, 0, 0, 0, 0, 0])),
+    ("negative", -np.arange(1.0, 7.0)),
+    ("zero", np.zeros(6)),
+    ("identity", np.ones(6)),
+    ("wide", 10.0 ** np.arange(-6, 6)),
+  )
+  def test_all_steps_give_all_eigenvalues(self, eigenvalues):
+    found = self.run_on(symmetric(eigenvalues), 100)
+    expected = np.sort(eigenvalues)[::-1]
+    scale = max(np.abs(eigenvalues).max(), 1e-300)
+    np.testing.assert_allclose(found.values, expected, atol=1e-12 * scale)
+
+  def test_residuals_bound_the_error_and_shrink(self):
+    eigenvalues = np.concatenate([np.linspace(0, 1, 60), [3.0]])
+    matrix = symmetric(eigenvalues)
+    errors = []
+    for num_steps in (3, 6, 12):
+      found = self.run_on(matrix, num_steps)
+      self.assertLen(found.values, num_steps)
+      nearest = np.abs(found.values[:, None] - eigenvalues[None, :]).min(1)
+      self.assertTrue(np.all(nearest <= found.residuals + 1e-12))
+      errors.append(abs(found.values[0] - 3))
+    self.assertGreater(errors[0], 10 * errors[1])
+    self.assertLess(errors[2], 1e-6)
+
+  def test_stays_orthogonal_in_float32(self):
+    # Without reorthogonalisation the largest one is found several times.
+    eigenvalues = np.concatenate([np.linspace(0, 1, 100), [100.0]])
+    matrix = jnp.asarray(symmetric(eigenvalues), jnp.float32)
+    found = lanczos(lambda v: matrix @ v, jnp.zeros(101), 40, KEY)
+    self.assertAlmostEqual(found.values[0], 100.0, delta=1e-3)
+    self.assertLess(found.values[1], 1.01)
+
+  def test_can_be_stopped_between_products(self):
+    calls = []
+
+    def between():
+      calls.append(1)
+      if len(calls) == 2:
+        raise InterruptedError
+
+    with self.assertRaises(InterruptedError):
+      lanczos(lambda v: v * jnp.arange(5.0), jnp.zeros(5), 4, KEY, between=between)
+
+  def test_refusals(self):
+    with self.assertRaisesRegex(ValueError, "num_steps must be an integer"):
+      lanczos(lambda v: v, jnp.zeros(2), 0, KEY)
+    mixed = {"a": jnp.zeros(2), "b": jnp.zeros(2, jnp.bfloat16)}
+    with self.assertRaisesRegex(ValueError, "dtypes .*bfloat16.*cast the leaves"):
+      lanczos(lambda v: v, mixed, 1, KEY)
+
+
+class LossTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    model = MLP((5, 4, 3))
+    self.inputs = jax.random.normal(jax.random.key(1), (4, 6, 2))
+    self.targets = jax.random.normal(jax.random.key(2), (4, 6, 3))
+    self.params = model.init(KEY, self.inputs[0])["params"]
+    self.flat, self.unravel = jax.flatten_util.ravel_pytree(self.params)
+
+    def loss_fn(params, batch, context):
+      outputs = model.apply({"params": params}, batch[0])
+      return context * jnp.mean((jnp.tanh(outputs) - batch[1]) ** 2)
+
+    def whole(flat):
+      losses = [
+        loss_fn(self.unravel(flat), batch, 2.0)
+        for batch in zip(self.inputs, self.targets, strict=True)
+      ]
+      return sum(losses) / len(losses)
+
+    self.loss_fn = loss_fn
+    self.whole = whole
+    self.dense = np.asarray(jax.hessian(whole)(self.flat), np.float64)
+
+  def test_product_equals_the_dense_hessian(self):
+    vector = jax.random.normal(jax.random.key(5), self.flat.shape)
+    matvec = hessian_vector_product(
+      lambda params: self.whole(jax.flatten_util.ravel_pytree(params)[0]), self.params
+    )
+    product, _ = jax.flatten_util.ravel_pytree(matvec(self.unravel(vector)))
+    np.testing.assert_allclose(product, self.dense @ vector, rtol=1e-3, atol=1e-5)
+
+  def test_eigenvalues_of_a_network_equal_the_dense_ones(self):
+    found = largest_eigenvalues(
+      self.loss_fn,
+      self.params,
+      (self.inputs, self.targets),
+      num_eigenvalues=4,
+      num_steps=30,
+      key=KEY,
+      context=jnp.float32(2.0),
+    )
+    expected = np.linalg.eigvalsh(self.dense)[::-1][:4]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3)
+    self.assertTrue(np.all(found.residuals < 1e-3 * expected[0]))
+
+  def test_refuses_fewer_steps_than_eigenvalues(self):
+    with self.assertRaisesRegex(
+      ValueError, "num_steps must be an integer of at least 4"
+    ):
+      largest_eigenvalues(
+        self.loss_fn, self.params, (), num_eigenvalues=4, num_steps=3, key=KEY
+      )
+
+
+if __name__ == "__main__":
+  absltest.main()
