@@ -108,6 +108,15 @@ def make_algorithm(
   )
 
 
+def loop(settings: SimpleNamespace) -> dict[str, Any]:
+  """The parts of a run that say how long it trains and what decides."""
+  names = ("num_steps", "num_tasks", "eval_every")
+  return {
+    "loop": {name: getattr(settings, name) for name in names},
+    "chosen_by": f"validation on {settings.val_tasks} tasks",
+  }
+
+
 def protocol(settings: SimpleNamespace) -> dict[str, Any]:
   """The part of the protocol that every experiment shares."""
   return {

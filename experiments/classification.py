@@ -81,7 +81,7 @@ def build(settings: SimpleNamespace) -> Parts:
       num_tasks=settings.eval_tasks,
       stop=stop,
     )
-    return summarise(metrics)
+    return {**summarise(metrics), "num_eval_tasks": settings.eval_tasks}
 
   is_conv = settings.model != "mlp"
   return Parts(
@@ -89,6 +89,7 @@ def build(settings: SimpleNamespace) -> Parts:
     params=params,
     sample_tasks=draw,
     data=datasets["train"],
+    **choices.loop(settings),
     validate=validate,
     score="accuracy",
     test=test,

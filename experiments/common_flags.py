@@ -29,12 +29,20 @@ def positive(names: Iterable[str], flag_values: flags.FlagValues, fix: str) -> N
     )
 
 
-def define_meta_learning(flag_values: flags.FlagValues) -> None:
-  """Defines the flags of the algorithm, the loops and the run."""
+def seeds(names: Iterable[str], flag_values: flags.FlagValues) -> None:
+  """Makes flags refuse what is no seed."""
+  for name in names:
+    flags.register_validator(
+      name,
+      lambda value: 0 <= value < 2**31,
+      message="must lie between 0 and 2147483647.",
+      flag_values=flag_values,
+    )
+
+
+def define_run(flag_values: flags.FlagValues) -> None:
+  """Defines the flags of any run: where it lies, its seed, its records."""
   f = flag_values
-  flags.DEFINE_enum(
-    "algorithm", "maml", ALGORITHMS, "The meta-learning algorithm.", flag_values=f
-  )
   flags.DEFINE_string(
     "run_dir",
     None,
@@ -46,14 +54,39 @@ def define_meta_learning(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "compilation_cache_dir",
     "~/.cache/jsharp/xla",
-    "Directory for compiled programs, so that a second start need not compile the "
-    "second-order step again. It holds native code: it is created for you alone and "
+    "Directory for compiled programs, so that a second start need not compile "
+    "again. It holds native code: it is created for you alone and "
     "refused if others can write to it. Empty: no cache.",
     flag_values=f,
   )
   flags.DEFINE_integer(
-    "seed", 0, "Seed of the initial parameters and training tasks.", flag_values=f
+    "seed",
+    0,
+    "Seed of the initial parameters and of what is trained on when.",
+    flag_values=f,
   )
+  flags.DEFINE_integer(
+    "log_every", 50, "Steps from one line of metrics to the next.", flag_values=f
+  )
+  flags.DEFINE_float(
+    "checkpoint_seconds",
+    60.0,
+    "Seconds from one checkpoint to the next: what a power cut can cost. Ctrl-C and "
+    "SIGTERM save by themselves.",
+    flag_values=f,
+  )
+  seeds(("seed",), f)
+  positive(("log_every",), f, "give a number of at least 1.")
+  positive(("checkpoint_seconds",), f, "usual values lie between 10 and 600.")
+
+
+def define_meta_learning(flag_values: flags.FlagValues) -> None:
+  """Defines the flags of the algorithm, the loops and the run."""
+  f = flag_values
+  flags.DEFINE_enum(
+    "algorithm", "maml", ALGORITHMS, "The meta-learning algorithm.", flag_values=f
+  )
+  define_run(f)
   flags.DEFINE_integer(
     "eval_seed",
     0,
@@ -61,13 +94,7 @@ def define_meta_learning(flag_values: flags.FlagValues) -> None:
     "several seeds are measured on the same tasks.",
     flag_values=f,
   )
-  for name in ("seed", "eval_seed"):
-    flags.register_validator(
-      name,
-      lambda value: 0 <= value < 2**31,
-      message="must lie between 0 and 2147483647.",
-      flag_values=f,
-    )
+  seeds(("eval_seed",), f)
   _define_task_flags(f)
   _define_loop_flags(f)
   _define_sharpness_flags(f)
@@ -161,20 +188,10 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     flag_values=f,
   )
   flags.DEFINE_integer(
-    "log_every", 50, "Meta-steps from one line of metrics to the next.", flag_values=f
-  )
-  flags.DEFINE_integer(
     "eval_every",
     500,
     "Meta-steps from one validation to the next. It decides which parameters can "
     "become the best checkpoint, so a run keeps it.",
-    flag_values=f,
-  )
-  flags.DEFINE_float(
-    "checkpoint_seconds",
-    60.0,
-    "Seconds from one checkpoint to the next: what a power cut can cost. Ctrl-C and "
-    "SIGTERM save by themselves.",
     flag_values=f,
   )
   positive(
@@ -184,7 +201,6 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
       "num_inner_steps",
       "num_eval_inner_steps",
       "task_chunk",
-      "log_every",
       "eval_every",
     ),
     f,
@@ -193,7 +209,6 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
   positive(
     ("inner_lr", "outer_lr"), f, "usual values lie between 0.0001 and 2, see --help."
   )
-  positive(("checkpoint_seconds",), f, "usual values lie between 10 and 600.")
   positive(("clip_meta_gradient",), f, "leave the flag out to train without clipping.")
 
 

@@ -18,6 +18,9 @@ from absl import app, flags, logging
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
+Complete = Callable[[SimpleNamespace], list[str]]
+"""Fills in the defaults that depend on other flags; returns the words that the default
+run directory is named after."""
 
 # A run may be started again with other values of these: they change how long it
 # trains, how it is shown and where things lie, not what one meta-step computes.
@@ -34,13 +37,32 @@ BENIGN = frozenset(
 )
 
 
-def start(name: str, define_flags: DefineFlags, build: Build) -> None:
+def few_shot(settings: SimpleNamespace) -> list[str]:
+  """Completes the settings of the experiments that meta-learn."""
+  if settings.query_shot is None:
+    settings.query_shot = settings.shot
+  if settings.eval_query_shot is None:
+    settings.eval_query_shot = settings.query_shot
+  if settings.num_eval_inner_steps is None:
+    settings.num_eval_inner_steps = settings.num_inner_steps
+  words = [settings.algorithm, f"{settings.shot}shot"]
+  if hasattr(settings, "dataset"):
+    words[1:1] = [f"{settings.way}way"]
+    if settings.dataset != settings.experiment:
+      words[:0] = [settings.dataset]
+  return words
+
+
+def start(
+  name: str, define_flags: DefineFlags, build: Build, complete: Complete = few_shot
+) -> None:
   """Runs an experiment as the program that was called; does not return.
 
   Args:
     name: of the experiment.
     define_flags: defines its flags on a `FlagValues`.
     build: `build(settings) -> experiments.session.Parts`.
+    complete: fills in what depends on other flags and names the run.
   """
   define_flags(flags.FLAGS)
 
@@ -56,7 +78,7 @@ def start(name: str, define_flags: DefineFlags, build: Build) -> None:
     if len(arguments) > 1:
       return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
     try:
-      return run(name, define_flags, build, flags.FLAGS)
+      return run(name, define_flags, build, flags.FLAGS, complete)
     except KeyboardInterrupt:
       print(f"{name}: interrupted before training began.", file=sys.stderr)
       return 130
@@ -65,7 +87,11 @@ def start(name: str, define_flags: DefineFlags, build: Build) -> None:
 
 
 def run(
-  name: str, define_flags: DefineFlags, build: Build, flag_values: flags.FlagValues
+  name: str,
+  define_flags: DefineFlags,
+  build: Build,
+  flag_values: flags.FlagValues,
+  complete: Complete = few_shot,
 ) -> int:
   """Trains, tests and reports, or shows again what a finished run reported.
 
@@ -74,13 +100,18 @@ def run(
     define_flags: defines its flags on a `FlagValues`.
     build: `build(settings) -> experiments.session.Parts`.
     flag_values: the parsed flags.
+    complete: as for `start`.
 
   Returns:
     The exit code.
   """
   ours = flags.FlagValues()
   define_flags(ours)
-  settings = resolve(name, {flag: flag_values[flag].value for flag in ours})
+  try:
+    values = {flag: flag_values[flag].value for flag in ours}
+    settings = resolve(name, values, complete)
+  except ValueError as error:
+    return _refuse(name, message(error))
   run_dir = pathlib.Path(settings.run_dir).expanduser()
   finished = _finished_result(run_dir, settings)
 
@@ -105,30 +136,28 @@ def run(
     return session.run(settings, parts, directory)
 
 
-def resolve(name: str, values: dict[str, Any]) -> SimpleNamespace:
+def resolve(
+  name: str, values: dict[str, Any], complete: Complete = few_shot
+) -> SimpleNamespace:
   """Fills in the defaults that depend on other flags.
 
   Args:
     name: of the experiment.
     values: the values of its flags.
+    complete: as for `start`.
 
   Returns:
     The values as attributes, and `experiment`, the name.
+
+  Raises:
+    ValueError: from `complete`, if flags contradict each other.
   """
   settings = SimpleNamespace(experiment=name, **values)
-  if settings.query_shot is None:
-    settings.query_shot = settings.shot
-  if settings.eval_query_shot is None:
-    settings.eval_query_shot = settings.query_shot
-  if settings.num_eval_inner_steps is None:
-    settings.num_eval_inner_steps = settings.num_inner_steps
+  words = complete(settings)
   if settings.run_dir is None:
-    words = [name, settings.algorithm, f"{settings.shot}shot", f"seed{settings.seed}"]
-    if hasattr(settings, "dataset"):
-      words[2:2] = [f"{settings.way}way"]
-      if settings.dataset != name:
-        words[1:1] = [settings.dataset.replace(":", "-").replace("/", "-")]
-    settings.run_dir = str(pathlib.Path("runs", "-".join(words)))
+    run_name = "-".join([name, *words, f"seed{settings.seed}"])
+    run_name = run_name.replace(":", "-").replace("/", "-")
+    settings.run_dir = str(pathlib.Path("runs", run_name))
   return settings
 
 
@@ -149,11 +178,10 @@ def _finished_result(
     result = json.loads((run_dir / "result.json").read_text())
   except (OSError, ValueError):
     return None
-  asked = {
-    "settings": identity(settings),
-    "num_steps": settings.num_steps,
-    "num_eval_tasks": settings.eval_tasks,
-  }
+  asked: dict[str, Any] = {"settings": identity(settings)}
+  for key, flag in (("num_steps", "num_steps"), ("num_eval_tasks", "eval_tasks")):
+    if hasattr(settings, flag):
+      asked[key] = getattr(settings, flag)
   return result if all(result.get(key) == asked[key] for key in asked) else None
 
 

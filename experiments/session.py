@@ -17,7 +17,7 @@ from jsharp import curves, report
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
 from jsharp.training import NonFiniteLossError, train
-from jsharp.types import MetaAlgorithm, Params, Task
+from jsharp.types import MetaAlgorithm, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,22 +29,32 @@ class Parts:
     params: its initial parameters.
     sample_tasks: `sample_tasks(step, data) -> tasks`.
     data: what `sample_tasks` reads.
-    validate: `validate(params, stop) -> metrics`, means over the validation tasks.
+    loop: `num_steps`, `num_tasks` and `eval_every` of `jsharp.training.train`.
+    validate: `validate(params, stop) -> metrics`, means over the validation tasks;
+      None where there are none, then the last parameters are tested.
     score: the validation metric, or a function of them, that is best when largest.
-    test: `test(params, stop) -> figures` for `result.json`.
+    chosen_by: in words, what decides which parameters are tested.
+    test: `test(params, stop) -> figures` for `result.json`, the number of test tasks
+      among them.
     identity: what, beside the flags, makes a run another run.
     protocol: what, beside versions and device, a reader of the figures must know.
+    curves: keyword arguments of `jsharp.curves.plot_curves`.
+    unit: what a step takes several of.
   """
 
   algorithm: MetaAlgorithm
   params: Params
-  sample_tasks: Callable[[Any, Any], Task]
+  sample_tasks: Callable[[Any, Any], Any]
   data: Any
-  validate: Callable[[Params, StopSignal], dict[str, float]]
+  loop: Mapping[str, Any]
+  validate: Callable[[Params, StopSignal], dict[str, float]] | None
   score: str | Callable[[dict[str, float]], float]
+  chosen_by: str
   test: Callable[[Params, StopSignal], dict[str, Any]]
   identity: dict[str, Any]
   protocol: dict[str, Any]
+  curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  unit: str = "tasks"
 
 
 def use_compilation_cache(directory: str) -> None:
@@ -83,6 +93,7 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
   Returns:
     The exit code.
   """
+  validate = parts.validate
   with StopSignal() as stop:
     try:
       trained = train(
@@ -91,14 +102,13 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
         parts.sample_tasks,
         parts.data,
         run=directory,
-        num_steps=settings.num_steps,
-        num_tasks=settings.num_tasks,
+        **parts.loop,
         log_every=settings.log_every,
-        eval_every=settings.eval_every,
         checkpoint_seconds=settings.checkpoint_seconds,
-        validate=lambda params: parts.validate(params, stop),
+        validate=None if validate is None else lambda params: validate(params, stop),
         score=parts.score,
         stop=stop,
+        unit=parts.unit,
       )
       if trained.interrupted:
         return _interrupted(settings, stop)
@@ -113,14 +123,13 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
   checkpoint = {
     "step": trained.best_step,
     "of": int(trained.state.step),
-    "chosen by": f"validation on {settings.val_tasks} tasks",
+    "chosen by": parts.chosen_by,
   }
   result = {
     "experiment": settings.experiment,
     **figures,
-    "num_eval_tasks": settings.eval_tasks,
-    "tasks_per_second": trained.tasks_per_second,
-    "num_steps": settings.num_steps,
+    f"{parts.unit}_per_second": trained.tasks_per_second,
+    "num_steps": parts.loop["num_steps"],
     "protocol": {**parts.protocol, "checkpoint": checkpoint, **report.environment()},
     "settings": program.identity(settings),
   }
@@ -129,6 +138,7 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
     directory.path / "curves.png",
     title=f"{settings.experiment}: {settings.algorithm}",
     best_step=trained.best_step,
+    **parts.curves,
   )
   directory.write_json("result.json", report.jsonable(result))
   return show(result, directory.path)

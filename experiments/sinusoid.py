@@ -94,6 +94,7 @@ def build(settings: SimpleNamespace) -> Any:
     return {
       "test_mse_by_step": list(means),
       "test_mse_by_step_ci95": list(half_widths),
+      "num_eval_tasks": settings.eval_tasks,
     }
 
   params = init_fn(jax.random.key(settings.seed), jnp.zeros((1, 1)))
@@ -102,6 +103,7 @@ def build(settings: SimpleNamespace) -> Any:
     params=params,
     sample_tasks=draw,
     data=None,
+    **choices.loop(settings),
     validate=validate,
     score=lambda metrics: -metrics["loss"],
     test=test,

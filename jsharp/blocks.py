@@ -37,8 +37,8 @@ class NonFiniteLossError(FloatingPointError):
     )
     super().__init__(
       f"{where} is not finite at meta-step {step}; the state after {step - 1} "
-      "meta-steps is kept. Use a smaller inner_lr, outer_lr or rho, in a new run "
-      "directory"
+      "meta-steps is kept. Use a smaller step size (inner_lr, outer_lr, lr) or rho, "
+      "in a new run directory"
     )
 
 

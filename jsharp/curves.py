@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+META_LEARNING = {"loss": "meta-loss on the query set", "accuracy": "query accuracy (%)"}
+"""What the metrics are where training is meta-training."""
+
 _FAR = 20  # times the median
 
 
@@ -15,6 +18,8 @@ def plot_curves(
   *,
   title: str,
   best_step: int | None = None,
+  step_name: str = "meta-step",
+  labels: Mapping[str, str] = META_LEARNING,
 ) -> None:
   r"""Draws training and validation against the meta-step.
 
@@ -28,6 +33,8 @@ def plot_curves(
     path: the PNG to write.
     title: stands above the panels.
     best_step: marked with a line if given.
+    step_name: what a step is called.
+    labels: the metrics that get a panel, with what they are.
 
   Raises:
     OSError: if `path` cannot be written.
@@ -44,7 +51,6 @@ def plot_curves(
   from matplotlib.figure import Figure
 
   records = list(records)
-  labels = {"loss": "meta-loss on the query set", "accuracy": "query accuracy (%)"}
   names = [name for name in labels if any(name in record for record in records)]
   figure = Figure(figsize=(5.6 * max(len(names), 1), 4.2), layout="constrained")
   FigureCanvasAgg(figure)
@@ -69,7 +75,7 @@ def plot_curves(
       axes.axvline(
         best_step, color="0.5", linestyle=":", label=f"best checkpoint, {best_step}"
       )
-    axes.set_xlabel("meta-step")
+    axes.set_xlabel(step_name)
     axes.set_ylabel(labels[name])
     axes.grid(alpha=0.3)
     axes.legend()

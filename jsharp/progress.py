@@ -17,6 +17,7 @@ class Progress:
     step: meta-steps already taken.
     bar: True for the bar, False for silence; None decides by whether standard
       error is a terminal, with a line every 10 seconds where it is not.
+    unit: what a step takes several of.
 
   Example:
     >>> progress = Progress(100, step=0, bar=False)
@@ -24,8 +25,11 @@ class Progress:
     >>> progress.close()
   """
 
-  def __init__(self, num_steps: int, *, step: int, bar: bool | None):
+  def __init__(
+    self, num_steps: int, *, step: int, bar: bool | None, unit: str = "tasks"
+  ):
     self._num_steps = num_steps
+    self._unit = unit
     self._first_step = step
     self._started = time.monotonic()
     self._last_line = self._started
@@ -56,7 +60,7 @@ class Progress:
     """
     if self._bar is not None:
       shown = {name: f"{value:.3f}" for name, value in metrics.items()}
-      shown["tasks/s"] = f"{tasks_per_second:.1f}"
+      shown[f"{self._unit}/s"] = f"{tasks_per_second:.1f}"
       self._bar.set_postfix(shown, refresh=False)
       self._bar.update(step - self._bar.n)
     now = time.monotonic()
@@ -65,7 +69,7 @@ class Progress:
       self._last_line = now
       pace = (now - self._started) / max(step - self._first_step, 1)
       left = _duration((self._num_steps - step) * pace)
-      speed = f"{tasks_per_second:.1f} tasks/s, {left} left"
+      speed = f"{tasks_per_second:.1f} {self._unit}/s, {left} left"
       self.note(f"step {step}/{self._num_steps}: {_listed(metrics)}, {speed}")
 
   def validated(self, step: int, metrics: dict[str, float], *, is_best: bool) -> None:

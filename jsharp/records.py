@@ -45,6 +45,7 @@ class Records:
     step: meta-steps already taken.
     num_steps: meta-steps of the whole run.
     progress: as for `train`.
+    unit: as for `train`.
 
   Attributes:
     ledger: what to save in a checkpoint.
@@ -70,12 +71,14 @@ class Records:
     step: int,
     num_steps: int,
     progress: bool | None,
+    unit: str = "tasks",
   ):
     self.ledger = Ledger(**(saved or {}))
     self._run = run
     run.truncate_metrics(self.ledger.num_records)
     self._timed = (self.ledger.num_tasks, self.ledger.seconds)
-    self._progress = Progress(num_steps, step=step, bar=progress)
+    self._unit = unit
+    self._progress = Progress(num_steps, step=step, bar=progress, unit=unit)
     self._events = EventFiles(run.path / "tensorboard", step=step)
     if saved:
       self.note(f"going on from step {step} of {run.path}")
@@ -103,7 +106,7 @@ class Records:
     tasks, seconds = self._timed
     self._timed = (self.ledger.num_tasks, self.ledger.seconds)
     speed = (self._timed[0] - tasks) / max(self._timed[1] - seconds, 1e-9)
-    self._write(step, {**self._means(), "tasks_per_second": speed})
+    self._write(step, {**self._means(), f"{self._unit}_per_second": speed})
     self.ledger.logged_step = step
     self.ledger.sums = {}
     self.ledger.num_summed = 0

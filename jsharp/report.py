@@ -152,9 +152,12 @@ def protocol_card(result: Mapping[str, Any]) -> str:
       test tasks            600
       num inner steps       1
   """
-  rows = [*_measured_rows(result), ("test tasks", result["num_eval_tasks"])]
-  if "tasks_per_second" in result:
-    rows.append(("training tasks/s", f"{result['tasks_per_second']:.1f}"))
+  rows = list(_measured_rows(result))
+  for unit in ("tasks", "examples"):
+    if f"num_eval_{unit}" in result:
+      rows.append((f"test {unit}", result[f"num_eval_{unit}"]))
+    if f"{unit}_per_second" in result:
+      rows.append((f"training {unit}/s", f"{result[f'{unit}_per_second']:.1f}"))
   rows += _protocol_rows(result["protocol"])
   title = f"{result['experiment']} "
   lines = [title + "-" * (73 - len(title))]
@@ -163,6 +166,15 @@ def protocol_card(result: Mapping[str, Any]) -> str:
 
 
 def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+  if "test_error" in result:
+    mean, half_width = (100 * float(result[f"test_error{k}"]) for k in ("", "_ci95"))
+    yield "test error", f"{mean:.2f} ± {half_width:.2f} %"
+    yield "training error", f"{100 * float(result['train_error']):.2f} %"
+    for when in ("start", "end"):
+      if values := result.get(f"hessian_eigenvalues_{when}"):
+        shown = ", ".join(f"{float(value):.4g}" for value in values)
+        yield f"Hessian, {when}", shown
+    return
   for name, policy in (("", "transductive"), ("_inductive", "inductive")):
     key = f"test_accuracy{name}"
     if key in result:

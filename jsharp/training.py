@@ -76,6 +76,7 @@ def train(
   score: str | Callable[[dict[str, float]], float] = "accuracy",
   stop: StopSignal | None = None,
   progress: bool | None = None,
+  unit: str = "tasks",
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -104,6 +105,7 @@ def train(
     stop: looked at between blocks, which take about a second.
     progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
       nothing.
+    unit: what `num_tasks` counts, as the records and the display name it.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -154,7 +156,9 @@ def train(
   best_score = best.extra["score"] if best else -math.inf
   blocks = BlockRunner(algorithm, sample_tasks, num_tasks=num_tasks)
   data = jax.device_put(data)
-  records = Records(run, saved, step=step, num_steps=num_steps, progress=progress)
+  records = Records(
+    run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
+  )
   ledger = records.ledger
   interrupted = False
   saved_at = time.monotonic()
@@ -187,7 +191,7 @@ def train(
       if over:
         break
       if not blocks.compiled:
-        records.note("compiling the meta-step")
+        records.note("compiling the training step")
         blocks.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))

@@ -42,6 +42,16 @@ class ProgressTest(absltest.TestCase):
       "step 100/100: loss 1.1250, 30.0 tasks/s, 0:00:00 left\n",
     )
 
+  def test_what_is_counted_has_a_name(self):
+    out = io.StringIO()
+    with (
+      mock.patch.object(sys, "stderr", io.StringIO()),
+      contextlib.redirect_stdout(out),
+    ):
+      progress = Progress(1, step=0, bar=None, unit="examples")
+      progress.update(1, {"loss": 1.0}, tasks_per_second=2.0)
+    self.assertIn("2.0 examples/s", out.getvalue())
+
   def test_a_line_every_ten_seconds(self):
     out = io.StringIO()
     with (

@@ -242,7 +242,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(raised.exception.tasks, (task,))
         message = str(raised.exception)
         self.assertRegex(message, f"task {task} is not finite at meta-step {step + 1};")
-        self.assertIn("smaller inner_lr", message)
+        self.assertIn("smaller step size (inner_lr", message)
     template = toy_runs.algorithm().init(toy_runs.params())
     kept = Checkpoints(self.root / "run" / "checkpoints").restore(template)
     self.assertEqual(kept.step, step)

@@ -8,10 +8,23 @@ import sys
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import miniimagenet, omniglot, program, sinusoid
+from experiments import (
+  miniimagenet,
+  omniglot,
+  program,
+  sinusoid,
+  supervised,
+  supervised_flags,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
-EXPERIMENTS = {"miniimagenet": miniimagenet, "omniglot": omniglot, "sinusoid": sinusoid}
+EXPERIMENTS = {
+  "miniimagenet": miniimagenet,
+  "omniglot": omniglot,
+  "sinusoid": sinusoid,
+  "supervised": supervised,
+}
+COMPLETE = {"supervised": supervised_flags.complete}
 FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
 HEAVY = ("jax", "flax", "numpy", "matplotlib", "PIL", "tensorflow_datasets", "tqdm")
 
@@ -25,7 +38,11 @@ def parse(experiment, *arguments):
 
 def settings(experiment, *arguments):
   values = parse(experiment, *arguments)
-  return program.resolve(experiment, {name: values[name].value for name in values})
+  return program.resolve(
+    experiment,
+    {name: values[name].value for name in values},
+    COMPLETE.get(experiment, program.few_shot),
+  )
 
 
 class FlagfilesTest(parameterized.TestCase):
@@ -34,7 +51,8 @@ class FlagfilesTest(parameterized.TestCase):
     text = path.read_text()
     experiment = re.search(r"python -m experiments\.(\w+)", text).group(1)
     self.assertRegex(text, "(?m)^# Source: |^# UNPUBLISHED SETTING: ")
-    self.assertRegex(text, "(?m)^# inner_lr: |maml_sinusoid_5shot.txt")
+    if experiment != "supervised":
+      self.assertRegex(text, "(?m)^# inner_lr: |maml_sinusoid_5shot.txt")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     parsed = parse(experiment, f"--flagfile={path}")
     for line in lines:
@@ -115,6 +133,37 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(flags.Error, message):
       parse("omniglot", argument)
 
+  @parameterized.parameters(
+    ("--label_noise=1.5", "label_noise=1.5: must lie between 0 and 1"),
+    ("--val_fraction=1", "val_fraction=1.0: must be at least 0 and below 1"),
+    ("--momentum=1", "momentum=1.0: must be at least 0 and below 1"),
+    ("--weight_decay=-1", "weight_decay=-1.0: must be finite and at least 0"),
+    ("--rho=0", "rho=0.0: .*use --algorithm=sgd"),
+    ("--p=0.5", "p=0.5: must lie between 1 and inf"),
+    ("--lr=nan", "lr=nan: must be positive and finite"),
+    ("--clip_gradient=0", "clip_gradient=0.0: .*leave the flag out"),
+    ("--sam_start=-1", "sam_start=-1.0: must be finite and at least 0"),
+    ("--hessian_eigenvalues=-1", "hessian_eigenvalues=-1: must be at least 0"),
+    ("--num_characters=1", "num_characters=1: must lie between 2 and 320"),
+    ("--dataset=omniglot", "dataset=omniglot: choose one of .*image_folder.*tfds:NAME"),
+    ("--augment=mixup", "augment=mixup: .*none.*basic.*cutout"),
+    ("--num_epochs=0", "num_epochs=0: .*at least 1"),
+  )
+  def test_of_ordinary_training(self, argument, message):
+    with self.assertRaisesRegex(flags.Error, message):
+      parse("supervised", argument)
+
+  @parameterized.parameters(
+    (["--algorithm=sgd", "--rho=0.1"], "--rho is no option of .*=sgd; .* sam, asam"),
+    (["--gamma=0.1"], "--gamma is no option of --algorithm=sam; .* from wsam$"),
+    (["--algorithm=vasso", "--sigma=1"], "--sigma is no option .* from friendly_sam$"),
+    (["--algorithm=sgd", "--sam_every=2"], "--sam_every and --sam_start .* leave them"),
+    (["--hessian_steps=2", "--hessian_eigenvalues=3"], "finds at most .* not 3"),
+  )
+  def test_of_options_that_do_not_go_together(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      settings("supervised", *arguments)
+
   def test_infinity_norm_and_catalogue_names_are_allowed(self):
     values = parse("omniglot", "--p=inf", "--dataset=tfds:cifar100")
     self.assertEqual(values.p, float("inf"))
@@ -145,6 +194,16 @@ class ResolveTest(parameterized.TestCase):
       "runs/omniglot-tfds-a-b-maml-20way-1shot-seed3",
     ),
     ("sinusoid", ["--algorithm=fomaml"], "runs/sinusoid-fomaml-5shot-seed0"),
+    (
+      "supervised",
+      ["--dataset=tfds:cifar10", "--model=wide_resnet", "--depth=16", "--widen=4"],
+      "runs/supervised-tfds-cifar10-wide_resnet16x4-sam-seed0",
+    ),
+    (
+      "supervised",
+      ["--algorithm=sgd", "--label_noise=0.4", "--seed=2"],
+      "runs/supervised-characters-resnet8-sgd-noise40-seed2",
+    ),
   )
   def test_run_directory(self, experiment, arguments, expected):
     self.assertEqual(settings(experiment, *arguments).run_dir, expected)

@@ -53,7 +53,7 @@ def newest_checkpoint(run_dir):
 
 
 def records(run_dir):
-  timing = ("wall_time", "tasks_per_second")
+  timing = ("wall_time", "tasks_per_second", "examples_per_second")
   lines = (run_dir / "metrics.jsonl").read_text().splitlines()
   return [
     {name: value for name, value in json.loads(line).items() if name not in timing}

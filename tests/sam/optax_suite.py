@@ -60,7 +60,7 @@ def suite(
       )
     source = source.replace(old, new)
   rows = [{**row, "wrapper_name": None, "wrapper_kwargs": None} for row in optimizers]
-  namespace = {
+  namespace: dict[str, Any] = {
     "__name__": "optax.contrib._common_test",
     "OURS": tuple(rows),
     "FACTORIES": dict(factories),
