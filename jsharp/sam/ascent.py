@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp.checks import check_nonnegative
+from jsharp.sam import vectors
 from jsharp.sam.geometry import conjugate
 
 
@@ -67,11 +68,12 @@ def scale_to_ball(
 
 def _scaled(leaves: list[jax.Array], p: Any) -> list[jax.Array]:
   """The point of the unit ball for leaves that share it, of any scale."""
-  wide = [g.astype(jnp.float32) if g.dtype.itemsize < 4 else g for g in leaves]
-  dtype = max((_real(g).dtype for g in wide), key=lambda d: d.itemsize)
+  if isinstance(p, int | float) and p == 2:
+    return vectors.unit(leaves)
+  wide, dtype = vectors.widen(leaves)
   # The perturbation has degree zero in g, so the scale may be held constant:
   # its derivative is exactly zero.
-  scale = jax.lax.stop_gradient(_largest(wide, dtype))
+  scale = jax.lax.stop_gradient(vectors.largest_entry(wide, dtype))
   is_zero = scale == 0
   # The reciprocal of a huge scale would be flushed to zero: shrink both first.
   root = 2.0 ** (jnp.finfo(dtype).maxexp // 2)
@@ -88,16 +90,6 @@ def _scaled(leaves: list[jax.Array], p: Any) -> list[jax.Array]:
   ]
 
 
-def _real(x: jax.Array) -> jax.Array:
-  return x.real if jnp.iscomplexobj(x) else x
-
-
-def _largest(leaves: list[jax.Array], dtype: Any) -> jax.Array:
-  return jnp.max(
-    jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves])
-  )
-
-
 def _unit_ball(g: list[jax.Array], p: Any, dtype: Any) -> list[jax.Array]:
   """The formula above for leaves whose largest entry is 1 (or all are 0)."""
 
@@ -111,13 +103,10 @@ def _unit_ball(g: list[jax.Array], p: Any, dtype: Any) -> list[jax.Array]:
     return [t / size.astype(t.dtype) for t in terms]
 
   if isinstance(p, int | float):
-    if p == 2:
-      square = total([_real(x * jnp.conj(x)) for x in g])
-      return over(g, jnp.sqrt(jnp.where(square == 0, jnp.ones_like(square), square)))
     if p == 1:
-      peak = _largest(g, dtype)
+      peak = vectors.largest_entry(g, dtype)
       peaks = [
-        jnp.where(jnp.abs(x) == peak.astype(_real(x).dtype), jnp.sign(x), x * 0)
+        jnp.where(jnp.abs(x) == peak.astype(jnp.abs(x).dtype), jnp.sign(x), x * 0)
         for x in g
       ]
       return over(peaks, total([jnp.abs(x) for x in peaks]))

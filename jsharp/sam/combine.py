@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsharp.sam.ascent import scale_to_ball
+from jsharp.sam.vectors import length, orthogonal_part, unit
 
 Combine = Callable[[Any, Any], Any]
 """`combine(clean, sharp) -> gradient`, three pytrees of one structure."""
@@ -81,51 +81,3 @@ def renormalize() -> Combine:
     return jax.tree.map(lambda u: u * size.astype(u.dtype), unit(sharp))
 
   return combine
-
-
-def unit(tree: Any) -> Any:
-  """A tree divided by its Euclidean norm, whatever its scale; zero stays zero.
-
-  Example:
-    >>> unit(jnp.array([3e-30, 4e-30])).round(3).tolist()
-    [0.6000000238418579, 0.800000011920929]
-  """
-  return scale_to_ball().update(tree, None)[0]
-
-
-def length(tree: Any) -> jax.Array:
-  """The Euclidean norm of a tree; no square in it under- or overflows.
-
-  Example:
-    >>> float(length(jnp.array([3.0, 4.0])))
-    5.0
-  """
-  return inner_product(tree, unit(tree))
-
-
-def inner_product(a: Any, b: Any) -> jax.Array:
-  """The inner product of two trees, in single precision at least.
-
-  Example:
-    >>> float(inner_product({"w": jnp.ones(3)}, {"w": jnp.ones(3)}))
-    3.0
-  """
-  wide = [
-    (x.astype(jnp.float32), y.astype(jnp.float32)) if x.dtype.itemsize < 4 else (x, y)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-  ]
-  products = [jnp.sum((x * jnp.conj(y)).real) for x, y in wide]
-  dtype = jnp.result_type(*[p.dtype for p in products]) if products else jnp.float32
-  return sum((p.astype(dtype) for p in products), jnp.zeros((), dtype))
-
-
-def orthogonal_part(of: Any, to: Any) -> Any:
-  """What is left of the tree `of` without its projection on `to`.
-
-  Example:
-    >>> orthogonal_part(jnp.array([1.0, 2.0]), to=jnp.array([0.0, 5.0])).tolist()
-    [1.0, 0.0]
-  """
-  direction = unit(to)
-  size = inner_product(of, direction)
-  return jax.tree.map(lambda x, u: x - size.astype(x.dtype) * u, of, direction)

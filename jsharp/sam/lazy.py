@@ -8,9 +8,9 @@ import optax
 
 from jsharp.checks import check_count, check_nonnegative
 from jsharp.sam.ascent import sam_ascent
-from jsharp.sam.combine import length, orthogonal_part, unit
 from jsharp.sam.link import check_update_arguments
 from jsharp.sam.variants import sam
+from jsharp.sam.vectors import length, orthogonal_part, unit
 
 
 def sam_every(

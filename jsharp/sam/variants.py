@@ -14,9 +14,10 @@ import optax
 
 from jsharp.checks import check_nonnegative
 from jsharp.sam.ascent import sam_ascent, scale_to_ball
-from jsharp.sam.combine import inner_product, interpolate, oppose
+from jsharp.sam.combine import interpolate, oppose
 from jsharp.sam.directions import follow_running_mean, leave_running_mean
 from jsharp.sam.link import sharpness_aware
+from jsharp.sam.vectors import inner_product
 
 
 def sam(

@@ -127,6 +127,24 @@ class AscentTest(parameterized.TestCase):
 
       check_grads(of_both, (grads, params), order=2, rtol=1e-5)
 
+  def test_gradients_of_every_scale_side_by_side_under_vmap(self):
+    """Both branches of the rescue are computed there; neither may spoil the other."""
+    grads = jnp.outer(
+      jnp.array([1.0, 0.0, 1e-30, 1e30, 1e-37, 1e38]), jnp.array([3.0, -1.0, 2.0])
+    )
+    of_gradient = lambda g: perturbation(jsharp.sam_ascent(0.05), g)
+    together = jax.jit(jax.vmap(of_gradient))(grads)
+    np.testing.assert_allclose(together[0], of_gradient(grads[0]), rtol=1e-6)
+    for row in (2, 3, 4, 5):
+      np.testing.assert_allclose(together[row], together[0], rtol=1e-5)
+    np.testing.assert_array_equal(together[1], np.zeros(3))
+    jacobians = jax.jit(jax.vmap(jax.jacrev(of_gradient)))(grads)
+    np.testing.assert_allclose(
+      jacobians[0], jax.jacrev(of_gradient)(grads[0]), rtol=1e-5, atol=1e-9
+    )
+    np.testing.assert_array_equal(jacobians[1], np.zeros((3, 3)))
+    self.assertFalse(np.isnan(jacobians).any(), jacobians)
+
   def test_a_traced_p_gives_the_same_perturbation(self):
     grads = jnp.array([0.4, -1.0, 0.7, 0.0])
     for p in NORMS:
