@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from jsharp.sam.combine import Combine
@@ -80,7 +81,8 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
     grad_fn: `params -> grads`, or None.
 
   Raises:
-    ValueError: if one of them is None; it says how to call `update`.
+    ValueError: if one of them is None, or if `params` is a part only, inside of
+      `optax.masked` or `optax.partition`; it says what to do.
 
   Example:
     >>> check_update_arguments(1.0, lambda w: 2 * w)
@@ -91,4 +93,16 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
       f"SAM needs a gradient at the perturbed parameters, got {missing}=None; call "
       "tx.update(grads, state, params, grad_fn=jax.grad(loss)), with the loss of this "
       "batch; for a trainer that cannot, see jsharp.sharpen"
+    )
+  if any(
+    isinstance(node, optax.MaskedNode)
+    for node in jax.tree.leaves(
+      params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
+  ):
+    raise ValueError(
+      "SAM stands inside optax.masked or optax.partition, where it sees a part of the "
+      "parameters and grad_fn needs them all; put the mask into the ascent: "
+      "jsharp.sharpness_aware(jsharp.restrict(jsharp.sam_ascent(rho), to=mask)), or "
+      "optax.partition of ascents"
     )

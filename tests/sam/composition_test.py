@@ -179,6 +179,47 @@ class OptaxTest(parameterized.TestCase):
       w, state = jax.jit(lambda s, w, d: problems.step(tx, s, w, d))(state, w, data)
     assert_close(w, descended(self.w, sharp_gradient(self.w, self.data)))
 
+  def test_inside_of_a_mask_it_says_what_to_do(self):
+    mask = {"kernel": True, "norm": False}
+    for tx in (
+      optax.masked(jsharp.sam(RHO), mask),
+      optax.partition(
+        {True: jsharp.sam(RHO), False: optax.identity()}, jax.tree.map(bool, mask)
+      ),
+    ):
+      with self.assertRaisesRegex(ValueError, "restrict.*or optax.partition of asc"):
+        problems.step(tx, tx.init(self.w), self.w, self.data)
+
+  def test_the_optimizer_may_stand_inside_of_a_mask(self):
+    mask = {"kernel": True, "norm": False}
+    tx = optax.chain(jsharp.sam(RHO), optax.masked(optax.scale(0.0), mask))
+    s = sharp_gradient(self.w, self.data)
+    updates, _ = tx.update(
+      problems.grad_fn(self.data)(self.w),
+      tx.init(self.w),
+      self.w,
+      grad_fn=problems.grad_fn(self.data),
+    )
+    np.testing.assert_array_equal(updates["kernel"], 0 * s["kernel"])
+    assert_close(updates["norm"], s["norm"])
+
+  def test_keys_and_booleans_in_the_states_pass_through_scan(self):
+    """A random ascent holds a key, apply_if_finite a bool."""
+    ascent = optax.chain(optax.add_noise(1.0, 0.0, key=0), jsharp.sam_ascent(RHO))
+    tx = optax.apply_if_finite(
+      optax.chain(jsharp.sharpness_aware(ascent), optax.sgd(LR)), 3
+    )
+
+    def body(carry, _):
+      w, state = carry
+      return problems.step(tx, state, w, self.data), None
+
+    (together, _), _ = jax.lax.scan(body, (self.w, tx.init(self.w)), length=3)
+    assert_close(together, problems.run(tx, self.w, [self.data] * 3))
+    plain = optax.chain(jsharp.sam(RHO), optax.sgd(LR))
+    different = problems.flat(problems.run(plain, self.w, [self.data] * 3))
+    self.assertGreater(np.abs(problems.flat(together) - different).max(), 1e-4)
+
   def test_conditional_steps(self):
     link = optax.conditionally_transform(jsharp.asam(RHO), lambda step: step % 2 == 1)
     tx = optax.chain(link, optax.sgd(LR))
