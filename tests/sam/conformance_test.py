@@ -70,7 +70,7 @@ FACTORIES = {
   "jsharp_renormalized": renormalized,
 }
 ARGUMENTS = {
-  "jsharp_sam": ({}, {"p": 1.5}, {"p": 1}, {"p": float("inf")}, {"per_leaf": True}),
+  "jsharp_sam": ({}, {"p": 1.5}, {"per_leaf": True}),
   # With the default alpha=0.7 the reused direction holds it up in the same valley.
   "jsharp_looksam": ({"every": 2, "alpha": 0.1},),
   "jsharp_late_sam": ({"start": 3},),

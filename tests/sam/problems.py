@@ -42,9 +42,10 @@ def step(tx, state, w, data, **extra):
 
 
 def run(tx, w, batches):
+  one = jax.jit(lambda state, w, data: step(tx, state, w, data))
   state = tx.init(w)
   for data in batches:
-    w, state = step(tx, state, w, data)
+    w, state = one(state, w, data)
   return w
 
 
