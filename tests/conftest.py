@@ -9,7 +9,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Most of the suite's time is compilation, half of which goes into optimising machine
 # code for programs that then run once. `.ci/run` repeats the tests of numerics without
-# this; any other value of XLA_FLAGS, a blank too, is left alone.
+# this; any other value of XLA_FLAGS, the empty one too, is left alone.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
