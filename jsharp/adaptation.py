@@ -13,42 +13,76 @@ from jsharp.types import AdaptFn, Batch, LossFn, Mask, Params
 _MAX_UNROLLED = 10  # Beyond it compile time costs more than the loop saves.
 
 
-def masked_value_and_grad(loss_fn: LossFn, mask: Mask | None, batch: Any) -> Any:
-  """The gradient of a batch's loss, zero on the leaves that the mask leaves out.
+def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
+  """Splits parameters into those that the inner loop changes and the others.
+
+  Args:
+    params: any pytree.
+    mask: `mask(params) -> pytree of bool`, or None for all leaves.
+
+  Returns:
+    `(adapted, others)`, both like `params` with None in place of each leaf that is
+    in the other one; None counts as no leaf, so any optimizer takes the first.
+
+  Raises:
+    ValueError: if the mask selects no leaf.
+
+  Example:
+    >>> split({"body": 1.0, "head": 2.0}, lambda params: {"body": False, "head": True})
+    ({'body': None, 'head': 2.0}, {'body': 1.0, 'head': None})
+  """
+  if mask is None:
+    return params, jax.tree.map(lambda _: None, params)
+  selected = mask(params)
+  if not any(jax.tree.leaves(selected)):
+    raise ValueError(
+      "adapted_mask selects no leaf, so the inner loop would change nothing; "
+      "return True for at least one leaf of params"
+    )
+  adapted = jax.tree.map(lambda keep, x: x if keep else None, selected, params)
+  others = jax.tree.map(lambda keep, x: None if keep else x, selected, params)
+  return adapted, others
+
+
+def join(adapted: Params, others: Params) -> Params:
+  """Puts together what `split` took apart.
+
+  Args:
+    adapted: a pytree with None for some leaves.
+    others: a pytree of the same structure with those leaves.
+
+  Returns:
+    The pytree with all leaves.
+
+  Example:
+    >>> join({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
+    {'body': 1.0, 'head': 3.0}
+  """
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, adapted, others, is_leaf=lambda x: x is None
+  )
+
+
+def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
+  """The gradient of a batch's loss with respect to the adapted leaves alone.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
-    mask: `mask(params) -> pytree of bool`, or None for all leaves.
+    others: the leaves that stay, as from `split`.
     batch: the data.
 
   Returns:
-    `params -> ((loss, metrics), grads)`.
-
-  Raises:
-    ValueError: when called, if the mask selects no leaf.
+    `adapted -> ((loss, metrics), grads)`.
 
   Example:
-    >>> loss_fn = lambda params, batch: (params["a"] * params["b"], {})
-    >>> only_a = lambda params: {"a": True, "b": False}
-    >>> _, grads = masked_value_and_grad(loss_fn, only_a, None)({"a": 2.0, "b": 3.0})
-    >>> float(grads["a"]), float(grads["b"])
-    (3.0, 0.0)
+    >>> loss_fn = lambda params, batch: (params["a"] * params["b"] * batch, {})
+    >>> fn = adapted_value_and_grad(loss_fn, {"a": None, "b": 3.0}, 5.0)
+    >>> fn({"a": 2.0, "b": None})[1]
+    {'a': Array(15., dtype=float32, weak_type=True), 'b': None}
   """
-  value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-  def masked(params: Params) -> tuple[tuple[Any, Any], Any]:
-    aux, grads = value_and_grad_fn(params, batch)
-    if mask is not None:
-      selected = mask(params)
-      if not any(jax.tree.leaves(selected)):
-        raise ValueError(
-          "adapted_mask selects no leaf, so the inner loop would change nothing; "
-          "return True for at least one leaf of params"
-        )
-      grads = jax.tree.map(lambda keep, g: g if keep else g * 0, selected, grads)
-    return aux, grads
-
-  return masked
+  return jax.value_and_grad(
+    lambda adapted: loss_fn(join(adapted, others), batch), has_aux=True
+  )
 
 
 def inner_loop(
@@ -68,9 +102,9 @@ def inner_loop(
     optimizer: any optax optimizer. Adam needs `eps_root > 0`, or the
       meta-gradient is NaN at a zero gradient. Its state starts anew per task.
     num_steps: the number of steps; 0 returns the parameters unchanged.
-    adapted_mask: which leaves have a gradient here. The others stay as they are
-      under any optimizer that maps a zero gradient to a zero update, and SAM
-      links do not perturb them.
+    adapted_mask: which leaves are changed. The others are constants here: no
+      gradient is computed for them, and neither optimizer nor SAM link sees them
+      (they see None in their place).
 
   Returns:
     `adapt(params, support) -> adapted`.
@@ -88,19 +122,20 @@ def inner_loop(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def adapt(params: Params, support: Batch) -> Params:
-    value_and_grad_fn: ValueAndGradFn = masked_value_and_grad(
-      loss_fn, adapted_mask, support
-    )
+    params = jax.tree.map(jnp.asarray, params)
+    adapted, others = split(params, adapted_mask)
+    value_and_grad_fn: ValueAndGradFn = adapted_value_and_grad(loss_fn, others, support)
 
     def step(carry: tuple[Params, Any], _: Any) -> tuple[tuple[Params, Any], None]:
-      params, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
-      return (params, opt_state), None
+      adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
+      return (adapted, opt_state), None
 
-    carry = jax.tree.map(jnp.asarray, params), optimizer.init(params)
+    carry = adapted, optimizer.init(adapted)
     if num_steps > _MAX_UNROLLED:
-      return jax.lax.scan(step, carry, length=num_steps)[0][0]
-    for _ in range(num_steps):
-      carry, _ = step(carry, None)
-    return carry[0]
+      carry, _ = jax.lax.scan(step, carry, length=num_steps)
+    else:
+      for _ in range(num_steps):
+        carry, _ = step(carry, None)
+    return join(carry[0], others)
 
   return adapt

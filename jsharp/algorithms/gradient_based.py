@@ -1,4 +1,4 @@
-"""The parts that the bundles of gradient-based algorithms share."""
+"""The parts that the bundles of algorithms share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,15 @@ import optax
 
 from jsharp.descent import descend
 from jsharp.objectives import OverTasksFn, after_adaptation, over_tasks
-from jsharp.types import AdaptFn, MetaState, Metrics, Params, Task, TaskLossFn
+from jsharp.types import (
+  AdaptFn,
+  MetaAlgorithm,
+  MetaState,
+  Metrics,
+  Params,
+  Task,
+  TaskLossFn,
+)
 
 
 def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: int | None) -> OverTasksFn:
@@ -139,3 +147,53 @@ def initialisation(
     return MetaState(jnp.zeros((), jnp.int32), params, outer_optimizer.init(params))
 
   return init
+
+
+def bundle(
+  adapt: AdaptFn,
+  query_loss_fn: TaskLossFn,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  eval_adapt: AdaptFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  prepare: Callable[[Params], Params] = lambda params: params,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`, as in training.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+    outer_optimizer: any optax optimizer.
+    eval_adapt: `adapt` of the bundle and of `evaluate`; that of training if None.
+    eval_query_loss_fn: the loss that `evaluate` measures; that of training if None.
+    prepare: `prepare(params) -> params`: what is meta-learned, made of a model's
+      initial parameters; for algorithms that learn more than these.
+    task_chunk: see `jsharp.objectives.over_tasks`.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Example:
+    >>> from jsharp.types import Batch
+    >>> algorithm = bundle(
+    ...   lambda w, support: w - 0.5 * support.inputs,
+    ...   lambda w, task: (w**2, {}), optax.sgd(0.25))
+    >>> batch = Batch(jnp.ones(2), None)
+    >>> state, _ = algorithm.step(algorithm.init(2.5), Task(batch, batch))
+    >>> float(state.params)
+    1.5
+  """
+  eval_adapt = eval_adapt or adapt
+  gradient_fn = meta_gradient(
+    after_adaptation(adapt, query_loss_fn), task_chunk=task_chunk
+  )
+  init = initialisation(outer_optimizer)
+  return MetaAlgorithm(
+    init=lambda params: init(prepare(params)),
+    step=meta_step(gradient_fn, outer_optimizer),
+    adapt=eval_adapt,
+    evaluate=evaluation(
+      eval_adapt, eval_query_loss_fn or query_loss_fn, task_chunk=task_chunk
+    ),
+  )

@@ -13,14 +13,9 @@ and Hessian-vector products, and one query gradient.
 import optax
 
 from jsharp.adaptation import inner_loop
-from jsharp.algorithms.gradient_based import (
-  evaluation,
-  initialisation,
-  meta_gradient,
-  meta_step,
-)
+from jsharp.algorithms.gradient_based import bundle
 from jsharp.checks import check_count
-from jsharp.objectives import after_adaptation, on_query
+from jsharp.objectives import on_query
 from jsharp.types import LossFn, Mask, MetaAlgorithm, TaskLossFn
 
 
@@ -92,11 +87,11 @@ def maml(
     num_steps=num_eval_inner_steps,
     adapted_mask=adapted_mask,
   )
-  task_loss_fn = after_adaptation(adapt, query_loss_fn)
-  eval_query_loss_fn = eval_query_loss_fn or query_loss_fn
-  return MetaAlgorithm(
-    init=initialisation(outer_optimizer),
-    step=meta_step(meta_gradient(task_loss_fn, task_chunk=task_chunk), outer_optimizer),
-    adapt=eval_adapt,
-    evaluate=evaluation(eval_adapt, eval_query_loss_fn, task_chunk=task_chunk),
+  return bundle(
+    adapt,
+    query_loss_fn,
+    outer_optimizer,
+    eval_adapt=eval_adapt,
+    eval_query_loss_fn=eval_query_loss_fn,
+    task_chunk=task_chunk,
   )

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import inner_loop, masked_value_and_grad
+from jsharp.adaptation import adapted_value_and_grad, inner_loop, join, split
 from jsharp.algorithms.gradient_based import meta_gradient, meta_step
 from jsharp.algorithms.maml import maml
 from jsharp.descent import descend
@@ -210,24 +210,28 @@ def reusing_inner_loop(
   chain = optax.with_extra_args_support(optimizer)
 
   def adapt(point_and_anchor: tuple[Params, Params], support: Batch) -> Params:
-    point, anchor = point_and_anchor
-    value_and_grad_fn = masked_value_and_grad(loss_fn, adapted_mask, support)
-    states = chain.init(point), chain.init(anchor)
+    (point, point_rest), (anchor, anchor_rest) = (
+      split(params, adapted_mask) for params in point_and_anchor
+    )
+    at_point = adapted_value_and_grad(loss_fn, point_rest, support)
+    at_anchor = adapted_value_and_grad(loss_fn, anchor_rest, support)
+    point_state, anchor_state = chain.init(point), chain.init(anchor)
     ascent_state = ascent.init(anchor)
     for _ in range(num_steps):
       perturbation, ascent_state = ascent.update(
-        value_and_grad_fn(anchor)[1],
+        at_anchor(anchor)[1],
         ascent_state,
         anchor,
-        grad_fn=lambda params: value_and_grad_fn(params)[1],
+        grad_fn=lambda params: at_anchor(params)[1],
       )
 
-      def perturbed(params: Params, by: Any = perturbation) -> Any:
-        return value_and_grad_fn(optax.apply_updates(params, by))
+      def perturbed(fn: Any, by: Any = perturbation) -> Any:
+        return lambda params: fn(optax.apply_updates(params, by))
 
-      point, point_state, _ = descend(chain, perturbed, point, states[0])
-      anchor, anchor_state, _ = descend(chain, perturbed, anchor, states[1])
-      states = point_state, anchor_state
-    return point
+      point, point_state, _ = descend(chain, perturbed(at_point), point, point_state)
+      anchor, anchor_state, _ = descend(
+        chain, perturbed(at_anchor), anchor, anchor_state
+      )
+    return join(point, point_rest)
 
   return adapt

@@ -29,7 +29,8 @@ class Conv4(nn.Module):
   images and 20 outputs, with either stride.
 
   Attributes:
-    num_outputs: size of the output vector, the way of a classification task.
+    num_outputs: size of the output vector, the way of a classification task; None
+      for the last map itself as a vector, the embedding of metric methods.
     num_filters: channels of each block.
     stride: 1 (max-pool form) or 2 (strided form).
 
@@ -41,7 +42,7 @@ class Conv4(nn.Module):
     (3, 5)
   """
 
-  num_outputs: int
+  num_outputs: int | None
   num_filters: int = 64
   stride: int = 1
 
@@ -55,7 +56,7 @@ class Conv4(nn.Module):
         `num_statistics` images only.
 
     Returns:
-      `[batch, num_outputs]`.
+      `[batch, num_outputs]`, or `[batch, size of the last map]` without a head.
 
     Raises:
       ValueError: if `inputs` is not a batch of images that survives the four
@@ -70,6 +71,8 @@ class Conv4(nn.Module):
         x = max_pool(x)
       x = nn.relu(x)
     x = x.reshape(x.shape[0], -1) if self.stride == 1 else x.mean((1, 2))
+    if self.num_outputs is None:
+      return x
     return _dense(self.num_outputs, "head", x.dtype)(x)
 
   def _check(self, inputs):

@@ -79,3 +79,42 @@ def norm_mask(params: Any) -> Any:
     return not any("norm" in jax.tree_util.keystr((key,)).lower() for key in path[:-1])
 
   return jax.tree_util.tree_map_with_path(is_adapted, params)
+
+
+def part_mask(*modules: str) -> Callable[[Any], Any]:
+  """Marks the parameters of some modules, for head-only or body-only adaptation.
+
+  Args:
+    *modules: names of modules, such as "head".
+
+  Returns:
+    `mask(params) -> pytree of bool`: True where a module of one of these names is on
+    the path. It raises ValueError if a name is nowhere in `params`.
+
+  Raises:
+    ValueError: if no name is given.
+
+  Example:
+    >>> head = part_mask("head")
+    >>> head({"conv_0": {"kernel": 1.0}, "head": {"bias": 1.0}})
+    {'conv_0': {'kernel': False}, 'head': {'bias': True}}
+  """
+  if not modules:
+    raise ValueError('part_mask needs the name of at least one module, such as "head"')
+
+  def mask(params):
+    found = set()
+
+    def is_in_part(path, _):
+      names = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
+      found.update(names)
+      return not names.isdisjoint(modules)
+
+    marked = jax.tree_util.tree_map_with_path(is_in_part, params)
+    if missing := set(modules) - found:
+      raise ValueError(
+        f"params have no module named {sorted(missing)}; they have {sorted(found)}"
+      )
+    return marked
+
+  return mask
