@@ -13,7 +13,6 @@ ratio is taken round by round against the faster PyTorch form of that round.
 
 import json
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +27,11 @@ import numpy as np
 import optax
 from absl import app, flags
 
+from benchmarks.tables import spread
 from jsharp import losses
 from jsharp.algorithms import maml
 from jsharp.models import Conv4, as_functions
+from jsharp.report import git_commit
 from jsharp.types import Batch, Task
 
 _TORCH_PYTHON = flags.DEFINE_string(
@@ -165,23 +166,12 @@ def report(name: str, rates: dict[str, list[float]]) -> None:
   torch = [values for label, values in rates.items() if label.startswith("torch")]
   best = [max(values) for values in zip(*torch, strict=True)]
   for label, values in rates.items():
-    row = f"| {name} | {label} | {_spread(values, 1)} |"
+    row = f"| {name} | {label} | {spread(values, 1)} |"
     if best and not label.startswith("torch"):
-      row += f" {_spread([a / b for a, b in zip(values, best, strict=True)], 2)} |"
+      row += f" {spread([a / b for a, b in zip(values, best, strict=True)], 2)} |"
     else:
       row += " |"
     print(row, flush=True)
-
-
-def _spread(values: list[float], digits: int) -> str:
-  low, mid, high = min(values), statistics.median(values), max(values)
-  return f"{mid:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _commit() -> str:
-  command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-  result = subprocess.run(command, capture_output=True, text=True, check=False)
-  return result.stdout.strip() or "unknown"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -189,11 +179,12 @@ def main(argv: Sequence[str]) -> None:
   if unknown := set(_SETTINGS.value) - SETTINGS.keys():
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
   torch = Torch(_TORCH_PYTHON.value, _THREADS.value) if _TORCH_PYTHON.value else None
+  commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, flax "
     f"{flax.__version__}, optax {optax.__version__}, "
     f"{torch.versions if torch else 'no torch'}; {jax.devices()[0].device_kind} x "
-    f"{jax.device_count()}, {platform.machine()}, commit {_commit()}"
+    f"{jax.device_count()}, {platform.machine()}, commit {commit}"
   )
   print("| setting | form | tasks/s, median (range) | jsharp / faster torch |")
   print("|---|---|---|---|", flush=True)

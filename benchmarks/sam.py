@@ -19,7 +19,6 @@ prints what fails; jsharp's own constructors pass it in tests/sam/conformance_te
 
 import platform
 import statistics
-import subprocess
 import time
 import unittest
 from collections.abc import Callable, Sequence
@@ -33,7 +32,9 @@ import optax
 from absl import app, flags
 
 import jsharp
+from benchmarks.tables import spread
 from jsharp import models
+from jsharp.report import git_commit
 from jsharp.supervised import classifier
 from jsharp.types import Batch, Variables
 
@@ -169,16 +170,11 @@ def report(name: str) -> None:
     cost = [1 + (t - a) / (b - a) for t, a, b in zip(values, one, two, strict=True)]
     print(
       f"| {problem.description}, {size:,} | {label} "
-      f"| {_spread([1e3 * t for t in values], 1)} | {_spread(ratios, 2)} "
+      f"| {spread([1e3 * t for t in values], 1)} | {spread(ratios, 2)} "
       f"| {statistics.median(cost):.2f} | {form.state_bytes - base_bytes:,} "
       f"| {form.temp_bytes / 2**20:.1f} |",
       flush=True,
     )
-
-
-def _spread(values: list[float], digits: int) -> str:
-  low, mid, high = min(values), statistics.median(values), max(values)
-  return f"{mid:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def contrib_suite() -> None:
@@ -211,18 +207,13 @@ def contrib_suite() -> None:
       print(f"  {test}")
 
 
-def _commit() -> str:
-  command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-  result = subprocess.run(command, capture_output=True, text=True, check=False)
-  return result.stdout.strip() or "unknown"
-
-
 def main(argv: Sequence[str]) -> None:
   del argv
+  commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, optax "
     f"{optax.__version__}; {jax.devices()[0].device_kind} x {jax.device_count()}, "
-    f"{platform.machine()}, commit {_commit()}"
+    f"{platform.machine()}, commit {commit}"
   )
   if _SUITE.value:
     return contrib_suite()

@@ -1,16 +1,14 @@
-"""What the values of the flags stand for: data, models, algorithms."""
+"""What the values of the flags stand for: data, networks, loops."""
 
 import pathlib
 from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
-import optax
+import jax.numpy as jnp
 
-from experiments import classification_flags
-from jsharp import data, models
-from jsharp.algorithms import fomaml, maml, sharp_maml
-from jsharp.types import LossFn, MetaAlgorithm
+from experiments import classification_flags, method_options, optimizers
+from jsharp import data, losses, models
 
 NO_DATA = {
   "omniglot": "download images_background.zip and images_evaluation.zip from "
@@ -22,15 +20,22 @@ NO_DATA = {
   "image_folder": "pass the directory that holds train/, val/ and test/, each with a "
   "folder of images per class, as --data_dir",
 }
+_MLP = (256, 128, 64, 64)
 
 
-def load_datasets(settings: SimpleNamespace) -> dict[str, data.Dataset]:
-  """Loads the splits `train`, `val` and `test` of the chosen data.
+def load_datasets(
+  settings: SimpleNamespace, name: str, data_dir: str | None
+) -> dict[str, data.Dataset]:
+  """Loads the splits `train`, `val` and `test` of one dataset.
+
+  Args:
+    settings: the values of the flags.
+    name: as for `--dataset`.
+    data_dir: as for `--data_dir`.
 
   Raises:
     ValueError: if the data need a directory and none was given.
   """
-  name, data_dir = settings.dataset, settings.data_dir
   if name in NO_DATA and data_dir is None:
     raise ValueError(
       f"--dataset={name} needs files: {NO_DATA[name]}. Or pass --dataset=characters, "
@@ -41,7 +46,7 @@ def load_datasets(settings: SimpleNamespace) -> dict[str, data.Dataset]:
     return data.characters.load(**size)
   if classification_flags.is_tfds(name):
     return data.tfds_source.load(name.removeprefix("tfds:"), data_dir)
-  directory = pathlib.Path(data_dir).expanduser()
+  directory = pathlib.Path(data_dir or "").expanduser()
   if name == "omniglot":
     rotations = ("train", "val", "test") if settings.rotate_test else ("train", "val")
     return data.omniglot.load(
@@ -52,59 +57,58 @@ def load_datasets(settings: SimpleNamespace) -> dict[str, data.Dataset]:
   return data.image_folder.load(directory, **{"size": 84, **size})
 
 
-def make_model(settings: SimpleNamespace) -> nn.Module:
-  """The network, with one output per class of a task."""
-  if settings.model == "mlp":
-    return models.MLP(features=(256, 128, 64, 64, settings.way), normalize=True)
-  stride = 2 if settings.model == "conv4_strided" else 1
-  return models.Conv4(
-    num_outputs=settings.way, num_filters=settings.num_filters, stride=stride
-  )
+def load_splits(settings: SimpleNamespace) -> dict[str, data.Dataset]:
+  """The splits of a run: those of its dataset, `test` perhaps of another one.
 
-
-def sharpness(settings: SimpleNamespace) -> dict[str, Any]:
-  """The choices of Sharp-MAML that apply to the algorithm; empty for the others."""
-  inner = settings.algorithm in ("sharp_maml_low", "sharp_maml_both")
-  outer = settings.algorithm in ("sharp_maml_up", "sharp_maml_both")
-  if not inner and not outer:
-    return {}
-  sharp_adaptation = settings.sharp_adaptation
-  return {
-    "inner_rho": settings.inner_rho if inner else None,
-    "outer_rho": settings.outer_rho if outer else None,
-    "p": settings.p,
-    "adaptive": settings.adaptive,
-    "differentiate_perturbation": settings.differentiate_perturbation,
-    "reuse_perturbation": settings.reuse_perturbation,
-    "sharp_adaptation": not outer if sharp_adaptation is None else sharp_adaptation,
-  }
-
-
-def make_algorithm(
-  settings: SimpleNamespace, loss_fn: LossFn, **options: Any
-) -> MetaAlgorithm:
-  """The algorithm with SGD inside and Adam outside.
-
-  Args:
-    settings: the values of the flags.
-    loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
-    **options: `num_eval_inner_steps`, `eval_query_loss_fn`, `adapted_mask` in place
-      of their defaults.
+  Raises:
+    ValueError: if the images of the two datasets differ in shape, or as
+      `load_datasets` does.
   """
-  constructor = {"maml": maml, "fomaml": fomaml}.get(settings.algorithm, sharp_maml)
-  outer_optimizer = optax.adam(settings.outer_lr)
-  if settings.clip_meta_gradient is not None:
-    clip = optax.clip(settings.clip_meta_gradient)
-    outer_optimizer = optax.chain(clip, outer_optimizer)
-  options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}
-  return constructor(
-    loss_fn,
-    optax.sgd(settings.inner_lr),
-    outer_optimizer,
-    num_inner_steps=settings.num_inner_steps,
-    task_chunk=settings.task_chunk,
-    **sharpness(settings),
-    **options,
+  splits = load_datasets(settings, settings.dataset, settings.data_dir)
+  if settings.test_dataset is None:
+    return splits
+  test_data_dir = settings.test_data_dir or settings.data_dir
+  other = load_datasets(settings, settings.test_dataset, test_data_dir)["test"]
+  shape = splits["train"].image_shape
+  if other.image_shape != shape:
+    raise ValueError(
+      f"the images of --test_dataset={settings.test_dataset} are {other.image_shape}, "
+      f"those of --dataset={settings.dataset} {shape}; a model takes one shape: where "
+      "only height and width differ pass --image_size, where the channels differ the "
+      "two cannot be combined"
+    )
+  return {**splits, "test": other}
+
+
+def networks(
+  settings: SimpleNamespace, image_shape: tuple[int, ...], num_outputs: int
+) -> method_options.Networks:
+  """The networks of the image experiments."""
+  is_mlp = settings.model == "mlp"
+  stride = 2 if settings.model == "conv4_strided" else 1
+  conv = {"num_filters": settings.num_filters, "stride": stride}
+
+  def plain(outputs: int | None) -> nn.Module:
+    if is_mlp:
+      features = _MLP if outputs is None else (*_MLP, outputs)
+      return models.MLP(features=features, normalize=True)
+    return models.Conv4(num_outputs=outputs, **conv)
+
+  def context(size: int) -> nn.Module:
+    if is_mlp:
+      features = (*_MLP, num_outputs)
+      return models.ContextMLP(features=features, normalize=True, context_size=size)
+    return models.ContextConv4(num_outputs=num_outputs, context_size=size, **conv)
+
+  return method_options.Networks(
+    plain=plain,
+    context=context,
+    head=f"dense_{len(_MLP)}" if is_mlp else "head",
+    inputs=jnp.zeros((1, *image_shape), jnp.float32),
+    targets=jnp.zeros(1, jnp.int32),
+    num_outputs=num_outputs,
+    criterion=losses.cross_entropy,
+    has_norm=True,
   )
 
 
@@ -112,7 +116,11 @@ def loop(settings: SimpleNamespace) -> dict[str, Any]:
   """The parts of a run that say how long it trains and what decides."""
   names = ("num_steps", "num_tasks", "eval_every")
   return {
-    "loop": {name: getattr(settings, name) for name in names},
+    "loop": {
+      **{name: getattr(settings, name) for name in names},
+      "keep_top": settings.ensemble if settings.ensemble > 1 else 0,
+      "keep_path": settings.keep_path,
+    },
     "chosen_by": f"validation on {settings.val_tasks} tasks",
   }
 
@@ -120,16 +128,17 @@ def loop(settings: SimpleNamespace) -> dict[str, Any]:
 def protocol(settings: SimpleNamespace) -> dict[str, Any]:
   """The part of the protocol that every experiment shares."""
   return {
-    "algorithm": {"name": settings.algorithm, **sharpness(settings)},
+    "algorithm": {"name": settings.algorithm, **method_options.relevant(settings)},
     "inner loop": {
-      "optimizer": "sgd",
+      "optimizer": settings.inner_optimizer,
       "inner_lr": settings.inner_lr,
       "num_inner_steps": settings.num_inner_steps,
       "num_eval_inner_steps": settings.num_eval_inner_steps,
     },
     "outer loop": {
-      "optimizer": "adam",
+      "optimizer": settings.outer_optimizer,
       "outer_lr": settings.outer_lr,
+      "schedule": optimizers.schedule(settings),
       "num_tasks": settings.num_tasks,
       "clip_meta_gradient": settings.clip_meta_gradient,
     },

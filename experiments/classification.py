@@ -1,20 +1,25 @@
 """Few-shot image classification: what the image experiments have in common."""
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from experiments import choices
+from experiments import choices, method_options, methods, tasks
 from experiments.session import Parts
-from jsharp import losses, models
-from jsharp.data import check_task_shape, sample_task, sample_tasks, task_key
+from jsharp import losses
+from jsharp.algorithms.mixture import mixture
+from jsharp.data import sample_many, task_key
+from jsharp.ensemble import evaluate_ensemble, log_probabilities
 from jsharp.evaluation import evaluate, task_list, transductive_and_inductive
+from jsharp.normalization import transductive
 from jsharp.report import summarise
 from jsharp.stop_signal import StopSignal
-from jsharp.types import Params, Task
+from jsharp.training import TrainingResult
+from jsharp.types import MetaAlgorithm, Params, Task
 
 
 def build(settings: SimpleNamespace) -> Parts:
@@ -24,46 +29,29 @@ def build(settings: SimpleNamespace) -> Parts:
     ValueError: if the flags, or the flags and the data, contradict each other.
     OSError: if the data cannot be read.
   """
-  datasets = choices.load_datasets(settings)
-  shape = {"way": settings.way, "shot": settings.shot}
-  train_shape = {**shape, "query_shot": settings.query_shot}
-  eval_shape = {**shape, "query_shot": settings.eval_query_shot}
-  for split, task_shape in (
-    ("train", train_shape),
-    ("val", eval_shape),
-    ("test", eval_shape),
+  datasets = choices.load_splits(settings)
+  usual, training = tasks.test_kind(settings), tasks.training_kinds(settings)
+  further = list(tasks.variations(settings))
+  for split, kinds in (
+    ("train", training),
+    ("val", [usual]),
+    ("test", [usual, *further]),
   ):
-    check_task_shape(datasets[split], **task_shape)
+    for kind in kinds:
+      kind.check(datasets[split])
   fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
   datasets = {split: data.on_device() for split, data in datasets.items()}
-
-  init_fn, apply_fn = models.as_functions(choices.make_model(settings))
-  inputs = jnp.zeros((1, *datasets["train"].image_shape), jnp.float32)
-  params = init_fn(jax.random.key(settings.seed), inputs)
-  make_algorithm = functools.partial(
-    choices.make_algorithm,
-    settings,
-    losses.supervised(apply_fn, losses.cross_entropy),
-    adapted_mask=None if settings.adapt_norm else models.norm_mask,
+  networks = choices.networks(
+    settings, datasets["train"].image_shape, tasks.largest_way(settings)
   )
-  algorithm = make_algorithm()
-  test_algorithm = make_algorithm(
-    eval_query_loss_fn=transductive_and_inductive(apply_fn, losses.cross_entropy)
-  )
-
-  def draw(step: jax.Array, data: Any) -> Task:
-    key = task_key(settings.seed, step)
-    return sample_tasks(key, data, num_tasks=settings.num_tasks, **train_shape)
-
-  draw_one = functools.partial(sample_task, **eval_shape)
-  val_task, test_task = (
-    task_list(draw_one, seed=settings.eval_seed, stream=stream)
-    for stream in ("val", "test")
-  )
+  method = methods.make(settings, networks)
+  algorithm, draw = _training(settings, method, training)
+  judged = method.build(settings.way)
+  val_task = _fixed_tasks(settings, usual, "val")
 
   def validate(params: Params, stop: StopSignal) -> dict[str, float]:
     metrics = evaluate(
-      algorithm.evaluate,
+      judged.evaluate,
       params,
       val_task,
       datasets["val"],
@@ -72,21 +60,33 @@ def build(settings: SimpleNamespace) -> Parts:
     )
     return {name: float(values.mean()) for name, values in metrics.items()}
 
-  def test(params: Params, stop: StopSignal) -> dict[str, Any]:
-    metrics = evaluate(
-      test_algorithm.evaluate,
-      params,
-      test_task,
-      datasets["test"],
-      num_tasks=settings.eval_tasks,
-      stop=stop,
+  def test(trained: TrainingResult, stop: StopSignal) -> dict[str, Any]:
+    measure = functools.partial(
+      _measure, settings, method, data=datasets["test"], stop=stop
     )
-    return {**summarise(metrics), "num_eval_tasks": settings.eval_tasks}
+    metrics = measure(usual, trained.best_params)
+    figures = {
+      **summarise(metrics),
+      "num_eval_tasks": settings.eval_tasks,
+      "per_task": metrics,
+    }
+    if settings.ensemble > 1:
+      together = _measure_ensemble(
+        settings, method, usual, trained, datasets["test"], stop
+      )
+      figures |= summarise(together, prefix="test_ensemble_")
+      figures["ensemble_steps"] = [one.step for one in trained.top]
+    if further:
+      figures["test_variations"] = [
+        {**kind.name, **summarise(measure(kind, trained.best_params))}
+        for kind in further
+      ]
+    return figures
 
   is_conv = settings.model != "mlp"
   return Parts(
     algorithm=algorithm,
-    params=params,
+    params=method.params,
     sample_tasks=draw,
     data=datasets["train"],
     **choices.loop(settings),
@@ -96,18 +96,102 @@ def build(settings: SimpleNamespace) -> Parts:
     identity={"data": fingerprints},
     protocol={
       **choices.protocol(settings),
-      "task": {**train_shape, "eval_query_shot": settings.eval_query_shot},
+      "task": tasks.protocol(settings),
       "model": {
         "name": settings.model,
         **({"num_filters": settings.num_filters} if is_conv else {}),
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(method.params)),
       },
       "normalisation": {
-        "statistics": "of the batch",
-        "transductive": "the whole query set",
-        "inductive": "support set and one query example",
+        **(
+          {"statistics": "of the batch in training, running ones per step at test"}
+          if method_options.keeps_statistics(settings, networks)
+          else {
+            "statistics": "of the batch",
+            "transductive": "the whole query set",
+            "inductive": "support set and one query example",
+          }
+        ),
         "scale and offset adapted": settings.adapt_norm,
       },
-      "data": {"name": settings.dataset, **fingerprints},
+      "data": {
+        "name": settings.dataset,
+        "tested on": settings.test_dataset,
+        **fingerprints,
+      },
     },
+  )
+
+
+def _training(
+  settings: SimpleNamespace, method: methods.Method, kinds: list[tasks.Kind]
+) -> tuple[MetaAlgorithm, Callable[[Any, Any], Any]]:
+  """The algorithm and the tasks of each of its steps."""
+
+  def sampler(kind: tasks.Kind) -> Callable[[Any, Any], Task]:
+    sample_one = kind.sampler()
+
+    def draw(step: Any, data: Any) -> Task:
+      return sample_many(
+        lambda key: sample_one(key, data),
+        task_key(settings.seed, step),
+        num_tasks=settings.num_tasks,
+      )
+
+    return draw
+
+  members = [method.build(kind.shape["way"]) for kind in kinds]
+  samplers = [sampler(kind) for kind in kinds]
+  if len(kinds) == 1:
+    return members[0], samplers[0]
+  return mixture(members, samplers, seed=settings.seed)
+
+
+def _fixed_tasks(settings: SimpleNamespace, kind: tasks.Kind, stream: Any) -> Any:
+  return task_list(kind.sampler(), seed=settings.eval_seed, stream=stream)
+
+
+def _measure(
+  settings: SimpleNamespace,
+  method: methods.Method,
+  kind: tasks.Kind,
+  params: Params,
+  *,
+  data: Any,
+  stop: StopSignal,
+) -> dict[str, np.ndarray]:
+  """Every metric `[num_eval_tasks]`, transductive and inductive."""
+  way = kind.shape["way"]
+  predict = method.predict(way)
+  learner = method.build(
+    way,
+    eval_query_loss_fn=transductive_and_inductive(predict, losses.cross_entropy),
+  )
+  return evaluate(
+    learner.evaluate,
+    params,
+    _fixed_tasks(settings, kind, "test"),
+    data,
+    num_tasks=settings.eval_tasks,
+    stop=stop,
+  )
+
+
+def _measure_ensemble(
+  settings: SimpleNamespace,
+  method: methods.Method,
+  kind: tasks.Kind,
+  trained: TrainingResult,
+  data: Any,
+  stop: StopSignal,
+) -> dict[str, np.ndarray]:
+  way = kind.shape["way"]
+  members = log_probabilities(transductive(method.predict(way)))
+  return evaluate_ensemble(
+    method.build(way, eval_query_loss_fn=members).evaluate,
+    [one.tree for one in trained.top],
+    _fixed_tasks(settings, kind, "test"),
+    data,
+    num_tasks=settings.eval_tasks,
+    stop=stop,
   )

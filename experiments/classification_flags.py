@@ -1,8 +1,10 @@
 """The flags of the image experiments: their data and their models."""
 
+from collections.abc import Iterable, Sequence
+
 from absl import flags
 
-from experiments.common_flags import positive
+from experiments.validators import positive
 
 DATASETS = ("omniglot", "miniimagenet", "characters", "image_folder")
 MODELS = ("conv4", "conv4_strided", "mlp")
@@ -74,12 +76,20 @@ def define_classification(flag_values: flags.FlagValues) -> None:
     message="a task needs at least 2 classes.",
     flag_values=f,
   )
-  flags.register_validator(
-    "dataset",
-    lambda value: value is None or value in DATASETS or is_tfds(value),
-    message=f"choose one of {', '.join(DATASETS)} or tfds:NAME.",
-    flag_values=f,
-  )
+  one_of_datasets(("dataset",), f, DATASETS)
+
+
+def one_of_datasets(
+  names: Iterable[str], flag_values: flags.FlagValues, datasets: Sequence[str]
+) -> None:
+  """Makes flags refuse other datasets and tfds:NAME; None is their default."""
+  for name in names:
+    flags.register_validator(
+      name,
+      lambda value: value is None or value in datasets or is_tfds(value),
+      message=f"choose one of {', '.join(datasets)} or tfds:NAME.",
+      flag_values=flag_values,
+    )
 
 
 def is_tfds(dataset: str) -> bool:

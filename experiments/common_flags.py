@@ -5,39 +5,34 @@ experiment has its own defaults and tests can parse as many command lines as the
 like. Nothing heavy is imported here: `--help` has to be quick.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
-ALGORITHMS = ("maml", "fomaml", "sharp_maml_low", "sharp_maml_up", "sharp_maml_both")
+from experiments.validators import norms, positive, seeds
+
+ALGORITHMS = (
+  "maml",
+  "fomaml",
+  "sharp_maml_low",
+  "sharp_maml_up",
+  "sharp_maml_both",
+  "maml_plus_plus",
+  "meta_sgd",
+  "anil",
+  "boil",
+  "reptile",
+  "imaml",
+  "cavia",
+  "protonet",
+  "ridge",
+  "black_box",
+)
 
 # Messages and registrations name the module that calls `define_*`, so that --help
 # lists the flags under the experiment itself.
 flags.disclaim_key_flags()
-
-
-def positive(names: Iterable[str], flag_values: flags.FlagValues, fix: str) -> None:
-  """Makes flags refuse what is not positive and finite; None is their default."""
-  for name in names:
-    flags.register_validator(
-      name,
-      lambda value: value is None or (value > 0 and math.isfinite(value)),
-      message=f"must be positive and finite; {fix}",
-      flag_values=flag_values,
-    )
-
-
-def seeds(names: Iterable[str], flag_values: flags.FlagValues) -> None:
-  """Makes flags refuse what is no seed."""
-  for name in names:
-    flags.register_validator(
-      name,
-      lambda value: 0 <= value < 2**31,
-      message="must lie between 0 and 2147483647.",
-      flag_values=flag_values,
-    )
 
 
 def define_run(flag_values: flags.FlagValues) -> None:
@@ -167,12 +162,14 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "inner_lr",
     0.01,
-    "Step size of the inner SGD, for the MEAN loss over the support set. MAML's "
+    "Step size of the inner optimizer, for the MEAN loss over the support set. MAML's "
     "published rates belong to a loss summed over the classes: multiply them by "
     "--way.",
     flag_values=f,
   )
-  flags.DEFINE_float("outer_lr", 1e-3, "Step size of the outer Adam.", flag_values=f)
+  flags.DEFINE_float(
+    "outer_lr", 1e-3, "Step size of the outer optimizer.", flag_values=f
+  )
   flags.DEFINE_float(
     "clip_meta_gradient",
     None,
@@ -192,6 +189,14 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     500,
     "Meta-steps from one validation to the next. It decides which parameters can "
     "become the best checkpoint, so a run keeps it.",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "keep_path",
+    False,
+    "Keep the initial parameters and those of every validation, to draw the way of "
+    "training in a landscape: one copy of the parameters each (4 bytes per number), "
+    "num_steps / eval_every + 1 in all.",
     flag_values=f,
   )
   positive(
@@ -216,14 +221,15 @@ def _define_sharpness_flags(f: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "inner_rho",
     0.0005,
-    "Radius of the perturbation in each inner step (sharp_maml_low, sharp_maml_both).",
+    "Radius of the perturbation in each inner step (sharp_maml_low, sharp_maml_both, "
+    "--sharpness=low or both).",
     flag_values=f,
   )
   flags.DEFINE_float(
     "outer_rho",
     0.0005,
     "Radius of the perturbation of the meta-parameters (sharp_maml_up, "
-    "sharp_maml_both).",
+    "sharp_maml_both, --sharpness=up or both).",
     flag_values=f,
   )
   flags.DEFINE_float(
@@ -262,12 +268,7 @@ def _define_sharpness_flags(f: flags.FlagValues) -> None:
   positive(
     ("inner_rho", "outer_rho"), f, "without a perturbation use --algorithm=maml."
   )
-  flags.register_validator(
-    "p",
-    lambda value: value >= 1,
-    message="must lie between 1 and inf; 2 is the papers' norm.",
-    flag_values=f,
-  )
+  norms(("p",), f)
 
 
 def set_defaults(flag_values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:

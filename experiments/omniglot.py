@@ -17,7 +17,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import classification_flags, common_flags, program
+from experiments import (
+  classification_flags,
+  common_flags,
+  method_flags,
+  program,
+  task_flags,
+)
 
 DEFAULTS = {
   "dataset": "omniglot",
@@ -32,6 +38,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   """Defines the flags of this experiment."""
   common_flags.define_meta_learning(flag_values)
   classification_flags.define_classification(flag_values)
+  method_flags.define_methods(flag_values)
+  task_flags.define_tasks(flag_values)
   common_flags.set_defaults(flag_values, DEFAULTS)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import method_flags
+
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
 Complete = Callable[[SimpleNamespace], list[str]]
@@ -109,6 +111,10 @@ def run(
   define_flags(ours)
   try:
     values = {flag: flag_values[flag].value for flag in ours}
+    changed = [f for f, value in values.items() if value != flag_values[f].default]
+    meta_learns = "sharpness" in values
+    if meta_learns and (refusal := method_flags.unread(values["algorithm"], changed)):
+      raise ValueError(refusal)
     settings = resolve(name, values, complete)
   except ValueError as error:
     return _refuse(name, message(error))

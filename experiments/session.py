@@ -14,9 +14,10 @@ import jax
 
 from experiments import program
 from jsharp import curves, report
+from jsharp.files import write_atomically
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
-from jsharp.training import NonFiniteLossError, train
+from jsharp.training import NonFiniteLossError, TrainingResult, train
 from jsharp.types import MetaAlgorithm, Params
 
 
@@ -34,8 +35,9 @@ class Parts:
       None where there are none, then the last parameters are tested.
     score: the validation metric, or a function of them, that is best when largest.
     chosen_by: in words, what decides which parameters are tested.
-    test: `test(params, stop) -> figures` for `result.json`, the number of test tasks
-      among them.
+    test: `test(trained, stop) -> figures` for `result.json` of a
+      `jsharp.training.TrainingResult`; the number of test tasks among them, and under
+      "per_task" the metrics `[num_tasks]` that go to `test_tasks.csv`.
     identity: what, beside the flags, makes a run another run.
     protocol: what, beside versions and device, a reader of the figures must know.
     curves: keyword arguments of `jsharp.curves.plot_curves`.
@@ -50,7 +52,7 @@ class Parts:
   validate: Callable[[Params, StopSignal], dict[str, float]] | None
   score: str | Callable[[dict[str, float]], float]
   chosen_by: str
-  test: Callable[[Params, StopSignal], dict[str, Any]]
+  test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
   identity: dict[str, Any]
   protocol: dict[str, Any]
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -113,13 +115,16 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
       if trained.interrupted:
         return _interrupted(settings, stop)
       print(f"testing the checkpoint of step {trained.best_step}", flush=True)
-      figures = parts.test(trained.best_params, stop)
+      figures = parts.test(trained, stop)
     except StopRequested:
       return _interrupted(settings, stop)
     except (NonFiniteLossError, OSError) as error:
       print(f"{settings.experiment}: {program.message(error)}", file=sys.stderr)
       return 1
 
+  if per_task := figures.pop("per_task", None):
+    table = report.csv_table(per_task)
+    write_atomically(directory.path / "test_tasks.csv", table.encode())
   checkpoint = {
     "step": trained.best_step,
     "of": int(trained.state.step),

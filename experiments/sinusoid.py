@@ -12,12 +12,13 @@ two CPU cores.
 """
 
 import functools
+import math
 from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
 
-from experiments import common_flags, program
+from experiments import common_flags, method_flags, program, validators
 
 DEFAULTS = {
   "shot": 5,
@@ -32,6 +33,26 @@ DEFAULTS = {
 def define_flags(flag_values: flags.FlagValues) -> None:
   """Defines the flags of this experiment."""
   common_flags.define_meta_learning(flag_values)
+  method_flags.define_methods(flag_values)
+  flags.DEFINE_float(
+    "max_phase",
+    math.pi,
+    "Phases are uniform from 0 to this, in radians: pi in MAML, 2 pi in Reptile's "
+    "demonstration.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+    "hidden_width", 40, "Units of either hidden layer.", flag_values=flag_values
+  )
+  flags.DEFINE_enum(
+    "activation",
+    "relu",
+    ("relu", "tanh"),
+    "Of the hidden layers: relu in MAML, tanh in Reptile's demonstration.",
+    flag_values=flag_values,
+  )
+  validators.positive(("max_phase",), flag_values, "pi is the papers' value.")
+  validators.positive(("hidden_width",), flag_values, "give a number of at least 1.")
   common_flags.set_defaults(flag_values, DEFAULTS)
 
 
@@ -40,29 +61,30 @@ def build(settings: SimpleNamespace) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from experiments import choices, session
-  from jsharp import losses, models
+  from experiments import choices, methods, session
   from jsharp.data import sinusoid, task_key
   from jsharp.evaluation import evaluate, mean_and_ci95, task_list
 
-  init_fn, apply_fn = models.as_functions(models.MLP(features=(40, 40, 1)))
-  loss_fn = losses.supervised(apply_fn, losses.squared_error)
-  algorithm = choices.make_algorithm(settings, loss_fn)
+  method = methods.make(settings, _networks(settings))
+  algorithm = method.build(1)
   stepping = [
-    choices.make_algorithm(settings, loss_fn, num_eval_inner_steps=num_steps)
-    for num_steps in range(settings.num_eval_inner_steps + 1)
+    method.build(1, num_eval_inner_steps=num_steps)
+    for num_steps in _measured_steps(settings)
   ]
+  phases = (0.0, settings.max_phase)
   train_shape = {"shot": settings.shot, "query_shot": settings.query_shot}
   eval_shape = {"shot": settings.shot, "query_shot": settings.eval_query_shot}
 
   def draw(step: jax.Array, data: None) -> Any:
     del data  # a sine wave is made of its key alone
     key = task_key(settings.seed, step)
-    return sinusoid.sample_tasks(key, num_tasks=settings.num_tasks, **train_shape)
+    return sinusoid.sample_tasks(
+      key, num_tasks=settings.num_tasks, phases=phases, **train_shape
+    )
 
   val_task, test_task = (
     task_list(
-      lambda key, data: sinusoid.sample_task(key, **eval_shape),
+      lambda key, data: sinusoid.sample_task(key, phases=phases, **eval_shape),
       seed=settings.eval_seed,
       stream=stream,
     )
@@ -85,9 +107,13 @@ def build(settings: SimpleNamespace) -> Any:
     )
     return {name: float(values.mean()) for name, values in metrics.items()}
 
-  def test(params: Any, stop: Any) -> dict[str, Any]:
+  def test(trained: Any, stop: Any) -> dict[str, Any]:
     metrics = evaluate_sines(
-      after_each_step, params, test_task, num_tasks=settings.eval_tasks, stop=stop
+      after_each_step,
+      trained.best_params,
+      test_task,
+      num_tasks=settings.eval_tasks,
+      stop=stop,
     )
     by_step = [mean_and_ci95(losses) for losses in metrics["loss"].T]
     means, half_widths = zip(*by_step, strict=True)
@@ -95,12 +121,13 @@ def build(settings: SimpleNamespace) -> Any:
       "test_mse_by_step": list(means),
       "test_mse_by_step_ci95": list(half_widths),
       "num_eval_tasks": settings.eval_tasks,
+      "per_task": metrics,
     }
 
-  params = init_fn(jax.random.key(settings.seed), jnp.zeros((1, 1)))
+  width, activation = settings.hidden_width, settings.activation
   return session.Parts(
     algorithm=algorithm,
-    params=params,
+    params=method.params,
     sample_tasks=draw,
     data=None,
     **choices.loop(settings),
@@ -111,10 +138,49 @@ def build(settings: SimpleNamespace) -> Any:
     protocol={
       **choices.protocol(settings),
       "task": {**train_shape, "eval_query_shot": settings.eval_query_shot},
-      "model": "mlp 1-40-40-1, no normalisation",
-      "data": "sine waves, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5",
+      "model": f"mlp 1-{width}-{width}-1, {activation}, no normalisation",
+      "data": f"sine waves, amplitude 0.1 to 5, phase 0 to {settings.max_phase:.4g}, "
+      "inputs -5 to 5",
     },
   )
+
+
+def _networks(settings: SimpleNamespace) -> Any:
+  import jax
+  import jax.numpy as jnp
+
+  from experiments import method_options
+  from jsharp import losses, models
+
+  hidden = (settings.hidden_width, settings.hidden_width)
+  activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[settings.activation]
+
+  def plain(num_outputs: int | None) -> Any:
+    features = hidden if num_outputs is None else (*hidden, num_outputs)
+    return models.MLP(features=features, activation=activation)
+
+  def context(size: int) -> Any:
+    return models.ContextMLP(
+      features=(*hidden, 1), activation=activation, context_size=size
+    )
+
+  return method_options.Networks(
+    plain=plain,
+    context=context,
+    head=f"dense_{len(hidden)}",
+    inputs=jnp.zeros((1, 1)),
+    targets=jnp.zeros((1, 1)),
+    num_outputs=1,
+    criterion=losses.squared_error,
+    has_norm=False,
+  )
+
+
+def _measured_steps(settings: SimpleNamespace) -> range:
+  """The numbers of inner steps after which the error is reported."""
+  if settings.algorithm in method_flags.WITHOUT_INNER_GRADIENT:
+    return range(1)
+  return range(settings.num_eval_inner_steps + 1)
 
 
 if __name__ == "__main__":

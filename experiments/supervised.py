@@ -94,7 +94,8 @@ def build(settings: SimpleNamespace) -> Any:
       f"hessian_residuals_{when}": found.residuals.tolist(),
     }
 
-  def test(trained: Variables, stop: Any) -> dict[str, Any]:
+  def test(result: Any, stop: Any) -> dict[str, Any]:
+    trained: Variables = result.best_params
     tested, seen = (measure(trained, data, stop) for data in (test_examples, train))
     error, half_width = mean_and_ci95(1 - tested["accuracy"])
     figures: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 from absl import flags
 
-from experiments.classification_flags import is_tfds
-from experiments.common_flags import positive, seeds
+from experiments.classification_flags import one_of_datasets
+from experiments.validators import positive, seeds
 
 DATASETS = ("characters", "image_folder")
 MODELS = ("resnet", "wide_resnet")
@@ -51,6 +51,14 @@ def define_data(flag_values: flags.FlagValues) -> None:
     "parameters are tested, as in the papers. Not with data that have a val split.",
     flag_values=f,
   )
+  flags.DEFINE_integer(
+    "train_examples",
+    None,
+    "Train on that many of the training images only, the first ones of a random order "
+    "in which the classes take turns; chosen after --val_fraction and before label "
+    "noise. Default: all.",
+    flag_values=f,
+  )
   flags.DEFINE_float(
     "label_noise",
     0.0,
@@ -67,8 +75,8 @@ def define_data(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     "data_seed",
     0,
-    "Seed of what is held out and of the label noise; apart from --seed, so that runs "
-    "of several seeds have the same data.",
+    "Seed of what is held out, of --train_examples and of the label noise; apart from "
+    "--seed, so that runs of several seeds have the same data.",
     flag_values=f,
   )
   flags.DEFINE_enum(
@@ -79,12 +87,7 @@ def define_data(flag_values: flags.FlagValues) -> None:
     "and blank a square of 16 pixels.",
     flag_values=f,
   )
-  flags.register_validator(
-    "dataset",
-    lambda value: value in DATASETS or is_tfds(value),
-    message=f"choose one of {', '.join(DATASETS)} or tfds:NAME.",
-    flag_values=f,
-  )
+  one_of_datasets(("dataset",), f, DATASETS)
   flags.register_validator(
     "val_fraction",
     lambda value: 0 <= value < 1,
@@ -104,7 +107,7 @@ def define_data(flag_values: flags.FlagValues) -> None:
     flag_values=f,
   )
   seeds(("data_seed",), f)
-  positive(("image_size",), f, "give a number of at least 1.")
+  positive(("image_size", "train_examples"), f, "give a number of at least 1.")
 
 
 def define_model(flag_values: flags.FlagValues) -> None:

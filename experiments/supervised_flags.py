@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from experiments import common_flags, supervised_data_flags
-from experiments.common_flags import positive
+from experiments.validators import norms, positive
 
 SCHEDULES = ("cosine", "constant")
 
@@ -65,10 +65,11 @@ def complete(settings: SimpleNamespace) -> list[str]:
       f"--hessian_steps={settings.hessian_steps} finds at most as many eigenvalues, "
       f"not {settings.hessian_eigenvalues}; take more steps"
     )
+  part = f"{settings.train_examples}examples" if settings.train_examples else None
   noise = f"noise{round(100 * settings.label_noise)}" if settings.label_noise else None
   size = f"{settings.model}{settings.depth}"
   size += f"x{settings.widen}" if settings.model == "wide_resnet" else ""
-  words = [settings.dataset, size, settings.algorithm, noise]
+  words = [settings.dataset, size, settings.algorithm, part, noise]
   return [word for word in words if word]
 
 
@@ -168,12 +169,7 @@ def _define_sharpness(f: flags.FlagValues) -> None:
   )
   positive(("rho",), f, "without a perturbation use --algorithm=sgd.")
   positive(("sam_every",), f, "give a number of at least 1.")
-  flags.register_validator(
-    "p",
-    lambda value: value is None or value >= 1,
-    message="must lie between 1 and inf; 2 is the papers' norm.",
-    flag_values=f,
-  )
+  norms(("p",), f)
   flags.register_validator(
     "sam_start",
     lambda value: 0 <= value < float("inf"),

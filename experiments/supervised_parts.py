@@ -15,7 +15,7 @@ from experiments import classification_flags
 from experiments.choices import NO_DATA
 from experiments.supervised_flags import ALGORITHMS
 from jsharp import data, models
-from jsharp.data import augmentation, examples, label_noise, same_classes
+from jsharp.data import augmentation, examples, label_noise, same_classes, subset
 
 NUM_TEST_CHARACTERS = 5
 
@@ -27,6 +27,7 @@ class Splits(NamedTuple):
     train: what is trained on, label noise included.
     val: what is validated on, None for nothing.
     test: what is tested on.
+    num_available: how many training images there were to choose from.
     num_wrong: how many training labels the noise made wrong.
     num_classes: how many classes there are.
     fingerprints: of the datasets, by split.
@@ -35,6 +36,7 @@ class Splits(NamedTuple):
   train: examples.Examples
   val: examples.Examples | None
   test: examples.Examples
+  num_available: int
   num_wrong: int
   num_classes: int
   fingerprints: dict[str, str]
@@ -67,7 +69,7 @@ def load_datasets(settings: SimpleNamespace) -> dict[str, data.Dataset]:
 
 
 def load_splits(settings: SimpleNamespace) -> Splits:
-  """Loads the data, holds out what validates and puts in the label noise.
+  """Loads the data, holds out what validates, takes a part, puts in the label noise.
 
   Raises:
     ValueError: if flags and data contradict each other.
@@ -87,6 +89,18 @@ def load_splits(settings: SimpleNamespace) -> Splits:
     train, val = examples.hold_out(train, num_held, seed=settings.data_seed)
   elif "val" in datasets:
     val = examples.from_dataset(datasets["val"], like=train)
+  num_available = len(train.labels)
+  if settings.train_examples is not None:
+    try:
+      chosen = subset.balanced_subset(
+        train.labels,
+        settings.train_examples,
+        datasets["train"].class_names,
+        seed=settings.data_seed,
+      )
+    except ValueError as error:
+      raise ValueError(f"--train_examples: {error}") from error
+    train = examples.take(train, chosen)
   num_wrong = 0
   if settings.label_noise:
     noisy = label_noise.corrupt(
@@ -102,6 +116,7 @@ def load_splits(settings: SimpleNamespace) -> Splits:
     train=train,
     val=val,
     test=examples.from_dataset(datasets["test"], like=train),
+    num_available=num_available,
     num_wrong=num_wrong,
     num_classes=num_classes,
     fingerprints={split: d.fingerprint() for split, d in datasets.items()},
@@ -182,8 +197,8 @@ def make_optimizer(
 
 def sharp_steps(settings: SimpleNamespace, per_epoch: int) -> tuple[int, int]:
   """The first step with a second gradient, and every which one has one."""
-  default = 5 if settings.algorithm == "looksam" else 1
-  return round(settings.sam_start * per_epoch), settings.sam_every or default
+  own = algorithm_arguments(settings).get("every")  # LookSAM's.
+  return round(settings.sam_start * per_epoch), own or settings.sam_every or 1
 
 
 def count_gradients(
@@ -241,6 +256,7 @@ def protocol(
     "data": {
       "name": settings.dataset,
       "training examples": len(splits.train.labels),
+      "chosen evenly from": splits.num_available if settings.train_examples else None,
       "classes": splits.num_classes,
       **splits.fingerprints,
     },

@@ -10,7 +10,22 @@ which chain.
 
 from jsharp import losses, normalization
 from jsharp.adaptation import inner_loop
-from jsharp.algorithms import fomaml, maml, sharp_maml
+from jsharp.algorithms import (
+  anil,
+  annealed_step_weights,
+  black_box,
+  boil,
+  cavia,
+  fomaml,
+  imaml,
+  maml,
+  maml_plus_plus,
+  meta_sgd,
+  protonet,
+  reptile,
+  ridge,
+  sharp_maml,
+)
 from jsharp.objectives import after_adaptation, over_tasks
 from jsharp.sam import (
   asam,
@@ -40,7 +55,7 @@ from jsharp.sam import (
   vasso,
   wsam,
 )
-from jsharp.transforms import stop_gradient
+from jsharp.transforms import learned_rates, learned_step_rates, stop_gradient
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Task
 
 __version__ = "0.1.0"
@@ -51,7 +66,12 @@ __all__ = [
   "MetaState",
   "Task",
   "after_adaptation",
+  "anil",
+  "annealed_step_weights",
   "asam",
+  "black_box",
+  "boil",
+  "cavia",
   "centre",
   "conjugate",
   "follow_running_mean",
@@ -59,22 +79,30 @@ __all__ = [
   "friendly_sam",
   "functional_sam",
   "gsam",
+  "imaml",
   "inner_loop",
   "interpolate",
   "late_sam",
   "le_sam",
+  "learned_rates",
+  "learned_step_rates",
   "leave_running_mean",
   "looksam",
   "losses",
   "maml",
+  "maml_plus_plus",
+  "meta_sgd",
   "momentum_sam",
   "normalization",
   "oppose",
   "over_tasks",
   "pmean",
+  "protonet",
   "renormalize",
   "repeat",
+  "reptile",
   "restrict",
+  "ridge",
   "sam",
   "sam_ascent",
   "sam_every",

@@ -25,20 +25,24 @@ class NonFiniteLossError(FloatingPointError):
     step: the meta-step that failed, counted from 1.
     tasks: the indices of the tasks whose loss was not finite; empty where every
       loss was finite and the updated state was not.
+    unit: what these indices count, as for `train`. Only with "tasks" does the message
+      speak of meta-steps.
   """
 
-  def __init__(self, step: int, tasks: tuple[int, ...]):
+  def __init__(self, step: int, tasks: tuple[int, ...], unit: str = "tasks"):
     self.step = step
     self.tasks = tasks
-    where = (
-      f"the loss of task {', '.join(map(str, tasks))}"
-      if tasks
-      else "the state after the outer update"
-    )
+    self.unit = unit
+    step_name, update, rates = "step", "update", "lr"
+    if unit == "tasks":
+      step_name, update, rates = "meta-step", "outer update", "inner_lr, outer_lr"
+    where = f"the state after the {update}"
+    if tasks:
+      where = f"the loss of {unit.removesuffix('s')} {', '.join(map(str, tasks))}"
     super().__init__(
-      f"{where} is not finite at meta-step {step}; the state after {step - 1} "
-      "meta-steps is kept. Use a smaller step size (inner_lr, outer_lr, lr) or rho, "
-      "in a new run directory"
+      f"{where} is not finite at {step_name} {step}; the state after {step - 1} "
+      f"{step_name}s is kept. Use a smaller step size ({rates}) or rho, in a new run "
+      "directory"
     )
 
 
@@ -157,6 +161,7 @@ class BlockRunner:
     algorithm: its `step` is what is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     num_tasks: the number that it draws.
+    unit: as for `train`.
 
   Attributes:
     compiled: whether `compile` was called.
@@ -174,11 +179,17 @@ class BlockRunner:
   """
 
   def __init__(
-    self, algorithm: MetaAlgorithm, sample_tasks: SampleFn, *, num_tasks: int
+    self,
+    algorithm: MetaAlgorithm,
+    sample_tasks: SampleFn,
+    *,
+    num_tasks: int,
+    unit: str = "tasks",
   ):
     run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY)
     self._block = jax.jit(run_block, donate_argnums=0)
     self._num_tasks = num_tasks
+    self._unit = unit
     self._compiled: Any = None
     self._length = 1
 
@@ -217,6 +228,7 @@ class BlockRunner:
     error = None
     if not block.finite:
       tasks = np.flatnonzero(~np.isfinite(rows["loss"][num_done]))
-      error = NonFiniteLossError(first_step + num_done + 1, tuple(tasks.tolist()))
+      failed = first_step + num_done + 1
+      error = NonFiniteLossError(failed, tuple(tasks.tolist()), self._unit)
     metrics = {name: row[:num_done] for name, row in rows.items()}
     return block.state, Done(num_done, metrics, seconds, error)

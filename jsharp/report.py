@@ -50,6 +50,33 @@ def summarise(
   return result
 
 
+def csv_table(columns: Mapping[str, np.ndarray]) -> str:
+  """Vectors of one length as comma-separated values, a row per entry.
+
+  Args:
+    columns: per name `[n]`, or `[n, k]` for columns `name_0` to `name_(k-1)`.
+
+  Returns:
+    The text: a line of names, then `n` lines of numbers that read back exactly.
+
+  Example:
+    >>> print(csv_table({"accuracy": np.array([0.5, 1.0], np.float32)}), end="")
+    task,accuracy
+    0,0.5
+    1,1.0
+  """
+  flat: dict[str, np.ndarray] = {}
+  for name, values in columns.items():
+    if values.ndim == 1:
+      flat[name] = values
+    else:
+      flat |= {f"{name}_{i}": column for i, column in enumerate(values.T)}
+  lines = [",".join(["task", *flat])]
+  for task, row in enumerate(zip(*flat.values(), strict=True)):
+    lines.append(",".join([str(task), *(repr(float(value)) for value in row)]))
+  return "\n".join(lines) + "\n"
+
+
 def environment() -> dict[str, Any]:
   """What the run ran on: versions, device, command and, in a checkout, the commit.
 
@@ -180,6 +207,16 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if key in result:
       mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
       yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  {policy}"
+  if "test_ensemble_accuracy" in result:
+    key = "test_ensemble_accuracy"
+    mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
+    number = len(result["ensemble_steps"])
+    yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  ensemble of {number}"
+  for kind in result.get("test_variations", ()):
+    mean, half_width = (100 * float(kind[f"test_accuracy{k}"]) for k in ("", "_ci95"))
+    names = [name for name in kind if not name.startswith("test_")]
+    where = ", ".join(f"{name.replace('_', ' ')} {kind[name]:g}" for name in names)
+    yield "  besides", f"{mean:.2f} ± {half_width:.2f} %  {where}"
   by_step = zip(
     result.get("test_mse_by_step", ()),
     result.get("test_mse_by_step_ci95", ()),

@@ -4,8 +4,8 @@ Parameters, optimizer state and the tasks drawn depend on nothing but the initia
 parameters, the data and the step. So a run that was killed goes on from its newest
 checkpoint and ends with the bits of a run that never was.
 
-At a step where several things are due, the order is: metrics line, validation, best
-checkpoint, checkpoint. A checkpoint therefore never knows less than `metrics.jsonl`
+At a step where several things are due, the order is: metrics line, validation, point of
+the path, best checkpoint, checkpoint. A checkpoint therefore never knows less than `metrics.jsonl`
 up to the count of records that it holds; what was recorded after it is cut on resume
 and happens again.
 """
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jsharp.blocks import BlockRunner, NonFiniteLossError, SampleFn
-from jsharp.checkpoint import Checkpoints
+from jsharp.checkpoint import Checkpoints, Restored
 from jsharp.checks import check_count, check_nonnegative
 from jsharp.records import Records
 from jsharp.run_directory import RunDirectory
@@ -49,6 +49,8 @@ class TrainingResult(NamedTuple):
     interrupted: whether a stop was requested; the same call resumes.
     tasks_per_second: over all meta-steps so far, without compilation and validation.
     resumed_from: the step of the checkpoint that training went on from, or None.
+    top: the `keep_top` best validated states, the best first: `step`, `tree` (the
+      parameters) and `extra["score"]` each.
   """
 
   state: MetaState
@@ -58,6 +60,7 @@ class TrainingResult(NamedTuple):
   interrupted: bool
   tasks_per_second: float
   resumed_from: int | None
+  top: list[Restored]
 
 
 def train(
@@ -77,6 +80,8 @@ def train(
   stop: StopSignal | None = None,
   progress: bool | None = None,
   unit: str = "tasks",
+  keep_top: int = 0,
+  keep_path: bool = False,
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -105,7 +110,10 @@ def train(
     stop: looked at between blocks, which take about a second.
     progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
       nothing.
-    unit: what `num_tasks` counts, as the records and the display name it.
+    unit: what `num_tasks` counts, as the records, the display and errors name it.
+    keep_top: how many of the best validated parameters to keep, for an ensemble.
+    keep_path: whether to keep the initial parameters and those of every validation,
+      one file each, as `Checkpoints.restore_path` reads them.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -114,7 +122,8 @@ def train(
     NonFiniteLossError: at the first meta-step that is not finite. It is not taken;
       the state before it is saved.
     ValueError: for counts that are not positive, tasks of another number, a score
-      that `validate` does not return, a checkpoint of another program.
+      that `validate` does not return, a checkpoint of another program, `keep_path`
+      without `validate`.
     OSError: if a record cannot be written; earlier checkpoints are intact.
 
   Example:
@@ -140,6 +149,11 @@ def train(
   check_count("log_every", log_every)
   check_count("eval_every", eval_every)
   check_nonnegative("checkpoint_seconds", checkpoint_seconds)
+  if keep_path and validate is None:
+    raise ValueError(
+      "keep_path=True keeps the parameters of every validation, and validate is None; "
+      "pass validate, or keep_path=False"
+    )
   stop = stop or StopSignal()
   checkpoints = Checkpoints(run.path / "checkpoints")
   # A copy: the blocks consume their argument, and `params` stay the caller's.
@@ -154,12 +168,14 @@ def train(
   # written and before the checkpoint that could know of it.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
-  blocks = BlockRunner(algorithm, sample_tasks, num_tasks=num_tasks)
+  blocks = BlockRunner(algorithm, sample_tasks, num_tasks=num_tasks, unit=unit)
   data = jax.device_put(data)
   records = Records(
     run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
   )
   ledger = records.ledger
+  if keep_path and step == 0:
+    checkpoints.save_path(step, state.params)
   interrupted = False
   saved_at = time.monotonic()
 
@@ -177,6 +193,10 @@ def train(
       if validate and due and not stop.requested:
         try:
           metrics, value = _judge(validate, score, state.params)
+          if keep_path:
+            checkpoints.save_path(step, state.params)
+          if keep_top:
+            checkpoints.save_top(step, state.params, score=value, num=keep_top)
           if is_best := value > best_score:
             best_score = value
             checkpoints.save_best(step, state.params, extra={"score": value})
@@ -211,6 +231,7 @@ def train(
     interrupted=interrupted,
     tasks_per_second=records.tasks_per_second(),
     resumed_from=restored.step if restored else None,
+    top=checkpoints.restore_top(state.params) if keep_top else [],
   )
 
 

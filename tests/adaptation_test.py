@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 
 import jsharp
 from jsharp import losses
+from jsharp.adaptation import join, split
 from tests import quadratics as quad
 
 
@@ -95,6 +96,33 @@ class InnerLoopTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, "adapted_mask selects no leaf"):
       adapt({"a": 1.0}, None)
+
+
+class SplitTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.params = {"a": 1.0, "b": [2.0, {"c": 3.0}], "nothing": None}
+
+  def test_join_takes_back_what_split_did(self):
+    mask = lambda params: {"a": False, "b": [True, {"c": False}], "nothing": None}
+    adapted, others = split(self.params, mask)
+    self.assertEqual(adapted, {"a": None, "b": [2.0, {"c": None}], "nothing": None})
+    self.assertEqual(others, {"a": 1.0, "b": [None, {"c": 3.0}], "nothing": None})
+    self.assertEqual(join(adapted, others), self.params)
+    self.assertEqual(join(others, adapted), self.params)
+
+  def test_without_a_mask_everything_is_adapted(self):
+    adapted, others = split(self.params, None)
+    self.assertEqual(adapted, self.params)
+    self.assertEqual(jax.tree.leaves(others), [])
+    self.assertEqual(join(adapted, others), self.params)
+
+  def test_the_first_argument_of_join_wins(self):
+    self.assertEqual(join({"a": 1.0, "b": None}, {"a": 2.0, "b": 3.0})["a"], 1.0)
+
+  def test_an_empty_mask_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "adapted_mask selects no leaf"):
+      split(self.params, lambda params: jax.tree.map(lambda _: False, params))
 
 
 class FirstOrderTest(absltest.TestCase):

@@ -102,6 +102,22 @@ class CheckpointTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "keep=0"):
       Checkpoints(self.path, keep=0)
 
+  def test_keeps_the_best_scores_in_any_order_of_arrival(self):
+    scores = {10: 0.3, 20: 0.9, 30: 0.5, 40: 0.9, 50: float("nan"), 60: 0.4, 70: 0.5}
+    for step, score in scores.items():
+      self.checkpoints.save_top(step, {"w": np.float32(step)}, score=score, num=3)
+    for step in (20, 70):  # A resumed run may validate a step again.
+      tree = {"w": np.float32(step)}
+      self.checkpoints.save_top(step, tree, score=scores[step], num=3)
+    kept = self.checkpoints.restore_top({"w": np.float32(0)})
+    self.assertEqual([one.step for one in kept], [20, 40, 30])
+    self.assertEqual([one.tree["w"] for one in kept], [20, 40, 30])
+    self.assertEqual([one.extra["score"] for one in kept], [0.9, 0.9, 0.5])
+    (self.path / "top_00000020.npz").write_bytes(b"cut")
+    self.checkpoints.save_top(80, {"w": np.float32(80)}, score=0.1, num=3)
+    kept = self.checkpoints.restore_top({"w": np.float32(0)})
+    self.assertEqual([one.step for one in kept], [40, 30, 80])
+
   def test_flipped_bits_are_never_silent(self):
     path = self._save_two()
     content = path.read_bytes()
@@ -181,7 +197,7 @@ class CheckpointTest(parameterized.TestCase):
 
   def test_a_file_from_the_future_is_refused_and_left_alone(self):
     path = self._save_two()
-    with mock.patch("jsharp.checkpoint._FORMAT", 2):
+    with mock.patch("jsharp.leaf_archive.FORMAT", 2):
       self.checkpoints.save(3, _tree(), extra={})
     with self.assertRaisesRegex(ValueError, "has format 2, this version reads 1"):
       self.checkpoints.restore(_tree())

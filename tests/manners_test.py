@@ -10,23 +10,26 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "checks", "files", "curves"),
+  ("types", "checks", "files", "curves", "leaf_archive"),
   ("losses", "normalization", "nn", "data"),
-  ("models", "sam", "transforms", "descent", "analysis"),
+  ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
-  ("algorithms", "supervised"),
+  ("algorithms", "supervised", "analysis"),
   ("checkpoint", "run_directory", "stop_signal", "blocks", "progress"),
   ("records",),
   ("training", "evaluation"),
+  ("ensemble",),
   ("report",),
 )
 # Modules that only their own package imports.
 INTERNAL = (
+  "leaf_archive.py",
   "data/archives.py",
   "data/builders.py",
   "data/pickles.py",
   "data/pixels.py",
   "data/prepared.py",
+  "nn/channels.py",
   "nn/conv_forms.py",
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}

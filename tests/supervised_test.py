@@ -13,7 +13,7 @@ import jsharp
 from jsharp.models import ResNet
 from jsharp.run_directory import RunDirectory
 from jsharp.supervised import classifier, supervised
-from jsharp.training import train
+from jsharp.training import NonFiniteLossError, train
 from jsharp.types import Batch, Variables
 from tests.toy_runs import same_bits
 
@@ -114,6 +114,31 @@ class SupervisedTest(absltest.TestCase):
     moved = state.opt_state[0]
     np.testing.assert_allclose(moved, expected.params.params, rtol=1e-6)
     np.testing.assert_allclose(state.params.params, moved - 1, rtol=1e-6)
+
+  def test_a_loss_that_is_not_finite_names_examples_and_steps(self):
+    def sample(step, data):
+      batch = batch_of(step)
+      failing = (step == 2) & (jnp.arange(8) == 5)
+      return batch._replace(targets=jnp.where(failing, jnp.nan, batch.targets))
+
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    with (
+      RunDirectory.open(root, identity={}) as run,
+      self.assertRaisesRegex(
+        NonFiniteLossError, "the loss of example 5 is not finite at step 3; .* 2 steps"
+      ),
+    ):
+      train(
+        supervised(quadratic_loss, optax.sgd(0.01)),
+        self.variables,
+        sample,
+        None,
+        run=run,
+        num_steps=5,
+        num_tasks=8,
+        progress=False,
+        unit="examples",
+      )
 
   def test_training_interrupted_and_resumed_is_bitwise_the_same(self):
     algorithm = supervised(

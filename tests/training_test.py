@@ -141,7 +141,7 @@ class TrainingTest(parameterized.TestCase):
 
   @parameterized.product(after=(False, True), checkpoint_seconds=(0, 1e9))
   def test_a_kill_at_any_write_changes_nothing(self, after, checkpoint_seconds):
-    arguments = {"checkpoint_seconds": checkpoint_seconds}
+    arguments = {"checkpoint_seconds": checkpoint_seconds, "keep_top": 1}
     whole, records = self._train(20, "whole", **arguments)
     for call in itertools.count(1):
       name = f"killed at {call}"
@@ -156,6 +156,8 @@ class TrainingTest(parameterized.TestCase):
       self.assertTrue(same_bits(again.state, whole.state))
       self.assertEqual(again[2:4], whole[2:4])
       self.assertTrue(same_bits(again.best_params, whole.best_params))
+      self.assertEqual(again.top[0].extra, whole.top[0].extra)
+      self.assertTrue(same_bits(again.top[0].tree, whole.best_params))
     self.assertGreater(call, 9)
 
   def test_a_validation_cut_short_is_made_up_for(self):
@@ -210,6 +212,15 @@ class TrainingTest(parameterized.TestCase):
     )
     self.assertEqual((result.best_step, result.best_score), (20, 0.5))
 
+  def test_the_best_few_are_kept_for_an_ensemble(self):
+    scores = iter([0.2, 0.5, 0.4, 0.1])
+    result, _ = self._train(
+      40, validate=lambda params: {"accuracy": next(scores)}, keep_top=2
+    )
+    self.assertEqual([one.step for one in result.top], [20, 30])
+    self.assertTrue(same_bits(result.top[0].tree, result.best_params))
+    self.assertFalse(same_bits(result.top[1].tree, result.best_params))
+
   def test_the_best_stays_the_best_after_a_resume(self):
     self._train(10, validate=lambda params: {"accuracy": 0.9})
     result, _ = self._train(30, validate=lambda params: {"accuracy": 0.5})
@@ -253,6 +264,15 @@ class TrainingTest(parameterized.TestCase):
   def test_several_tasks_are_named(self):
     error = NonFiniteLossError(7, (1, 3))
     self.assertIn("the loss of task 1, 3 is not finite at meta-step 7", str(error))
+
+  def test_ordinary_training_has_examples_and_steps(self):
+    message = str(NonFiniteLossError(7, (1, 3), "examples"))
+    self.assertStartsWith(message, "the loss of example 1, 3 is not finite at step 7;")
+    self.assertIn("after 6 steps is kept. Use a smaller step size (lr) or rho", message)
+    state = str(NonFiniteLossError(7, (), "examples"))
+    self.assertStartsWith(state, "the state after the update is not finite")
+    for text in (message, state):
+      self.assertNotRegex(text, "task|meta|inner|outer")
 
   @parameterized.parameters(("ab", "metrics.jsonl"), ("wb", "checkpoints/"))
   def test_a_full_disk(self, mode, place):

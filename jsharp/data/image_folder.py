@@ -55,9 +55,7 @@ def load(
 
   def decode(item: tuple[str, str, pathlib.Path]) -> np.ndarray:
     image = pixels.decode(item[2].read_bytes(), name=str(item[2]), mode=mode)
-    if image.shape[:2] == (size, size):
-      return image
-    return pixels.resize(image, size, method="LANCZOS")
+    return pixels.to_size(image, size)
 
   found: dict[tuple[str, str], list[np.ndarray]] = {}
   for (split, name, _), image in zip(

@@ -92,9 +92,7 @@ def _read(
   def decode(item: tuple[str, _Key, bytes]) -> tuple[str, _Key, np.ndarray]:
     place, key, data = item
     image = pixels.decode(data, name=place, mode=None)
-    if size is not None and image.shape[:2] != (size, size):
-      image = pixels.resize(image, size, method="LANCZOS")
-    return place, key, image
+    return place, key, pixels.to_size(image, size)
 
   items = _images(root, sources)
   for place, (split, label, name), image in pixels.map_threads(decode, items):

@@ -92,6 +92,25 @@ def resize(image: np.ndarray, size: int, *, method: str) -> np.ndarray:
   return np.asarray(scaled).reshape(size, size, -1)
 
 
+def to_size(image: np.ndarray, size: int | None) -> np.ndarray:
+  """The image scaled to `size` by Lanczos' filter, or as it is where it has that.
+
+  Args:
+    image: uint8 `[height, width, channels]`, one or three channels.
+    size: pixels; None leaves every image as it is.
+
+  Returns:
+    uint8 `[size, size, channels]`.
+
+  Example:
+    >>> to_size(np.zeros((4, 6, 3), np.uint8), 2).shape
+    (2, 2, 3)
+  """
+  if size is None or image.shape[:2] == (size, size):
+    return image
+  return resize(image, size, method="LANCZOS")
+
+
 def map_threads(
   function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[_Result]:

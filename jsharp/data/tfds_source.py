@@ -193,9 +193,7 @@ def _read(
     record = source[index]
     place = f"record {index} of {split} in {builder.data_dir}"
     pixel = pixels.decode(record[image], name=place, mode=mode)
-    if size is not None and pixel.shape[:2] != (size, size):
-      pixel = pixels.resize(pixel, size, method="LANCZOS")
-    return features[label].int2str(int(record[label])), pixel
+    return features[label].int2str(int(record[label])), pixels.to_size(pixel, size)
 
   shape = None
   for index, item in enumerate(pixels.map_threads(decode, range(len(source)))):

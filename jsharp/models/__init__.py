@@ -1,16 +1,29 @@
 """Networks as Linen modules, and the bridge to pure functions."""
 
+from jsharp.models.attention import AttentionLearner, as_learner_functions
+from jsharp.models.context import ContextConv4, ContextMLP, as_context_functions
 from jsharp.models.conv4 import Conv4
-from jsharp.models.functions import as_functions, norm_mask, part_mask
+from jsharp.models.functions import (
+  as_functions,
+  norm_mask,
+  part_mask,
+  with_statistics,
+)
 from jsharp.models.mlp import MLP
 from jsharp.models.resnet import ResNet, WideResNet
 
 __all__ = [
   "MLP",
+  "AttentionLearner",
+  "ContextConv4",
+  "ContextMLP",
   "Conv4",
   "ResNet",
   "WideResNet",
+  "as_context_functions",
   "as_functions",
+  "as_learner_functions",
   "norm_mask",
   "part_mask",
+  "with_statistics",
 ]

@@ -1,5 +1,7 @@
 """The four-block convolutional network of the few-shot literature."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -62,6 +64,24 @@ class Conv4(nn.Module):
       ValueError: if `inputs` is not a batch of images that survives the four
         blocks, or `stride` is neither 1 nor 2.
     """
+    return self.forward(inputs, num_statistics, lambda block, x: x)
+
+  def forward(
+    self,
+    inputs: jax.Array,
+    num_statistics: int | None,
+    before_relu: Callable[[int, jax.Array], jax.Array],
+  ) -> jax.Array:
+    """The network with a place in each block for something of a subclass's own.
+
+    Args:
+      inputs: see `__call__`.
+      num_statistics: see `__call__`.
+      before_relu: `before_relu(block, x) -> x`, what the ReLU of block 0, 1, ... gets.
+
+    Returns:
+      As `__call__`.
+    """
     self._check(inputs)
     x = inputs
     for block in range(_BLOCKS):
@@ -69,7 +89,7 @@ class Conv4(nn.Module):
       x = BatchNorm(name=f"norm_{block}")(x, num_statistics)
       if self.stride == 1:
         x = max_pool(x)
-      x = nn.relu(x)
+      x = nn.relu(before_relu(block, x))
     x = x.reshape(x.shape[0], -1) if self.stride == 1 else x.mean((1, 2))
     if self.num_outputs is None:
       return x

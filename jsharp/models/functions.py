@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
+
+from jsharp.types import Variables
 
 InitFn = Callable[[jax.Array, Any], Any]
 """`init_fn(key, inputs) -> params`."""
@@ -20,8 +23,9 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
 
   Returns:
     `init_fn(key, inputs) -> params` and
-    `apply_fn(params, inputs, num_statistics=None) -> outputs`. `apply_fn` raises
-    ValueError if `params` were made for inputs of another shape.
+    `apply_fn(params, inputs, num_statistics=None) -> outputs`, which hands further
+    named arguments on to the module. `apply_fn` raises ValueError if `params` were made
+    for inputs of another shape.
 
   Raises:
     ValueError: `init_fn` raises it if the module has state besides its parameters.
@@ -44,10 +48,10 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
       )
     return variables["params"]
 
-  def apply_fn(params, inputs, num_statistics=None):
+  def apply_fn(params, inputs, num_statistics=None, **named):
     extra = () if num_statistics is None else (num_statistics,)
     try:
-      return module.apply({"params": params}, inputs, *extra)
+      return module.apply({"params": params}, inputs, *extra, **named)
     except ScopeParamShapeError as error:
       raise ValueError(
         f"params do not fit inputs of shape {inputs.shape}: make them with "
@@ -55,6 +59,66 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
       ) from error
 
   return init_fn, apply_fn
+
+
+def with_statistics(
+  module: nn.Module,
+) -> tuple[Callable[[jax.Array, Any], Variables], Callable[..., tuple[Any, Any]]]:
+  """The same for a module whose batch statistics are kept from pass to pass.
+
+  The caller averages and stores them, as MAML++ does for each inner step; the module
+  remains a pure function.
+
+  Args:
+    module: called as `module(inputs)`, with layers `jsharp.nn.BatchNorm`.
+
+  Returns:
+    `init_fn(key, inputs) -> Variables(params, statistics)`, means 0 and variances 1,
+    and `apply_fn(params, inputs, statistics=None) -> (outputs, statistics)`. None
+    normalises by the batch and returns its means and variances; otherwise what is given
+    normalises and is returned as it is.
+
+  Raises:
+    ValueError: `init_fn` raises it if no layer has statistics, or as that of
+      `as_functions` does.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp.nn import BatchNorm
+    >>> init_fn, apply_fn = with_statistics(BatchNorm())
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> params, kept = init_fn(jax.random.key(0), x)
+    >>> _, seen = apply_fn(params, x)
+    >>> kept["mean"].tolist(), seen["mean"].tolist()
+    ([0.0], [2.0])
+    >>> apply_fn(params, x, seen)[0].round(3).tolist()
+    [[-1.0], [1.0]]
+  """
+  make_params, _ = as_functions(module)
+
+  def init_fn(key, inputs):
+    params = make_params(key, inputs)
+    _, seen = jax.eval_shape(apply_fn, params, inputs)
+    if not jax.tree.leaves(seen):
+      raise ValueError(
+        f"{type(module).__name__} has no layer with statistics; use "
+        "jsharp.nn.BatchNorm in it, or as_functions(module)"
+      )
+    return Variables(params, jax.tree_util.tree_map_with_path(_initial, seen))
+
+  def apply_fn(params, inputs, statistics=None):
+    if statistics is not None:
+      variables = {"params": params, "statistics": statistics}
+      return module.apply(variables, inputs), statistics
+    outputs, seen = module.apply({"params": params}, inputs, mutable=["statistics"])
+    return outputs, seen.get("statistics", {})
+
+  return init_fn, apply_fn
+
+
+def _initial(path, statistic):
+  make = jnp.ones if path[-1].key == "variance" else jnp.zeros
+  return make(statistic.shape, statistic.dtype)
 
 
 def norm_mask(params: Any) -> Any:

@@ -11,7 +11,7 @@ from jsharp.nn import BatchNorm
 
 
 class MLP(nn.Module):
-  """A ReLU network; inputs are flattened, the last layer is linear.
+  """A fully connected network; inputs are flattened, the last layer is linear.
 
   `MLP((40, 40, 1))` is MAML's network for the sinusoid;
   `MLP((256, 128, 64, 64, way), normalize=True)` its Omniglot network without
@@ -19,8 +19,9 @@ class MLP(nn.Module):
 
   Attributes:
     features: width of every layer, the output last.
-    normalize: whether to batch-normalise before every ReLU.
+    normalize: whether to batch-normalise before every activation.
     kernel_init: initialiser of the weights, Glorot uniform by default.
+    activation: what follows every layer but the last, element by element.
 
   Example:
     >>> model = MLP((40, 40, 1))
@@ -33,6 +34,7 @@ class MLP(nn.Module):
   features: Sequence[int] = (40, 40, 1)
   normalize: bool = False
   kernel_init: Callable[..., Any] = nn.initializers.glorot_uniform()
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
 
   @nn.compact
   def __call__(self, inputs: jax.Array, num_statistics: int | None = None) -> jax.Array:
@@ -68,5 +70,5 @@ class MLP(nn.Module):
       if layer < last:
         if self.normalize:
           x = BatchNorm(name=f"norm_{layer}")(x, num_statistics)
-        x = nn.relu(x)
+        x = self.activation(x)
     return x

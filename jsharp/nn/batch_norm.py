@@ -1,9 +1,9 @@
 """Batch normalisation with the statistics of the batch at hand, and no state."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
+
+from jsharp.nn.channels import moments, normalise
 
 
 class BatchNorm(nn.Module):
@@ -13,12 +13,18 @@ class BatchNorm(nn.Module):
   its parameters and inputs. Mean and (biased) variance are taken over all axes but
   the last. Parameters: "scale" and "offset", `[channels]` each.
 
+  The collection "statistics" is for callers that keep averages themselves: applied with
+  it mutable, the layer writes its batch's "mean" and "variance" there, `[channels]`
+  each; given it as constant, it normalises by them and never looks at the batch.
+  `jsharp.models.with_statistics` makes functions of both.
+
   Attributes:
     use_scale: whether to learn a scale.
     use_bias: whether to learn an offset.
     epsilon: added to the variance.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> layer = BatchNorm()
     >>> x = jnp.array([[1.0], [3.0], [2.0]])
     >>> variables = layer.init(jax.random.key(0), x)
@@ -54,20 +60,22 @@ class BatchNorm(nn.Module):
         f"{num_statistics}."
       )
     channels = (x.shape[-1],)
-    axes = tuple(range(x.ndim - 1))
-    seen = x if num_statistics is None else x[:num_statistics]
-    mean = seen.mean(axes)
-    variance = jnp.square(seen - _like(mean, x)).mean(axes)
-    factor = lax.rsqrt(variance + self.epsilon)
+    scale = offset = None
     if self.use_scale:
-      factor *= self.param("scale", nn.initializers.ones, channels, x.dtype)
-    shift = -mean * factor
+      scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
     if self.use_bias:
-      shift += self.param("offset", nn.initializers.zeros, channels, x.dtype)
-    # One multiplication and addition per element: every order of derivative reads
-    # the array less often than if it were centred first.
-    return x * _like(factor, x) + _like(shift, x)
-
-
-def _like(vector, x):
-  return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+      offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
+    record = self.is_mutable_collection("statistics")
+    mean: jax.Array
+    variance: jax.Array
+    if self.has_variable("statistics", "mean") and not record:
+      mean = self.get_variable("statistics", "mean")
+      variance = self.get_variable("statistics", "variance")
+    else:
+      mean, variance = moments(x if num_statistics is None else x[:num_statistics])
+      if record and not self.is_initializing():
+        self.put_variable("statistics", "mean", mean)
+        self.put_variable("statistics", "variance", variance)
+    return normalise(
+      x, mean, variance, scale=scale, offset=offset, epsilon=self.epsilon
+    )

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
+
+from jsharp.nn.channels import moments, normalise
 
 
 class RunningBatchNorm(nn.Module):
@@ -50,17 +51,15 @@ class RunningBatchNorm(nn.Module):
     variance = self.variable("batch_stats", "variance", jnp.ones, channels, x.dtype)
     used_mean, used_variance = mean.value, variance.value
     if train:
-      axes = tuple(range(x.ndim - 1))
-      used_mean = x.mean(axes)
-      used_variance = jnp.square(x - _like(used_mean, x)).mean(axes)
+      used_mean, used_variance = moments(x)
       if not self.is_initializing():
         for average, new in ((mean, used_mean), (variance, used_variance)):
           average.value = self.momentum * average.value + (1 - self.momentum) * new
-    factor = lax.rsqrt(used_variance + self.epsilon)
-    factor *= self.param("scale", nn.initializers.ones, channels, x.dtype)
-    offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
-    return x * _like(factor, x) + _like(offset - used_mean * factor, x)
-
-
-def _like(vector, x):
-  return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+    return normalise(
+      x,
+      used_mean,
+      used_variance,
+      scale=self.param("scale", nn.initializers.ones, channels, x.dtype),
+      offset=self.param("offset", nn.initializers.zeros, channels, x.dtype),
+      epsilon=self.epsilon,
+    )

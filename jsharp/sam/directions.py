@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp.checks import check_count
+from jsharp.sam.link import check_update_arguments
 
 
 class RunningMeanState(NamedTuple):
@@ -174,12 +175,8 @@ def repeat(
   def update_fn(
     updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
   ) -> tuple[Any, Any]:
-    if num_steps > 1 and (params is None or grad_fn is None):
-      missing = "params" if params is None else "grad_fn"
-      raise ValueError(
-        f"repeat needs a gradient at each of its points, got {missing}=None; call "
-        "update(grads, state, params, grad_fn=jax.grad(loss))"
-      )
+    if num_steps > 1:
+      check_update_arguments(params, grad_fn)
     total, point = None, params
     for step in range(num_steps):
       if step:

@@ -54,12 +54,7 @@ def sharpen(
   ascent = optax.with_extra_args_support(ascent)
 
   def sharpened(params: Params, *args: Any, **kwargs: Any) -> Any:
-    state = ascent.init(params)
-    if jax.tree.leaves(state):
-      raise ValueError(
-        "ascent keeps state from step to step, which a loss cannot; use it as a link, "
-        "optax.chain(jsharp.sharpness_aware(ascent), optimizer), or pass a fixed radius"
-      )
+    state = _empty_state(ascent, params)
 
     def with_aux(point: Params) -> tuple[Any, Any]:
       out = loss_fn(point, *args, **kwargs)
@@ -72,6 +67,18 @@ def sharpen(
     return (loss, aux) if has_aux else loss
 
   return sharpened
+
+
+def _empty_state(ascent: optax.GradientTransformation, params: Params) -> Any:
+  """The state of an ascent that has none; refuses any other."""
+  state = ascent.init(params)
+  if jax.tree.leaves(state):
+    raise ValueError(
+      "ascent keeps state from step to step, which a function of the parameters "
+      "cannot; pass a fixed radius, or for SAM itself use it as a link: "
+      "optax.chain(jsharp.sharpness_aware(ascent), optimizer)"
+    )
+  return state
 
 
 def _with_sharp_derivative(
@@ -131,9 +138,7 @@ def functional_sam(
   ascent = optax.with_extra_args_support(ascent)
 
   def value_and_grad(params: Params) -> tuple[jax.Array, Any]:
-    state = ascent.init(params)
-    if jax.tree.leaves(state):
-      raise ValueError("ascent keeps state from step to step; pass a fixed radius")
+    state = _empty_state(ascent, params)
     outputs, pullback = jax.vjp(net_fn, params)
     loss, slope = jax.value_and_grad(output_loss_fn)(outputs)
     e, _ = ascent.update(pullback(slope)[0], state, params)

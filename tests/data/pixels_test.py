@@ -49,6 +49,16 @@ class PixelsTest(parameterized.TestCase):
     # Pillow rounds after each of the two axes.
     np.testing.assert_allclose(resized, mean, atol=1.01)
 
+  def test_to_size_leaves_alone_what_has_the_size(self):
+    image = fixtures.images(1, 1, 3)[0]
+    for size in (None, fixtures.SIZE):
+      self.assertIs(pixels.to_size(image, size), image)
+    expected = pixels.resize(image, 4, method="LANCZOS")
+    np.testing.assert_array_equal(pixels.to_size(image, 4), expected)
+    # One side alone is not enough.
+    wide = image[: fixtures.SIZE // 2]
+    self.assertEqual(pixels.to_size(wide, fixtures.SIZE).shape, image.shape)
+
   def test_map_threads_keeps_the_order_and_reads_little_ahead(self):
     taken = []
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ class ProgramTest(parameterized.TestCase):
       *TINY,
       "--num_epochs=2",
       "--val_fraction=0.2",
+      "--train_examples=32",
       "--label_noise=0.4",
       "--augment=cutout",
       "--clip_gradient=5",
@@ -103,9 +105,11 @@ class ProgramTest(parameterized.TestCase):
     protocol = result["protocol"]
     self.assertEqual(protocol["algorithm"]["rho"], 0.05)
     self.assertEqual(protocol["checkpoint"]["chosen by"], "validation on 9 examples")
-    # 14 of 36 labels are drawn anew from 3 classes.
-    self.assertBetween(protocol["label noise"]["wrong labels"], 4, 14)
-    self.assertEqual(protocol["data"]["training examples"], 36)
+    # 13 of 32 labels are drawn anew from 3 classes.
+    self.assertBetween(protocol["label noise"]["wrong labels"], 4, 13)
+    self.assertEqual(protocol["data"]["training examples"], 32)
+    self.assertEqual(protocol["data"]["chosen evenly from"], 36)
+    self.assertEqual(result["settings"]["train_examples"], 32)
     self.assertContainsSubset(("train", "test"), protocol["data"])
     for name in ("curves.png", "flags.txt", "run.json"):
       self.assertTrue((self.run_dir / name).exists(), name)
@@ -200,6 +204,12 @@ class ProgramTest(parameterized.TestCase):
     ("depth", ["--depth=9"], "depth must be 6n \\+ 2 .* got 9. Take 8"),
     ("batch", ["--batch_size=46"], "batch_size is 46, but there are 45"),
     ("option", ["--algorithm=sgd", "--rho=1"], "--rho is no option"),
+    (
+      "too_many",
+      ["--train_examples=46"],
+      "--train_examples: .* 46, .* 45 examples, 15",
+    ),
+    ("too_few", ["--train_examples=2"], "--train_examples: .* is 2, .* are 3 classes"),
   )
   def test_refuses_before_training(self, arguments, message):
     run_dir = self.run_dir / "never_made"
@@ -207,6 +217,28 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual((code, out), (2, ""))
     self.assertRegex(err, f"^supervised: .*{message}")
     self.assertFalse(run_dir.exists())
+
+
+class DataTest(absltest.TestCase):
+  def test_a_part_of_the_training_images_is_chosen_after_validation_before_noise(self):
+    held = ("--val_fraction=0.2", "--data_seed=5")
+    whole = supervised_parts.load_splits(settings(*held))
+    part = supervised_parts.load_splits(settings(*held, "--train_examples=20"))
+    np.testing.assert_array_equal(part.val.images, whole.val.images)
+    np.testing.assert_array_equal(part.train.mean, whole.train.mean)
+    counts = np.bincount(part.train.labels)
+    self.assertEqual((counts.sum(), np.ptp(counts)), (20, 1))
+    known = {image.tobytes() for image in whole.train.images}
+    chosen = {image.tobytes() for image in part.train.images}
+    self.assertLen(chosen, 20)
+    self.assertContainsSubset(chosen, known)
+    others = ("--train_examples=20", "--seed=3", "--algorithm=sgd", "--label_noise=0.5")
+    noisy = supervised_parts.load_splits(settings(*held, *others))
+    np.testing.assert_array_equal(noisy.train.images, part.train.images)
+    self.assertEqual((noisy.train.labels != part.train.labels).sum(), noisy.num_wrong)
+    other = settings("--val_fraction=0.2", "--data_seed=6", "--train_examples=20")
+    moved = supervised_parts.load_splits(other)
+    self.assertFalse(np.array_equal(moved.train.images, part.train.images))
 
 
 class OptimizerTest(parameterized.TestCase):
@@ -253,6 +285,16 @@ class OptimizerTest(parameterized.TestCase):
     counted = supervised_parts.count_gradients(chosen, num_steps=6, per_epoch=2)
     self.assertEqual(calls, counted["num_gradients"])
     self.assertLess(calls, 12)
+
+  def test_how_often_looksam_looks_is_its_own_default(self):
+    looksam = jsharp.looksam
+    with mock.patch.object(
+      jsharp, "looksam", lambda rho, every=2, **rest: looksam(rho, every=every, **rest)
+    ):
+      chosen = settings("--algorithm=looksam", "--rho=0.1")
+      _, calls = self.descend(chosen)
+      counted = supervised_parts.count_gradients(chosen, num_steps=6, per_epoch=2)
+    self.assertEqual((calls, counted["num_gradients"]), (9, 9))
 
   def test_the_chain_is_sam_then_decay_then_clipping_then_nesterov(self):
     arguments = ("--lr=0.1", "--weight_decay=0.5", "--clip_gradient=2", "--rho=0.3")

@@ -1,11 +1,19 @@
-"""as_functions and norm_mask on modules of any kind."""
+"""as_functions, with_statistics and the masks on modules of any kind."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
 from flax import linen as nn
 
-from jsharp.models import Conv4, as_functions, norm_mask
+from jsharp.models import (
+  MLP,
+  Conv4,
+  as_functions,
+  norm_mask,
+  part_mask,
+  with_statistics,
+)
 
 
 class FunctionsTest(absltest.TestCase):
@@ -48,6 +56,57 @@ class FunctionsTest(absltest.TestCase):
         "LayerNorm_0": {"scale": False, "bias": False},
       },
     )
+
+  def test_part_mask_marks_the_named_modules(self):
+    params = {"a": {"x": 1.0, "y": 2.0}, "b": [1.0, {"c": 3.0}], "c": 4.0}
+    self.assertEqual(
+      part_mask("a", "c")(params),
+      {"a": {"x": True, "y": True}, "b": [False, {"c": True}], "c": True},
+    )
+    with self.assertRaisesRegex(ValueError, "no module named .'heads'.; they have"):
+      part_mask("heads", "a")(params)
+    with self.assertRaisesRegex(ValueError, "at least one module"):
+      part_mask()
+
+
+class WithStatisticsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.module = MLP((4, 3, 2), normalize=True)
+    self.init_fn, self.apply_fn = with_statistics(self.module)
+    self.x = 1 + jax.random.normal(jax.random.key(0), (6, 5))
+    self.params, self.kept = self.init_fn(jax.random.key(1), self.x)
+
+  def test_params_are_those_of_as_functions_and_statistics_start_at_0_and_1(self):
+    expected = as_functions(self.module)[0](jax.random.key(1), self.x)
+    jax.tree.map(np.testing.assert_array_equal, self.params, expected)
+    self.assertEqual(set(self.kept), {"norm_0", "norm_1"})
+    for i, width in enumerate((4, 3)):
+      layer = self.kept[f"norm_{i}"]
+      np.testing.assert_array_equal(layer["mean"], np.zeros(width))
+      np.testing.assert_array_equal(layer["variance"], np.ones(width))
+
+  def test_without_statistics_the_batch_normalises_and_is_recorded(self):
+    outputs, seen = self.apply_fn(self.params, self.x)
+    expected = as_functions(self.module)[1](self.params, self.x)
+    np.testing.assert_array_equal(outputs, expected)
+    layer = jax.tree.map(np.asarray, self.params["dense_0"])
+    hidden = np.asarray(self.x) @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(seen["norm_0"]["mean"], hidden.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(seen["norm_0"]["variance"], hidden.var(0), rtol=1e-5)
+
+  def test_given_statistics_normalise_whatever_the_batch(self):
+    outputs, seen = self.apply_fn(self.params, self.x)
+    again, same = self.apply_fn(self.params, self.x, seen)
+    np.testing.assert_allclose(again, outputs, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, same, seen)
+    alone, _ = self.apply_fn(self.params, self.x[:1], seen)
+    np.testing.assert_allclose(alone, outputs[:1], rtol=1e-5, atol=1e-6)
+
+  def test_a_module_without_statistics_is_refused(self):
+    init_fn, _ = with_statistics(MLP((4, 2)))
+    with self.assertRaisesRegex(ValueError, "MLP has no layer with statistics"):
+      init_fn(jax.random.key(0), self.x)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,17 @@ class MLPTest(parameterized.TestCase):
     np.testing.assert_allclose(apply_fn(params, x), hidden, atol=1e-6)
     self.assertTrue(all(jax.tree.leaves(norm_mask(params))))
 
+  def test_activation_is_an_attribute(self):
+    init_fn, apply_fn = as_functions(MLP((4, 1), activation=jnp.tanh))
+    x = jax.random.normal(jax.random.key(0), (7, 2))
+    params = init_fn(jax.random.key(1), x)
+    first, last = (
+      jax.tree.map(np.asarray, params[name]) for name in ("dense_0", "dense_1")
+    )
+    hidden = np.tanh(np.asarray(x) @ first["kernel"] + first["bias"])
+    expected = hidden @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(apply_fn(params, x), expected, atol=1e-6)
+
   def test_omniglot_network_flattens_and_normalises(self):
     init_fn, apply_fn = as_functions(MLP((256, 128, 64, 64, 5), normalize=True))
     images = jax.random.normal(jax.random.key(0), (10, 28, 28, 1))

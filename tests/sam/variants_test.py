@@ -350,6 +350,15 @@ class ArgumentsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         build()
 
+  def test_several_ascent_steps_need_what_a_second_gradient_needs(self):
+    w, ascent = jnp.ones(2), jsharp.sam_ascent(0.1)
+    several = jsharp.repeat(ascent, 2)
+    for arguments, missing in (((w, None, w), "grad_fn"), ((w, None), "params")):
+      with self.assertRaisesRegex(ValueError, f"SAM needs .* got {missing}=None"):
+        several.update(*arguments)
+    alone, _ = jsharp.repeat(ascent, 1).update(w, ascent.init(w))
+    np.testing.assert_array_equal(alone, ascent.update(w, ascent.init(w))[0])
+
   def test_momentum_sam_needs_params_and_one_state(self):
     tx, w = jsharp.momentum_sam(optax.sgd(0.1), 0.1), jnp.ones(2)
     with self.assertRaisesRegex(ValueError, "params=None"):

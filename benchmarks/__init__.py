@@ -1,0 +1,1 @@
+"""Measurements that others can rerun: python -m benchmarks.NAME."""

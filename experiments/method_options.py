@@ -1,0 +1,113 @@
+"""What the flags of single algorithms mean to their constructors."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import optimizers
+from experiments.method_flags import READERS
+from jsharp import algorithms, models
+from jsharp.losses import Criterion
+from jsharp.types import Params
+
+
+class Networks(NamedTuple):
+  """The networks that an experiment offers, in the forms that algorithms need.
+
+  Attributes:
+    plain: `plain(num_outputs) -> module`; None outputs for the embedding.
+    context: `context(size) -> module` with a context of so many numbers.
+    head: name of the module that a head-only method adapts.
+    inputs: `[1, ...]` float32, for initialisation.
+    targets: `[1, ...]`, likewise.
+    num_outputs: outputs of the model.
+    criterion: `criterion(outputs, targets) -> (loss, metrics)`.
+    has_norm: whether the plain module has normalisation layers.
+  """
+
+  plain: Callable[[int | None], Any]
+  context: Callable[[int], Any]
+  head: str
+  inputs: jax.Array
+  targets: jax.Array
+  num_outputs: int
+  criterion: Criterion
+  has_norm: bool
+
+
+def relevant(settings: SimpleNamespace) -> dict[str, Any]:
+  """The values of the flags that this algorithm reads, beside the common ones."""
+  name = settings.algorithm
+  own = [flag for flag, readers in READERS.items() if name in readers]
+  facts = {flag: getattr(settings, flag) for flag in own}
+  inner, outer = optimizers.sharp_loops(settings)
+  if inner:
+    facts["inner_rho"] = settings.inner_rho
+  if outer:
+    facts["outer_rho"] = settings.outer_rho
+  if inner or outer:
+    facts |= {"p": settings.p, "adaptive": settings.adaptive}
+    if inner:
+      facts["differentiate_perturbation"] = settings.differentiate_perturbation
+      facts["sharp_adaptation"] = optimizers.sharp_adaptation(settings)
+    if name == "sharp_maml_both":
+      facts["reuse_perturbation"] = settings.reuse_perturbation
+  return facts
+
+
+def constructor_options(
+  settings: SimpleNamespace, networks: Networks
+) -> dict[str, Any]:
+  """The arguments of a constructor that are not common to all."""
+  norm_stays = networks.has_norm and not settings.adapt_norm
+  masked = {"adapted_mask": models.norm_mask if norm_stays else None}
+  head = models.part_mask(networks.head)
+  match settings.algorithm:
+    case "anil":
+      return {"head": head}
+    case "boil":
+      return {"head": head, **masked}
+    case "meta_sgd":
+      low, high = map(float, settings.initial_rates)
+      key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+      return {"inner_lr": (low, high), "key": key, **masked}
+    case "maml_plus_plus":
+      anneal_steps, num_inner_steps = (
+        settings.multi_step_loss_steps,
+        settings.num_inner_steps,
+      )
+      weights = algorithms.annealed_step_weights(
+        num_inner_steps, anneal_steps=max(1, anneal_steps)
+      )
+      own_norm = networks.has_norm and settings.per_step_norm
+      return {
+        "inner_lr": settings.inner_lr,
+        "learn_rates": settings.learn_rates,
+        "step_weights": weights if anneal_steps else None,
+        "first_order_steps": settings.first_order_steps,
+        "per_step": is_norm if own_norm else None,
+        **masked,
+      }
+    case "imaml":
+      return {
+        "proximity": settings.proximity,
+        "num_cg_steps": settings.num_cg_steps,
+        **masked,
+      }
+    case "reptile":  # What its inner loop leaves alone would never be learned.
+      flags = ("inner_batch_size", "eval_inner_batch_size", "keep_inner_state")
+      return {flag: getattr(settings, flag) for flag in flags}
+  return masked
+
+
+def is_norm(params: Params) -> Any:
+  """Marks the scales and offsets of normalisation."""
+  return jax.tree.map(lambda is_other: not is_other, models.norm_mask(params))
+
+
+def keeps_statistics(settings: SimpleNamespace, networks: Networks) -> bool:
+  """Whether running statistics normalise at validation and test."""
+  is_plus_plus = settings.algorithm == "maml_plus_plus"
+  return is_plus_plus and settings.running_statistics and networks.has_norm

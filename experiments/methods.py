@@ -1,0 +1,227 @@
+"""The algorithms by their names on the command line: model, constructor, prediction."""
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import optimizers
+from experiments.method_flags import SHARP_MAML, WITHOUT_INNER_GRADIENT
+from experiments.method_options import (
+  Networks,
+  constructor_options,
+  keeps_statistics,
+)
+from jsharp import algorithms, losses, models
+from jsharp.algorithms.mixture import first_outputs
+from jsharp.types import ApplyFn, MetaAlgorithm, Params
+
+_STATISTICS_DECAY = 0.9  # as in MAML++'s code
+
+
+class Method(NamedTuple):
+  """An algorithm with its model, ready for tasks of any way up to the model's.
+
+  Attributes:
+    params: the model's initial parameters.
+    build: `build(way, **options) -> MetaAlgorithm`; options of the constructors, such
+      as `eval_query_loss_fn` and `num_eval_inner_steps`.
+    predict: `predict(way) -> apply_fn(adapted, inputs, num_statistics=None)`.
+  """
+
+  params: Params
+  build: Callable[..., MetaAlgorithm]
+  predict: Callable[[int], ApplyFn]
+
+
+def make(settings: SimpleNamespace, networks: Networks) -> Method:
+  """The algorithm that the flags ask for.
+
+  Raises:
+    ValueError: if the flags contradict each other or the experiment.
+  """
+  check(settings, networks)
+  key = jax.random.key(settings.seed)
+  if settings.algorithm in ("protonet", "ridge"):
+    return _embedding_method(settings, networks, key)
+  if settings.algorithm == "black_box":
+    return _black_box(settings, networks, key)
+  if settings.algorithm == "cavia":
+    return _cavia(settings, networks, key)
+  if settings.algorithm == "maml_plus_plus" and keeps_statistics(settings, networks):
+    return _with_statistics(settings, networks, key)
+  init_fn, apply_fn = models.as_functions(networks.plain(networks.num_outputs))
+
+  def build(way: int, **options: Any) -> MetaAlgorithm:
+    loss_fn = losses.supervised(first_outputs(apply_fn, way), networks.criterion)
+    return _gradient_based(settings, networks, loss_fn, **options)
+
+  return Method(
+    params=init_fn(key, networks.inputs),
+    build=build,
+    predict=functools.partial(first_outputs, apply_fn),
+  )
+
+
+def check(settings: SimpleNamespace, networks: Networks) -> None:
+  """Refuses flags that this algorithm or experiment does not know.
+
+  Raises:
+    ValueError: naming the flag and the fix.
+  """
+  name = settings.algorithm
+  if name in ("protonet", "ridge") and networks.criterion is not losses.cross_entropy:
+    raise ValueError(
+      f"--algorithm={name} classifies, {settings.experiment} is a regression; choose "
+      "an algorithm with an inner loop, or black_box"
+    )
+  asked = settings.sharpness != "none"
+  if asked and name in SHARP_MAML:
+    raise ValueError(
+      f"--algorithm={name} has its sharpness in its name; drop "
+      f"--sharpness={settings.sharpness}, or take --algorithm=maml"
+    )
+  if asked and settings.sharpness != "up" and name in WITHOUT_INNER_GRADIENT:
+    raise ValueError(
+      f"--sharpness={settings.sharpness} perturbs inner gradients, and {name} has "
+      "none; take --sharpness=up"
+    )
+  if settings.outer_schedule != "constant" and settings.outer_schedule_steps is None:
+    raise ValueError(
+      f"--outer_schedule={settings.outer_schedule} needs --outer_schedule_steps, such "
+      f"as {settings.num_steps}; it is no default, so that a run can be made longer"
+    )
+
+
+def _gradient_based(
+  settings: SimpleNamespace,
+  networks: Networks,
+  loss_fn: Callable[..., Any],
+  **options: Any,
+) -> MetaAlgorithm:
+  name = settings.algorithm
+  options = {
+    "num_inner_steps": settings.num_inner_steps,
+    "num_eval_inner_steps": settings.num_eval_inner_steps,
+    "task_chunk": settings.task_chunk,
+    **constructor_options(settings, networks),
+    **options,
+  }
+  if name in SHARP_MAML:
+    inner, outer = optimizers.sharp_loops(settings)
+    return algorithms.sharp_maml(
+      loss_fn,
+      optimizers.inner(settings)["inner_optimizer"],
+      optimizers.outer(settings),
+      inner_rho=settings.inner_rho if inner else None,
+      outer_rho=settings.outer_rho if outer else None,
+      p=settings.p,
+      adaptive=settings.adaptive,
+      differentiate_perturbation=settings.differentiate_perturbation,
+      reuse_perturbation=settings.reuse_perturbation,
+      sharp_adaptation=optimizers.sharp_adaptation(settings),
+      **options,
+    )
+  constructor = getattr(algorithms, name)
+  return constructor(
+    loss_fn,
+    outer_optimizer=optimizers.outer(settings),
+    **optimizers.inner(settings),
+    **options,
+  )
+
+
+def _with_statistics(
+  settings: SimpleNamespace, networks: Networks, key: jax.Array
+) -> Method:
+  init_fn, apply_fn = models.with_statistics(networks.plain(networks.num_outputs))
+
+  def predict(adapted: Any, inputs: Any, num_statistics: int | None = None) -> Any:
+    del num_statistics  # The statistics are not those of any batch.
+    return apply_fn(adapted.params, inputs, adapted.statistics)[0]
+
+  def build(way: int, **options: Any) -> MetaAlgorithm:
+    def cut(params: Params, inputs: Any, statistics: Any) -> tuple[Any, Any]:
+      outputs, statistics = apply_fn(params, inputs, statistics)
+      return outputs[..., :way], statistics
+
+    loss_fn = algorithms.supervised_with_statistics(cut, networks.criterion)
+    options = {"statistics_decay": _STATISTICS_DECAY, **options}
+    return _gradient_based(settings, networks, loss_fn, **options)
+
+  return Method(
+    init_fn(key, networks.inputs), build, functools.partial(first_outputs, predict)
+  )
+
+
+def _embedding_method(
+  settings: SimpleNamespace, networks: Networks, key: jax.Array
+) -> Method:
+  init_fn, apply_fn = models.as_functions(networks.plain(None))
+  constructor, prediction = {
+    "protonet": (algorithms.protonet, algorithms.predict_with_prototypes),
+    "ridge": (algorithms.ridge, algorithms.predict_with_ridge),
+  }[settings.algorithm]
+
+  def build(way: int, **options: Any) -> MetaAlgorithm:
+    options.pop("num_eval_inner_steps", None)
+    return constructor(
+      apply_fn,
+      optimizers.outer(settings),
+      way=way,
+      task_chunk=settings.task_chunk,
+      **options,
+    )
+
+  return Method(init_fn(key, networks.inputs), build, lambda way: prediction(apply_fn))
+
+
+def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Method:
+  module = models.AttentionLearner(
+    networks.plain(None),
+    num_outputs=networks.num_outputs,
+    width=settings.width,
+    num_layers=settings.num_layers,
+    num_heads=settings.num_heads,
+  )
+  init_fn, apply_fn = models.as_learner_functions(module)
+  predict = algorithms.predict_in_context(apply_fn)
+
+  def build(way: int, **options: Any) -> MetaAlgorithm:
+    options.pop("num_eval_inner_steps", None)
+    loss_fn = losses.supervised(first_outputs(predict, way), networks.criterion)
+    return algorithms.black_box(
+      apply_fn,
+      optimizers.outer(settings),
+      query_loss_fn=lambda adapted, task: loss_fn(adapted, task.query),
+      task_chunk=settings.task_chunk,
+      **options,
+    )
+
+  params = init_fn(key, networks.inputs, networks.targets, networks.inputs)
+  return Method(params, build, functools.partial(first_outputs, predict))
+
+
+def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Method:
+  is_regression = networks.criterion is losses.squared_error
+  size = settings.context_size or (5 if is_regression else 100)
+  init_fn, apply_fn = models.as_context_functions(networks.context(size))
+
+  def build(way: int, **options: Any) -> MetaAlgorithm:
+    options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}
+    return algorithms.cavia(
+      losses.supervised(first_outputs(apply_fn, way), networks.criterion),
+      outer_optimizer=optimizers.outer(settings),
+      context=jnp.zeros(size),
+      num_inner_steps=settings.num_inner_steps,
+      task_chunk=settings.task_chunk,
+      **optimizers.inner(settings),
+      **options,
+    )
+
+  return Method(
+    init_fn(key, networks.inputs), build, functools.partial(first_outputs, apply_fn)
+  )

@@ -1,0 +1,121 @@
+"""ANIL: almost no inner loop (Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157).
+
+    adapted = head of params;  num_inner_steps times:
+      adapted = adapted - inner_lr * grad_head(support loss)(adapted, body)
+    params = outer_optimizer(params, mean over tasks of
+                             grad_params(query loss(adapted, body)))
+
+MAML whose inner loop changes the head alone; body and head are meta-learned. The two
+are the same function, `maml(..., adapted_mask=head)`, but here the body's pass over
+the support set is taken out of the inner loop. Cost of one meta-step and task: one
+gradient of the body on the support set, whatever the number of inner steps, one
+gradient of everything on the query set, and the inner steps of the head. Inner
+optimizers are free: `optax.chain(jsharp.sam(rho), optax.sgd(inner_lr))` perturbs the
+head alone. The paper's test without a head (NIL) is a `query_loss_fn` on features.
+"""
+
+import optax
+
+from jsharp.adaptation import inner_loop, join, split
+from jsharp.algorithms.gradient_based import bundle
+from jsharp.algorithms.hoisting import hoisted
+from jsharp.checks import check_count
+from jsharp.objectives import on_query
+from jsharp.types import (
+  AdaptFn,
+  Batch,
+  LossFn,
+  Mask,
+  MetaAlgorithm,
+  Params,
+  TaskLossFn,
+)
+
+
+def anil(
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  head: Mask,
+  num_inner_steps: int,
+  num_eval_inner_steps: int | None = None,
+  eval_inner_optimizer: optax.GradientTransformation | None = None,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds ANIL.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task. If it calls the
+      model through `jax.jit`, the body's pass cannot be told from the head's and is
+      repeated in every inner step.
+    inner_optimizer: any optax optimizer.
+    outer_optimizer: any optax optimizer.
+    head: `params -> pytree of bool`, the leaves that the inner loop changes, for
+      example `jsharp.models.part_mask("head")`; any other part will do.
+    num_inner_steps: inner steps in training.
+    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if None.
+    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
+      training if None.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
+      `loss_fn` on the query set if None.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Raises:
+    ValueError: if a count is out of range; when called, if `head` selects no leaf.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp import Task
+    >>> from jsharp.models import part_mask
+    >>> def loss_fn(params, batch):
+    ...   prediction = params["head"] * params["body"] * batch.inputs
+    ...   return jnp.mean((prediction - batch.targets) ** 2), {}
+    >>> algorithm = anil(loss_fn, optax.sgd(0.25), optax.sgd(0.5),
+    ...   head=part_mask("head"), num_inner_steps=1)
+    >>> adapted = algorithm.adapt(
+    ...   {"body": 1.0, "head": 3.0}, Batch(jnp.ones(2), jnp.zeros(2)))
+    >>> {name: float(value) for name, value in adapted.items()}
+    {'body': 1.0, 'head': 1.5}
+  """
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
+  if num_eval_inner_steps is None:
+    num_eval_inner_steps = num_inner_steps
+  num_eval_inner_steps = check_count(
+    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  )
+  return bundle(
+    _head_loop(loss_fn, inner_optimizer, head, num_inner_steps),
+    query_loss_fn or on_query(loss_fn),
+    outer_optimizer,
+    eval_adapt=_head_loop(
+      loss_fn, eval_inner_optimizer or inner_optimizer, head, num_eval_inner_steps
+    ),
+    eval_query_loss_fn=eval_query_loss_fn,
+    task_chunk=task_chunk,
+  )
+
+
+def _head_loop(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  head: Mask,
+  num_steps: int,
+) -> AdaptFn:
+  def adapt(params: Params, support: Batch) -> Params:
+    adapted, others = split(params, head)
+    head_loss = hoisted(
+      lambda adapted: loss_fn(join(adapted, others), support), adapted
+    )
+    loop = inner_loop(
+      lambda adapted, _: head_loss(adapted), optimizer, num_steps=num_steps
+    )
+    return join(loop(adapted, support), others)
+
+  return adapt

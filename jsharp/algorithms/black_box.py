@@ -1,0 +1,116 @@
+"""Black-box meta-learning by attention, after SNAIL (Mishra et al. 2018).
+
+    outputs = apply_fn(params, support inputs, support targets, query inputs)
+    params = outer_optimizer(params, mean over tasks of
+                             grad_params(criterion(outputs, query targets)))
+
+Nothing is fitted to a task: the network reads the support set as an input, and
+adaptation is to remember it. Cost of one meta-step and task: one gradient of a forward
+pass over both sets; at test a prediction reads the support set anew.
+
+SNAIL (Mishra, Rohaninejad, Chen, Abbeel, arXiv 1707.03141) reads a causal sequence
+with the query example at its end, by attention and dilated temporal convolutions. The
+network here, `jsharp.models.AttentionLearner`, has attention only, no convolutions
+over time, no order and no causal mask; all query examples of a task are answered in
+one pass, none seeing another. Numbers of the paper do not carry over.
+
+Batch normalisation in the embedding: the support set is a batch of its own, and query
+examples are normalised as the policy of `jsharp.normalization` says. Under
+`per_query` the support set therefore stands in both places: as what is attended to,
+normalised by itself, and beside the one query example in that one's batch, where it
+lends its statistics and its own predictions are dropped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jsharp.algorithms.gradient_based import bundle
+from jsharp.losses import Criterion, cross_entropy, supervised
+from jsharp.objectives import on_query
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+
+
+class InContext(NamedTuple):
+  """What a black-box learner is after adaptation.
+
+  Attributes:
+    params: the parameters of the network, unchanged.
+    support: the support set.
+  """
+
+  params: Params
+  support: Batch
+
+
+def black_box(
+  apply_fn: Callable[..., Any],
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  criterion: Criterion = cross_entropy,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds a black-box learner; `adapt` gives an `InContext`.
+
+  Args:
+    apply_fn: `apply_fn(params, support_inputs, support_targets, query_inputs) ->
+      outputs`, as from `jsharp.models.as_learner_functions`.
+    outer_optimizer: any optax optimizer.
+    criterion: `criterion(outputs, targets) -> (loss, metrics)` on the query set.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
+      with `predict_in_context`; `criterion` on the query set if None.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    task_chunk: how many tasks are batched at a time, the memory dial.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp import Batch, Task
+    >>> from jsharp.losses import squared_error
+    >>> apply_fn = lambda w, inputs, targets, x: w * targets.mean() + 0 * x
+    >>> algorithm = black_box(apply_fn, optax.sgd(0.25), criterion=squared_error)
+    >>> batch = Batch(jnp.ones((1, 2)), jnp.full((1, 2), 1.0))
+    >>> state, metrics = algorithm.step(algorithm.init(0.0), Task(batch, batch))
+    >>> metrics["loss"].tolist(), float(state.params)
+    ([1.0], 0.5)
+  """
+  predict = predict_in_context(apply_fn)
+  return bundle(
+    InContext,
+    query_loss_fn or on_query(supervised(predict, criterion)),
+    outer_optimizer,
+    eval_query_loss_fn=eval_query_loss_fn,
+    task_chunk=task_chunk,
+  )
+
+
+def predict_in_context(apply_fn: Callable[..., Any]) -> ApplyFn:
+  """The prediction function of a black-box learner, for the policies and losses.
+
+  Args:
+    apply_fn: `apply_fn(params, support_inputs, support_targets, query_inputs) ->
+      outputs`; `num_statistics` is handed on to it if a policy gives one.
+
+  Returns:
+    `predict(adapted, inputs, num_statistics=None) -> outputs` of an `InContext`.
+
+  Example:
+    >>> predict = predict_in_context(lambda w, inputs, targets, x: w * x + targets)
+    >>> predict(InContext(2.0, Batch(None, 1.0)), 3.0)
+    7.0
+  """
+
+  def predict(
+    adapted: InContext, inputs: Any, num_statistics: int | None = None
+  ) -> jax.Array:
+    extra = {} if num_statistics is None else {"num_statistics": num_statistics}
+    support = adapted.support
+    return apply_fn(adapted.params, support.inputs, support.targets, inputs, **extra)
+
+  return predict

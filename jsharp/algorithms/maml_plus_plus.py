@@ -1,0 +1,299 @@
+"""MAML++ (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502), every part on its own.
+
+    adapted_0 = params;  for i = 0, ..., num_inner_steps - 1, elementwise per leaf:
+      g_i = grad(support loss)(adapted_i, per_step[i])
+      adapted_(i+1) = adapted_i - rates[i] * g_i
+    objective = sum_i weights(step)[i] * query loss(adapted_(i+1), per_step[i+1])
+    (params, per_step, rates) = outer_optimizer(..., mean over tasks of
+                                                grad(objective))
+
+The parts, in the paper's words and in arguments here:
+
+- multi-step loss: `step_weights`, for example `annealed_step_weights`;
+- derivative-order annealing: `first_order_steps`, 25,000 in the paper (50 epochs);
+  the authors' released settings are second order throughout;
+- per-layer per-step learning rates: `learn_rates`, one rate per leaf and step, starting
+  at `inner_lr`, whose default is what the released code uses;
+- per-step scale and offset of batch normalisation: `per_step`, which takes any leaves;
+- per-step running statistics: `statistics_decay`. In the paper and here they normalise
+  at evaluation, which makes it inductive; in the released code they are averaged but
+  never used, which is `use_running_statistics=False`;
+- cosine annealing of the outer step size is the outer optimizer's affair:
+  `optax.adam(optax.cosine_decay_schedule(1e-3, num_steps, alpha=0.01))`.
+
+Row i of per-step parts belongs to the parameters after i inner steps, so there are
+`num_inner_steps + 1` of them: the support loss of step i and the query loss after i
+steps see row i. The released code has one row less and lets the query loss after step
+i see the row of the support loss before it.
+
+Cost of one meta-step and task: that of MAML, with `num_inner_steps` query gradients
+instead of one while earlier losses have a weight. Losses without weight and second
+derivatives that are switched off are not computed: every phase is a branch of its own,
+and with both the step takes up to four times as long to compile.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.algorithms.gradient_based import evaluation
+from jsharp.algorithms.per_step import (
+  at_step,
+  averaged,
+  copied,
+  row,
+  rows_of,
+  run_steps,
+)
+from jsharp.algorithms.phases import Order, StepWeightsFn, phased_gradient
+from jsharp.checks import check_count
+from jsharp.descent import descend
+from jsharp.transforms import learned_step_rates
+from jsharp.types import (
+  Batch,
+  Mask,
+  MetaAlgorithm,
+  MetaState,
+  Metrics,
+  Params,
+  Task,
+  TaskLossFn,
+  Variables,
+)
+
+
+class PlusPlusParams(NamedTuple):
+  """What MAML++ carries from meta-step to meta-step.
+
+  Attributes:
+    params: the model's parameters, None in place of the leaves in `per_step`.
+    per_step: the other leaves, `[num_inner_steps + 1, ...]` each.
+    rates: `[num_inner_steps]` per adapted leaf; None where there are none.
+    statistics: `[num_inner_steps + 1, ...]` per statistic; None if none are kept. They
+      are averages: the outer optimizer never sees them.
+  """
+
+  params: Params
+  per_step: Params
+  rates: Any
+  statistics: Any
+
+
+def maml_plus_plus(
+  loss_fn: Callable[..., Any],
+  inner_optimizer: optax.GradientTransformation,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  num_inner_steps: int,
+  inner_lr: float = 0.1,
+  learn_rates: bool = True,
+  step_weights: StepWeightsFn | None = None,
+  first_order_steps: int = 0,
+  per_step: Mask | None = None,
+  statistics_decay: float | None = None,
+  use_running_statistics: bool = True,
+  num_eval_inner_steps: int | None = None,
+  eval_inner_optimizer: optax.GradientTransformation | None = None,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  adapted_mask: Mask | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds MAML++.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task; with
+      `statistics_decay`, `loss_fn(params, batch, statistics) -> (loss, (metrics,
+      statistics))`, as from `jsharp.algorithms.supervised_with_statistics`.
+    inner_optimizer: makes the updates that the rates multiply: `optax.sgd(1.0)` in the
+      paper, `optax.chain(jsharp.sam(rho), optax.sgd(1.0))` for Sharp-MAML++.
+    outer_optimizer: any optax optimizer, for parameters and rates together. A SAM link
+      in it perturbs the rates too.
+    num_inner_steps: inner steps in training.
+    inner_lr: the rate of every leaf and step before the first meta-step.
+    learn_rates: whether rates are learned; otherwise all stay at `inner_lr`.
+    step_weights: `step -> [num_inner_steps]`, how much the query loss after each inner
+      step counts at a meta-step; the last one alone if None.
+    first_order_steps: for this many meta-steps the meta-gradient is FOMAML's.
+    per_step: `params -> pytree of bool`, leaves with a copy for each inner step. They
+      are meta-learned and not adapted, whatever `adapted_mask` says.
+    statistics_decay: how much of the running statistics stays in a meta-step, 0.9 in
+      the released code; None keeps none. They average training's support losses (rows
+      0 to `num_inner_steps - 1`) and last query loss (the last row) over tasks, and
+      over meta-steps with equal weights until an exponential mean would forget faster.
+    use_running_statistics: whether `adapt` and `evaluate` normalise by them rather than
+      by the batch.
+    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
+      None. No more than that if anything belongs to single steps.
+    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
+      training if None.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
+      `loss_fn` on the query set if None, and always with `statistics_decay`.
+    eval_query_loss_fn: the same for `evaluate`; that of training if None.
+    adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
+      all if None.
+    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+
+  Returns:
+    The bundle of pure functions. `state.params` are `PlusPlusParams`;
+    `adapt(plus_plus_params, support)` returns the model's adapted parameters with the
+    row for the query set. With `statistics_decay`, `init` takes `Variables(params,
+    statistics)`, as from `jsharp.models.with_statistics`, and `adapt` returns some
+    (statistics None for those of the batch). The metric "loss" is that after the last
+    inner step, whatever the weights.
+
+  Raises:
+    ValueError: if an argument is out of range or does not go with another one.
+
+  Example:
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = maml_plus_plus(loss_fn, optax.sgd(1.0), optax.sgd(0.5),
+    ...   num_inner_steps=2, inner_lr=0.25, step_weights=lambda step: jnp.ones(2) / 2)
+    >>> batch = Batch(None, jnp.array([[0.0], [2.0]]))
+    >>> state, _ = jax.jit(algorithm.step)(algorithm.init(3.0), Task(batch, batch))
+    >>> float(state.params.params), state.params.rates.tolist()
+    (2.6875, [3.375, 0.875])
+  """
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps)
+  first_order_steps = check_count("first_order_steps", first_order_steps, minimum=0)
+  num_eval_inner_steps = check_count(
+    "num_eval_inner_steps",
+    num_inner_steps if num_eval_inner_steps is None else num_eval_inner_steps,
+    minimum=0,
+  )
+  keeps_statistics = statistics_decay is not None
+  if num_eval_inner_steps > num_inner_steps and (
+    learn_rates or per_step is not None or keeps_statistics
+  ):
+    raise ValueError(
+      f"num_eval_inner_steps must be at most num_inner_steps={num_inner_steps}, got "
+      f"{num_eval_inner_steps}: later steps have no rates, copies or statistics; train "
+      "with more inner steps, or pass learn_rates=False without per_step and "
+      "statistics_decay"
+    )
+  if statistics_decay is not None and not 0 <= statistics_decay < 1:
+    raise ValueError(
+      f"statistics_decay must be in [0, 1), got {statistics_decay!r}; pass 0.9, say"
+    )
+  if keeps_statistics and query_loss_fn is not None:
+    raise ValueError(
+      "query_loss_fn does not return statistics, got one with statistics_decay="
+      f"{statistics_decay!r}; change loss_fn, or eval_query_loss_fn for evaluation"
+    )
+
+  def full_loss_fn(params: Params, batch: Batch, statistics: Any) -> tuple[Any, Any]:
+    if keeps_statistics:
+      return loss_fn(params, batch, statistics)
+    loss, metrics = loss_fn(params, batch)
+    return loss, (metrics, None)
+
+  def with_rates(optimizer: Any, point: PlusPlusParams) -> optax.GradientTransformation:
+    link = learned_step_rates(point.rates) if learn_rates else optax.scale(inner_lr)
+    return optax.chain(optimizer, link)
+
+  def task_loss_fn(
+    order: Order, weights: jax.Array | None, point: PlusPlusParams, task: Task
+  ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    adapted, at = at_step(point.params, point.per_step, adapted_mask)
+    loss = order(lambda params, batch: full_loss_fn(params, batch, None))
+
+    def support_at(i: Any, adapted: Params) -> Any:
+      return loss(at(i, adapted), task.support)
+
+    def query_at(i: Any, adapted: Params) -> Any:
+      if query_loss_fn is None:
+        return loss(at(i, adapted), task.query)
+      value, metrics = query_loss_fn(at(i, adapted), task)
+      return value, (metrics, None)
+
+    adapted, (_, seen), looks = run_steps(
+      with_rates(inner_optimizer, point),
+      support_at,
+      adapted,
+      num_steps=num_inner_steps,
+      look=None if weights is None else query_at,
+    )
+    if weights is None:
+      end, (metrics, last) = query_at(num_inner_steps, adapted)
+      objective = end
+    else:
+      objective = jnp.sum(weights.astype(looks[0].dtype) * looks[0])
+      end, (metrics, last) = row(looks, -1)
+    seen = jax.tree.map(lambda s, q: jnp.concatenate([s, q[None]]), seen, last)
+    return objective, ({"loss": end, **metrics}, seen)
+
+  gradient_fn = phased_gradient(
+    task_loss_fn,
+    step_weights=step_weights,
+    num_inner_steps=num_inner_steps,
+    first_order_steps=first_order_steps,
+    task_chunk=task_chunk,
+  )
+
+  def init(params: Any) -> MetaState:
+    if isinstance(params, Variables) != keeps_statistics:
+      raise ValueError(
+        "init takes Variables(params, statistics) with statistics_decay and parameters "
+        f"alone without, got {type(params).__name__} with statistics_decay="
+        f"{statistics_decay!r}; see jsharp.models.with_statistics"
+      )
+    statistics = None
+    if keeps_statistics:
+      params, statistics = (
+        params.params,
+        rows_of(params.statistics, num_inner_steps + 1),
+      )
+    params = jax.tree.map(jnp.asarray, params)
+    shared, copies = copied(params, per_step, num_inner_steps + 1)
+    rates, (adapted, _) = None, at_step(shared, copies, adapted_mask)
+    if learn_rates:
+      rates = jax.tree.map(
+        lambda x: jnp.full(num_inner_steps, inner_lr, x.dtype), adapted
+      )
+    point = PlusPlusParams(shared, copies, rates, None)
+    opt_state = outer_optimizer.init(point)
+    return MetaState(jnp.int32(0), point._replace(statistics=statistics), opt_state)
+
+  outer = optax.with_extra_args_support(outer_optimizer)
+
+  def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
+    point, opt_state, (metrics, seen) = descend(
+      outer,
+      lambda point: gradient_fn(state.step, point, tasks),
+      state.params._replace(statistics=None),
+      state.opt_state,
+    )
+    statistics = state.params.statistics
+    if statistics_decay is not None:
+      statistics = averaged(statistics, seen, decay=statistics_decay, step=state.step)
+    point = point._replace(statistics=statistics)
+    return MetaState(state.step + 1, point, opt_state), metrics
+
+  def adapt(point: PlusPlusParams, support: Batch) -> Any:
+    running = point.statistics if use_running_statistics else None
+    adapted, at = at_step(point.params, point.per_step, adapted_mask)
+
+    def support_at(i: Any, adapted: Params) -> Any:
+      return full_loss_fn(at(i, adapted), support, row(running, i))
+
+    chain = with_rates(eval_inner_optimizer or inner_optimizer, point)
+    adapted, _, _ = run_steps(
+      chain, support_at, adapted, num_steps=num_eval_inner_steps
+    )
+    params = at(num_eval_inner_steps, adapted)
+    if keeps_statistics:
+      return Variables(params, row(running, num_eval_inner_steps))
+    return params
+
+  def on_query(adapted: Any, task: Task) -> tuple[jax.Array, Metrics]:
+    params, statistics = adapted if keeps_statistics else (adapted, None)
+    loss, (metrics, _) = full_loss_fn(params, task.query, statistics)
+    return loss, metrics
+
+  evaluate = evaluation(
+    adapt, eval_query_loss_fn or query_loss_fn or on_query, task_chunk=task_chunk
+  )
+  return MetaAlgorithm(init, step, adapt, evaluate)

@@ -1,0 +1,152 @@
+"""Meta-SGD (Li, Zhou, Chen, Li 2017, arXiv 1707.09835).
+
+    adapted = params;  num_inner_steps times:
+      adapted = adapted - rates * grad(support loss)(adapted)        elementwise
+    (params, rates) = outer_optimizer((params, rates), mean over tasks of
+                                      grad_(params, rates)(query loss(adapted)))
+
+MAML that learns where the inner loop starts and, with one rate per parameter entry,
+its direction and step size too; a rate may become negative. The paper takes one inner
+step. Cost of one meta-step and task: MAML's; the rates' gradient is a product of two
+arrays that are there already. The state is twice the parameters.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.adaptation import inner_loop, split
+from jsharp.algorithms.gradient_based import bundle
+from jsharp.checks import check_count
+from jsharp.objectives import on_query
+from jsharp.transforms import learned_rates
+from jsharp.types import (
+  AdaptFn,
+  Batch,
+  LossFn,
+  Mask,
+  MetaAlgorithm,
+  Params,
+  TaskLossFn,
+)
+
+
+class WithRates(NamedTuple):
+  """What Meta-SGD learns.
+
+  Attributes:
+    params: the model's parameters.
+    rates: a pytree like `params`, with one rate per entry; None in place of the
+      leaves that the inner loop leaves alone.
+  """
+
+  params: Params
+  rates: Any
+
+
+def meta_sgd(
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  num_inner_steps: int,
+  inner_lr: float | tuple[float, float] = (0.005, 0.1),
+  key: jax.Array | None = None,
+  num_eval_inner_steps: int | None = None,
+  eval_inner_optimizer: optax.GradientTransformation | None = None,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  adapted_mask: Mask | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds Meta-SGD.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
+    inner_optimizer: makes the updates that the rates multiply: `optax.sgd(1.0)` in the
+      paper, `optax.chain(jsharp.sam(rho), optax.sgd(1.0))` for Sharp-Meta-SGD.
+    outer_optimizer: any optax optimizer, for parameters and rates together. A SAM link
+      in it perturbs the rates too.
+    num_inner_steps: inner steps in training.
+    inner_lr: the rates before the first meta-step: one number, or a range
+      `(low, high)` from which each is drawn uniformly.
+    key: the key of that draw; `jax.random.key(0)` if None.
+    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if None.
+    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
+      training if None.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
+      `loss_fn` on the query set if None.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes,
+      which are those with rates; all if None.
+    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+
+  Returns:
+    The bundle of pure functions. `init(params)` sets up a state whose `params` are
+    `WithRates`; `adapt(with_rates, support)` returns parameters of the model alone.
+
+  Raises:
+    ValueError: if a count is out of range, or `inner_lr` is neither a finite number
+      nor a range.
+
+  Example:
+    >>> from jsharp import Task
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = meta_sgd(
+    ...   loss_fn, optax.sgd(1.0), optax.sgd(0.5), num_inner_steps=1, inner_lr=0.25)
+    >>> batch = Batch(None, jnp.array([[0.0], [2.0]]))
+    >>> state, _ = algorithm.step(algorithm.init(3.0), Task(batch, batch))
+    >>> float(state.params.params), float(state.params.rates)
+    (2.5, 5.25)
+  """
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
+  if num_eval_inner_steps is None:
+    num_eval_inner_steps = num_inner_steps
+  num_eval_inner_steps = check_count(
+    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  )
+  low, high = inner_lr if isinstance(inner_lr, tuple) else (inner_lr, inner_lr)
+  if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+    raise ValueError(
+      f"inner_lr must be a finite number or a range (low, high), got {inner_lr!r}; "
+      "pass for example inner_lr=(0.005, 0.1)"
+    )
+
+  def prepare(params: Params) -> WithRates:
+    params = jax.tree.map(jnp.asarray, params)
+    leaves, structure = jax.tree.flatten(split(params, adapted_mask)[0])
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))
+    rates = [
+      jax.random.uniform(k, leaf.shape, leaf.dtype, low, high)
+      if low < high
+      else jnp.full_like(leaf, low)
+      for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return WithRates(params, jax.tree.unflatten(structure, rates))
+
+  def adapt_with(optimizer: optax.GradientTransformation, num_steps: int) -> AdaptFn:
+    def adapt(with_rates: WithRates, support: Batch) -> Params:
+      loop = inner_loop(
+        loss_fn,
+        optax.chain(optimizer, learned_rates(with_rates.rates)),
+        num_steps=num_steps,
+        adapted_mask=adapted_mask,
+      )
+      return loop(with_rates.params, support)
+
+    return adapt
+
+  return bundle(
+    adapt_with(inner_optimizer, num_inner_steps),
+    query_loss_fn or on_query(loss_fn),
+    outer_optimizer,
+    eval_adapt=adapt_with(
+      eval_inner_optimizer or inner_optimizer, num_eval_inner_steps
+    ),
+    eval_query_loss_fn=eval_query_loss_fn,
+    prepare=prepare,
+    task_chunk=task_chunk,
+  )

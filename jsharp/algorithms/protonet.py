@@ -1,0 +1,159 @@
+"""Prototypical networks (Snell, Swersky, Zemel 2017, arXiv 1703.05175).
+
+    prototypes[k] = mean of apply_fn(params, inputs) over support examples of class k
+    logits[k] = -|apply_fn(params, query) - prototypes[k]|^2
+    params = outer_optimizer(params, mean over tasks of
+                             grad_params(cross-entropy(logits, query labels)))
+
+Nothing is fitted by gradients: the logits are those of a linear classifier on the
+embedding with weights `2 * prototypes[k]` and biases `-|prototypes[k]|^2`, but for a
+term that all classes share. Cost of one meta-step and task: one gradient through the
+embedding of support and query set.
+
+Batch normalisation: the support set is embedded as a batch of its own when the
+prototypes are made, and query examples as the policy of `jsharp.normalization` says:
+as one batch of their own by default (transductive). The authors' code
+(github.com/jakesnell/prototypical-networks) differs: it embeds both sets in one batch
+in training and with running statistics at test.
+
+The paper trains with more classes per task than it is tested with (30-way and 20-way
+for 5-way 1-shot and 5-shot mini-ImageNet): give each its own constructor, the
+parameters are the same.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.algorithms.embedding import embed, one_hot_labels
+from jsharp.algorithms.gradient_based import bundle
+from jsharp.checks import check_count
+from jsharp.losses import cross_entropy, supervised
+from jsharp.objectives import on_query
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+
+_BEHIND = 1e3
+"""By how many nats a class without support examples is behind the last other one."""
+
+
+class WithPrototypes(NamedTuple):
+  """What a prototypical network is after adaptation.
+
+  Attributes:
+    params: the parameters of the embedding, unchanged.
+    prototypes: `[way, dim]`.
+    present: `[way]` bool, the classes that have support examples.
+  """
+
+  params: Params
+  prototypes: jax.Array
+  present: jax.Array
+
+
+def protonet(
+  apply_fn: ApplyFn,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  way: int,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds a prototypical network; `adapt` gives a `WithPrototypes`.
+
+  A class without support examples is never predicted: its logit is 1000 below the
+  lowest one of the other classes. Everything stays finite, so `way` may be larger
+  than the number of classes of some tasks.
+
+  Args:
+    apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
+      example that of `Conv4(num_outputs=None)`.
+    outer_optimizer: any optax optimizer, `optax.adam(1e-3)` in the paper.
+    way: the number of classes of a task.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
+      with `predict_with_prototypes`; cross-entropy on the query set if None.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    task_chunk: how many tasks are batched at a time, the memory dial.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Raises:
+    ValueError: if `way` is below 2; at the first trace, if the embedding is no matrix
+      or the support set is smaller than `way`.
+
+  Example:
+    >>> from jsharp import Task
+    >>> algorithm = protonet(lambda w, x: w * x, optax.sgd(0.1), way=2)
+    >>> support = Batch(jnp.array([[0.0], [2.0], [10.0]]), jnp.array([0, 0, 1]))
+    >>> query = Batch(jnp.array([[4.0], [8.0]]), jnp.array([0, 1]))
+    >>> algorithm.adapt(1.0, support).prototypes.tolist()
+    [[1.0], [10.0]]
+    >>> tasks = jax.tree.map(lambda x: x[None], Task(support, query))
+    >>> algorithm.evaluate(1.0, tasks)["accuracy"].tolist()
+    [1.0]
+  """
+  way = check_count("way", way, minimum=2)
+
+  def adapt(params: Params, support: Batch) -> WithPrototypes:
+    features = embed(apply_fn, params, support.inputs)
+    one_hot = one_hot_labels(support.targets, way, features)
+    counts = one_hot.sum(axis=0)[:, None]
+    sums = jnp.matmul(one_hot.T, features, precision="highest")
+    # A class without examples stands where it does not move the centre of all.
+    means = jnp.where(
+      counts > 0, sums / jnp.maximum(counts, 1), features.mean(axis=0, keepdims=True)
+    )
+    return WithPrototypes(params, means, counts[:, 0] > 0)
+
+  predict = predict_with_prototypes(apply_fn)
+  return bundle(
+    adapt,
+    query_loss_fn or on_query(supervised(predict, cross_entropy)),
+    outer_optimizer,
+    eval_query_loss_fn=eval_query_loss_fn,
+    task_chunk=task_chunk,
+  )
+
+
+def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
+  """The prediction function of a prototypical network, for the policies and losses.
+
+  Distances are taken from the centre of the prototypes, so that an offset that all
+  embeddings share costs no digits, and without an array `[num_examples, way, dim]`.
+
+  Args:
+    apply_fn: the embedding.
+
+  Returns:
+    `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
+    of a `WithPrototypes`.
+
+  Example:
+    >>> predict = predict_with_prototypes(lambda w, x: w * x)
+    >>> prototypes = jnp.array([[0.0], [4.0]])
+    >>> adapted = WithPrototypes(1.0, prototypes, jnp.array([True, True]))
+    >>> predict(adapted, jnp.array([[1.0]])).tolist()
+    [[-1.0, -9.0]]
+  """
+
+  def predict(
+    adapted: WithPrototypes, inputs: Any, num_statistics: int | None = None
+  ) -> jax.Array:
+    features = embed(apply_fn, adapted.params, inputs, num_statistics)
+    # Distances do not depend on the centre, hence their derivative by it is zero.
+    centre = jax.lax.stop_gradient(adapted.prototypes.mean(axis=0, keepdims=True))
+    features, prototypes = features - centre, adapted.prototypes - centre
+    products = jnp.matmul(features, prototypes.T, precision="highest")
+    logits = (
+      2 * products
+      - jnp.square(features).sum(axis=1, keepdims=True)
+      - jnp.square(prototypes).sum(axis=1)[None]
+    )
+    present = adapted.present[None]
+    lowest = jnp.where(present, logits, jnp.inf).min(axis=1, keepdims=True)
+    return jnp.where(present, logits, jax.lax.stop_gradient(lowest) - _BEHIND)
+
+  return predict

@@ -1,0 +1,209 @@
+"""Reptile (Nichol, Achiam, Schulman 2018, arXiv 1803.02999).
+
+    adapted = params;  num_inner_steps times:
+      adapted = inner_optimizer(adapted, grad(loss of a mini-batch of the support set))
+    params = outer_optimizer(params, mean over tasks of (params - adapted))
+
+The meta-gradient is where the inner loop went, with the sign turned, so
+`optax.sgd(1.0)` moves to the mean of the adapted parameters, and
+`optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps))` is the paper's annealed step.
+No derivative goes through the inner loop: its memory does not grow with the number of
+steps. Cost of one meta-step and task: `num_inner_steps` gradients of a mini-batch, and
+one query loss for the metrics.
+
+The authors' code (github.com/openai/supervised-reptile) and this file:
+
+- The code shuffles the support set anew for each pass; `mini_batches` is a fixed rule.
+  Samplers draw the examples of a class in random order, so a mini-batch is a random
+  one all the same.
+- The code never resets Adam's moments in training: each task, of the same meta-step
+  too, goes on with those of the task before, and evaluation starts from the last.
+  `keep_inner_state=True` is that for tasks that run abreast: all start from the
+  carried state, and the mean of what they end with is carried on.
+- The paper's settings: Adam with `b1=0`, five tasks, outer step 1 to 0. 5-way Omniglot:
+  10 images per class in batches of 10, 5 steps at 1e-3, 100,000 meta-steps; 50 steps in
+  batches of 5 at test.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.adaptation import join, split
+from jsharp.algorithms.gradient_based import evaluation, initialisation, meta_step
+from jsharp.algorithms.mini_batches import mini_batch_loop
+from jsharp.checks import check_count
+from jsharp.objectives import on_query, over_tasks
+from jsharp.types import (
+  Batch,
+  LossFn,
+  Mask,
+  MetaAlgorithm,
+  MetaState,
+  Metrics,
+  Params,
+  Task,
+  TaskLossFn,
+)
+
+
+class WithInnerState(NamedTuple):
+  """What is carried from meta-step to meta-step with `keep_inner_state=True`.
+
+  Attributes:
+    params: the meta-learned parameters.
+    inner_state: the state of the inner optimizer that the next tasks start from.
+  """
+
+  params: Params
+  inner_state: Any
+
+
+def reptile(
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  num_inner_steps: int,
+  inner_batch_size: int | None = None,
+  num_eval_inner_steps: int | None = None,
+  eval_inner_batch_size: int | None = None,
+  eval_inner_optimizer: optax.GradientTransformation | None = None,
+  keep_inner_state: bool = False,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  adapted_mask: Mask | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds Reptile.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task, a mean over the
+      examples of `batch`.
+    inner_optimizer: any optax optimizer, `optax.adam(1e-3, b1=0.0)` in the paper; a
+      SAM link may stand in front.
+    outer_optimizer: any optax optimizer. A SAM link in it gets `params - adapted` at
+      the perturbed parameters.
+    num_inner_steps: inner steps in training, at least 1. With 1 and the whole support
+      set this is joint training.
+    inner_batch_size: examples per inner step, see `mini_batches`; the whole support
+      set if None.
+    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
+      None.
+    eval_inner_batch_size: examples per inner step of `adapt` and `evaluate`; as in
+      training if None.
+    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`, which starts
+      anew for every task; that of training if None.
+    keep_inner_state: whether the inner optimizer's state outlives the task. Then
+      `params` of the bundle's functions and of the state is a `WithInnerState`.
+      A whole number in the state, such as Adam's count, is the same for all tasks.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)`, what the metrics measure;
+      `loss_fn` on the query set if None. Nothing is learned from it.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
+      all if None. The others are not learned: they have no `params - adapted`.
+    task_chunk: how many tasks are batched at a time; None takes what suits the
+      backend.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`. Metrics are those
+    of the query set after adaptation.
+
+  Raises:
+    ValueError: if a count is out of range; when called, if a mini-batch is larger than
+      the support set.
+
+  Example:
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = reptile(loss_fn, optax.sgd(0.25), optax.sgd(1.0), num_inner_steps=2)
+    >>> batch = Batch(None, jnp.array([[0.0], [2.0]]))
+    >>> state, metrics = algorithm.step(algorithm.init(4.0), Task(batch, batch))
+    >>> float(state.params)  # The mean of 1 and 2.5.
+    1.75
+  """
+  query_loss_fn = query_loss_fn or on_query(loss_fn)
+  loops = [
+    mini_batch_loop(
+      loss_fn,
+      optimizer,
+      num_steps=check_count(f"num_{prefix}inner_steps", num_steps, minimum=minimum),
+      batch_size=batch_size,
+      adapted_mask=adapted_mask,
+      name=f"{prefix}inner_batch_size",
+    )
+    for prefix, optimizer, minimum, num_steps, batch_size in (
+      ("", inner_optimizer, 1, num_inner_steps, inner_batch_size),
+      (
+        "eval_",
+        eval_inner_optimizer or inner_optimizer,
+        0,
+        num_inner_steps if num_eval_inner_steps is None else num_eval_inner_steps,
+        inner_batch_size if eval_inner_batch_size is None else eval_inner_batch_size,
+      ),
+    )
+  ]
+  loop, eval_loop = loops
+
+  def fresh(params: Params, optimizer: Any = inner_optimizer) -> Any:
+    return optimizer.init(split(params, adapted_mask)[0])
+
+  def one_task(start: WithInnerState, task: Task) -> tuple[Any, Any]:
+    adapted, inner_state = loop(*start, task.support)
+    loss, metrics = query_loss_fn(adapted, task)
+    gradient = jax.tree.map(jnp.subtract, start.params, adapted)
+    averaged, others = _split_inexact(inner_state if keep_inner_state else ())
+    return (loss, gradient, averaged), ({"loss": loss, **metrics}, others)
+
+  mapped = over_tasks(one_task, chunk=task_chunk)
+
+  def adapt(start: Any, support: Batch) -> Params:
+    params, inner_state = start if keep_inner_state else (start, None)
+    if eval_inner_optimizer is not None or not keep_inner_state:
+      inner_state = fresh(params, eval_inner_optimizer or inner_optimizer)
+    return eval_loop(params, inner_state, support)[0]
+
+  init_params = initialisation(outer_optimizer)
+
+  def init(params: Params) -> MetaState:
+    state = init_params(params)
+    if not keep_inner_state:
+      return state
+    return state._replace(params=WithInnerState(state.params, fresh(state.params)))
+
+  def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
+    start = state.params
+    if not keep_inner_state:
+      start = WithInnerState(start, fresh(start))
+
+    def gradient_fn(point: Params, tasks: Task) -> tuple[Any, Any]:
+      (loss, gradient, averaged), (metrics, others) = mapped(
+        WithInnerState(point, start.inner_state), tasks
+      )
+      return (loss, (metrics, averaged, others)), gradient
+
+    step_params = meta_step(gradient_fn, outer_optimizer)
+    aux: Any
+    state, aux = step_params(state._replace(params=start.params), tasks)
+    metrics, averaged, others = aux
+    if keep_inner_state:
+      inner_state = join(averaged, jax.tree.map(lambda x: x[0], others))
+      state = state._replace(params=WithInnerState(state.params, inner_state))
+    return state, metrics
+
+  return MetaAlgorithm(
+    init=init,
+    step=step,
+    adapt=adapt,
+    evaluate=evaluation(
+      adapt, eval_query_loss_fn or query_loss_fn, task_chunk=task_chunk
+    ),
+  )
+
+
+def _split_inexact(tree: Any) -> tuple[Any, Any]:
+  """Parts the leaves that have a mean from those that are the same for all tasks."""
+  inexact = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
+  averaged = jax.tree.map(lambda keep, x: x if keep else None, inexact, tree)
+  return averaged, jax.tree.map(lambda keep, x: None if keep else x, inexact, tree)

@@ -1,0 +1,225 @@
+"""R2-D2: ridge regression on an embedding (Bertinetto et al. 2019, arXiv 1805.08136).
+
+    X = [apply_fn(params, support inputs), 1];  Y = one-hot support labels
+    W = X' (X X' + exp(log_penalty) I)^-1 Y
+    logits = scale * [apply_fn(params, query inputs), 1] W + offset
+    params, log_penalty, scale, offset = outer_optimizer(..., mean over tasks of
+                                           grad(cross-entropy(logits, query labels)))
+
+The fit is exact and so is the derivative through it. The system that is solved, by
+Cholesky, has the smaller of the two sides of X: with few support examples the form
+above (Woodbury), otherwise `W = (X' X + exp(log_penalty) I)^-1 X' Y`. Cost of one
+meta-step and task: one gradient through the embedding of support and query set, and
+O(min(n, dim)^3).
+
+The column of ones is the bias, penalised like the weights, as in the authors' code
+(github.com/bertinetto/r2d2). That code divides X and Y by sqrt(n), so that its
+penalty of 50 is `50 * n` here, and starts from a scale of 1e-4; the penalty there is
+learned only on request. `offset` is one number for all classes, as in the paper: a
+softmax does not see it, and Adam moves it on rounding errors, without effect.
+
+Batch normalisation: the support set is embedded as a batch of its own, and query
+examples as the policy of `jsharp.normalization` says; the authors embed both in one.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.algorithms.embedding import embed, one_hot_labels
+from jsharp.algorithms.gradient_based import bundle
+from jsharp.checks import check_count
+from jsharp.losses import cross_entropy, supervised
+from jsharp.objectives import on_query
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+
+_MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
+
+
+class WithRidge(NamedTuple):
+  """What is meta-learned.
+
+  Attributes:
+    params: the parameters of the embedding.
+    log_penalty: scalar, the natural logarithm of the ridge penalty.
+    scale: scalar factor of the regression's predictions.
+    offset: scalar added to them.
+  """
+
+  params: Params
+  log_penalty: jax.Array
+  scale: jax.Array
+  offset: jax.Array
+
+
+class FittedRidge(NamedTuple):
+  """What it is after adaptation.
+
+  Attributes:
+    params: the parameters of the embedding, unchanged.
+    weights: `[dim + 1, way]`, the bias last.
+    scale: scalar factor of the regression's predictions.
+    offset: scalar added to them.
+  """
+
+  params: Params
+  weights: jax.Array
+  scale: jax.Array
+  offset: jax.Array
+
+
+def ridge(
+  apply_fn: ApplyFn,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  way: int,
+  penalty: float = 1.0,
+  scale: float = 10.0,
+  offset: float = 0.0,
+  query_loss_fn: TaskLossFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  task_chunk: int | None = None,
+) -> MetaAlgorithm:
+  """Builds R2-D2: `init` makes a `WithRidge`, `adapt` a `FittedRidge` of it.
+
+  `adapt` and `evaluate` take `state.params`, the `WithRidge`. A class without support
+  examples has the logit `offset` everywhere.
+
+  Args:
+    apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
+      example that of `Conv4(num_outputs=None)`.
+    outer_optimizer: any optax optimizer, `optax.adam(5e-3)` in the authors' code.
+    way: the number of classes of a task.
+    penalty: ridge penalty to start from. In single precision keep it above 1e-7 of
+      the largest squared norm of a feature vector times the number of examples, or
+      equal examples can make the fit NaN.
+    scale: factor to start from; the regression's predictions are about 0 and 1, so 10
+      makes them a decided softmax.
+    offset: what is added to start with.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
+      with `predict_with_ridge`; cross-entropy on the query set if None.
+    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
+    task_chunk: how many tasks are batched at a time, the memory dial.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Raises:
+    ValueError: if `way` is below 2, `penalty` is not positive, or one of the starting
+      values is not finite; at the first trace, if the embedding is no matrix, the
+      support set is smaller than `way`, or the system has more than 4096 rows.
+
+  Example:
+    >>> from jsharp import Task
+    >>> algorithm = ridge(lambda w, x: w * x, optax.sgd(0.1), way=2, scale=1.0)
+    >>> batch = Batch(jnp.array([[-1.0], [1.0], [1.0]]), jnp.array([0, 1, 1]))
+    >>> state = algorithm.init(1.0)
+    >>> fitted = algorithm.adapt(state.params, batch)
+    >>> predict_with_ridge(lambda w, x: w * x)(fitted, jnp.array([[2.0]])).round(3)
+    Array([[-0.333,  1.2  ]], dtype=float32)
+    >>> state, _ = algorithm.step(
+    ...   state, jax.tree.map(lambda x: x[None], Task(batch, batch)))
+    >>> bool(state.params.log_penalty < 0)  # The support set itself wants less.
+    True
+  """
+  way = check_count("way", way, minimum=2)
+  for name, value in (("penalty", penalty), ("scale", scale), ("offset", offset)):
+    if not math.isfinite(value) or (name == "penalty" and value <= 0):
+      raise ValueError(
+        f"{name} must be finite, and the penalty positive, got {name}={value!r}; "
+        "leave it out for the default"
+      )
+
+  def prepare(params: Params) -> WithRidge:
+    start = (jnp.asarray(x, float) for x in (math.log(penalty), scale, offset))
+    return WithRidge(params, *start)
+
+  def adapt(params: WithRidge, support: Batch) -> FittedRidge:
+    features = embed(apply_fn, params.params, support.inputs)
+    one_hot = one_hot_labels(support.targets, way, features)
+    weights = ridge_weights(_with_ones(features), one_hot, jnp.exp(params.log_penalty))
+    return FittedRidge(params.params, weights, params.scale, params.offset)
+
+  predict = predict_with_ridge(apply_fn)
+  return bundle(
+    adapt,
+    query_loss_fn or on_query(supervised(predict, cross_entropy)),
+    outer_optimizer,
+    eval_query_loss_fn=eval_query_loss_fn,
+    prepare=prepare,
+    task_chunk=task_chunk,
+  )
+
+
+def predict_with_ridge(apply_fn: ApplyFn) -> ApplyFn:
+  """The prediction function of R2-D2, for the policies and losses.
+
+  Args:
+    apply_fn: the embedding.
+
+  Returns:
+    `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
+    of a `FittedRidge`.
+
+  Example:
+    >>> predict = predict_with_ridge(lambda w, x: w * x)
+    >>> fitted = FittedRidge(2.0, jnp.array([[1.0], [3.0]]), 10.0, 0.5)
+    >>> predict(fitted, jnp.array([[1.0]])).tolist()
+    [[50.5]]
+  """
+
+  def predict(
+    adapted: FittedRidge, inputs: Any, num_statistics: int | None = None
+  ) -> jax.Array:
+    features = _with_ones(embed(apply_fn, adapted.params, inputs, num_statistics))
+    fitted = jnp.matmul(features, adapted.weights, precision="highest")
+    scale, offset = (
+      jnp.asarray(x, fitted.dtype) for x in (adapted.scale, adapted.offset)
+    )
+    return scale * fitted + offset
+
+  return predict
+
+
+def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
+  """The minimiser W of `|X W - Y|^2 + penalty |W|^2`, differentiable in all three.
+
+  Args:
+    features: X, `[n, dim]`.
+    targets: Y, `[n, num_outputs]` of the same dtype.
+    penalty: positive scalar.
+
+  Returns:
+    W, `[dim, num_outputs]`.
+
+  Raises:
+    ValueError: if both `n` and `dim` are above 4096.
+
+  Example:
+    >>> ridge_weights(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [2.0]]), 5.0)
+    Array([[0.5]], dtype=float32)
+  """
+  n, dim = features.shape
+  if min(n, dim) > _MAX_SIDE:
+    raise ValueError(
+      f"ridge regression on {n} support examples of dim {dim} needs a dense system of "
+      f"{min(n, dim)} rows, more than {_MAX_SIDE}; use fewer support examples or a "
+      "smaller embedding"
+    )
+  transposed = features.T
+  left, right = (features, transposed) if n <= dim else (transposed, features)
+  gram = jnp.matmul(left, right, precision="highest")
+  penalty = jnp.asarray(penalty, gram.dtype)
+  system = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
+  if n <= dim:
+    dual = jax.scipy.linalg.solve(system, targets, assume_a="pos")
+    return jnp.matmul(transposed, dual, precision="highest")
+  projected = jnp.matmul(transposed, targets, precision="highest")
+  return jax.scipy.linalg.solve(system, projected, assume_a="pos")
+
+
+def _with_ones(features: jax.Array) -> jax.Array:
+  return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)

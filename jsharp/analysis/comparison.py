@@ -1,0 +1,195 @@
+"""Methods side by side on the same tasks: means, intervals, paired differences.
+
+Two sources of chance have an interval each. *Over tasks*: the test tasks are a sample
+of all tasks; `1.96 * std / sqrt(num_tasks)` of what each task gives on the mean over
+seeds, as in the papers. *Over seeds*: another training run gives other parameters;
+Student's t interval of the runs' means, so that three seeds are not taken for thirty.
+A difference is paired: task by task, and seed by seed, because all methods are
+measured on the same tasks; its interval is usually much the smaller.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+  """A mean and the half-widths of its two 95 % intervals.
+
+  Attributes:
+    mean: over seeds and tasks.
+    over_tasks: half-width for the choice of test tasks.
+    over_seeds: half-width for the choice of training seeds; NaN with a single one.
+  """
+
+  mean: float
+  over_tasks: float
+  over_seeds: float
+
+
+class Row(NamedTuple):
+  """One method of a comparison.
+
+  Attributes:
+    name: of the method.
+    num_seeds: runs.
+    num_tasks: test tasks.
+    value: what was measured.
+    difference: from the baseline, None for the baseline itself.
+  """
+
+  name: str
+  num_seeds: int
+  num_tasks: int
+  value: Interval
+  difference: Interval | None
+
+
+def interval(values: Any) -> Interval:
+  """Mean of runs on tasks, with both intervals.
+
+  Args:
+    values: `[num_seeds, num_tasks]`, at least two tasks.
+
+  Returns:
+    The interval.
+
+  Raises:
+    ValueError: if `values` is not such an array.
+
+  Example:
+    >>> mean, over_tasks, over_seeds = interval([[0.5, 1.0, 0.5], [0.75, 1.0, 0.75]])
+    >>> f"{mean:.3f} {over_tasks:.3f} {over_seeds:.3f}"
+    '0.750 0.245 1.059'
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2:
+    raise ValueError(
+      f"values has shape {values.shape}; expected [num_seeds, num_tasks] with at least "
+      "two tasks"
+    )
+  num_seeds, num_tasks = values.shape
+  by_task, by_seed = values.mean(axis=0), values.mean(axis=1)
+  over_tasks = 1.96 * by_task.std(ddof=1) / math.sqrt(num_tasks)
+  over_seeds = math.nan
+  if num_seeds > 1:
+    from scipy import stats
+
+    quantile = stats.t.ppf(0.975, num_seeds - 1)
+    over_seeds = quantile * by_seed.std(ddof=1) / math.sqrt(num_seeds)
+  return Interval(float(values.mean()), float(over_tasks), float(over_seeds))
+
+
+def compare(
+  results: Mapping[str, Any],
+  *,
+  baseline: str,
+  seeds: Mapping[str, Sequence[int]] | None = None,
+) -> list[Row]:
+  """Sets methods beside a baseline.
+
+  Args:
+    results: per method an array `[num_seeds, num_tasks]`, all on the same tasks.
+    baseline: the method that the others are compared with.
+    seeds: per method the seeds of its rows; the same ones in the same order if None. A
+      method with fewer is compared with the baseline's runs of its own seeds.
+
+  Returns:
+    A row per method, in the order given.
+
+  Raises:
+    ValueError: if the baseline is not among them, or a method was measured on another
+      number of tasks or with a seed that the baseline has not.
+
+  Example:
+    >>> rows = compare(
+    ...   {"maml": [[0.5, 0.7, 0.9]], "anil": [[0.6, 0.8, 1.0]]}, baseline="maml")
+    >>> difference = rows[1].difference
+    >>> f"{difference.mean:.2f} ± {difference.over_tasks:.2f}"
+    '0.10 ± 0.00'
+  """
+  if baseline not in results:
+    raise ValueError(
+      f"baseline {baseline!r} is not among the methods {', '.join(results)}"
+    )
+  arrays = {name: np.asarray(values, np.float64) for name, values in results.items()}
+  rows = []
+  for name, values in arrays.items():
+    reference = arrays[baseline]
+    if seeds is not None:
+      known = list(seeds[baseline])
+      if missing := set(seeds[name]) - set(known):
+        raise ValueError(
+          f"{name!r} has seeds {sorted(missing)}, the baseline {baseline!r} has "
+          f"{known}; a paired comparison needs the same ones"
+        )
+      reference = reference[[known.index(seed) for seed in seeds[name]]]
+    if values.shape != reference.shape:
+      raise ValueError(
+        f"{name!r} has {values.shape} seeds and tasks, the baseline {baseline!r} has "
+        f"{reference.shape}; a paired comparison needs the same ones"
+      )
+    rows.append(
+      Row(
+        name,
+        len(values),
+        values.shape[1],
+        interval(values),
+        None if name == baseline else interval(values - reference),
+      )
+    )
+  return rows
+
+
+def markdown(
+  rows: list[Row], *, measure: str = "accuracy, %", scale: float = 100
+) -> str:
+  """The comparison as a Markdown table.
+
+  Args:
+    rows: from `compare`.
+    measure: the head of the column.
+    scale: what the values are multiplied by; 100 for percent.
+
+  Returns:
+    The lines of the table; "± tasks" and "± seeds" are the half-widths. A difference
+    is set in bold if both its intervals leave out zero.
+
+  Example:
+    >>> rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline="a")
+    >>> print(markdown(rows))
+    | method | seeds | accuracy, % | ± tasks | ± seeds | minus a | ± tasks | ± seeds |
+    |---|---|---|---|---|---|---|---|
+    | a | 1 | 60.00 | 19.60 | | | | |
+    | b | 1 | 75.00 | 29.40 | | +15.00 | 9.80 | |
+  """
+
+  def width(half: float) -> str:
+    return "" if math.isnan(half) else f"{scale * half:.2f}"
+
+  baseline = next(row.name for row in rows if row.difference is None)
+  lines = [
+    f"| method | seeds | {measure} | ± tasks | ± seeds | minus {baseline} | ± tasks "
+    "| ± seeds |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    value, other = row.value, row.difference
+    cells = [
+      row.name,
+      str(row.num_seeds),
+      f"{scale * value.mean:.2f}",
+      width(value.over_tasks),
+      width(value.over_seeds),
+    ]
+    if other is None:
+      cells += ["", "", ""]
+    else:
+      difference = f"{scale * other.mean:+.2f}"
+      if all(abs(other.mean) > half for half in other[1:]):  # never with one seed
+        difference = f"**{difference}**"
+      cells += [difference, width(other.over_tasks), width(other.over_seeds)]
+    lines.append("".join(f"| {cell} ".replace("|  ", "| ") for cell in cells) + "|")
+  return "\n".join(lines)

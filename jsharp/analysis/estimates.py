@@ -1,0 +1,89 @@
+"""What the measures of sharpness share: estimates, and random vectors to probe with."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jsharp.types import Params
+
+Loss = Callable[[Params], jax.Array]
+"""`loss(params) -> scalar`."""
+
+
+class Estimate(NamedTuple):
+  """A mean over random samples.
+
+  Attributes:
+    value: the mean.
+    standard_error: of the mean, from the spread of the samples.
+  """
+
+  value: float
+  standard_error: float
+
+
+def mean_estimate(samples: Sequence[float]) -> Estimate:
+  """The mean of independent samples.
+
+  Args:
+    samples: at least two.
+
+  Returns:
+    The mean and its standard error.
+
+  Example:
+    >>> mean_estimate([1.0, 3.0])
+    Estimate(value=2.0, standard_error=1.0)
+  """
+  error = np.std(samples, ddof=1) / math.sqrt(len(samples))
+  return Estimate(float(np.mean(samples)), float(error))
+
+
+def as_partial(loss: Callable[..., Any]) -> Any:
+  """A function as a pytree, so that it can be an argument of compiled code.
+
+  Args:
+    loss: any function; a `jax.tree_util.Partial` stays what it is.
+
+  Returns:
+    A `jax.tree_util.Partial`.
+
+  Example:
+    >>> as_partial(abs)(-2.0)
+    2.0
+  """
+  return loss if isinstance(loss, Partial) else Partial(loss)
+
+
+def random_like(
+  draw: Callable[..., jax.Array], key: jax.Array, params: Params
+) -> Params:
+  """Random numbers in the shapes of the parameters.
+
+  Args:
+    draw: `draw(key, shape, dtype)`, such as `jax.random.normal`; it draws float32.
+    key: of all numbers, which are drawn at once.
+    params: gives structure, shapes and dtypes; at least one leaf.
+
+  Returns:
+    A pytree like `params`.
+
+  Example:
+    >>> random_like(jax.random.normal, jax.random.key(0), {"w": jnp.ones(3)})["w"].shape
+    (3,)
+  """
+  leaves, structure = jax.tree.flatten(params)
+  ends = np.cumsum([leaf.size for leaf in leaves])
+  # One draw: a generator for every leaf would take seconds to compile.
+  numbers = draw(key, (int(ends[-1]),), jnp.float32)
+  parts = jnp.split(numbers, ends[:-1])
+  drawn = [
+    part.reshape(leaf.shape).astype(leaf.dtype)
+    for part, leaf in zip(parts, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, drawn)

@@ -1,0 +1,138 @@
+"""The meta-objective on fixed tasks, as a function of the parameters to take apart.
+
+What measures a loss surface wants a `loss(params)`. Here it is a
+`jax.tree_util.Partial` that carries the tasks: its arrays are arguments of compiled
+code and no constants in it, and two sets of tasks of one shape share one compilation.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+from jsharp.objectives import over_tasks
+from jsharp.sam import vectors
+from jsharp.types import Metrics, Params, TaskLossFn
+
+_MAX_KEPT = 16  # Functions made before, so that they are compiled once.
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def one_task(evaluate: Callable[[Params, Any], Metrics]) -> TaskLossFn:
+  """Turns an evaluation of many tasks into the loss of one.
+
+  Args:
+    evaluate: `evaluate(params, tasks) -> metrics`, each `[num_tasks]`, as in
+      `jsharp.MetaAlgorithm`: what it calls `"loss"` is the loss.
+
+  Returns:
+    `task_loss_fn(params, task) -> (loss, metrics)`, the same object for the same
+    `evaluate`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> task_loss_fn = one_task(lambda w, tasks: {"loss": w * tasks})
+    >>> float(task_loss_fn(2.0, jnp.array(3.0))[0])
+    6.0
+  """
+
+  def task_loss_fn(params: Params, task: Any) -> tuple[jax.Array, Metrics]:
+    metrics = evaluate(params, jax.tree.map(lambda x: x[None], task))
+    only = {name: value[0] for name, value in metrics.items()}
+    return only["loss"], only
+
+  return task_loss_fn
+
+
+def meta_objective(
+  task_loss_fn: TaskLossFn, tasks: Any, *, chunk: int | None = None
+) -> Callable[[Params], jax.Array]:
+  """The mean of a task loss over fixed tasks, with the memory of one chunk.
+
+  So has its gradient, which is the mean of per-task gradients, and the Hessian's
+  products with vectors: a derivative goes through the tasks chunk by chunk and not
+  backwards through all of them. Through MAML's inner loop a Hessian is a third
+  derivative of the network's loss; everything in `jsharp.nn` has one.
+
+  Args:
+    task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`, such as
+      `one_task(algorithm.evaluate)` or `jsharp.after_adaptation(...)`.
+    tasks: a pytree with leading axes `[num_tasks, ...]`.
+    chunk: how many tasks are batched at a time, see `jsharp.over_tasks`.
+
+  Returns:
+    `loss(params) -> scalar`, to be differentiated with respect to `params`, any
+    number of times.
+
+  Raises:
+    ValueError: from the loss, if the arrays of `tasks` differ in their leading axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> square = lambda w, task: ((w - task) ** 2, {})
+    >>> loss = meta_objective(square, jnp.array([0.0, 2.0]))
+    >>> slope = jax.grad(loss)
+    >>> float(loss(2.0)), float(slope(2.0)), float(jax.grad(slope)(2.0))
+    (2.0, 2.0, 2.0)
+  """
+  return Partial(_mean(task_loss_fn, chunk), tasks)
+
+
+def per_task(
+  task_loss_fn: TaskLossFn, tasks: Any, *, chunk: int | None = None
+) -> Callable[[Params], Metrics]:
+  """The metrics of every one of a list of fixed tasks.
+
+  Args:
+    task_loss_fn: as for `meta_objective`.
+    tasks: as for `meta_objective`.
+    chunk: as for `meta_objective`.
+
+  Returns:
+    `measure(params) -> metrics`, each `[num_tasks, ...]`, the loss among them as
+    `"loss"`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> square = lambda w, task: ((w - task) ** 2, {})
+    >>> per_task(square, jnp.array([0.0, 2.0]))(2.0)["loss"].tolist()
+    [4.0, 0.0]
+  """
+  return Partial(_each(task_loss_fn, chunk), tasks)
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def _mean(task_loss_fn: TaskLossFn, chunk: int | None) -> Callable[..., jax.Array]:
+  def task_loss(params: Params, task: Any) -> jax.Array:
+    return task_loss_fn(params, task)[0]
+
+  value_fn = over_tasks(lambda params, task: (task_loss(params, task), ()), chunk=chunk)
+  gradient_fn = over_tasks(
+    lambda params, task: (jax.value_and_grad(task_loss)(params, task), ()), chunk=chunk
+  )
+
+  def loss(tasks: Any, params: Params) -> jax.Array:
+    @jax.custom_jvp
+    def at(params: Params) -> jax.Array:
+      return value_fn(params, tasks)[0]
+
+    @at.defjvp
+    def at_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+      (value, grads), _ = gradient_fn(primals[0], tasks)
+      return value, vectors.inner_product(grads, tangents[0]).astype(value.dtype)
+
+    return at(params)
+
+  return loss
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def _each(task_loss_fn: TaskLossFn, chunk: int | None) -> Callable[..., Metrics]:
+  def measured(params: Params, task: Any) -> tuple[Any, Metrics]:
+    loss, metrics = task_loss_fn(params, task)
+    return (), {"loss": loss, **metrics}
+
+  each_fn = over_tasks(measured, chunk=chunk)
+  return lambda tasks, params: each_fn(params, tasks)[1]

@@ -1,0 +1,121 @@
+"""Where a trajectory of checkpoints runs in the plane of a loss landscape."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jsharp.checks import check_count
+from jsharp.types import Params
+
+
+class Projection(NamedTuple):
+  """Points of parameter space in the coordinates of a plane.
+
+  Attributes:
+    coordinates: `[num_points, 2]` float64, those of the nearest point of the plane.
+    explained: `[num_points]`, which share of the squared distance from the centre
+      lies in the plane; 1 at the centre itself.
+  """
+
+  coordinates: np.ndarray
+  explained: np.ndarray
+
+
+class PrincipalDirections(NamedTuple):
+  """The plane that lies nearest to a trajectory.
+
+  Attributes:
+    first: the direction with the largest share, of length 1, a pytree.
+    second: the one after it.
+    explained: `[2]`, the share of the summed squared distances along each.
+  """
+
+  first: Params
+  second: Params
+  explained: np.ndarray
+
+
+def project(
+  trajectory: Sequence[Params], params: Params, first: Params, second: Params
+) -> Projection:
+  """Puts checkpoints onto the plane of a landscape, by least squares.
+
+  A plane of random directions explains next to nothing of a trajectory, and its picture
+  there says little: look at `explained`, or take the plane of `principal_directions`.
+
+  Args:
+    trajectory: pytrees like `params`.
+    params: the centre of the plane.
+    first: a direction.
+    second: another one, not parallel to it.
+
+  Returns:
+    The coordinates and which share of the way they show.
+
+  Raises:
+    ValueError: if the directions are parallel or one of them is zero.
+
+  Example:
+    >>> found = project([jnp.array([5.0, 2.0, 2.0])], jnp.array([2.0, 0.0, 2.0]),
+    ...   jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 1.0, 0.0]))
+    >>> found.coordinates.round(6).tolist(), found.explained.round(6).tolist()
+    ([[1.0, 2.0]], [1.0])
+  """
+  centre, plane = _flat(params), np.stack([_flat(first), _flat(second)])
+  if np.linalg.matrix_rank(plane) < 2:
+    raise ValueError(
+      "first and second span no plane, one of them is zero or they are parallel; draw "
+      "second with orthogonal_to=first"
+    )
+  away = np.stack([_flat(point) - centre for point in trajectory])
+  coordinates = np.linalg.lstsq(plane.T, away.T, rcond=None)[0].T
+  within = ((coordinates @ plane) ** 2).sum(1)
+  whole = (away**2).sum(1)
+  share = np.where(whole == 0, 1.0, within / np.where(whole == 0, 1, whole))
+  return Projection(coordinates, share)
+
+
+def principal_directions(
+  trajectory: Sequence[Params], params: Params
+) -> PrincipalDirections:
+  """The two directions that explain most of a trajectory's distances from its end.
+
+  They are not filter-normalised: coordinates are distances in parameter space.
+
+  Args:
+    trajectory: at least two pytrees like `params`.
+    params: the point that the directions start from, usually the last one.
+
+  Returns:
+    Two orthogonal unit directions and the shares that they explain.
+
+  Raises:
+    ValueError: if there are fewer than two points, or all lie on one line.
+
+  Example:
+    >>> points = [jnp.array([3.0, 0.0, 0.0]), jnp.array([0.0, 1.0, 0.0])]
+    >>> found = principal_directions(points, jnp.zeros(3))
+    >>> abs(found.first).tolist(), found.explained.tolist()
+    ([1.0, 0.0, 0.0], [0.9, 0.1])
+  """
+  check_count("len(trajectory)", len(trajectory), minimum=2)
+  centre, unravel = ravel_pytree(params)
+  away = np.stack([_flat(point) - _flat(params) for point in trajectory])
+  _, sizes, rows = np.linalg.svd(away, full_matrices=False)
+  if not sizes[1] > 1e-9 * sizes[0]:
+    raise ValueError(
+      "trajectory lies on one line through params, which spans no plane; give points "
+      "that leave it"
+    )
+  first, second = (unravel(jnp.asarray(row, centre.dtype)) for row in rows[:2])
+  return PrincipalDirections(first, second, sizes[:2] ** 2 / (sizes**2).sum())
+
+
+def _flat(tree: Params) -> np.ndarray:
+  return np.concatenate(
+    [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)]
+  )

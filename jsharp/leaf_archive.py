@@ -1,0 +1,144 @@
+"""The files of checkpoints: leaves to bytes and back, every digest compared.
+
+A file holds one `.npy` member per leaf, named by its place in the tree
+(`params/conv_0/kernel`), so that `numpy.load` opens it anywhere, and
+`metadata.json`: the step, the caller's record, and shape, dtype and SHA-256 of
+every leaf; `metadata.sha256` is the digest of that. Nothing is pickled. Types that
+NumPy does not have (bfloat16) are stored as unsigned integers of their width.
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FORMAT = 1
+
+
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+  """The leaves of a tree as arrays, by their place in it."""
+  named: dict[str, np.ndarray] = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    name = _name(path)
+    array = np.asarray(_without_key_type(leaf))
+    if not _is_known(array.dtype):
+      raise ValueError(f"leaf '{name}' ({array.dtype}) is no array of numbers")
+    if name in named:
+      raise ValueError(f"two leaves are called '{name}'; rename one of them")
+    named[name] = array
+  return named
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/") or "leaf"
+
+
+def _without_key_type(leaf: Any) -> Any:
+  """The numbers of a typed random key (some optimizers carry one)."""
+  is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  )
+  return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _is_known(dtype: np.dtype) -> bool:
+  """Whether the dtype's name says everything about it."""
+  try:
+    return not dtype.hasobject and jnp.dtype(dtype.name) == dtype
+  except TypeError:
+    return False
+
+
+def _digest(array: np.ndarray) -> str:
+  return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def to_bytes(step: int, arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> bytes:
+  """The content of a file."""
+  leaves = {}
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    for name, array in arrays.items():
+      leaves[name] = {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "sha256": _digest(array),
+      }
+      # NumPy would write an extension type such as bfloat16 as opaque bytes.
+      is_numpy_type = array.dtype.isbuiltin == 1
+      stored = array if is_numpy_type else array.view(f"u{array.dtype.itemsize}")
+      with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, stored, allow_pickle=False)
+    metadata = json.dumps(
+      {"format": FORMAT, "step": step, "leaves": leaves, "extra": extra}
+    ).encode()
+    archive.writestr("metadata.json", metadata)
+    archive.writestr("metadata.sha256", hashlib.sha256(metadata).hexdigest())
+  return buffer.getvalue()
+
+
+def from_bytes(
+  content: bytes, step: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Reads and verifies a file; any exception means that it is damaged.
+
+  Of a file in a format that is not ours only the metadata are read.
+  """
+  arrays = {}
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    text = archive.read("metadata.json")
+    if hashlib.sha256(text).hexdigest().encode() != archive.read("metadata.sha256"):
+      raise ValueError("the digest of metadata.json differs")
+    metadata = json.loads(text)
+    if metadata["format"] != FORMAT:
+      return metadata, {}
+    if metadata["step"] != step:
+      raise ValueError(f"it holds step {metadata['step']}, its name says {step}")
+    for name, expected in metadata["leaves"].items():
+      try:
+        member = io.BytesIO(archive.read(f"{name}.npy"))
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        array = array.view(jnp.dtype(expected["dtype"]))
+      except Exception as error:
+        raise ValueError(f"leaf '{name}' is unreadable: {error}") from error
+      if _digest(array) != expected["sha256"] or list(array.shape) != expected["shape"]:
+        raise ValueError(f"the digest of leaf '{name}' differs")
+      arrays[name] = array
+  return metadata, arrays
+
+
+def fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
+  """Puts the arrays into the template's structure, each leaf compared with it."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+  names = [_name(place) for place, _ in leaves]
+  if set(names) != set(arrays):
+    raise ValueError(
+      f"{path} does not fit this program: it has {sorted(set(arrays) - set(names))} "
+      f"where {sorted(set(names) - set(arrays))} is expected; use the settings that "
+      "it was saved with"
+    )
+  filled: list[Any] = []
+  for name, (_, expected) in zip(names, leaves, strict=True):
+    array, data = arrays[name], _without_key_type(expected)
+    dtype = data.dtype if hasattr(data, "dtype") else np.asarray(data).dtype
+    if array.shape != np.shape(data) or array.dtype != dtype:
+      raise ValueError(
+        f"{path} does not fit this program: leaf '{name}' is {array.dtype.name}"
+        f"{list(array.shape)}, expected {dtype.name}{list(np.shape(data))}; use the "
+        "settings that it was saved with"
+      )
+    if not isinstance(expected, jax.Array | jax.ShapeDtypeStruct):
+      filled.append(array)
+      continue
+    # A copy: JAX may otherwise share, and later donate, memory that NumPy owns.
+    leaf = jnp.array(array, copy=True)
+    if isinstance(expected, jax.Array) and data is not expected:
+      leaf = jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(expected))
+    filled.append(leaf)
+  return jax.tree_util.tree_unflatten(structure, filled)

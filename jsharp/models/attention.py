@@ -1,0 +1,255 @@
+"""A transformer that reads a support set and predicts query examples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jsharp.checks import check_count
+
+_EXPANSION = 4  # Hidden width of a block's network, in units of its width.
+_EPSILON = 1e-6
+
+
+class AttentionLearner(nn.Module):
+  """A learner whose learning is its forward pass: attention over the support set.
+
+  Every example is one token: its embedding joined with its target and a flag that the
+  target is known; for a query example both are zero. Then blocks of attention and of
+  a two-layer GELU network, each behind a layer normalisation and beside a shortcut; a
+  last normalisation and a linear head on the query tokens.
+
+  Support tokens attend to the support set; a query token attends to the support set
+  and to itself, never to another query example. There are no positions. So the order
+  of the support set changes nothing, and a prediction does not depend on the other
+  query examples unless the embedding's normalisation brings them in.
+
+  After SNAIL (Mishra, Rohaninejad, Chen, Abbeel 2018, arXiv 1707.03141), which is
+  another network: a causal sequence with the query example at its end, read by dilated
+  temporal convolutions between the attention layers.
+
+  Attributes:
+    embedding: a module `embedding(inputs) -> [num_examples, dim]`, such as
+      `Conv4(num_outputs=None)`, or `MLP((40, 40))` for the sinusoid.
+    num_outputs: size of the output vector: the way of a classification task, the
+      number of target values of a regression.
+    width: size of a token.
+    num_layers: number of blocks.
+    num_heads: attention heads of each; they share the width.
+
+  Example:
+    >>> from jsharp.models.mlp import MLP
+    >>> model = AttentionLearner(MLP((8,)), num_outputs=2, width=8, num_heads=2)
+    >>> support, labels = jnp.ones([4, 3]), jnp.array([0, 0, 1, 1])
+    >>> variables = model.init(jax.random.key(0), support, labels, support)
+    >>> model.apply(variables, support, labels, jnp.ones([5, 3])).shape
+    (5, 2)
+  """
+
+  embedding: nn.Module
+  num_outputs: int
+  width: int = 64
+  num_layers: int = 2
+  num_heads: int = 4
+
+  @nn.compact
+  def __call__(
+    self,
+    support_inputs: jax.Array,
+    support_targets: jax.Array,
+    query_inputs: jax.Array,
+    num_statistics: int | None = None,
+  ) -> jax.Array:
+    """Predicts query examples from a support set.
+
+    The two sets are embedded one after the other, each as its own normalisation batch.
+
+    Args:
+      support_inputs: `[num_support, ...]`.
+      support_targets: `[num_support]` integer labels in `[0, num_outputs)`, or
+        `[num_support, ...]` float targets.
+      query_inputs: `[num_query, ...]`.
+      num_statistics: if given, the embedding normalises the query inputs by the
+        statistics of the first `num_statistics` of them only.
+
+    Returns:
+      `[num_query, num_outputs]`.
+
+    Raises:
+      ValueError: if the sizes do not fit each other.
+    """
+    self._check()
+    support = self.embedding(support_inputs)
+    extra = () if num_statistics is None else (num_statistics,)
+    query = self.embedding(query_inputs, *extra)
+    if support.ndim != 2:
+      raise ValueError(
+        "AttentionLearner: embedding must give [num_examples, dim]; got "
+        f"{support.shape}. Flatten each example to one vector."
+      )
+    known = _known(support_targets, support, self.num_outputs)
+    unknown = jnp.zeros((len(query), known.shape[1]), query.dtype)
+    token = _dense(self.width, "token", support.dtype)
+    support = token(jnp.concatenate([support, known], axis=1))
+    query = token(jnp.concatenate([query, unknown], axis=1))
+    for layer in range(self.num_layers):
+      block = _Block(self.num_heads, name=f"block_{layer}")
+      support, query = block(support, query)
+    query = _LayerNorm(name="norm")(query)
+    return _dense(self.num_outputs, "head", query.dtype)(query)
+
+  def _check(self):
+    for name in ("num_outputs", "width", "num_layers", "num_heads"):
+      check_count(f"AttentionLearner: {name}", getattr(self, name))
+    if self.width % self.num_heads:
+      raise ValueError(
+        f"AttentionLearner: width must be a multiple of num_heads={self.num_heads}; "
+        f"got {self.width}."
+      )
+
+
+class _Block(nn.Module):
+  """Attention and a two-layer network, both behind layer normalisation."""
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, support, query):
+    width, dtype = support.shape[-1], support.dtype
+    attention = _Attention(self.num_heads, name="attention")
+    normalise = _LayerNorm(name="norm_0")
+    by_support, by_query = attention(normalise(support), normalise(query))
+    normalise = _LayerNorm(name="norm_1")
+    up = _dense(_EXPANSION * width, "up", dtype)
+    down = _dense(width, "down", dtype)
+
+    def finish(x, attended):
+      x = x + attended
+      return x + down(nn.gelu(up(normalise(x))))
+
+    return finish(support, by_support), finish(query, by_query)
+
+
+class _Attention(nn.Module):
+  """Multi-head attention to the support set; a query token sees itself as well."""
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, support, query):
+    width, dtype = support.shape[-1], support.dtype
+    shape = (self.num_heads, width // self.num_heads)
+    parts = {name: _dense(width, name, dtype) for name in ("ask", "key", "value")}
+    out = _dense(width, "out", dtype)
+
+    def heads(name, x):
+      return parts[name](x).reshape(len(x), *shape)
+
+    def scores(asking, keys):
+      return jnp.einsum("qhd,khd->hqk", asking, keys) / shape[1] ** 0.5
+
+    keys, values = heads("key", support), heads("value", support)
+    weights = jax.nn.softmax(scores(heads("ask", support), keys))
+    by_support = jnp.einsum("hqk,khd->qhd", weights, values)
+
+    asking, own_values = heads("ask", query), heads("value", query)
+    own = jnp.einsum("qhd,qhd->hq", asking, heads("key", query)) / shape[1] ** 0.5
+    weights = jax.nn.softmax(
+      jnp.concatenate([scores(asking, keys), own[..., None]], axis=-1)
+    )
+    by_query = jnp.einsum("hqk,khd->qhd", weights[..., :-1], values)
+    by_query += weights[..., -1].T[..., None] * own_values
+    return out(by_support.reshape(-1, width)), out(by_query.reshape(-1, width))
+
+
+def as_learner_functions(
+  module: nn.Module,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Turns a module that reads a support set into two functions.
+
+  Args:
+    module: called as `module(support_inputs, support_targets, query_inputs)`, and with
+      `num_statistics` as a fourth argument if its normalisation can be told which
+      query rows to take its statistics from.
+
+  Returns:
+    `init_fn(key, support_inputs, support_targets, query_inputs) -> params` and
+    `apply_fn(params, support_inputs, support_targets, query_inputs,
+    num_statistics=None) -> outputs`.
+
+  Raises:
+    ValueError: `init_fn` raises it if the module has state besides its parameters.
+
+  Example:
+    >>> from jsharp.models.mlp import MLP
+    >>> module = AttentionLearner(MLP((8,)), num_outputs=1, width=8, num_heads=2)
+    >>> init_fn, apply_fn = as_learner_functions(module)
+    >>> x, y = jnp.ones([4, 1]), jnp.ones([4, 1])
+    >>> apply_fn(init_fn(jax.random.key(0), x, y, x), x, y, jnp.ones([5, 1])).shape
+    (5, 1)
+  """
+
+  def init_fn(key, support_inputs, support_targets, query_inputs):
+    variables = module.init(key, support_inputs, support_targets, query_inputs)
+    if extra := variables.keys() - {"params"}:
+      raise ValueError(
+        f"{type(module).__name__} has state {sorted(extra)} besides its parameters; "
+        "use layers without state, such as jsharp.nn.BatchNorm."
+      )
+    return variables["params"]
+
+  def apply_fn(
+    params, support_inputs, support_targets, query_inputs, num_statistics=None
+  ):
+    extra = () if num_statistics is None else (num_statistics,)
+    return module.apply(
+      {"params": params}, support_inputs, support_targets, query_inputs, *extra
+    )
+
+  return init_fn, apply_fn
+
+
+def _known(targets, support, num_outputs):
+  """Targets as features `[num_support, ...]`, with a last column of ones."""
+  targets = jnp.asarray(targets)
+  integer = jnp.issubdtype(targets.dtype, jnp.integer)
+  if (
+    targets.shape[:1] != support.shape[:1]
+    or (integer and targets.ndim != 1)
+    or not (integer or jnp.issubdtype(targets.dtype, jnp.floating))
+  ):
+    raise ValueError(
+      "AttentionLearner: support_targets must be integer labels [num_support] or "
+      f"float targets [num_support, ...] for {len(support)} support examples; got "
+      f"{targets.dtype} {targets.shape}."
+    )
+  if integer:
+    features = jax.nn.one_hot(targets, num_outputs, dtype=support.dtype)
+  else:
+    features = targets.reshape(len(targets), -1).astype(support.dtype)
+  return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
+
+
+def _dense(features, name, dtype):
+  return nn.Dense(
+    features, name=name, kernel_init=nn.initializers.glorot_uniform(), param_dtype=dtype
+  )
+
+
+class _LayerNorm(nn.Module):
+  """Normalises every token by its own mean and variance.
+
+  Flax's layer takes the variance from a difference of means of squares by default, and
+  does not take double precision under strict promotion.
+  """
+
+  @nn.compact
+  def __call__(self, x):
+    channels = (x.shape[-1],)
+    scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
+    offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
+    x = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x).mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(variance + _EPSILON) * scale[None] + offset[None]

@@ -1,0 +1,334 @@
+"""The landscape program: files, resuming, the table, refusals."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import pathlib
+import shutil
+import signal
+import tempfile
+import types
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from experiments import (
+  landscape,
+  landscape_parts,
+  landscape_runs,
+  landscape_session,
+  methods,
+  omniglot,
+  program,
+  session,
+)
+from jsharp import analysis, models, stop_signal
+from jsharp.checkpoint import Checkpoints
+from tests import toy_runs
+
+TRAINING = (
+  "--dataset=characters",
+  "--model=mlp",
+  "--image_size=8",
+  "--algorithm=protonet",
+  "--way=2",
+  "--num_tasks=2",
+  "--num_steps=2",
+  "--query_shot=3",
+  "--compilation_cache_dir=",
+)
+MEASURING = (
+  "--num_tasks=3",
+  "--grid=3",
+  "--extent=0.5",
+  "--trace_samples=2",
+  "--average_samples=2",
+  "--hessian_steps=2",
+  "--radii=",
+  "--adaptive_radii=",
+  "--average_radii=",
+  "--gap_tasks=3",
+  "--compilation_cache_dir=",
+)
+NAMES = ("loss", "accuracy")
+EVALUATE = jax.jit(lambda function, params: function(params))
+
+
+def untrained(algorithm, params, sample_tasks, data, *, run, **_):
+  """In place of `jsharp.training.train`: leaves what a run of two steps leaves."""
+  state = algorithm.init(params)
+  checkpoints = Checkpoints(run.path / "checkpoints")
+  checkpoints.save(2, state, extra={})
+  checkpoints.save_best(2, state.params, extra={"score": 0.0})
+  return types.SimpleNamespace(
+    state=state._replace(step=2), best_step=2, interrupted=False, tasks_per_second=1.0
+  )
+
+
+def build(settings):
+  parts = omniglot.build(settings)
+  return dataclasses.replace(parts, test=lambda trained, stop: {"num_eval_tasks": 2})
+
+
+@functools.cache
+def finished():
+  """The directory of a run, as the program writes it, which the tests only read."""
+  directory = tempfile.TemporaryDirectory()
+  values = flags.FlagValues()
+  omniglot.define_flags(values)
+  values(["omniglot", *TRAINING, f"--run_dir={directory.name}/run"])
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    contextlib.redirect_stdout(io.StringIO()),
+    mock.patch.object(session, "train", untrained),
+  ):
+    assert program.run("omniglot", omniglot.define_flags, build, values) == 0
+  return directory
+
+
+def measure(runs, out, *arguments):
+  """Returns exit code, standard output and standard error."""
+  values = flags.FlagValues()
+  landscape.define_flags(values)
+  values(
+    ["landscape", f"--runs={','.join(map(str, runs))}", f"--out={out}", *arguments]
+  )
+  stdout, stderr = io.StringIO(), io.StringIO()
+  with (
+    contextlib.redirect_stdout(stdout),
+    contextlib.redirect_stderr(stderr),
+    jax.numpy_dtype_promotion("standard"),
+  ):
+    code = landscape.run(values)
+  return code, stdout.getvalue(), stderr.getvalue()
+
+
+class LandscapeTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    self.run = pathlib.Path(finished().name) / "run"
+
+  def sibling(self, name, scale=1.0, params=None, **changes):
+    """A copy of the run with other flags and other best parameters."""
+    path = self.root / name
+    shutil.copytree(self.run, path)
+    lines = (path / "flags.txt").read_text().splitlines()
+    kept = [x for x in lines if x.lstrip("-").split("=")[0] not in changes]
+    kept += [f"--{key}={value}" for key, value in changes.items()]
+    (path / "flags.txt").write_text("\n".join(kept) + "\n")
+    if scale != 1:
+      params = jax.tree.map(lambda x: x * scale, self.load().params)
+    if params is not None:
+      Checkpoints(path / "checkpoints").save_best(2, params, extra={"score": 0.0})
+    return path
+
+  def maml(self):
+    """A copy of the run that passes for one of MAML."""
+    flags = {"algorithm": "maml", "num_eval_inner_steps": 1, "inner_lr": 0.1}
+    init_fn, _ = models.as_functions(models.MLP((256, 128, 64, 64, 2), normalize=True))
+    params = jax.jit(init_fn)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return self.sibling("maml", params=params, **flags)
+
+  def load(self, path=None, **changes):
+    """What is measured of the run."""
+    (run,) = landscape_runs.read([str(path or self.run)])
+    options = {"data_dir": None, "checkpoint": "best", "split": "test", "seed": 0}
+    options |= {"num_tasks": 3, "objective": "meta", "task_chunk": None, **changes}
+    with jax.numpy_dtype_promotion("standard"):
+      return landscape_parts.load(run, options)
+
+  def centre_losses(self, path=None, **changes):
+    """The objective of each task at the trained parameters."""
+    parts = self.load(path, **changes)
+    with jax.numpy_dtype_promotion("standard"):
+      return np.asarray(EVALUATE(parts.metrics, parts.params)["loss"])
+
+  def test_pictures_table_and_resuming(self):
+    runs = [self.run, self.sibling("b", 0.5, seed=1), self.sibling("c", 2.0, seed=2)]
+    whole, cut = self.root / "whole", self.root / "cut"
+    code, out, err = measure(runs, whole, *MEASURING)
+    self.assertEqual(code, 0, err)
+    for name in ("contours.png", "surfaces.png", "sharpness.md", "sharpness.json"):
+      self.assertTrue((whole / name).exists(), name)
+      self.assertIn(name, out)
+
+    with self.subTest("numbers"):
+      arrays = np.load(whole / "landscape.npz")
+      self.assertEqual(arrays["loss"].shape, (3, 3, 3))
+      self.assertEqual(arrays["runs"][1], "protonet, seed 1")
+      np.testing.assert_allclose(arrays["axis"], [-0.5, 0, 0.5])
+      found = json.loads((whole / "sharpness.json").read_text())
+      first, _, last = found["runs"]
+      gap = first["gap"]
+      self.assertAlmostEqual(gap["loss_gap"], gap["train_loss"] - gap["test_loss"])
+      self.assertNotEqual(first["trace"], last["trace"])
+      tau = found["rank_correlations"]["trace"]["accuracy_gap"]
+      self.assertEqual(tau["num_runs"], 3)
+      self.assertIn("| largest eigenvalue |", out)
+      self.assertIn("Kendall's tau-b over 3 runs", out)
+
+    with self.subTest("centre"):
+      np.testing.assert_allclose(
+        arrays["loss"][0, 1, 1], self.centre_losses().mean(), rtol=1e-5
+      )
+
+    with self.subTest("resuming"):
+      code, _, err = self.interrupted(runs, cut)
+      self.assertEqual(code, 143)
+      self.assertIn("go on with the same command", err)
+      records = (cut / "metrics.jsonl").read_text()
+      self.assertLen(records.splitlines(), 2)
+      with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"run": 0, "row": 2, "lo')  # A kill while writing.
+      self.assertEqual(measure(runs, cut, *MEASURING)[0], 0)
+      again = np.load(cut / "landscape.npz")
+      for name in NAMES:
+        np.testing.assert_array_equal(again[name], arrays[name])
+      for name in ("runs", "rank_correlations"):
+        after = json.loads((cut / "sharpness.json").read_text())
+        self.assertEqual(after[name], found[name])
+
+    with (
+      self.subTest("drawing again computes nothing"),
+      mock.patch.object(landscape_parts, "load", side_effect=AssertionError),
+    ):
+      self.assertEqual(measure(runs, whole, *MEASURING, "--ceiling=2")[0], 0)
+    with self.subTest("other settings are refused"):
+      code, _, err = measure(runs, whole, *MEASURING, "--seed=5")
+      self.assertEqual(code, 2)
+      self.assertRegex(err, "--out=.*other settings")
+      self.assertIn("seed: 0 there, 5 now", err)
+
+  def interrupted(self, runs, out):
+    """A start that gets a SIGTERM while it computes its second row."""
+    surface, calls = analysis.surface, []
+
+    def counting(*arguments, **options):
+      calls.append(1)
+      if len(calls) == 2:
+        signal.raise_signal(signal.SIGTERM)
+      return surface(*arguments, **options)
+
+    with mock.patch.object(analysis, "surface", counting):
+      return measure(runs, out, *MEASURING)
+
+  def test_lines_around_adapted_parameters(self):
+    arguments = ("--objective=adapted", "--dimensions=1", "--nomeasure")
+    run, out = self.maml(), self.root / "out"
+    code, stdout, err = measure([run], out, *MEASURING, *arguments)
+    self.assertEqual(code, 0, err)
+    self.assertTrue((out / "lines.png").exists())
+    self.assertNotIn("sharpness", stdout)
+    arrays = np.load(out / "landscape.npz")
+    self.assertEqual(arrays["loss"].shape, (1, 3, 3))
+    # At the centre it is the meta-objective itself.
+    losses = self.centre_losses(run)
+    np.testing.assert_allclose(arrays["loss"][0, 1], losses, rtol=1e-3)
+    before = self.centre_losses(run, objective="task")
+    self.assertFalse(np.allclose(before, losses, rtol=1e-2))
+    code, _, err = measure([self.run], self.root / "out2", *MEASURING, *arguments)
+    self.assertEqual(code, 2)
+    self.assertIn("take --objective=meta", err)
+
+  def test_the_last_checkpoint(self):
+    best, last = self.load(), self.load(checkpoint="last", split="val")
+    self.assertTrue(toy_runs.same_bits(last.params, best.params))
+
+  def test_every_figure_of_the_table(self):
+    values = flags.FlagValues()
+    landscape.define_flags(values)
+    values(["landscape", "--runs=a", "--out=b", "--radii=0.1,0.2", "--trace_samples=2"])
+    options = {name: values[name].value for name in values}
+    loss = lambda w: 2 * w[0] ** 2 + w[1] ** 2 / 2
+    parts = landscape_parts.Parts(jnp.array([0.0, 1.0]), loss, None, lambda w, stop: {})
+    with jax.numpy_dtype_promotion("standard"):
+      found = {
+        name: measure(parts, stop_signal.StopSignal())
+        for name, measure in landscape_session._measures(options).items()
+      }
+    self.assertEqual(found.pop("gap"), {})
+    value = {name: figures["value"] for name, figures in found.items()}
+    self.assertAlmostEqual(value["largest eigenvalue"], 4, places=4)
+    self.assertAlmostEqual(value["trace"], 5, places=4)
+    self.assertBetween(value["worst rise, rho 0.1"], 0.105, 0.12)
+    self.assertGreater(value["worst rise, rho 0.2"], value["worst rise, rho 0.1"])
+    # Relative to (0, 1) only the second coordinate moves.
+    adaptive = "adaptive, rho"
+    self.assertAlmostEqual(value[f"worst rise, {adaptive} 0.5"], 0.625, places=4)
+    average = found["average rise, rho 1"]
+    self.assertLess(abs(average["value"] - 1.25), 4 * average["standard_error"])
+    average = found[f"average rise, {adaptive} 10"]
+    self.assertLess(abs(average["value"] - 25), 4 * average["standard_error"])
+
+  def test_refuses_what_is_no_finished_run(self):
+    unfinished = self.sibling("unfinished")
+    (unfinished / "result.json").unlink()
+    for runs, message in (
+      ([self.root], "is not a run directory .*name the --run_dir"),
+      ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
+      ([self.sibling("implicit", algorithm="imaml")], "run of imaml.*--nomeasure"),
+      ([self.run, self.run], "names a directory twice"),
+      (
+        [self.run, self.sibling("other", shot=2, image_size=16)],
+        "(?s)other tasks or another network.*image_size: 8 there, 16 here.*shot: 1 "
+        "there, 2 here",
+      ),
+      (
+        [self.run, self.sibling("wider", model="conv4")],
+        "model: mlp there, conv4 here",
+      ),
+    ):
+      code, stdout, err = measure(runs, self.root / "never", *MEASURING)
+      self.assertEqual((code, stdout), (2, ""))
+      self.assertStartsWith(err, "landscape: --runs: ")
+      self.assertRegex(err, message)
+    self.assertFalse((self.root / "never").exists())
+
+  def test_refuses_other_data_and_a_missing_checkpoint(self):
+    path = self.sibling("b")
+    for file in (path / "checkpoints").glob("best_*"):
+      file.unlink()
+    code, _, err = measure([path], self.root / "out", *MEASURING)
+    self.assertEqual(code, 2)
+    self.assertRegex(err, "step 2 as its best checkpoint, and has none;.*last")
+    run_json = path / "run.json"
+    run_json.write_text(run_json.read_text().replace('"test": "', '"test": "0'))
+    code, _, err = measure([path], self.root / "out2", *MEASURING)
+    self.assertEqual(code, 2)
+    self.assertRegex(err, "the data in .* are not those .*--data_dir")
+
+  @parameterized.parameters("fomaml", "sharp_maml_low")
+  def test_derivatives_are_exact_whatever_training_left_out(self, algorithm):
+    flags = {"algorithm": algorithm, "differentiate_perturbation": "false"}
+    path = self.sibling("first_order", **flags)
+    with (
+      mock.patch.object(methods, "make", side_effect=InterruptedError) as make,
+      self.assertRaises(InterruptedError),
+    ):
+      self.load(path)
+    settings = make.call_args.args[0]
+    exact = {"fomaml": "maml"}.get(algorithm, algorithm)
+    self.assertEqual(settings.algorithm, exact)
+    self.assertTrue(settings.differentiate_perturbation)
+
+  @parameterized.parameters(
+    ("--grid=0", "grid=0: .*at least 1"),
+    ("--extent=-1", "extent=-1.0: must be positive"),
+    ("--radii=a", "radii.*needs positive numbers"),
+    ("--trace_samples=1", "trace_samples=1: .*at least 2"),
+    ("--objective=both", "objective"),
+  )
+  def test_refuses_flags(self, argument, message):
+    with self.assertRaisesRegex(flags.Error, message):
+      measure([self.run], self.root / "out", argument)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,159 @@
+"""Tasks of the image experiments: shapes, noise, distortion, another test set."""
+
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from experiments import tasks
+from tests.experiments.flags_test import settings
+from tests.experiments.program_test import run
+
+TINY = (
+  "--dataset=characters",
+  "--image_size=16",
+  "--model=mlp",
+  "--algorithm=protonet",
+  "--query_shot=2",
+  "--num_tasks=2",
+  "--val_tasks=2",
+  "--eval_tasks=3",
+  "--eval_every=1",
+  "--num_steps=3",
+)
+
+
+def kinds(*arguments):
+  chosen = settings("omniglot", *arguments)
+  return tasks.training_kinds(chosen), list(tasks.variations(chosen)), chosen
+
+
+class KindsTest(parameterized.TestCase):
+  def test_by_default_all_tasks_are_alike(self):
+    training, further, chosen = kinds("--way=7", "--shot=2", "--query_shot=3")
+    (kind,) = training
+    self.assertEqual(kind.shape, {"way": 7, "shot": 2, "query_shot": 3})
+    self.assertEqual(tasks.test_kind(chosen).shape, kind.shape)
+    self.assertEqual(further, [])
+    self.assertEqual(tasks.largest_way(chosen), 7)
+    self.assertEqual(kind.sampler().func, tasks.sample_task)  # nothing around it
+
+  def test_the_product_of_ways_and_shots(self):
+    training, further, chosen = kinds(
+      "--train_way=3,20", "--train_shot=1,5", "--eval_way=30"
+    )
+    shapes = [(kind.shape["way"], kind.shape["shot"]) for kind in training]
+    self.assertEqual(shapes, [(3, 1), (3, 5), (20, 1), (20, 5)])
+    self.assertEqual([kind.name for kind in further], [{"way": 30, "shot": 1}])
+    self.assertEqual(tasks.largest_way(chosen), 30)
+    self.assertIn("20-way 5-shot", tasks.protocol(chosen)["in training"])
+
+  def test_test_labels_are_right_and_training_labels_are_not(self):
+    training, _, chosen = kinds("--support_label_noise=0.4", "--query_label_noise=0.2")
+    usual = tasks.test_kind(chosen)
+    self.assertEqual(training[0].query_label_noise, 0.2)
+    self.assertEqual((usual.support_label_noise, usual.query_label_noise), (0.4, 0.0))
+
+  def test_each_further_value_is_a_test_of_its_own(self):
+    _, further, _ = kinds(
+      "--eval_support_label_noise=0,0.2", "--eval_rotation=30,60", "--scale=0.8,1.2"
+    )
+    names = [kind.name for kind in further]
+    self.assertEqual(
+      names,
+      [
+        {"support_label_noise": 0.0},
+        {"support_label_noise": 0.2},
+        {"rotation": 30.0},
+        {"rotation": 60.0},
+      ],
+    )
+    self.assertEqual(further[2].distortion["rotation"], (30.0, 30.0))
+    self.assertEqual(further[2].distortion["scale"], (0.8, 1.2))
+
+
+class ProgramTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+    self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def test_everything_at_once(self):
+    """Two shapes in training, further tests, an ensemble; the figures are of tasks."""
+    run_dir = self.directory / "run"
+    arguments = (
+      *TINY,
+      "--train_way=4,6",
+      "--support_label_noise=0.2",
+      "--eval_support_label_noise=0",
+      "--eval_rotation=45",
+      "--ensemble=2",
+    )
+    code, out, err = run("omniglot", run_dir, *arguments)
+    self.assertEqual(code, 0, err)
+    result = json.loads((run_dir / "result.json").read_text())
+    self.assertLen(result["ensemble_steps"], 2)
+    self.assertIn("ensemble of 2", out)
+    self.assertIn("rotation 45", out)
+    self.assertLen(result["test_variations"], 2)
+    table = np.genfromtxt(run_dir / "test_tasks.csv", delimiter=",", names=True)
+    self.assertLen(table, 3)
+    self.assertAlmostEqual(table["accuracy"].mean(), result["test_accuracy"], places=6)
+    tops = sorted((run_dir / "checkpoints").glob("top_*.npz"))
+    self.assertLen(tops, 2)
+
+  def test_a_test_on_another_dataset(self):
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+      for label in range(5):
+        folder = self.directory / "data" / split / f"{split}{label}"
+        folder.mkdir(parents=True)
+        for i in range(3):
+          pixels = generator.integers(0, 255, (16, 16), np.uint8)
+          Image.fromarray(pixels).save(folder / f"{i}.png")
+    other = (
+      "--test_dataset=image_folder",
+      f"--test_data_dir={self.directory / 'data'}",
+    )
+    run_dir = self.directory / "run"
+    code, _, err = run("omniglot", run_dir, *TINY, *other)
+    self.assertEqual(code, 0, err)
+    facts = json.loads((run_dir / "result.json").read_text())["protocol"]["data"]
+    self.assertEqual(facts["tested on"], "image_folder")
+
+  def test_images_of_another_shape_are_refused(self):
+    from experiments import choices
+    from jsharp.data import characters
+
+    chosen = settings("omniglot", "--dataset=characters", "--test_dataset=characters")
+    loads = iter([characters.load(size=16), characters.load(size=20)])
+    original, choices.load_datasets = choices.load_datasets, lambda *_: next(loads)
+    self.addCleanup(setattr, choices, "load_datasets", original)
+    with self.assertRaisesRegex(
+      ValueError, r"\(20, 20, 1\).*\(16, 16, 1\).*image_size"
+    ):
+      choices.load_splits(chosen)
+
+  @parameterized.parameters(
+    (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),
+    (["--algorithm=protonet", "--sharpness=low"], "protonet has none; .*=up"),
+    (["--algorithm=sharp_maml_up", "--sharpness=up"], "in its name"),
+    (["--outer_schedule=cosine"], "needs --outer_schedule_steps"),
+    (["--algorithm=maml_plus_plus", "--num_eval_inner_steps=9"], "at most"),
+    (["--eval_way=99999"], "way is 99999, but split 'test' has only"),
+    (["--train_shot=99999"], "shot .*99999"),
+  )
+  def test_contradictions_are_refused(self, arguments, message):
+    code, _, err = run(
+      "omniglot", self.directory / "run", "--dataset=characters", *arguments
+    )
+    self.assertEqual(code, 2)
+    self.assertRegex(err, message)
+
+
+if __name__ == "__main__":
+  absltest.main()
