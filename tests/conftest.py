@@ -1,6 +1,8 @@
 """Strict numerics for every test, set before JAX starts."""
 
 import os
+import pathlib
+import platform
 
 # Several virtual CPU devices on few cores deadlock with a smaller thread pool.
 os.environ.setdefault("NPROC", "32")
@@ -11,6 +13,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # code for programs that then run once. `.ci/run` repeats the tests of numerics without
 # this; any other value of XLA_FLAGS, the empty one too, is left alone.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# The other half is kept between runs of the suite, by version of Python.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parents[1] / ".xla_cache" / platform.python_version()),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import jax
 

@@ -17,7 +17,8 @@ The parts, in the paper's words and in arguments here:
 - per-step scale and offset of batch normalisation: `per_step`, which takes any leaves;
 - per-step running statistics: `statistics_decay`. In the paper and here they normalise
   at evaluation, which makes it inductive; in the released code they are averaged but
-  never used, which is `use_running_statistics=False`;
+  never used, which is `use_running_statistics=False`. With one example per class they
+  did badly here (docs/results.md), since training adapts by the batch's statistics;
 - cosine annealing of the outer step size is the outer optimizer's affair:
   `optax.adam(optax.cosine_decay_schedule(1e-3, num_steps, alpha=0.01))`.
 

@@ -73,10 +73,10 @@ def with_statistics(
     module: called as `module(inputs)`, with layers `jsharp.nn.BatchNorm`.
 
   Returns:
-    `init_fn(key, inputs) -> Variables(params, statistics)`, means 0 and variances 1,
+    `init_fn(key, inputs) -> Variables(params, statistics)`, means 0 and squares 1,
     and `apply_fn(params, inputs, statistics=None) -> (outputs, statistics)`. None
-    normalises by the batch and returns its means and variances; otherwise what is given
-    normalises and is returned as it is.
+    normalises by the batch and returns its means and mean squares; otherwise what is
+    given normalises and is returned as it is.
 
   Raises:
     ValueError: `init_fn` raises it if no layer has statistics, or as that of
@@ -117,7 +117,7 @@ def with_statistics(
 
 
 def _initial(path, statistic):
-  make = jnp.ones if path[-1].key == "variance" else jnp.zeros
+  make = jnp.ones if path[-1].key == "square" else jnp.zeros
   return make(statistic.shape, statistic.dtype)
 
 

@@ -1,6 +1,7 @@
 """Batch normalisation with the statistics of the batch at hand, and no state."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp.nn.channels import moments, normalise
@@ -14,8 +15,10 @@ class BatchNorm(nn.Module):
   the last. Parameters: "scale" and "offset", `[channels]` each.
 
   The collection "statistics" is for callers that keep averages themselves: applied with
-  it mutable, the layer writes its batch's "mean" and "variance" there, `[channels]`
-  each; given it as constant, it normalises by them and never looks at the batch.
+  it mutable, the layer writes its batch's "mean" and mean "square" there, `[channels]`
+  each; given it as constant, it normalises by them and never looks at the batch. (The
+  mean of squares, because averages over batches then give the variance of all that was
+  seen; averaged variances leave out how the batches' means differ.)
   `jsharp.models.with_statistics` makes functions of both.
 
   Attributes:
@@ -70,12 +73,13 @@ class BatchNorm(nn.Module):
     variance: jax.Array
     if self.has_variable("statistics", "mean") and not record:
       mean = self.get_variable("statistics", "mean")
-      variance = self.get_variable("statistics", "variance")
+      square = self.get_variable("statistics", "square")
+      variance = jnp.maximum(square - jnp.square(mean), 0)
     else:
       mean, variance = moments(x if num_statistics is None else x[:num_statistics])
       if record and not self.is_initializing():
         self.put_variable("statistics", "mean", mean)
-        self.put_variable("statistics", "variance", variance)
+        self.put_variable("statistics", "square", variance + jnp.square(mean))
     return normalise(
       x, mean, variance, scale=scale, offset=offset, epsilon=self.epsilon
     )

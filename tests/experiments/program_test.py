@@ -118,7 +118,8 @@ class ProgramTest(parameterized.TestCase):
     arguments = (*arguments, f"--compilation_cache_dir={cache}")
     compilation_cache.reset_cache()
     self.addCleanup(compilation_cache.reset_cache)
-    self.addCleanup(jax.config.update, "jax_compilation_cache_dir", None)
+    before = jax.config.jax_compilation_cache_dir
+    self.addCleanup(jax.config.update, "jax_compilation_cache_dir", before)
     whole, cut = self.run_dir / "whole", self.run_dir / "cut"
     self.assertEqual(run("omniglot", whole, *arguments, "--num_steps=4")[0], 0)
 
