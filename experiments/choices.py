@@ -114,15 +114,21 @@ def networks(
 
 def loop(settings: SimpleNamespace) -> dict[str, Any]:
   """The parts of a run that say how long it trains and what decides."""
-  names = ("num_steps", "num_tasks", "eval_every")
   return {
     "loop": {
-      **{name: getattr(settings, name) for name in names},
+      "num_steps": settings.num_steps,
+      "num_tasks": settings.num_tasks * num_seeds(settings),
+      "eval_every": settings.eval_every,
       "keep_top": settings.ensemble if settings.ensemble > 1 else 0,
       "keep_path": settings.keep_path,
     },
     "chosen_by": f"validation on {settings.val_tasks} tasks",
   }
+
+
+def num_seeds(settings: SimpleNamespace) -> int:
+  """How many seeds are trained side by side."""
+  return getattr(settings, "num_seeds", 1)
 
 
 def protocol(settings: SimpleNamespace) -> dict[str, Any]:
@@ -142,5 +148,11 @@ def protocol(settings: SimpleNamespace) -> dict[str, Any]:
       "num_tasks": settings.num_tasks,
       "clip_meta_gradient": settings.clip_meta_gradient,
     },
-    "seeds": {"seed": settings.seed, "eval_seed": settings.eval_seed},
+    "seeds": {
+      "seed": settings.seed,
+      "to": settings.seed + num_seeds(settings) - 1
+      if num_seeds(settings) > 1
+      else None,
+      "eval_seed": settings.eval_seed,
+    },
   }

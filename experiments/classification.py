@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import choices, method_options, methods, tasks
 from experiments.session import Parts
 from jsharp import losses
 from jsharp.algorithms.mixture import mixture
+from jsharp.algorithms.over_seeds import over_seeds
 from jsharp.data import sample_many, task_key
 from jsharp.ensemble import evaluate_ensemble, log_probabilities
 from jsharp.evaluation import evaluate, task_list, transductive_and_inductive
@@ -44,10 +46,17 @@ def build(settings: SimpleNamespace) -> Parts:
   networks = choices.networks(
     settings, datasets["train"].image_shape, tasks.largest_way(settings)
   )
-  method = methods.make(settings, networks)
-  algorithm, draw = _training(settings, method, training)
-  judged = method.build(settings.way)
+  members = [
+    methods.make(SimpleNamespace(**{**vars(settings), "seed": seed}), networks)
+    for seed in range(settings.seed, settings.seed + settings.num_seeds)
+  ]
+  algorithm, draw = _training(settings, members, training)
+  judged = _joined(members, settings.way)
   val_task = _fixed_tasks(settings, usual, "val")
+  params = members[0].params
+  if settings.num_seeds > 1:
+    starts = [member.params for member in members]
+    params = jax.tree.map(lambda *rows: jnp.stack(rows), *starts)
 
   def validate(params: Params, stop: StopSignal) -> dict[str, float]:
     metrics = evaluate(
@@ -62,23 +71,25 @@ def build(settings: SimpleNamespace) -> Parts:
 
   def test(trained: TrainingResult, stop: StopSignal) -> dict[str, Any]:
     measure = functools.partial(
-      _measure, settings, method, data=datasets["test"], stop=stop
+      _measure, settings, members, data=datasets["test"], stop=stop
     )
     metrics = measure(usual, trained.best_params)
     figures = {
-      **summarise(metrics),
+      **_summary(metrics),
       "num_eval_tasks": settings.eval_tasks,
       "per_task": metrics,
     }
+    if settings.num_seeds > 1:
+      figures["test_accuracy_by_seed"] = metrics["accuracy"].mean(axis=0).tolist()
     if settings.ensemble > 1:
       together = _measure_ensemble(
-        settings, method, usual, trained, datasets["test"], stop
+        settings, members, usual, trained, datasets["test"], stop
       )
-      figures |= summarise(together, prefix="test_ensemble_")
+      figures |= _summary(together, prefix="test_ensemble_")
       figures["ensemble_steps"] = [one.step for one in trained.top]
     if further:
       figures["test_variations"] = [
-        {**kind.name, **summarise(measure(kind, trained.best_params))}
+        {**kind.name, **_summary(measure(kind, trained.best_params))}
         for kind in further
       ]
     return figures
@@ -86,7 +97,7 @@ def build(settings: SimpleNamespace) -> Parts:
   is_conv = settings.model != "mlp"
   return Parts(
     algorithm=algorithm,
-    params=method.params,
+    params=params,
     sample_tasks=draw,
     data=datasets["train"],
     **choices.loop(settings),
@@ -100,7 +111,7 @@ def build(settings: SimpleNamespace) -> Parts:
       "model": {
         "name": settings.model,
         **({"num_filters": settings.num_filters} if is_conv else {}),
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(method.params)),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(members[0].params)),
       },
       "normalisation": {
         **(
@@ -124,27 +135,57 @@ def build(settings: SimpleNamespace) -> Parts:
 
 
 def _training(
-  settings: SimpleNamespace, method: methods.Method, kinds: list[tasks.Kind]
+  settings: SimpleNamespace, members: list[methods.Method], kinds: list[tasks.Kind]
 ) -> tuple[MetaAlgorithm, Callable[[Any, Any], Any]]:
   """The algorithm and the tasks of each of its steps."""
 
-  def sampler(kind: tasks.Kind) -> Callable[[Any, Any], Task]:
+  def sampler(kind: tasks.Kind, seed: int) -> Callable[[Any, Any], Task]:
     sample_one = kind.sampler()
 
     def draw(step: Any, data: Any) -> Task:
       return sample_many(
         lambda key: sample_one(key, data),
-        task_key(settings.seed, step),
+        task_key(seed, step),
         num_tasks=settings.num_tasks,
       )
 
     return draw
 
-  members = [method.build(kind.shape["way"]) for kind in kinds]
-  samplers = [sampler(kind) for kind in kinds]
   if len(kinds) == 1:
-    return members[0], samplers[0]
-  return mixture(members, samplers, seed=settings.seed)
+    (kind,) = kinds
+    samplers = [sampler(kind, settings.seed + i) for i in range(len(members))]
+    algorithm = _joined(members, kind.shape["way"])
+    if len(members) == 1:
+      return algorithm, samplers[0]
+
+    def draw_all(step: Any, data: Any) -> Task:
+      drawn = [draw(step, data) for draw in samplers]
+      return jax.tree.map(lambda *rows: jnp.stack(rows), *drawn)
+
+    return algorithm, draw_all
+  if len(members) > 1:
+    raise ValueError(
+      f"--num_seeds={len(members)} goes with one kind of task; train several ways and "
+      "shots one seed after another"
+    )
+  algorithms = [members[0].build(kind.shape["way"]) for kind in kinds]
+  samplers = [sampler(kind, settings.seed) for kind in kinds]
+  return mixture(algorithms, samplers, seed=settings.seed)
+
+
+def _joined(members: list[methods.Method], way: int, **options: Any) -> MetaAlgorithm:
+  """The algorithm of one seed, or of several side by side."""
+  algorithms = [member.build(way, **options) for member in members]
+  return algorithms[0] if len(algorithms) == 1 else over_seeds(algorithms)
+
+
+def _summary(metrics: dict[str, np.ndarray], prefix: str = "test_") -> dict[str, float]:
+  """Means and intervals over tasks, of what a task gives on average over seeds."""
+  by_task = {
+    name: values if values.ndim == 1 else values.mean(axis=1)
+    for name, values in metrics.items()
+  }
+  return summarise(by_task, prefix)
 
 
 def _fixed_tasks(settings: SimpleNamespace, kind: tasks.Kind, stream: Any) -> Any:
@@ -153,17 +194,18 @@ def _fixed_tasks(settings: SimpleNamespace, kind: tasks.Kind, stream: Any) -> An
 
 def _measure(
   settings: SimpleNamespace,
-  method: methods.Method,
+  members: list[methods.Method],
   kind: tasks.Kind,
   params: Params,
   *,
   data: Any,
   stop: StopSignal,
 ) -> dict[str, np.ndarray]:
-  """Every metric `[num_eval_tasks]`, transductive and inductive."""
+  """Every metric `[num_eval_tasks]`, or one per task and seed, under both policies."""
   way = kind.shape["way"]
-  predict = method.predict(way)
-  learner = method.build(
+  predict = members[0].predict(way)
+  learner = _joined(
+    members,
     way,
     eval_query_loss_fn=transductive_and_inductive(predict, losses.cross_entropy),
   )
@@ -179,16 +221,16 @@ def _measure(
 
 def _measure_ensemble(
   settings: SimpleNamespace,
-  method: methods.Method,
+  members: list[methods.Method],
   kind: tasks.Kind,
   trained: TrainingResult,
   data: Any,
   stop: StopSignal,
 ) -> dict[str, np.ndarray]:
   way = kind.shape["way"]
-  members = log_probabilities(transductive(method.predict(way)))
+  query_loss_fn = log_probabilities(transductive(members[0].predict(way)))
   return evaluate_ensemble(
-    method.build(way, eval_query_loss_fn=members).evaluate,
+    _joined(members, way, eval_query_loss_fn=query_loss_fn).evaluate,
     [one.tree for one in trained.top],
     _fixed_tasks(settings, kind, "test"),
     data,

@@ -31,6 +31,9 @@ from experiments.compare_plan import Plan
 NAME = "compare"
 _PILOT_STEPS = 40
 
+Run = tuple[str, str, tuple[int, ...]]
+"""Method, name and seeds of a run."""
+
 
 def define_flags(flag_values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
@@ -154,42 +157,34 @@ def _run(plan: Plan, out: pathlib.Path, runner: Any, jobs: int) -> int:
   steps = _num_steps(plan, out, runner)
   if steps is None:
     return 1
-  everything = sorted({seed for seeds in plan.seeds.values() for seed in seeds})
-  grid = [
-    (method, seed)
-    for seed in everything
-    for method in plan.methods
-    if seed in plan.seeds[method]
-  ]
-  directories = {pair: out / "runs" / f"{pair[0]}-seed{pair[1]}" for pair in grid}
+  grid = [(method, *run) for method in plan.methods for run in plan.runs(method)]
+  grid.sort(key=lambda run: run[2][0])  # the first seed of all methods comes first
 
-  def run_one(pair: tuple[str, int]) -> int:
-    method, seed = pair
-    num_steps = steps[method]
-    return runner(
-      plan.experiment,
-      f"{method}-seed{seed}",
-      [
-        *plan.arguments(method),
-        f"--seed={seed}",
-        f"--num_steps={num_steps}",
-        f"--eval_every={max(1, num_steps // plan.validations)}",
-        f"--run_dir={directories[pair]}",
-      ],
-    )
+  def run_one(run: Run) -> int:
+    method, name, seeds = run
+    arguments = [
+      *plan.arguments(method),
+      f"--seed={seeds[0]}",
+      f"--num_steps={steps[method]}",
+      f"--eval_every={max(1, steps[method] // plan.validations)}",
+      f"--run_dir={out / 'runs' / name}",
+    ]
+    if len(seeds) > 1:
+      arguments.append(f"--num_seeds={len(seeds)}")
+    return runner(plan.experiment, name, arguments)
 
   failed = []
-  for done, (pair, code) in enumerate(_each(grid, run_one, jobs), start=1):
+  for done, ((_, name, _), code) in enumerate(_each(grid, run_one, jobs), start=1):
     what = "finished" if code == 0 else f"failed with exit code {code}"
-    print(f"{done}/{len(grid)}: {pair[0]}, seed {pair[1]} {what}", flush=True)
+    print(f"{done}/{len(grid)}: {name} {what}", flush=True)
     if code:
-      failed.append(f"{out / 'logs' / f'{pair[0]}-seed{pair[1]}.txt'}")
+      failed.append(f"{out / 'logs' / f'{name}.txt'}")
 
   from experiments import compare_report
 
   complete, facts = {}, {}
   for method in plan.methods:
-    paths = [directories[method, seed] for seed in plan.seeds[method]]
+    paths = [out / "runs" / name for name, _ in plan.runs(method)]
     if all((path / "result.json").exists() for path in paths):
       complete[method] = paths
       facts[method] = _facts(plan, method, steps[method], paths)
@@ -202,16 +197,16 @@ def _run(plan: Plan, out: pathlib.Path, runner: Any, jobs: int) -> int:
 
 
 def _each(
-  grid: list[tuple[str, int]], run_one: Callable[[tuple[str, int]], int], jobs: int
-) -> Iterator[tuple[tuple[str, int], int]]:
+  grid: list[Run], run_one: Callable[[Run], int], jobs: int
+) -> Iterator[tuple[Run, int]]:
   """Runs all of a grid, `jobs` at a time, and gives what has ended."""
   if jobs == 1:
-    for pair in grid:
-      yield pair, run_one(pair)
+    for run in grid:
+      yield run, run_one(run)
     return
   pool = concurrent.futures.ThreadPoolExecutor(jobs)
   try:
-    futures = {pool.submit(run_one, pair): pair for pair in grid}
+    futures = {pool.submit(run_one, run): run for run in grid}
     for future in concurrent.futures.as_completed(futures):
       yield futures[future], future.result()
   finally:

@@ -13,9 +13,20 @@ from experiments import method_flags, miniimagenet, omniglot, program, sinusoid
 
 EXPERIMENTS = {"omniglot": omniglot, "miniimagenet": miniimagenet, "sinusoid": sinusoid}
 BUDGETS = ("steps", "gradients", "minutes")
-_OURS = frozenset({"run_dir", "seed", "num_steps", "eval_every", "flagfile"})
+_OURS = frozenset(
+  {"run_dir", "seed", "num_seeds", "num_steps", "eval_every", "flagfile"}
+)
 _KEYS = frozenset(
-  {"experiment", "baseline", "seeds", "budget", "validations", "common", "methods"}
+  {
+    "experiment",
+    "baseline",
+    "seeds",
+    "seeds_side_by_side",
+    "budget",
+    "validations",
+    "common",
+    "methods",
+  }
 )
 
 
@@ -30,6 +41,7 @@ class Plan:
     budget: `(kind, amount)`; kind is "steps" (meta-steps), "gradients" (gradients of
       single examples, see `gradients_per_task`) or "minutes" (of training).
     validations: how many times a run is validated.
+    side_by_side: whether the seeds of a method are one run, `--num_seeds` of it.
     methods: per name its flags, those common to all included.
   """
 
@@ -38,6 +50,7 @@ class Plan:
   seeds: dict[str, tuple[int, ...]]
   budget: tuple[str, float]
   validations: int
+  side_by_side: bool
   methods: dict[str, dict[str, Any]]
 
   @property
@@ -46,6 +59,13 @@ class Plan:
     if self.experiment != "sinusoid":
       return "accuracy", 100.0, "accuracy, %"
     return "", 1.0, "mean squared error"
+
+  def runs(self, method: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The runs of a method: the name and the seeds of each."""
+    seeds = self.seeds[method]
+    if self.side_by_side and len(seeds) > 1:
+      return [(f"{method}-seeds{seeds[0]}to{seeds[-1]}", seeds)]
+    return [(f"{method}-seed{seed}", (seed,)) for seed in seeds]
 
   def arguments(self, method: str) -> list[str]:
     """The flags of a method as a command line has them."""
@@ -105,6 +125,7 @@ def load(path: pathlib.Path, overrides: dict[str, Any]) -> Plan:
     seeds={name: tuple(own.get("seeds", seeds)) for name, own in tables.items()},
     budget=_budget(content.get("budget", {})),
     validations=content.get("validations", 10),
+    side_by_side=content.get("seeds_side_by_side", False),
     methods=methods,
   )
   _check(plan)
@@ -222,10 +243,16 @@ def _check(plan: Plan) -> None:
       raise ValueError(
         f"seeds of {name} must be one or more different numbers, got {seeds}"
       )
+    if plan.side_by_side and list(seeds) != list(range(seeds[0], seeds[-1] + 1)):
+      raise ValueError(
+        f"seeds_side_by_side needs seeds in a row for {name}, got {seeds}"
+      )
     if missing := set(seeds) - set(plan.seeds[plan.baseline]):
       raise ValueError(
         f"seeds of {name}: the baseline has no runs of {sorted(missing)}; add them"
       )
+  if plan.side_by_side and plan.experiment == "sinusoid":
+    raise ValueError("seeds_side_by_side is for images; sinusoid runs take no time")
   if not isinstance(plan.validations, int) or plan.validations < 1:
     raise ValueError(f"validations must be at least 1, got {plan.validations!r}")
   shapes = {}

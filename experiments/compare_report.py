@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,23 @@ from jsharp.files import write_atomically
 def read_column(path: pathlib.Path, column: str) -> np.ndarray:
   """One column of a run's `test_tasks.csv`, the last one if unnamed.
 
+  Returns:
+    `[num_seeds, num_tasks]`; a run of several seeds has a column for each.
+
   Raises:
     OSError: if it cannot be read.
     ValueError: if it has no such column.
   """
   with path.open(newline="") as file:
     names, *rows = list(csv.reader(file))
-  if column and column not in names:
-    raise ValueError(f"{path} has no column {column!r}, it has {', '.join(names)}")
-  place = names.index(column) if column else len(names) - 1
-  return np.array([float(row[place]) for row in rows])
+  wanted = column or names[-1]
+  places = [i for i, name in enumerate(names) if name == wanted]
+  if not places:
+    pattern = re.compile(rf"{re.escape(wanted)}_\d+")
+    places = [i for i, name in enumerate(names) if pattern.fullmatch(name)]
+  if not places:
+    raise ValueError(f"{path} has no column {wanted!r}, it has {', '.join(names)}")
+  return np.array([[float(row[place]) for row in rows] for place in places])
 
 
 def write(
@@ -35,7 +43,7 @@ def write(
 
   Args:
     plan: the comparison.
-    runs: per method the directories of its finished runs, one per seed.
+    runs: per method the directories of its finished runs.
     facts: per method what else the table says, such as the meta-steps.
     out: the directory.
 
@@ -44,7 +52,9 @@ def write(
   """
   column, scale, measure = plan.measure
   results = {
-    name: np.stack([read_column(path / "test_tasks.csv", column) for path in paths])
+    name: np.concatenate(
+      [read_column(path / "test_tasks.csv", column) for path in paths]
+    )
     for name, paths in runs.items()
   }
   baseline = plan.baseline if plan.baseline in results else next(iter(results))

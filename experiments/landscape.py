@@ -6,6 +6,8 @@ better? Finished runs are measured on the same tasks and drawn side by side.
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/A-and-B
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/lines \
     --dimensions=1
+  python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/paths \
+    --plane=path
 
 A run is a directory that experiments.omniglot or experiments.miniimagenet has finished.
 The same command goes on where it was interrupted; with another --ceiling it draws the
@@ -13,6 +15,8 @@ pictures again. docs/landscapes.md says what is measured.
 """
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -101,13 +105,24 @@ def _define_grid(f: flags.FlagValues) -> None:
     "2: a plane, contours and surfaces; 1: a line, with a band over tasks.",
     flag_values=f,
   )
+  flags.DEFINE_enum(
+    "plane",
+    "random",
+    ("random", "path"),
+    "random: the same random directions for all runs, each scaled to its own filters; "
+    "path: for each run the two directions that explain most of its own way through "
+    "training, which runs with --keep_path have kept. Their units are distances.",
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     "grid", 25, "Points along each axis; an odd number has the centre.", flag_values=f
   )
   flags.DEFINE_float(
     "extent",
     1.0,
-    "The axes go from minus to plus this; at 1 a filter is moved by its own length.",
+    "The axes go from minus to plus this; at 1 a filter is moved by its own length. "
+    "With --plane=path a factor: at 1 the whole path lies inside, less comes closer to "
+    "the drawn parameters.",
     flag_values=f,
   )
   flags.DEFINE_boolean(
@@ -212,7 +227,12 @@ def run(flag_values: flags.FlagValues) -> int:
   from experiments import landscape_runs
 
   try:
-    runs = landscape_runs.read(options["runs"] or [], measure=bool(options["measure"]))
+    _check(options)
+    runs = landscape_runs.read(
+      options["runs"] or [],
+      measure=bool(options["measure"]),
+      need_path=options["plane"] == "path",
+    )
   except (ValueError, OSError) as error:
     return _refuse(error)
 
@@ -223,6 +243,20 @@ def run(flag_values: flags.FlagValues) -> int:
     return landscape_session.run(options, runs, benign=BENIGN)
   except (ValueError, OSError) as error:
     return _refuse(error)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+  """Refuses flags that say nothing of the plane of a path."""
+  if options["plane"] != "path":
+    return
+  if options["dimensions"] != "2":
+    raise ValueError("--plane=path is a plane, no line; take --dimensions=2")
+  for name in ("orthogonal", "keep_vectors"):
+    if options[name]:
+      raise ValueError(
+        f"--{name} is about random directions, and those of --plane=path are "
+        f"orthogonal and move all parameters; leave --{name} out"
+      )
 
 
 def _refuse(error: Exception) -> int:

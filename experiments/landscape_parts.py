@@ -40,12 +40,14 @@ class Parts(NamedTuple):
     loss: `loss(params) -> scalar`, the mean over the tasks.
     metrics: `metrics(params) -> {"loss": [num_tasks], ...}`.
     gap: `gap(params, stop=...) -> {"train_loss", "test_loss", "loss_gap", ...}`.
+    path: `path() -> {step: params}`, what the run kept of its way, oldest first.
   """
 
   params: Params
   loss: Callable[[Params], jax.Array]
   metrics: Callable[[Params], dict[str, jax.Array]]
   gap: Callable[..., dict[str, float]]
+  path: Callable[[], dict[int, Params]]
 
 
 def load(run: Run, options: Mapping[str, Any]) -> Parts:
@@ -75,6 +77,7 @@ def load(run: Run, options: Mapping[str, Any]) -> Parts:
     loss=meta_objective(task_loss_fn, items, **chunk),
     metrics=per_task(task_loss_fn, items, **chunk),
     gap=functools.partial(_gap, shared, data, options),
+    path=functools.cache(functools.partial(_path, run, shared)),
   )
 
 
@@ -142,6 +145,13 @@ def _restore(run: Run, shared: _Shared, which: str) -> Params:
       f"{'last' if which == 'best' else 'best'}"
     )
   return params
+
+
+def _path(run: Run, shared: _Shared) -> dict[int, Params]:
+  """The points of the finished run; a longer one may be under way."""
+  template = shared.algorithm.init(shared.initial).params
+  points = Checkpoints(run.path / "checkpoints").restore_path(template)
+  return {point.step: point.tree for point in points if point.step <= run.last_step}
 
 
 def _draw(shared: _Shared, dataset: Dataset, options: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import landscape_plane
 from experiments.landscape_runs import Run
 from jsharp import analysis, report
 from jsharp.analysis import drawing
@@ -17,13 +18,8 @@ _WHAT = {
   "task": "Query loss without adaptation",
   "adapted": "Query loss around the adapted parameters",
 }
+_PRINCIPAL = ("first principal direction", "second principal direction")
 _OUTCOMES = ("test_accuracy", "accuracy_gap", "loss_gap")
-
-
-def axis(options: Mapping[str, Any]) -> np.ndarray:
-  """The coordinates along each direction, `[grid]`."""
-  extent, grid = options["extent"], options["grid"]
-  return np.linspace(-extent, extent, grid) if grid > 1 else np.zeros(1)
 
 
 def write(
@@ -33,18 +29,38 @@ def write(
   records: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes everything that follows from the records, and prints the table."""
-  coordinates = axis(options)
-  grids = [_grids(options, records, number) for number in range(len(runs))]
+  numbers = range(len(runs))
+  grids = [_grids(options, records, number) for number in numbers]
   names = [run.name for run in runs]
   arrays = {
     name: np.stack([grid[name] for grid in grids]) for name in ("loss", "accuracy")
   }
+  alphas, betas = np.stack(
+    [landscape_plane.axes(options, records, number) for number in numbers], axis=1
+  )
+  is_own = options["plane"] == "path"
+  contents: dict[str, Any] = {"runs": np.array(names), **arrays}
+  contents |= {"alphas": alphas, "betas": betas} if is_own else {"axis": alphas[0]}
+  paths = {run.name: landscape_plane.path_of(records, n) for n, run in enumerate(runs)}
+  for number, path in enumerate(paths.values()):
+    if path:
+      contents[f"path_{number}"] = np.array(path["coordinates"])
+      contents[f"path_steps_{number}"] = np.array(path["steps"])
   buffer = io.BytesIO()
-  contents: dict[str, Any] = {"runs": np.array(names), "axis": coordinates, **arrays}
   np.savez(buffer, **contents)
   write_atomically(directory.path / "landscape.npz", buffer.getvalue())
   written = ["landscape.npz"]
-  written += _draw(directory, options, dict(zip(names, arrays["loss"], strict=True)))
+  losses = dict(zip(names, arrays["loss"], strict=True))
+  if options["dimensions"] == "1":
+    words = _words(options)
+    drawing.plot_lines(losses, alphas[0], directory.path / "lines.png", **words)
+    written += ["lines.png"]
+  elif options["grid"] > 1:
+    written += _draw_planes(directory, options, losses, alphas, betas, paths)
+  for name, path in paths.items():
+    if path:
+      undrawn = "" if landscape_plane.is_drawn(path) else "; it is not drawn"
+      print(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if options["measure"]:
     found = _summary(options, runs, records)
     directory.write_json("sharpness.json", report.jsonable(found))
@@ -70,26 +86,63 @@ def _grids(
   }
 
 
-def _draw(
-  directory: RunDirectory, options: Mapping[str, Any], losses: dict[str, np.ndarray]
-) -> list[str]:
+def _words(options: Mapping[str, Any]) -> dict[str, Any]:
   number, split = options["num_tasks"], options["split"]
   plural = "" if number == 1 else "s"
-  words: dict[str, Any] = {
+  return {
     "title": f"{_WHAT[options['objective']]}, {number} {split} task{plural}",
     "label": "cross-entropy (nats)",
     "ceiling": options["ceiling"],
   }
-  coordinates = axis(options)
-  if options["dimensions"] == "1":
-    drawing.plot_lines(losses, coordinates, directory.path / "lines.png", **words)
-    return ["lines.png"]
-  if options["grid"] < 2:
-    return []
-  planes = (losses, coordinates, coordinates)
-  drawing.plot_contours(*planes, directory.path / "contours.png", **words)
-  drawing.plot_surfaces(*planes, directory.path / "surfaces.png", **words)
-  return ["contours.png", "surfaces.png"]
+
+
+def _draw_planes(
+  directory: RunDirectory,
+  options: Mapping[str, Any],
+  losses: Mapping[str, np.ndarray],
+  alphas: np.ndarray,
+  betas: np.ndarray,
+  paths: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
+  words = _words(options)
+  headings = {name: _heading(name, path) for name, path in paths.items()}
+  drawn = {
+    headings[name]: np.array(path["coordinates"])
+    for name, path in paths.items()
+    if path and landscape_plane.is_drawn(path)
+  }
+  if options["plane"] == "path":
+    of = "its path" if len(losses) == 1 else "each run's own path"
+    words["title"] += f"\nin the plane of {of}"
+    words["directions"] = _PRINCIPAL
+  panels = {headings[name]: values for name, values in losses.items()}
+  x: drawing.Axis = dict(zip(panels, alphas, strict=True))
+  y: drawing.Axis = dict(zip(panels, betas, strict=True))
+  if options["plane"] == "random":
+    x, y = alphas[0], betas[0]
+  contours, surfaces = (directory.path / f"{n}.png" for n in ("contours", "surfaces"))
+  drawing.plot_surfaces(panels, x, y, surfaces, **words)
+  if drawn:
+    words["title"] += "; o start, + centre"
+  if options["plane"] == "path":
+    words["directions"] = tuple(f"{which} (distance)" for which in _PRINCIPAL)
+  drawing.plot_contours(panels, x, y, contours, trajectories=drawn, **words)
+  return [contours.name, surfaces.name]
+
+
+def _heading(name: str, path: Mapping[str, Any] | None) -> str:
+  """What stands above a panel: the run, and what is to be seen of its path."""
+  if not path:
+    return name
+  shown = _percent(path["share"])
+  if not landscape_plane.is_drawn(path):
+    return f"{name}\npath not drawn: {shown} of it in this plane"
+  steps = path["steps"]
+  return f"{name}\nsteps {steps[0]} to {steps[-1]}: {shown} of the path"
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.{3 if share > 0.01 else 2}g} %"
 
 
 def _summary(
@@ -109,7 +162,11 @@ def _summary(
       for record in records
       if record["run"] == number and "measure" in record
     }
-    rows.append({"name": run.name, "run_dir": str(run.path), **figures})
+    path = landscape_plane.path_of(records, number)
+    share = path["share"] if path else None
+    rows.append(
+      {"name": run.name, "run_dir": str(run.path), "path_share": share, **figures}
+    )
   measures = [name for name, value in rows[0].items() if isinstance(value, dict)]
   correlations: dict[str, Any] = {}
   if len(rows) >= 3:
@@ -156,6 +213,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     for outcome in ("train_loss", "test_loss", "loss_gap"):
       cells = [f"{row['gap'][outcome]:.4f}" for row in rows]
       lines.append(f"| {outcome.replace('_', ' ')} | " + " | ".join(cells) + " |")
+  shares = [row["path_share"] for row in rows]
+  if any(share is not None for share in shares):
+    cells = ["not kept" if share is None else _percent(share) for share in shares]
+    lines.append("| path within the plane | " + " | ".join(cells) + " |")
   if found["rank_correlations"]:
     lines += [
       "",

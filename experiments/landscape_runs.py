@@ -46,6 +46,7 @@ class Run(NamedTuple):
     digest: of what makes it this run.
     best_step: the meta-steps that the best checkpoint took.
     last_step: those of the last one.
+    has_path: whether it kept the parameters of every validation.
   """
 
   name: str
@@ -55,14 +56,18 @@ class Run(NamedTuple):
   digest: str
   best_step: int
   last_step: int
+  has_path: bool
 
 
-def read(directories: Sequence[str], *, measure: bool = False) -> list[Run]:
+def read(
+  directories: Sequence[str], *, measure: bool = False, need_path: bool = False
+) -> list[Run]:
   """Reads finished runs that can be compared.
 
   Args:
     directories: as given on the command line.
     measure: whether derivatives of their meta-objectives are needed.
+    need_path: whether each must have kept its path.
 
   Raises:
     ValueError: if one is missing, unfinished, of another kind, given twice, or its
@@ -84,6 +89,13 @@ def read(directories: Sequence[str], *, measure: bool = False) -> list[Run]:
         f"--runs: {run.path} is a run of {run.settings.algorithm}, whose derivative is "
         "that of an idealised inner loop and not of the loss that is drawn; pass "
         "--nomeasure"
+      )
+    if need_path and not run.has_path:
+      raise ValueError(
+        f"--runs: {run.path} has kept no path (no checkpoints/path_*.npz) to lay a "
+        "plane through; take --plane=random, or train it anew:\n  python -m "
+        f"experiments.{run.settings.experiment} --flagfile={run.path / 'flags.txt'} "
+        "--keep_path --run_dir=ELSEWHERE"
       )
   names = [f"{run.settings.algorithm}, seed {run.settings.seed}" for run in runs]
   if len(set(names)) < len(names):
@@ -116,14 +128,21 @@ def _read_one(path: pathlib.Path) -> Run:
       f"--runs: {path} is not finished (no readable result.json); finish it with\n"
       f"  python -m experiments.{experiment} --flagfile={path / 'flags.txt'}"
     ) from error
+  settings = _settings(experiment, path)
+  if settings.num_seeds > 1:
+    raise ValueError(
+      f"--runs: {path} holds {settings.num_seeds} seeds side by side; train the seeds "
+      "to be drawn without --num_seeds"
+    )
   return Run(
     name=str(path),
     path=path,
-    settings=_settings(experiment, path),
+    settings=settings,
     fingerprints=identity["data"],
     digest=hashlib.sha256(identity_bytes).hexdigest()[:16],
     best_step=checkpoint["step"],
     last_step=checkpoint["of"],
+    has_path=any((path / "checkpoints").glob("path_*.npz")),
   )
 
 

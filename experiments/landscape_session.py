@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import landscape_parts, landscape_report, session
+from experiments import landscape_parts, landscape_plane, landscape_report, session
 from experiments.landscape_runs import Run
 from jsharp import analysis
 from jsharp.report import jsonable
@@ -45,6 +45,7 @@ def run(options: dict[str, Any], runs: Sequence[Run], *, benign: Sequence[str]) 
   ):
     records = directory.read_metrics()
     try:
+      _project_paths(runs, options, directory, records, stop)
       for number, one in enumerate(runs):
         for record in _missing(number, one, options, records, stop):
           directory.append_metrics(record)
@@ -62,6 +63,25 @@ def run(options: dict[str, Any], runs: Sequence[Run], *, benign: Sequence[str]) 
       raise
     landscape_report.write(directory, options, runs, records)
   return 0
+
+
+def _project_paths(
+  runs: Sequence[Run],
+  options: Mapping[str, Any],
+  directory: RunDirectory,
+  records: list[dict[str, Any]],
+  stop: StopSignal,
+) -> None:
+  """Records where the kept paths lie: before all else, the axes depend on them."""
+  for number, run in enumerate(runs):
+    begun = any(record["run"] == number for record in records)
+    if run.has_path and options["dimensions"] == "2" and not begun:
+      stop.check()
+      parts = landscape_parts.load(run, options)
+      if found := landscape_plane.project(run, parts, options):
+        record = {"run": number, "path": found}
+        directory.append_metrics(record)
+        records.append(json.loads(json.dumps(record)))
 
 
 def _missing(
@@ -84,7 +104,8 @@ def _missing(
   stop.check()
   print(f"{run.name}: loading {run.path}", flush=True)
   parts = landscape_parts.load(run, options)
-  row_fn = _row_function(parts, options)
+  if rows_left:
+    row_fn = _row_function(number, run, parts, options, records)
   started = time.monotonic()
   for done, row in enumerate(rows_left):
     stop.check()
@@ -104,34 +125,33 @@ def _missing(
 
 
 def _row_function(
-  parts: landscape_parts.Parts, options: Mapping[str, Any]
+  number: int,
+  run: Run,
+  parts: landscape_parts.Parts,
+  options: Mapping[str, Any],
+  records: Sequence[Mapping[str, Any]],
 ) -> Callable[[int], dict[str, np.ndarray]]:
   """`row -> metrics`.
 
   On a plane a row is `[grid]`, means over tasks; on a line `[grid, num_tasks]`.
   """
-  keys = [jax.random.fold_in(jax.random.key(options["seed"]), k) for k in range(2)]
-  keep = {"keep_vectors": options["keep_vectors"]}
-  axis = landscape_report.axis(options)
+  alphas, betas = landscape_plane.axes(options, records, number)
+  first, second = landscape_plane.directions(run, parts, options)
   chunk = {"chunk": options["point_chunk"]}
-  first = analysis.direction(keys[0], parts.params, **keep)
-  if options["dimensions"] == "1":
+  if options["plane"] == "path":
+    landscape_plane.check_path(run, parts, records, number)
 
-    def whole(row: int) -> dict[str, np.ndarray]:
-      found = analysis.line(parts.metrics, parts.params, first, axis, **chunk)
-      return {name: np.asarray(x, np.float64) for name, x in found.items()}
-
-    return whole
-  other = first if options["orthogonal"] else None
-  second = analysis.direction(keys[1], parts.params, orthogonal_to=other, **keep)
+  def whole(row: int) -> dict[str, np.ndarray]:
+    found = analysis.line(parts.metrics, parts.params, first, alphas, **chunk)
+    return {name: np.asarray(x, np.float64) for name, x in found.items()}
 
   def one(row: int) -> dict[str, np.ndarray]:
     found = analysis.surface(
-      parts.metrics, parts.params, first, second, axis[row : row + 1], axis, **chunk
+      parts.metrics, parts.params, first, second, alphas[row : row + 1], betas, **chunk
     )
     return {name: np.asarray(x, np.float64)[0].mean(-1) for name, x in found.items()}
 
-  return one
+  return whole if options["dimensions"] == "1" else one
 
 
 def _exact(values: np.ndarray) -> Any:

@@ -48,6 +48,8 @@ def few_shot(settings: SimpleNamespace) -> list[str]:
   if settings.num_eval_inner_steps is None:
     settings.num_eval_inner_steps = settings.num_inner_steps
   words = [settings.algorithm, f"{settings.shot}shot"]
+  if settings.sharpness != "none":
+    words[:1] = [settings.algorithm, f"sharp_{settings.sharpness}"]
   if hasattr(settings, "dataset"):
     words[1:1] = [f"{settings.way}way"]
     if settings.dataset != settings.experiment:

@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from experiments.classification_flags import DATASETS, one_of_datasets
+from experiments.validators import positive
 
 flags.disclaim_key_flags()  # as in common_flags.py
 
@@ -17,6 +18,15 @@ DISTORTIONS = {"rotation": 0.0, "shear": 0.0, "scale": 1.0}
 def define_tasks(flag_values: flags.FlagValues) -> None:
   """Defines the flags of shapes, noise, distortion and the data of the test."""
   f = flag_values
+  flags.DEFINE_integer(
+    "num_seeds",
+    1,
+    "Trains so many seeds, from --seed on, in one program; each by itself, with "
+    "parameters and tasks of its own. The checkpoint that is tested is the one with "
+    "the best validation on average over the seeds.",
+    flag_values=f,
+  )
+  positive(("num_seeds",), f, "give a number of at least 1.")
   for name, other in (("way", "--way"), ("shot", "--shot")):
     flags.DEFINE_list(
       f"train_{name}",

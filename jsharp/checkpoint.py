@@ -111,7 +111,7 @@ class Checkpoints:
   def save_path(self, step: int, tree: Any) -> None:
     """Saves a point of the way that training takes; all of them are kept.
 
-    Saving a step again writes the same bytes again.
+    Saving a step again replaces it.
 
     Args:
       step: the number of meta-steps taken.

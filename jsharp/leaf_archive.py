@@ -78,8 +78,10 @@ def to_bytes(step: int, arrays: dict[str, np.ndarray], extra: dict[str, Any]) ->
     metadata = json.dumps(
       {"format": FORMAT, "step": step, "leaves": leaves, "extra": extra}
     ).encode()
-    archive.writestr("metadata.json", metadata)
-    archive.writestr("metadata.sha256", hashlib.sha256(metadata).hexdigest())
+    archive.writestr(zipfile.ZipInfo("metadata.json"), metadata)
+    archive.writestr(
+      zipfile.ZipInfo("metadata.sha256"), hashlib.sha256(metadata).hexdigest()
+    )
   return buffer.getvalue()
 
 

@@ -5,9 +5,9 @@ parameters, the data and the step. So a run that was killed goes on from its new
 checkpoint and ends with the bits of a run that never was.
 
 At a step where several things are due, the order is: metrics line, validation, point of
-the path, best checkpoint, checkpoint. A checkpoint therefore never knows less than `metrics.jsonl`
-up to the count of records that it holds; what was recorded after it is cut on resume
-and happens again.
+the path, best checkpoint, checkpoint. A checkpoint therefore never knows less than
+`metrics.jsonl` up to the count of records that it holds; what was recorded after it is
+cut on resume and happens again.
 """
 
 import contextlib

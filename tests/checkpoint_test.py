@@ -102,6 +102,14 @@ class CheckpointTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "keep=0"):
       Checkpoints(self.path, keep=0)
 
+  def test_saving_a_state_again_gives_the_same_file(self):
+    path = self.path / "step_00000007.npz"
+    self.checkpoints.save(7, _tree(), extra={"loss": 1.0})
+    before = path.read_bytes()
+    with mock.patch("time.time", lambda: 2e9):  # what a zip archive would date it by
+      self.checkpoints.save(7, _tree(), extra={"loss": 1.0})
+    self.assertEqual(path.read_bytes(), before)
+
   def test_keeps_the_best_scores_in_any_order_of_arrival(self):
     scores = {10: 0.3, 20: 0.9, 30: 0.5, 40: 0.9, 50: float("nan"), 60: 0.4, 70: 0.5}
     for step, score in scores.items():
@@ -117,6 +125,25 @@ class CheckpointTest(parameterized.TestCase):
     self.checkpoints.save_top(80, {"w": np.float32(80)}, score=0.1, num=3)
     kept = self.checkpoints.restore_top({"w": np.float32(0)})
     self.assertEqual([one.step for one in kept], [40, 30, 80])
+
+  def test_a_path_keeps_every_point_in_the_order_of_steps(self):
+    tree = lambda step: {"w": np.float32(step)}
+    for step in (0, 20, 3, 100):
+      self.checkpoints.save_path(step, tree(step))
+      self.checkpoints.save(step, tree(-1), extra={})
+    self.checkpoints.save_path(20, tree(20))  # A resumed run may save a step again.
+    self.assertLen(list(self.path.glob("path_*")), 4)
+    found = self.checkpoints.restore_path(tree(0))
+    self.assertEqual(
+      [(one.step, one.tree["w"]) for one in found], [(s, s) for s in (0, 3, 20, 100)]
+    )
+    (self.path / "path_00000003.npz").write_bytes(b"cut")
+    for _ in range(2):
+      with mock.patch("absl.logging.warning"):
+        found = self.checkpoints.restore_path(tree(0))
+      self.assertEqual([one.step for one in found], [0, 20, 100])
+    self.assertTrue((self.path / "path_00000003.npz.damaged").exists())
+    self.assertEqual(Checkpoints(self.path / "none").restore_path(tree(0)), [])
 
   def test_flipped_bits_are_never_silent(self):
     path = self._save_two()

@@ -141,8 +141,11 @@ class TrainingTest(parameterized.TestCase):
 
   @parameterized.product(after=(False, True), checkpoint_seconds=(0, 1e9))
   def test_a_kill_at_any_write_changes_nothing(self, after, checkpoint_seconds):
-    arguments = {"checkpoint_seconds": checkpoint_seconds, "keep_top": 1}
+    arguments = {"checkpoint_seconds": checkpoint_seconds}
+    arguments |= {"keep_top": 1, "keep_path": True}
     whole, records = self._train(20, "whole", **arguments)
+    path = self._path("whole")
+    self.assertEqual([*path], [0, 10, 20])
     for call in itertools.count(1):
       name = f"killed at {call}"
       with _killed_at(call, after=after):
@@ -158,7 +161,24 @@ class TrainingTest(parameterized.TestCase):
       self.assertTrue(same_bits(again.best_params, whole.best_params))
       self.assertEqual(again.top[0].extra, whole.top[0].extra)
       self.assertTrue(same_bits(again.top[0].tree, whole.best_params))
-    self.assertGreater(call, 9)
+      self.assertTrue(same_bits(self._path(name), path))
+    self.assertGreater(call, 12)
+
+  def _path(self, name):
+    """What a run has kept of its path: parameters by step."""
+    checkpoints = Checkpoints(self.root / name / "checkpoints")
+    found = checkpoints.restore_path(toy_runs.params())
+    return {one.step: one.tree for one in found}
+
+  def test_a_path_goes_from_the_initial_parameters_to_the_last_ones(self):
+    result, _ = self._train(23, keep_path=True)
+    path = self._path("run")
+    self.assertEqual([*path], [0, 10, 20, 23])
+    self.assertTrue(same_bits(path[0], toy_runs.params()))
+    self.assertTrue(same_bits(path[23], result.state.params))
+    self.assertTrue(same_bits(path[result.best_step], result.best_params))
+    with self.assertRaisesRegex(ValueError, "keep_path=True .*pass validate"):
+      self._train(10, "other", keep_path=True, validate=None)
 
   def test_a_validation_cut_short_is_made_up_for(self):
     whole, records = self._train(20, "whole")

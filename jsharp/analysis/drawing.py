@@ -13,7 +13,11 @@ import numpy as np
 
 from jsharp.checks import check_count
 
+Axis = np.ndarray | Mapping[str, np.ndarray]
+"""The coordinates of all panels, or by the names of the panels."""
+
 _COLOURS = "viridis"
+_DIRECTIONS = ("first direction", "second direction")
 _DPI = 150
 _MAX_COLUMNS = 4
 _NUM_LEVELS = 24
@@ -56,12 +60,13 @@ def levels(panels: Iterable[np.ndarray], num_levels: int = _NUM_LEVELS) -> np.nd
 
 def plot_contours(
   panels: Mapping[str, np.ndarray],
-  alphas: np.ndarray,
-  betas: np.ndarray,
+  alphas: Axis,
+  betas: Axis,
   path: str | os.PathLike[str],
   *,
   title: str,
   label: str = "loss",
+  directions: tuple[str, str] = _DIRECTIONS,
   trajectories: Mapping[str, np.ndarray] | None = None,
   ceiling: float | None = None,
 ) -> None:
@@ -69,13 +74,14 @@ def plot_contours(
 
   Args:
     panels: what stands above each panel, and its values `[num_alphas, num_betas]`.
-    alphas: `[num_alphas]`, the horizontal axis.
-    betas: `[num_betas]`, the vertical axis.
+    alphas: `[num_alphas]`, the horizontal axis; where panels differ, one for each.
+    betas: `[num_betas]`, the vertical axis; likewise.
     path: the PNG to write.
     title: stands above all.
     label: what the values are.
-    trajectories: per panel `[num_points, 2]`, the way to the centre, as from
-      `jsharp.analysis.project`.
+    directions: what stands beside the axes.
+    trajectories: per panel `[num_points, 2]`, as from `jsharp.analysis.project`; a
+      circle marks the first point.
     ceiling: what is above has the colour of the highest level; None for no limit.
 
   Raises:
@@ -97,34 +103,37 @@ def plot_contours(
   drawn = None
   for axes, (name, values) in zip(grid, limited.items(), strict=False):
     masked = np.ma.masked_invalid(values.T)
+    x, y = _of(alphas, name), _of(betas, name)
     options = {"levels": shared, "norm": _norm(shared)}
-    drawn = axes.contourf(alphas, betas, masked, cmap=_COLOURS, **options)
-    axes.contour(
-      alphas, betas, masked, colors="white", linewidths=0.5, alpha=0.6, **options
-    )
-    axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.5)
+    drawn = axes.contourf(x, y, masked, cmap=_COLOURS, **options)
+    axes.contour(x, y, masked, colors="white", linewidths=0.5, alpha=0.6, **options)
     if trajectories and name in trajectories:
       points = np.asarray(trajectories[name])
       axes.plot(*points.T, color="tab:red", marker="o", markersize=3, linewidth=1.2)
+      axes.plot(*points[0], color="tab:red", marker="o", markerfacecolor="white")
+    axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.5)
     axes.set_title(name, fontsize="medium")
-    axes.set_xlim(alphas[0], alphas[-1])
-    axes.set_ylim(betas[0], betas[-1])
-    axes.set_xlabel("first direction")
-    axes.set_ylabel("second direction")
+    axes.set_xlim(x[0], x[-1])
+    axes.set_ylim(y[0], y[-1])
+    axes.set_xlabel(directions[0])
+    axes.set_ylabel(directions[1])
     axes.set_aspect("equal")
-    axes.label_outer()
+    axes.label_outer(remove_inner_ticks=False)
+    if isinstance(alphas, Mapping):
+      axes.tick_params(labelbottom=True, labelleft=True)
   _colour_bar(figure, drawn, grid[: len(panels)], shared, label)
   figure.savefig(path, dpi=_DPI)
 
 
 def plot_surfaces(
   panels: Mapping[str, np.ndarray],
-  alphas: np.ndarray,
-  betas: np.ndarray,
+  alphas: Axis,
+  betas: Axis,
   path: str | os.PathLike[str],
   *,
   title: str,
   label: str = "loss",
+  directions: tuple[str, str] = _DIRECTIONS,
   ceiling: float | None = None,
 ) -> None:
   r"""Draws surfaces in space side by side, with one vertical axis and one colour bar.
@@ -133,11 +142,12 @@ def plot_surfaces(
 
   Args:
     panels: as for `plot_contours`.
-    alphas: `[num_alphas]`.
-    betas: `[num_betas]`.
+    alphas: as for `plot_contours`.
+    betas: likewise.
     path: the PNG to write.
     title: stands above all.
     label: what the values are.
+    directions: what stands beside the horizontal axes.
     ceiling: what is above is drawn at this height; None for no limit.
 
   Raises:
@@ -161,23 +171,24 @@ def plot_surfaces(
   colours = ScalarMappable(_norm(shared), colormaps[_COLOURS])
   options = {"projection": "3d"}
   figure, grid = _figure(len(panels), width=4.4, height=4.2, title=title, **options)
-  rows, columns = np.meshgrid(alphas, betas, indexing="ij")
   for axes, (name, values) in zip(grid, limited.items(), strict=False):
+    x, y = _of(alphas, name), _of(betas, name)
+    rows, columns = np.meshgrid(x, y, indexing="ij")
     axes.plot_surface(
       rows,
       columns,
       values,
       facecolors=colours.to_rgba(np.where(np.isfinite(values), values, shared[-1])),
-      rcount=len(alphas),
-      ccount=len(betas),
+      rcount=len(x),
+      ccount=len(y),
       linewidth=0,
       antialiased=True,
       shade=False,
     )
     axes.set_zlim(shared[0], shared[-1])
     axes.set_title(name, fontsize="medium", y=0.98)
-    axes.set_xlabel("first direction", fontsize="small")
-    axes.set_ylabel("second direction", fontsize="small")
+    axes.set_xlabel(directions[0], fontsize="small")
+    axes.set_ylabel(directions[1], fontsize="small")
     axes.tick_params(labelsize="x-small", pad=0)
     axes.locator_params(nbins=5)
     axes.set_box_aspect(None, zoom=0.9)
@@ -254,6 +265,10 @@ def _figure(
   for axes in panels[num_panels:]:
     axes.set_visible(False)
   return figure, panels
+
+
+def _of(axis: Axis, name: str) -> np.ndarray:
+  return axis[name] if isinstance(axis, Mapping) else axis
 
 
 def _below(values: np.ndarray, ceiling: float | None) -> np.ndarray:

@@ -19,10 +19,12 @@ class Projection(NamedTuple):
     coordinates: `[num_points, 2]` float64, those of the nearest point of the plane.
     explained: `[num_points]`, which share of the squared distance from the centre
       lies in the plane; 1 at the centre itself.
+    share: the same of the summed squared distances of all points.
   """
 
   coordinates: np.ndarray
   explained: np.ndarray
+  share: float
 
 
 class PrincipalDirections(NamedTuple):
@@ -64,6 +66,8 @@ def project(
     ...   jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 1.0, 0.0]))
     >>> found.coordinates.round(6).tolist(), found.explained.round(6).tolist()
     ([[1.0, 2.0]], [1.0])
+    >>> f"{found.share:.4f}"
+    '1.0000'
   """
   centre, plane = _flat(params), np.stack([_flat(first), _flat(second)])
   if np.linalg.matrix_rank(plane) < 2:
@@ -76,7 +80,8 @@ def project(
   within = ((coordinates @ plane) ** 2).sum(1)
   whole = (away**2).sum(1)
   share = np.where(whole == 0, 1.0, within / np.where(whole == 0, 1, whole))
-  return Projection(coordinates, share)
+  total = float(within.sum() / whole.sum()) if whole.any() else 1.0
+  return Projection(coordinates, share, total)
 
 
 def principal_directions(
@@ -84,7 +89,8 @@ def principal_directions(
 ) -> PrincipalDirections:
   """The two directions that explain most of a trajectory's distances from its end.
 
-  They are not filter-normalised: coordinates are distances in parameter space.
+  They are not filter-normalised: coordinates are distances in parameter space. Their
+  signs are such that no coordinate of the trajectory's first point is positive.
 
   Args:
     trajectory: at least two pytrees like `params`.
@@ -111,7 +117,8 @@ def principal_directions(
       "trajectory lies on one line through params, which spans no plane; give points "
       "that leave it"
     )
-  first, second = (unravel(jnp.asarray(row, centre.dtype)) for row in rows[:2])
+  signed = (np.where(away[0] @ row > 0, -row, row) for row in rows[:2])
+  first, second = (unravel(jnp.asarray(row, centre.dtype)) for row in signed)
   return PrincipalDirections(first, second, sizes[:2] ** 2 / (sizes**2).sum())
 
 

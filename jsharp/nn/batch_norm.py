@@ -73,7 +73,7 @@ class BatchNorm(nn.Module):
     variance: jax.Array
     if self.has_variable("statistics", "mean") and not record:
       mean = self.get_variable("statistics", "mean")
-      square = self.get_variable("statistics", "square")
+      square: jax.Array = self.get_variable("statistics", "square")
       variance = jnp.maximum(square - jnp.square(mean), 0)
     else:
       mean, variance = moments(x if num_statistics is None else x[:num_statistics])

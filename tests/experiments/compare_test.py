@@ -79,6 +79,7 @@ class PlanTest(parameterized.TestCase):
     ('outer_optimizer = "sgd"', "inner_lr = -1", "methods.reptile: .*inner_lr=-1"),
     ('outer_optimizer = "sgd"', "num_cg_steps = 3", "num_cg_steps has no effect"),
     ('outer_optimizer = "sgd"', "eval_tasks = 9", "methods.reptile is tested on"),
+    ("validations = 1", "seeds_side_by_side = true", "is for images"),
     ("validations = 1", "validations = 0", "validations must be at least 1"),
     ("validations = 1", "validations = ", "is no TOML file"),
   )
@@ -161,7 +162,7 @@ class CompareTest(absltest.TestCase):
     text = (directory / "comparison.md").read_text()
     self.assertIn("| reptile | 2 |", text)
     self.assertEqual((directory / "comparison.png").read_bytes()[1:4], b"PNG")
-    values = np.stack(
+    values = np.concatenate(
       [
         compare_report.read_column(
           directory / f"runs/maml-seed{seed}" / "test_tasks.csv", "loss_2"
@@ -174,6 +175,18 @@ class CompareTest(absltest.TestCase):
     row = (directory / "comparison.csv").read_text().splitlines()[1].split(",")
     self.assertEqual(row[:3], ["maml", "2", "5"])
     np.testing.assert_allclose(float(row[3]), values.mean(), rtol=1e-12)
+
+  def test_seeds_side_by_side_are_one_run_with_a_column_each(self):
+    path = self.out / "test_tasks.csv"
+    path.write_text("task,loss,accuracy_0,accuracy_1\n0,9,0.25,0.5\n1,9,0.5,1.0\n")
+    columns = compare_report.read_column(path, "accuracy")
+    np.testing.assert_array_equal(columns, [[0.25, 0.5], [0.5, 1.0]])
+    np.testing.assert_array_equal(compare_report.read_column(path, "loss"), [[9, 9]])
+    with self.assertRaisesRegex(ValueError, "no column 'mse', it has task, loss"):
+      compare_report.read_column(path, "mse")
+    quick = (ROOT / "experiments" / "plans" / "quick.toml").read_text()
+    plan = load(quick.replace("validations", "seeds_side_by_side = true\nvalidations"))
+    self.assertEqual(plan.runs("maml"), [("maml-seeds0to1", (0, 1))])
 
   def test_bad_command_lines_are_named(self):
     for more, message in (

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
+from jax.flatten_util import ravel_pytree
 
 from experiments import (
   landscape,
   landscape_parts,
+  landscape_plane,
   landscape_runs,
   landscape_session,
   methods,
@@ -29,6 +31,7 @@ from experiments import (
   session,
 )
 from jsharp import analysis, models, stop_signal
+from jsharp.analysis import drawing
 from jsharp.checkpoint import Checkpoints
 from tests import toy_runs
 
@@ -144,6 +147,18 @@ class LandscapeTest(parameterized.TestCase):
     with jax.numpy_dtype_promotion("standard"):
       return landscape_parts.load(run, options)
 
+  def with_path(self, path, points):
+    """Gives a run a kept path: `points` are distances along two directions."""
+    centre = self.load(path).params
+    flat, unravel = ravel_pytree(centre)
+    along = np.zeros((2, flat.size), np.float32)
+    along[0, :2], along[1, 2:4] = [0.6, 0.8], [0.8, -0.6]
+    checkpoints = Checkpoints(path / "checkpoints")
+    moved = np.asarray(points, np.float32) @ along
+    for step, point in enumerate(moved):
+      checkpoints.save_path(step, unravel(flat + point))
+    return path, lambda alpha, beta: unravel(flat + np.float32([alpha, beta]) @ along)
+
   def centre_losses(self, path=None, **changes):
     """The objective of each task at the trained parameters."""
     parts = self.load(path, **changes)
@@ -152,6 +167,7 @@ class LandscapeTest(parameterized.TestCase):
 
   def test_pictures_table_and_resuming(self):
     runs = [self.run, self.sibling("b", 0.5, seed=1), self.sibling("c", 2.0, seed=2)]
+    self.with_path(runs[1], [(1, 0), (0, 1), (0, 0)])
     whole, cut = self.root / "whole", self.root / "cut"
     code, out, err = measure(runs, whole, *MEASURING)
     self.assertEqual(code, 0, err)
@@ -174,6 +190,17 @@ class LandscapeTest(parameterized.TestCase):
       self.assertIn("| largest eigenvalue |", out)
       self.assertIn("Kendall's tau-b over 3 runs", out)
 
+    with self.subTest("a path that random directions do not show"):
+      share = found["runs"][1]["path_share"]
+      self.assertBetween(share, 0, 0.01)
+      self.assertEqual(arrays["path_1"].shape, (3, 2))
+      self.assertNotIn("path_0", arrays)
+      shown = f"{100 * share:.2g} %"
+      self.assertIn(
+        f"protonet, seed 1: {shown} of its path in the plane; it is not", out
+      )
+      self.assertIn(f"| path within the plane | not kept | {shown} | not kept |", out)
+
     with self.subTest("centre"):
       np.testing.assert_allclose(
         arrays["loss"][0, 1, 1], self.centre_losses().mean(), rtol=1e-5
@@ -184,7 +211,7 @@ class LandscapeTest(parameterized.TestCase):
       self.assertEqual(code, 143)
       self.assertIn("go on with the same command", err)
       records = (cut / "metrics.jsonl").read_text()
-      self.assertLen(records.splitlines(), 2)
+      self.assertLen(records.splitlines(), 3)  # A path and two rows.
       with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"run": 0, "row": 2, "lo')  # A kill while writing.
       self.assertEqual(measure(runs, cut, *MEASURING)[0], 0)
@@ -206,7 +233,83 @@ class LandscapeTest(parameterized.TestCase):
       self.assertRegex(err, "--out=.*other settings")
       self.assertIn("seed: 0 there, 5 now", err)
 
-  def interrupted(self, runs, out):
+  def test_the_planes_of_paths(self):
+    bend = np.array([(-3.0, -1.0), (-2.0, 0.5), (1.0, -0.25)])
+    later = [(9.0, 9.0)]  # Of a longer run that is not finished.
+    one, at = self.with_path(self.sibling("one", seed=1), [*bend, *later])
+    two, _ = self.with_path(self.sibling("two", seed=2), [*(-0.5 * bend), *later])
+    arguments = (*MEASURING, "--plane=path", "--nomeasure", "--extent=1")
+    whole, cut = self.root / "whole", self.root / "cut"
+    with mock.patch.object(
+      drawing, "plot_contours", wraps=drawing.plot_contours
+    ) as plot:
+      code, out, err = measure([one, two], whole, *arguments)
+    self.assertEqual(code, 0, err)
+    arrays = np.load(whole / "landscape.npz")
+    path, alphas, betas = (arrays[name] for name in ("path_0", "alphas", "betas"))
+
+    with self.subTest("the plane is that of the path"):
+      # Their principal directions are not those of `bend`, distances are the same.
+      np.testing.assert_allclose(
+        np.linalg.norm(path, axis=1), np.linalg.norm(bend, axis=1), rtol=1e-4
+      )
+      self.assertLess(path[0].max(), 0)
+      turn = np.linalg.lstsq(path, bend, rcond=None)[0]
+      metrics = self.load(one).metrics
+      point = at(*(np.array([alphas[0, 2], betas[0, 0]]) @ turn))
+      with jax.numpy_dtype_promotion("standard"):
+        expected = EVALUATE(metrics, point)["loss"].mean()
+      np.testing.assert_allclose(arrays["loss"][0, 2, 0], expected, rtol=1e-4)
+      np.testing.assert_allclose(np.abs(arrays["path_1"]), np.abs(path) / 2, rtol=1e-3)
+
+    with self.subTest("the whole path lies inside squares of one size"):
+      for name, x, y in zip(("path_0", "path_1"), alphas, betas, strict=True):
+        self.assertTrue((np.abs(arrays[name] - [x[1], y[1]]) < x[2] - x[1]).all())
+      sides = np.stack([alphas, betas])[..., -1] - np.stack([alphas, betas])[..., 0]
+      np.testing.assert_allclose(sides, 1.24 * np.ptp(path[:, 0]), rtol=1e-6)
+      lines = (whole / "metrics.jsonl").read_text().splitlines()
+      records = [json.loads(line) for line in lines]
+      options = {"plane": "path", "extent": 0.5, "grid": 3}
+      nearer, _ = landscape_plane.axes(options, records, 0)
+      np.testing.assert_allclose(nearer, alphas[0] / 2)
+
+    with self.subTest("what the picture says"):
+      self.assertIn("protonet, seed 1: 100 % of its path in the plane\n", out)
+      self.assertLen(plot.call_args.kwargs["trajectories"], 2)
+      self.assertIn("each run's own path", plot.call_args.kwargs["title"])
+
+    with self.subTest("resuming"):
+      code, _, _ = self.interrupted([one, two], cut, *arguments)
+      self.assertEqual(code, 143)
+      (last := one / "checkpoints" / "path_00000001.npz").rename(self.root / "aside")
+      code, _, err = measure([one, two], cut, *arguments)
+      self.assertEqual(code, 2)
+      self.assertRegex(err, "path that .*one has kept is no more.*put its files back")
+      (self.root / "aside").rename(last)
+      self.assertEqual(measure([one, two], cut, *arguments)[0], 0)
+      again = np.load(cut / "landscape.npz")
+      np.testing.assert_array_equal(again["loss"], arrays["loss"])
+
+  def test_refuses_planes_without_a_path(self):
+    straight, _ = self.with_path(self.sibling("straight"), [(1, 1), (0, 0)])
+    for run, argument, message in (
+      (
+        self.run,
+        "--plane=path",
+        "kept no path.*random, or train it anew:\n.*keep_path",
+      ),
+      (straight, "--plane=path", "straight has kept spans no plane; .*eval_every"),
+      (straight, "--dimensions=1", "no line; take --dimensions=2"),
+      (straight, "--orthogonal", "leave --orthogonal out"),
+      (straight, "--keep_vectors", "leave --keep_vectors out"),
+    ):
+      out = self.root / "never"
+      code, _, err = measure([run], out, *MEASURING, "--plane=path", argument)
+      self.assertEqual(code, 2)
+      self.assertRegex(err, f"(?s){message}")
+      self.assertFalse((out / "run.json").exists())
+
+  def interrupted(self, runs, out, *arguments):
     """A start that gets a SIGTERM while it computes its second row."""
     surface, calls = analysis.surface, []
 
@@ -217,7 +320,7 @@ class LandscapeTest(parameterized.TestCase):
       return surface(*arguments, **options)
 
     with mock.patch.object(analysis, "surface", counting):
-      return measure(runs, out, *MEASURING)
+      return measure(runs, out, *(arguments or MEASURING))
 
   def test_lines_around_adapted_parameters(self):
     arguments = ("--objective=adapted", "--dimensions=1", "--nomeasure")
@@ -247,7 +350,8 @@ class LandscapeTest(parameterized.TestCase):
     values(["landscape", "--runs=a", "--out=b", "--radii=0.1,0.2", "--trace_samples=2"])
     options = {name: values[name].value for name in values}
     loss = lambda w: 2 * w[0] ** 2 + w[1] ** 2 / 2
-    parts = landscape_parts.Parts(jnp.array([0.0, 1.0]), loss, None, lambda w, stop: {})
+    gap = lambda w, stop: {}
+    parts = landscape_parts.Parts(jnp.array([0.0, 1.0]), loss, None, gap, dict)
     with jax.numpy_dtype_promotion("standard"):
       found = {
         name: measure(parts, stop_signal.StopSignal())
@@ -274,6 +378,7 @@ class LandscapeTest(parameterized.TestCase):
       ([self.root], "is not a run directory .*name the --run_dir"),
       ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
       ([self.sibling("implicit", algorithm="imaml")], "run of imaml.*--nomeasure"),
+      ([self.sibling("seeds", num_seeds=2)], "holds 2 seeds side by side"),
       ([self.run, self.run], "names a directory twice"),
       (
         [self.run, self.sibling("other", shot=2, image_size=16)],

@@ -106,6 +106,23 @@ class ProgramTest(parameterized.TestCase):
     tops = sorted((run_dir / "checkpoints").glob("top_*.npz"))
     self.assertLen(tops, 2)
 
+  def test_seeds_side_by_side_are_the_seeds_by_themselves(self):
+    def finish(name, *arguments):
+      code, _, err = run("omniglot", self.directory / name, *TINY, *arguments)
+      self.assertEqual(code, 0, err)
+      result = json.loads((self.directory / name / "result.json").read_text())
+      path = self.directory / name / "test_tasks.csv"
+      return result, np.genfromtxt(path, delimiter=",", names=True)
+
+    result, both = finish("both", "--seed=4", "--num_seeds=2", "--eval_every=3")
+    _, alone = finish("alone", "--seed=5", "--eval_every=3")
+    np.testing.assert_allclose(both["accuracy_1"], alone["accuracy"], atol=1e-6)
+    np.testing.assert_allclose(both["loss_1"], alone["loss"], rtol=1e-3)
+    self.assertGreater(np.abs(both["loss_0"] - both["loss_1"]).max(), 1e-3)
+    by_seed = [both[f"accuracy_{i}"].mean() for i in range(2)]
+    np.testing.assert_allclose(result["test_accuracy_by_seed"], by_seed, atol=1e-6)
+    self.assertAlmostEqual(result["test_accuracy"], np.mean(by_seed), places=6)
+
   def test_a_test_on_another_dataset(self):
     generator = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -143,6 +160,7 @@ class ProgramTest(parameterized.TestCase):
     (["--algorithm=protonet", "--sharpness=low"], "protonet has none; .*=up"),
     (["--algorithm=sharp_maml_up", "--sharpness=up"], "in its name"),
     (["--outer_schedule=cosine"], "needs --outer_schedule_steps"),
+    (["--num_seeds=2", "--train_way=3,5"], "--num_seeds=2 goes with one kind"),
     (["--algorithm=maml_plus_plus", "--num_eval_inner_steps=9"], "at most"),
     (["--eval_way=99999"], "way is 99999, but split 'test' has only"),
     (["--train_shot=99999"], "shot .*99999"),

@@ -1,0 +1,84 @@
+"""Several runs of one algorithm in one program: the same steps for many seeds.
+
+    params[i], opt_state[i] = algorithms[i].step(params[i], opt_state[i], tasks[i])
+
+Runs side by side share one compilation and, on an accelerator, keep it busy where one
+run cannot; memory is that of all of them. They have nothing else in common: each has
+tasks of its own and ends with the parameters that it would have by itself, up to
+rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsharp.types import MetaAlgorithm, MetaState, Metrics, Params
+
+
+def over_seeds(
+  algorithms: Sequence[MetaAlgorithm], *, together: bool | None = None
+) -> MetaAlgorithm:
+  """Joins algorithms that differ at most in how they start.
+
+  Args:
+    algorithms: one for each seed; all of them step, adapt and evaluate as the first.
+    together: whether they are batched by `vmap`, or run one after another in the same
+      program; None for what suits the backend, one after another on a CPU.
+
+  Returns:
+    A bundle whose params, and the tasks of whose `step`, have one more leading axis
+    `[num_seeds]`. Metrics of `step` are `[num_seeds * num_tasks]`, seed after seed,
+    those of `evaluate` `[num_tasks, num_seeds, ...]`: all seeds on the same tasks.
+
+  Raises:
+    ValueError: if there is no algorithm.
+
+  Example:
+    >>> import optax
+    >>> from jsharp.algorithms import maml
+    >>> from jsharp.types import Batch, Task
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> one = maml(loss_fn, optax.sgd(0.25), optax.sgd(0.5), num_inner_steps=1)
+    >>> both = over_seeds([one, one])
+    >>> batch = Batch(None, jnp.zeros((2, 1, 4)))  # two seeds, a task each
+    >>> state, metrics = jax.jit(both.step)(
+    ...   both.init(jnp.array([2.0, 4.0])), Task(batch, batch))
+    >>> state.params.tolist(), metrics["loss"].tolist()
+    ([1.5, 3.0], [1.0, 4.0])
+  """
+  if not algorithms:
+    raise ValueError("over_seeds needs one algorithm per seed, got none")
+  first = algorithms[0]
+
+  def mapped(fn: Callable[..., Any], *arguments: Any) -> Any:
+    if jax.default_backend() != "cpu" if together is None else together:
+      return jax.vmap(fn)(*arguments)
+    return jax.lax.map(lambda rows: fn(*rows), arguments)
+
+  def init(params: Params) -> MetaState:
+    states = [
+      algorithm.init(jax.tree.map(lambda x, i=i: x[i], params))
+      for i, algorithm in enumerate(algorithms)
+    ]
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *states)
+    return stacked._replace(step=states[0].step)
+
+  def step(state: MetaState, tasks: Any) -> tuple[MetaState, Metrics]:
+    def one(params: Params, opt_state: Any, tasks: Any) -> Any:
+      new, metrics = first.step(MetaState(state.step, params, opt_state), tasks)
+      return (new.params, new.opt_state), metrics
+
+    (params, opt_state), metrics = mapped(one, state.params, state.opt_state, tasks)
+    flat = jax.tree.map(lambda x: x.reshape(-1), metrics)
+    return MetaState(state.step + 1, params, opt_state), flat
+
+  def adapt(params: Params, support: Any) -> Params:
+    return mapped(lambda params: first.adapt(params, support), params)
+
+  def evaluate(params: Params, tasks: Any) -> Metrics:
+    metrics = mapped(lambda params: first.evaluate(params, tasks), params)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics)
+
+  return MetaAlgorithm(init, step, adapt, evaluate)
