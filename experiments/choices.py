@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from experiments import classification_flags, method_options, optimizers
+from experiments.method_flags import WITHOUT_INNER_GRADIENT
 from jsharp import data, losses, models
 
 NO_DATA = {
@@ -126,6 +127,18 @@ def loop(settings: SimpleNamespace) -> dict[str, Any]:
   }
 
 
+def _inner_loop(settings: SimpleNamespace) -> dict[str, Any]:
+  if settings.algorithm in WITHOUT_INNER_GRADIENT:
+    return {}
+  learns_all = settings.algorithm == "meta_sgd"
+  return {
+    "optimizer": settings.inner_optimizer,
+    "inner_lr": None if learns_all else settings.inner_lr,
+    "num_inner_steps": settings.num_inner_steps,
+    "num_eval_inner_steps": settings.num_eval_inner_steps,
+  }
+
+
 def num_seeds(settings: SimpleNamespace) -> int:
   """How many seeds are trained side by side."""
   return getattr(settings, "num_seeds", 1)
@@ -135,12 +148,7 @@ def protocol(settings: SimpleNamespace) -> dict[str, Any]:
   """The part of the protocol that every experiment shares."""
   return {
     "algorithm": {"name": settings.algorithm, **method_options.relevant(settings)},
-    "inner loop": {
-      "optimizer": settings.inner_optimizer,
-      "inner_lr": settings.inner_lr,
-      "num_inner_steps": settings.num_inner_steps,
-      "num_eval_inner_steps": settings.num_eval_inner_steps,
-    },
+    "inner loop": _inner_loop(settings),
     "outer loop": {
       "optimizer": settings.outer_optimizer,
       "outer_lr": settings.outer_lr,

@@ -123,7 +123,7 @@ def build(settings: SimpleNamespace) -> Parts:
             "inductive": "support set and one query example",
           }
         ),
-        "scale and offset adapted": settings.adapt_norm,
+        "scale and offset adapted": method_options.adapts_norm(settings),
       },
       "data": {
         "name": settings.dataset,

@@ -5,6 +5,7 @@ experiment has its own defaults and tests can parse as many command lines as the
 like. Nothing heavy is imported here: `--help` has to be quick.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ ALGORITHMS = (
   "ridge",
   "black_box",
 )
+
+RHO = 0.0005
+"""Radius of Sharp-MAML's authors at either loop."""
 
 # Messages and registrations name the module that calls `define_*`, so that --help
 # lists the flags under the experiment itself.
@@ -174,7 +178,7 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     "clip_meta_gradient",
     None,
     "Clips every entry of the meta-gradient to +- this value before Adam; MAML's code "
-    "uses 10 on mini-ImageNet. Default: no clipping.",
+    "uses 10 on mini-ImageNet. 0: no clipping.",
     flag_values=f,
   )
   flags.DEFINE_integer(
@@ -214,20 +218,25 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
   positive(
     ("inner_lr", "outer_lr"), f, "usual values lie between 0.0001 and 2, see --help."
   )
-  positive(("clip_meta_gradient",), f, "leave the flag out to train without clipping.")
+  flags.register_validator(
+    "clip_meta_gradient",
+    lambda value: value is None or 0 <= value < math.inf,
+    message="must be at least 0 and finite; 0 trains without clipping.",
+    flag_values=f,
+  )
 
 
 def _define_sharpness_flags(f: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "inner_rho",
-    0.0005,
+    RHO,
     "Radius of the perturbation in each inner step (sharp_maml_low, sharp_maml_both, "
     "--sharpness=low or both).",
     flag_values=f,
   )
   flags.DEFINE_float(
     "outer_rho",
-    0.0005,
+    RHO,
     "Radius of the perturbation of the meta-parameters (sharp_maml_up, "
     "sharp_maml_both, --sharpness=up or both).",
     flag_values=f,

@@ -13,11 +13,10 @@ baseline on the same test tasks) and comparison.png.
 """
 
 import concurrent.futures
-import json
+import contextlib
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,11 +24,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import compare_plan, program
+from experiments import compare_cost, compare_plan, compare_records, program
 from experiments.compare_plan import Plan
+from experiments.compare_runner import Runner
 
 NAME = "compare"
-_PILOT_STEPS = 40
 
 Run = tuple[str, str, tuple[int, ...]]
 """Method, name and seeds of a run."""
@@ -45,10 +44,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "data_dir", None, "Directory of the data, for all runs.", flag_values=f
   )
-  flags.DEFINE_list(
+  flags.DEFINE_multi_string(
     "set",
     [],
-    "Flags of all runs in place of the plan's, as in num_tasks=8,eval_tasks=200.",
+    "A flag of all runs in place of the plan's, as in --set=num_tasks=8 "
+    "--set=eval_way=10,20.",
     flag_values=f,
   )
   flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=f)
@@ -56,46 +56,6 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 class Interrupted(Exception):
   """Somebody asked for a stop; `args[0]` is the signal's number."""
-
-
-class Runner:
-  """Runs experiments as programs of their own and stops them when asked to.
-
-  Args:
-    logs: directory of their output.
-  """
-
-  def __init__(self, logs: pathlib.Path):
-    self._logs = logs
-    self._lock = threading.Lock()
-    self._running: set[subprocess.Popen[bytes]] = set()
-    self._stopped = False
-
-  def __call__(self, experiment: str, name: str, arguments: list[str]) -> int:
-    """Runs `python -m experiments.EXPERIMENT ARGUMENTS`; returns its exit code."""
-    self._logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"experiments.{experiment}", *arguments]
-    with (self._logs / f"{name}.txt").open("ab") as log:
-      with self._lock:
-        if self._stopped:
-          return 143
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        self._running.add(process)
-      try:
-        return process.wait()
-      finally:
-        with self._lock:
-          self._running.discard(process)
-
-  def stop(self) -> None:
-    """Asks all running programs to save and to end, and waits until they have."""
-    with self._lock:
-      self._stopped = True
-      running = list(self._running)
-      for process in running:
-        process.send_signal(signal.SIGTERM)
-    for process in running:
-      process.wait()
 
 
 def run(flag_values: flags.FlagValues, runner: Any = None) -> int:
@@ -112,49 +72,75 @@ def run(flag_values: flags.FlagValues, runner: Any = None) -> int:
   for name in ("plan", "out"):
     if given[name] is None:
       return _refuse(f"--{name} is missing; --help has an example")
-  out = pathlib.Path(given["out"]).expanduser()
+  path, out = (pathlib.Path(given[name]).expanduser() for name in ("plan", "out"))
   overrides: dict[str, Any] = {}
   for entry in given["set"]:
     name, equals, value = entry.partition("=")
     if not equals:
-      return _refuse(f"--set={entry} must look like flag=value")
+      return _refuse(f"--set={entry} must look like flag=value, as in num_tasks=8")
     overrides[name] = value
   if given["data_dir"] is not None:
     overrides["data_dir"] = given["data_dir"]
   try:
-    plan = compare_plan.load(pathlib.Path(given["plan"]), overrides)
+    plan = compare_plan.load(path, overrides)
+  except OSError as error:
+    what = program.message(error)
+    return _refuse(f"--plan={path}: {what}; give the TOML file of the comparison")
+  except ValueError as error:
+    return _refuse(str(error))
+  try:
     out.mkdir(parents=True, exist_ok=True)
+    if differing := compare_records.claim(plan, out):
+      return _refuse(
+        f"--out={out} holds another comparison, see plan.json there; it differs in "
+        f"{', '.join(differing)}: choose another directory, or go back to its plan"
+      )
   except (ValueError, OSError) as error:
-    return _refuse(program.message(error))
+    return _refuse(f"--out={out}: {program.message(error)}; choose another directory")
   runner = runner or Runner(out / "logs")
+  stop = getattr(runner, "stop", lambda: None)
 
   def interrupt(number: int, frame: Any) -> None:
     raise Interrupted(number)
 
   previous = {
     number: signal.signal(number, interrupt)
-    for number in (signal.SIGINT, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if threading.current_thread() is threading.main_thread()
+    and (number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)  # nohup
   }
   try:
     return _run(plan, out, runner, given["jobs"])
   except Interrupted as interrupted:
-    if hasattr(runner, "stop"):
-      runner.stop()
-    print(
-      f"{NAME}: interrupted; the runs are saved in {out}, the same command goes on.",
-      file=sys.stderr,
-    )
+    _stop(stop)
+    _say(f"interrupted; the runs are saved in {out}, the same command goes on.")
     return 128 + interrupted.args[0]
-  except ValueError as error:
+  except (ValueError, OSError) as error:
+    stop()
     return _refuse(program.message(error))
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
 
 
+def _stop(stop: Callable[[], None]) -> None:
+  """Stops what runs; asked once more meanwhile, it does not wait for savings."""
+  what = "the runs save what they have; once more to end them without"
+  while True:
+    try:
+      _say(f"stopping: {what}")
+      return stop()
+    except Interrupted:
+      what = "the runs end now"
+
+
+def _say(message: str) -> None:
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    print(f"{NAME}: {message}", file=sys.stderr, flush=True)
+
+
 def _run(plan: Plan, out: pathlib.Path, runner: Any, jobs: int) -> int:
-  steps = _num_steps(plan, out, runner)
+  steps = compare_records.num_steps(plan, out, runner)
   if steps is None:
     return 1
   grid = [(method, *run) for method in plan.methods for run in plan.runs(method)]
@@ -173,26 +159,28 @@ def _run(plan: Plan, out: pathlib.Path, runner: Any, jobs: int) -> int:
       arguments.append(f"--num_seeds={len(seeds)}")
     return runner(plan.experiment, name, arguments)
 
-  failed = []
+  failed, finished = [], set()
   for done, ((_, name, _), code) in enumerate(_each(grid, run_one, jobs), start=1):
     what = "finished" if code == 0 else f"failed with exit code {code}"
     print(f"{done}/{len(grid)}: {name} {what}", flush=True)
     if code:
       failed.append(f"{out / 'logs' / f'{name}.txt'}")
+    else:
+      finished.add(name)
+  if failed:
+    print(f"{NAME}: failed runs, see\n  " + "\n  ".join(failed), file=sys.stderr)
 
   from experiments import compare_report
 
   complete, facts = {}, {}
   for method in plan.methods:
-    paths = [out / "runs" / name for name, _ in plan.runs(method)]
-    if all((path / "result.json").exists() for path in paths):
-      complete[method] = paths
-      facts[method] = _facts(plan, method, steps[method], paths)
+    names = [name for name, _ in plan.runs(method)]
+    if finished.issuperset(names):
+      complete[method] = [out / "runs" / name for name in names]
+      facts[method] = _facts(plan, method, steps[method], complete[method])
   if complete:
     print("\n" + compare_report.write(plan, complete, facts, out))
     print(f"{out}/: comparison.md, comparison.csv, comparison.png")
-  if failed:
-    print(f"{NAME}: failed runs, see\n  " + "\n  ".join(failed), file=sys.stderr)
   return 1 if failed else 0
 
 
@@ -213,45 +201,16 @@ def _each(
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _num_steps(plan: Plan, out: pathlib.Path, runner: Any) -> dict[str, int] | None:
-  """Meta-steps of each method; a budget in minutes is measured once, then kept."""
-  if plan.budget[0] != "minutes":
-    return {method: compare_plan.num_steps(plan, method) for method in plan.methods}
-  kept = out / "steps.json"
-  steps = json.loads(kept.read_text()) if kept.exists() else {}
-  for method in plan.methods:
-    if method in steps:
-      continue
-    print(f"measuring the speed of {method}", flush=True)
-    directory = out / "pilots" / method
-    arguments = [
-      *plan.arguments(method),
-      f"--num_steps={_PILOT_STEPS}",
-      f"--eval_every={_PILOT_STEPS}",
-      "--val_tasks=2",
-      "--eval_tasks=2",
-      f"--run_dir={directory}",
-    ]
-    if code := runner(plan.experiment, f"pilot-{method}", arguments):
-      log = out / "logs" / f"pilot-{method}.txt"
-      print(f"{NAME}: exit code {code}, see {log}", file=sys.stderr)
-      return None
-    rate = json.loads((directory / "result.json").read_text())["tasks_per_second"]
-    steps[method] = compare_plan.num_steps(plan, method, tasks_per_second=rate)
-    kept.write_text(json.dumps(steps))
-  return steps
-
-
 def _facts(
   plan: Plan, method: str, num_steps: int, paths: list[pathlib.Path]
 ) -> dict[str, Any]:
-  results = [json.loads((path / "result.json").read_text()) for path in paths]
+  results = [compare_records.read_json(path / "result.json") for path in paths]
   settings = plan.settings(method)
   rates = [result["tasks_per_second"] for result in results]
   return {
     "num_steps": num_steps,
     "num_tasks": settings.num_tasks,
-    "gradients_per_task": compare_plan.gradients_per_task(settings),
+    "gradients_per_task": compare_cost.gradients_per_task(settings, num_steps),
     "tasks_per_second": sum(rates) / len(rates),
   }
 
@@ -270,7 +229,14 @@ def main(arguments: list[str]) -> int:
   return run(flags.FLAGS)
 
 
+def _parse(arguments: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(arguments)
+  except flags.Error as error:
+    sys.exit(_refuse(f"{error}\n--help lists every flag."))
+
+
 if __name__ == "__main__":
   define_flags(flags.FLAGS)
   os.environ.setdefault("PYTHONUNBUFFERED", "1")
-  app.run(main)
+  app.run(main, flags_parser=_parse)

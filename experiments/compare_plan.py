@@ -1,7 +1,7 @@
 """What a comparison consists of, read from a TOML file and checked before it starts."""
 
 import dataclasses
-import math
+import json
 import pathlib
 import tomllib
 from types import SimpleNamespace
@@ -9,10 +9,17 @@ from typing import Any
 
 from absl import flags
 
-from experiments import method_flags, miniimagenet, omniglot, program, sinusoid
+from experiments import (
+  compare_checks,
+  compare_cost,
+  method_flags,
+  miniimagenet,
+  omniglot,
+  program,
+  sinusoid,
+)
 
 EXPERIMENTS = {"omniglot": omniglot, "miniimagenet": miniimagenet, "sinusoid": sinusoid}
-BUDGETS = ("steps", "gradients", "minutes")
 _OURS = frozenset(
   {"run_dir", "seed", "num_seeds", "num_steps", "eval_every", "flagfile"}
 )
@@ -39,7 +46,7 @@ class Plan:
     baseline: the method that differences are taken from.
     seeds: per method, of training; the test tasks are the same for all.
     budget: `(kind, amount)`; kind is "steps" (meta-steps), "gradients" (gradients of
-      single examples, see `gradients_per_task`) or "minutes" (of training).
+      single examples, see `compare_cost`) or "minutes" (of training).
     validations: how many times a run is validated.
     side_by_side: whether the seeds of a method are one run, `--num_seeds` of it.
     methods: per name its flags, those common to all included.
@@ -90,6 +97,24 @@ class Plan:
       raise ValueError(f"methods.{method}: {refusal}")
     return program.resolve(self.experiment, changed)
 
+  def record(self) -> dict[str, Any]:
+    """All that decides what is trained and tested, ready for JSON; no directories."""
+    return {
+      "experiment": self.experiment,
+      "budget": list(self.budget),
+      "validations": self.validations,
+      "seeds_side_by_side": self.side_by_side,
+      "seeds": {name: list(seeds) for name, seeds in self.seeds.items()},
+      "methods": {name: self.flags_of(name) for name in self.methods},
+    }
+
+  def flags_of(self, method: str) -> dict[str, Any]:
+    """The flags that make a method's runs what they are, ready for JSON."""
+    settings = self.settings(method)
+    kept = {**program.identity(settings), "eval_tasks": settings.eval_tasks}
+    values = {name: value for name, value in kept.items() if name not in _OURS}
+    return json.loads(json.dumps(values))
+
 
 def load(path: pathlib.Path, overrides: dict[str, Any]) -> Plan:
   """Reads a plan and checks every flag of every method.
@@ -108,6 +133,7 @@ def load(path: pathlib.Path, overrides: dict[str, Any]) -> Plan:
     raise ValueError(f"{path} is no TOML file: {error}") from error
   if unknown := content.keys() - _KEYS:
     raise ValueError(f"{path} has unknown keys {sorted(unknown)}; use {sorted(_KEYS)}")
+  compare_checks.check_types(content)
   common = {**content.get("common", {}), **overrides}
   tables = content.get("methods", {})
   seeds = content.get("seeds", [0])
@@ -123,7 +149,7 @@ def load(path: pathlib.Path, overrides: dict[str, Any]) -> Plan:
     experiment=content.get("experiment", ""),
     baseline=content.get("baseline", next(iter(methods), "")),
     seeds={name: tuple(own.get("seeds", seeds)) for name, own in tables.items()},
-    budget=_budget(content.get("budget", {})),
+    budget=compare_checks.budget_of(content.get("budget", {})),
     validations=content.get("validations", 10),
     side_by_side=content.get("seeds_side_by_side", False),
     methods=methods,
@@ -138,7 +164,8 @@ def num_steps(plan: Plan, method: str, *, tasks_per_second: float | None = None)
   Args:
     plan: the comparison.
     method: one of its methods.
-    tasks_per_second: as measured, for a budget in minutes.
+    tasks_per_second: for a budget in minutes, as a run of the method measured it in
+      its last phase. Earlier ones are taken to last longer as their gradients cost.
 
   Raises:
     ValueError: if it pays for less than one.
@@ -148,62 +175,19 @@ def num_steps(plan: Plan, method: str, *, tasks_per_second: float | None = None)
   if kind == "steps":
     steps = amount
   elif kind == "gradients":
-    steps = amount / (settings.num_tasks * gradients_per_task(settings))
+    steps = compare_cost.steps_paid(settings, amount)
   else:
     assert tasks_per_second is not None
-    steps = 60 * amount * tasks_per_second / settings.num_tasks
+    side_by_side = len(plan.runs(method)[0][1])  # the rate counts the tasks of all
+    num_tasks = 60 * amount * tasks_per_second / side_by_side
+    cost = compare_cost.phases(settings)[-1][1]
+    steps = compare_cost.steps_paid(settings, num_tasks * cost)
   if steps < 1:
     raise ValueError(
       f"the budget of {amount:g} {kind} does not pay for one meta-step of {method}; "
       "raise it or lower num_tasks"
     )
   return int(steps)
-
-
-def gradients_per_task(settings: SimpleNamespace) -> float:
-  """Gradients of single examples that one task of a meta-step costs.
-
-  The unit is a forward and a backward pass of the whole model for one example; a
-  Hessian-vector product counts as two, what a head or a context alone costs as
-  nothing, and so does a forward pass that only measures.
-
-  Args:
-    settings: the values of the flags.
-
-  Returns:
-    The cost; where several ways and shots are drawn from, of --way and --shot.
-  """
-  is_sine = settings.experiment == "sinusoid"
-  way = 1 if is_sine else settings.way
-  support, query = way * settings.shot, way * settings.query_shot
-  inner, outer = _sharp(settings)
-  steps = settings.num_inner_steps
-  gradients = 2 if inner else 1  # per inner step
-  products = gradients if settings.differentiate_perturbation else 1
-  cost: float
-  match settings.algorithm:
-    case "protonet" | "ridge" | "black_box":
-      cost = support + query
-    case "anil":
-      cost = support + query
-    case "reptile":
-      batch = min(settings.inner_batch_size or support, support)
-      cost = steps * gradients * batch
-    case "fomaml":
-      cost = steps * gradients * support + query
-    case "imaml":
-      cost = (steps * gradients + 2 * settings.num_cg_steps + 2) * support + query
-    case "maml_plus_plus":
-      losses = steps if settings.multi_step_loss_steps else 1
-      cost = steps * (gradients + 2 * products) * support + losses * query
-    case _:
-      cost = steps * (gradients + 2 * products) * support + query
-  return 2 * cost if outer else cost
-
-
-def _sharp(settings: SimpleNamespace) -> tuple[bool, bool]:
-  where = method_flags.SHARP_MAML.get(settings.algorithm, settings.sharpness)
-  return where in ("low", "both"), where in ("up", "both")
 
 
 def _argument(name: str, value: Any) -> str:
@@ -214,30 +198,19 @@ def _argument(name: str, value: Any) -> str:
   return f"--{name}={value}"
 
 
-def _budget(budget: dict[str, Any]) -> tuple[str, float]:
-  if len(budget) != 1 or budget.keys() - set(BUDGETS):
-    raise ValueError(
-      f"budget must name exactly one of {', '.join(BUDGETS)}, got {budget}; for "
-      "example [budget] steps = 2000"
-    )
-  ((kind, amount),) = budget.items()
-  is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
-  if not is_number or not 0 < amount < math.inf:
-    raise ValueError(f"budget.{kind} must be a positive number, got {amount!r}")
-  return kind, float(amount)
-
-
 def _check(plan: Plan) -> None:
-  if plan.experiment not in EXPERIMENTS:
+  if plan.experiment not in list(EXPERIMENTS):
     raise ValueError(
       f"experiment is {plan.experiment!r}; choose one of {', '.join(EXPERIMENTS)}"
     )
   if not plan.methods:
     raise ValueError("there is no method; add a table such as [methods.maml]")
-  if plan.baseline not in plan.methods:
+  if plan.baseline not in list(plan.methods):
     raise ValueError(
       f"baseline is {plan.baseline!r}; choose one of {', '.join(plan.methods)}"
     )
+  if not isinstance(plan.side_by_side, bool):
+    raise ValueError(f"seeds_side_by_side is {plan.side_by_side!r}; give true or false")
   for name, seeds in plan.seeds.items():
     if not seeds or len(set(seeds)) < len(seeds):
       raise ValueError(
@@ -253,9 +226,11 @@ def _check(plan: Plan) -> None:
       )
   if plan.side_by_side and plan.experiment == "sinusoid":
     raise ValueError("seeds_side_by_side is for images; sinusoid runs take no time")
-  if not isinstance(plan.validations, int) or plan.validations < 1:
-    raise ValueError(f"validations must be at least 1, got {plan.validations!r}")
-  shapes = {}
+  if type(plan.validations) is not int or plan.validations < 1:
+    raise ValueError(
+      f"validations must be at least 1, got {plan.validations!r}; give a whole number"
+    )
+  tests = {}
   for name, own in plan.methods.items():
     if ours := own.keys() & _OURS:
       raise ValueError(
@@ -263,16 +238,17 @@ def _check(plan: Plan) -> None:
       )
     if not name.replace("-", "").replace("_", "").replace("+", "").isalnum():
       raise ValueError(f"method name {name!r}: use letters, digits, -, _ and +")
-    settings = plan.settings(name)
-    shapes[name] = {
-      flag: getattr(settings, flag, None)
-      for flag in ("way", "shot", "eval_query_shot", "eval_tasks", "eval_seed")
-    }
+    tests[name] = compare_checks.test_tasks(plan.settings(name))
     if plan.budget[0] != "minutes":
       num_steps(plan, name)
-  for name, shape in shapes.items():
-    if shape != shapes[plan.baseline]:
+  usual = tests[plan.baseline]
+  for name, test in tests.items():
+    if differ := [flag for flag in test if test[flag] != usual[flag]]:
+      this, others = (
+        ", ".join(f"{flag} = {tasks[flag]!r}" for flag in differ)
+        for tasks in (test, usual)
+      )
       raise ValueError(
-        f"methods.{name} is tested on {shape}, the baseline on "
-        f"{shapes[plan.baseline]}; put these flags in [common]"
+        f"methods.{name} is tested on tasks of {this}, the baseline of {others}; put "
+        "these flags in [common]"
       )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare_plan import Plan
-from jsharp.analysis.comparison import Row, compare, markdown
+from jsharp.analysis.comparison import Row, compare, interval, markdown
 from jsharp.files import write_atomically
 
 
@@ -43,7 +43,8 @@ def write(
 
   Args:
     plan: the comparison.
-    runs: per method the directories of its finished runs.
+    runs: per method the directories of its finished runs; without the baseline's
+      there are no differences.
     facts: per method what else the table says, such as the meta-steps.
     out: the directory.
 
@@ -57,9 +58,17 @@ def write(
     )
     for name, paths in runs.items()
   }
-  baseline = plan.baseline if plan.baseline in results else next(iter(results))
-  rows = compare(results, baseline=baseline, seeds=plan.seeds)
-  text = markdown(rows, measure=measure, scale=scale) + "\n\n" + _facts(plan, facts)
+  if plan.baseline in results:
+    rows = compare(results, baseline=plan.baseline, seeds=plan.seeds)
+    table = markdown(rows, measure=measure, scale=scale)
+  else:
+    rows = [
+      Row(name, len(values), values.shape[1], interval(values), None)
+      for name, values in results.items()
+    ]
+    table = _without_differences(markdown(rows, measure=measure, scale=scale))
+    table += f"\n\nThe baseline {plan.baseline} has no results: no differences."
+  text = table + "\n\n" + _facts(plan, facts)
   write_atomically(out / "comparison.md", text.encode())
   write_atomically(out / "comparison.csv", _csv(rows).encode())
   draw(rows, out / "comparison.png", measure=measure, scale=scale)
@@ -95,6 +104,11 @@ def draw(rows: list[Row], path: Any, *, measure: str, scale: float) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
   figure.savefig(path, dpi=150)
+
+
+def _without_differences(table: str) -> str:
+  """The method, its seeds, its mean and both half-widths of every line."""
+  return "\n".join("|".join(line.split("|")[:6]) + "|" for line in table.split("\n"))
 
 
 def _bar(axes: Any, place: float, value: Any, scale: float, color: str) -> None:

@@ -29,7 +29,7 @@ _OF_DATA = (
   "rotate_test",
 )
 _EXACT = {"fomaml": "maml"}
-_OF_ONE_RUN = {"seed": 0, "run_dir": None, "data_dir": None}
+_OF_ONE_RUN = {"seed": 0, "run_dir": None, "data_dir": None, "test_data_dir": None}
 
 
 class Parts(NamedTuple):
@@ -69,6 +69,10 @@ def load(run: Run, options: Mapping[str, Any]) -> Parts:
   image_shape = data.splits["train"].image_shape
   shared = _rebuild(_frozen({**flags, **_OF_ONE_RUN}), image_shape)
   params = _restore(run, shared, options["checkpoint"])
+  path = functools.partial(_path, run, shared)
+  if "params" in getattr(params, "_fields", ()):
+    shared, params = _network_alone(shared, params)
+    path = functools.partial(_network_path, path)
   fixed = _draw(shared, data.splits[options["split"]], options)
   task_loss_fn, items = _objective(shared, options, params, fixed)
   chunk = {"chunk": options["task_chunk"]}
@@ -77,7 +81,7 @@ def load(run: Run, options: Mapping[str, Any]) -> Parts:
     loss=meta_objective(task_loss_fn, items, **chunk),
     metrics=per_task(task_loss_fn, items, **chunk),
     gap=functools.partial(_gap, shared, data, options),
-    path=functools.cache(functools.partial(_path, run, shared)),
+    path=functools.cache(path),
   )
 
 
@@ -152,6 +156,28 @@ def _path(run: Run, shared: _Shared) -> dict[int, Params]:
   template = shared.algorithm.init(shared.initial).params
   points = Checkpoints(run.path / "checkpoints").restore_path(template)
   return {point.step: point.tree for point in points if point.step <= run.last_step}
+
+
+def _network_alone(shared: _Shared, point: Any) -> tuple[_Shared, Params]:
+  """The algorithm as a function of its network's parameters alone.
+
+  Learned rates, running statistics, copies per inner step and optimizer states are
+  meta-learned or carried beside them; here they are constants.
+  """
+  algorithm = shared.algorithm
+
+  def evaluate(params: Params, tasks: Any) -> Any:
+    return algorithm.evaluate(point._replace(params=params), tasks)
+
+  def adapt(params: Params, support: Any) -> Any:
+    return algorithm.adapt(point._replace(params=params), support)
+
+  held = algorithm._replace(evaluate=evaluate, adapt=adapt)
+  return shared._replace(algorithm=held), point.params
+
+
+def _network_path(path: Callable[[], dict[int, Any]]) -> dict[int, Params]:
+  return {step: point.params for step, point in path().items()}
 
 
 def _draw(shared: _Shared, dataset: Dataset, options: Mapping[str, Any]) -> Any:

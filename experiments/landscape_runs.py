@@ -32,8 +32,6 @@ COMMON = (
   "num_filters",
 )
 
-_IMPLICIT = ("imaml",)
-
 
 class Run(NamedTuple):
   """A finished run.
@@ -84,10 +82,9 @@ def read(
   for other in runs[1:]:
     _check_alike(runs[0], other)
   for run in runs:
-    if measure and run.settings.algorithm in _IMPLICIT:
+    if measure and (reason := _without_derivative(run.settings)):
       raise ValueError(
-        f"--runs: {run.path} is a run of {run.settings.algorithm}, whose derivative is "
-        "that of an idealised inner loop and not of the loss that is drawn; pass "
+        f"--runs: {run.path} is a run of {run.settings.algorithm}, {reason}; pass "
         "--nomeasure"
       )
     if need_path and not run.has_path:
@@ -97,12 +94,29 @@ def read(
         f"experiments.{run.settings.experiment} --flagfile={run.path / 'flags.txt'} "
         "--keep_path --run_dir=ELSEWHERE"
       )
-  names = [f"{run.settings.algorithm}, seed {run.settings.seed}" for run in runs]
+  names = [_name(run.settings) for run in runs]
   if len(set(names)) < len(names):
     names = [path.resolve().name for path in paths]
   if len(set(names)) < len(names):
     names = [str(path) for path in paths]
   return [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _name(settings: SimpleNamespace) -> str:
+  sharp = "" if settings.sharpness == "none" else f", SAM {settings.sharpness}"
+  return f"{settings.algorithm}{sharp}, seed {settings.seed}"
+
+
+def _without_derivative(settings: SimpleNamespace) -> str | None:
+  """Why the loss that is drawn has no derivative to measure, None if it has one."""
+  if settings.algorithm == "imaml":
+    return (
+      "whose derivative is that of an idealised inner loop and not of the loss that is "
+      "drawn"
+    )
+  if settings.algorithm == "reptile" and settings.inner_optimizer == "adam":
+    return "whose inner Adam has no derivative where a gradient is zero"
+  return None
 
 
 def _read_one(path: pathlib.Path) -> Run:

@@ -1,10 +1,11 @@
 """The flags of single algorithms, and of what composes with all of them.
 
-A flag that an algorithm does not read is refused if it is changed, so that no one
+A flag of single algorithms that is changed with another one is refused, so that no one
 believes in an effect that is not there.
 """
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
@@ -230,3 +231,9 @@ def _is_range(value: list[str]) -> bool:
   except ValueError:  # not two, or no numbers
     return False
   return low <= high and abs(low) + abs(high) < float("inf")
+
+
+def sharp_loops(settings: SimpleNamespace) -> tuple[bool, bool]:
+  """Whether SAM stands in the inner and in the outer loop."""
+  where = SHARP_MAML.get(settings.algorithm, settings.sharpness)
+  return where in ("low", "both"), where in ("up", "both")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import optimizers
-from experiments.method_flags import READERS
+from experiments.method_flags import READERS, sharp_loops
 from jsharp import algorithms, models
 from jsharp.losses import Criterion
 from jsharp.types import Params
@@ -42,7 +42,7 @@ def relevant(settings: SimpleNamespace) -> dict[str, Any]:
   name = settings.algorithm
   own = [flag for flag, readers in READERS.items() if name in readers]
   facts = {flag: getattr(settings, flag) for flag in own}
-  inner, outer = optimizers.sharp_loops(settings)
+  inner, outer = sharp_loops(settings)
   if inner:
     facts["inner_rho"] = settings.inner_rho
   if outer:
@@ -111,3 +111,15 @@ def keeps_statistics(settings: SimpleNamespace, networks: Networks) -> bool:
   """Whether running statistics normalise at validation and test."""
   is_plus_plus = settings.algorithm == "maml_plus_plus"
   return is_plus_plus and settings.running_statistics and networks.has_norm
+
+
+def adapts_norm(settings: SimpleNamespace) -> bool:
+  """Whether the inner loop changes the scale and offset of normalisation."""
+  match settings.algorithm:
+    case "reptile":
+      return True
+    case "maml_plus_plus":
+      return settings.adapt_norm and not settings.per_step_norm
+    case "anil" | "cavia" | "protonet" | "ridge" | "black_box":
+      return False
+  return settings.adapt_norm

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments import optimizers
-from experiments.method_flags import SHARP_MAML, WITHOUT_INNER_GRADIENT
+from experiments.common_flags import RHO
+from experiments.method_flags import (
+  SHARP_MAML,
+  WITHOUT_INNER_GRADIENT,
+  sharp_loops,
+)
 from experiments.method_options import (
   Networks,
   constructor_options,
@@ -89,6 +94,20 @@ def check(settings: SimpleNamespace, networks: Networks) -> None:
       f"--sharpness={settings.sharpness} perturbs inner gradients, and {name} has "
       "none; take --sharpness=up"
     )
+  for flag, is_read in zip(
+    ("inner_rho", "outer_rho"), sharp_loops(settings), strict=True
+  ):
+    if getattr(settings, flag) != RHO and not is_read:
+      raise ValueError(
+        f"--{flag}={getattr(settings, flag)} has no effect with --algorithm={name} "
+        f"--sharpness={settings.sharpness}; drop it, or choose --sharpness=low, up or "
+        "both"
+      )
+  if settings.experiment == "sinusoid" and settings.ensemble > 1:
+    raise ValueError(
+      f"--ensemble={settings.ensemble} averages class probabilities, and sinusoid is a "
+      "regression; drop it"
+    )
   if settings.outer_schedule != "constant" and settings.outer_schedule_steps is None:
     raise ValueError(
       f"--outer_schedule={settings.outer_schedule} needs --outer_schedule_steps, such "
@@ -111,7 +130,7 @@ def _gradient_based(
     **options,
   }
   if name in SHARP_MAML:
-    inner, outer = optimizers.sharp_loops(settings)
+    inner, outer = sharp_loops(settings)
     return algorithms.sharp_maml(
       loss_fn,
       optimizers.inner(settings)["inner_optimizer"],

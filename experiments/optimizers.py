@@ -5,15 +5,9 @@ from typing import Any
 
 import optax
 
-from experiments.method_flags import SHARP_MAML
+from experiments.method_flags import sharp_loops
 from jsharp import sam, sam_ascent, sharpness_aware
 from jsharp.transforms import stop_gradient
-
-
-def sharp_loops(settings: SimpleNamespace) -> tuple[bool, bool]:
-  """Whether SAM stands in the inner and in the outer loop."""
-  where = SHARP_MAML.get(settings.algorithm, settings.sharpness)
-  return where in ("low", "both"), where in ("up", "both")
 
 
 def sharp_adaptation(settings: SimpleNamespace) -> bool:
@@ -33,7 +27,7 @@ def outer(settings: SimpleNamespace) -> optax.GradientTransformation:
   elif settings.outer_schedule == "linear":
     lr = optax.linear_schedule(lr, settings.final_outer_lr, steps)
   links = [{"adam": optax.adam, "sgd": optax.sgd}[settings.outer_optimizer](lr)]
-  if settings.clip_meta_gradient is not None:
+  if settings.clip_meta_gradient:
     links[:0] = [optax.clip(settings.clip_meta_gradient)]
   if settings.sharpness in ("up", "both"):
     links[:0] = [sam(settings.outer_rho, p=settings.p, adaptive=settings.adaptive)]
@@ -42,11 +36,9 @@ def outer(settings: SimpleNamespace) -> optax.GradientTransformation:
 
 def inner(settings: SimpleNamespace) -> dict[str, Any]:
   """`inner_optimizer` and, where it differs, `eval_inner_optimizer`."""
-  # The learned rates of these stand behind the optimizer, with their own start.
-  learned = settings.algorithm == "meta_sgd" or (
-    settings.algorithm == "maml_plus_plus" and settings.learn_rates
-  )
-  lr = 1.0 if learned else settings.inner_lr
+  # The rates of these, learned or not, stand behind the optimizer.
+  behind = settings.algorithm in ("meta_sgd", "maml_plus_plus")
+  lr = 1.0 if behind else settings.inner_lr
   if settings.inner_optimizer == "adam":
     # No one differentiates through Reptile's; elsewhere a zero gradient must not.
     eps_root = 0.0 if settings.algorithm == "reptile" else 1e-8

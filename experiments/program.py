@@ -33,6 +33,7 @@ BENIGN = frozenset(
     "log_every",
     "checkpoint_seconds",
     "data_dir",
+    "test_data_dir",
     "run_dir",
     "compilation_cache_dir",
   }

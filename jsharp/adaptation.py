@@ -13,12 +13,15 @@ from jsharp.types import AdaptFn, Batch, LossFn, Mask, Params
 _MAX_UNROLLED = 10  # Beyond it compile time costs more than the loop saves.
 
 
-def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
+def split(
+  params: Params, mask: Mask | None, *, name: str = "adapted_mask"
+) -> tuple[Params, Params]:
   """Splits parameters into those that the inner loop changes and the others.
 
   Args:
     params: any pytree.
     mask: `mask(params) -> pytree of bool`, or None for all leaves.
+    name: what the caller's argument is called, for the error.
 
   Returns:
     `(adapted, others)`, both like `params` with None in place of each leaf that is
@@ -36,7 +39,7 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
   selected = mask(params)
   if not any(jax.tree.leaves(selected)):
     raise ValueError(
-      "adapted_mask selects no leaf, so the inner loop would change nothing; "
+      f"{name} selects no leaf, so the inner loop would change nothing; "
       "return True for at least one leaf of params"
     )
   adapted = jax.tree.map(lambda keep, x: x if keep else None, selected, params)

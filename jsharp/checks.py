@@ -32,6 +32,104 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
   return int(value)
 
 
+def check_steps(
+  num_inner_steps: Any, num_eval_inner_steps: Any, *, minimum: int = 0
+) -> tuple[int, int]:
+  """Returns the numbers of inner steps in training and in evaluation.
+
+  Args:
+    num_inner_steps: what the caller passed for training.
+    num_eval_inner_steps: what the caller passed for evaluation; None for the same.
+    minimum: the smallest `num_inner_steps`; evaluation may always take none.
+
+  Returns:
+    Both as `int`.
+
+  Raises:
+    ValueError: if one of them is no integer or too small.
+
+  Example:
+    >>> check_steps(5, None), check_steps(5, 10)
+    ((5, 5), (5, 10))
+  """
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=minimum)
+  if num_eval_inner_steps is None:
+    return num_inner_steps, num_inner_steps
+  return num_inner_steps, check_count(
+    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  )
+
+
+def check_positive(name: str, value: Any, *, example: float) -> Any:
+  """Returns `value` if it is a finite number above 0; lets arrays pass.
+
+  Args:
+    name: the argument's name, for the message.
+    value: a number, or an array, which is not looked at.
+    example: a usual value, for the message.
+
+  Returns:
+    A number as a `float`, anything else as it is.
+
+  Raises:
+    ValueError: if `value` is a number of at most zero, infinite or NaN.
+
+  Example:
+    >>> check_positive("proximity", 2, example=2.0)
+    2.0
+  """
+  if not isinstance(value, numbers.Real):
+    return value
+  number = float(value)
+  if not 0 < number < math.inf:
+    raise ValueError(
+      f"{name} must be finite and above 0, got {value!r}; pass for example "
+      f"{name}={example}"
+    )
+  return number
+
+
+def check_rates(
+  name: str, value: Any, *, is_range_allowed: bool = False
+) -> tuple[Any, Any]:
+  """Returns a step size as the range `(low, high)` that it is drawn from.
+
+  Args:
+    name: the argument's name, for the message.
+    value: a number, or a pair of numbers. Arrays without axes pass unseen.
+    is_range_allowed: whether it may be a pair.
+
+  Returns:
+    `(low, high)`, equal for a single number. Numbers come back as `float`.
+
+  Raises:
+    ValueError: if `value` is anything else, if a number is infinite or NaN, or the
+      ends are the wrong way round.
+
+  Example:
+    >>> check_rates("inner_lr", 0.1)
+    (0.1, 0.1)
+    >>> check_rates("inner_lr", [0.1, 0.2], is_range_allowed=True)
+    (0.1, 0.2)
+  """
+  is_range = is_range_allowed and isinstance(value, tuple | list) and len(value) == 2
+  ends = tuple(value) if is_range else (value, value)
+
+  def is_finite(end: Any) -> bool:
+    if isinstance(end, numbers.Real):
+      return not isinstance(end, bool) and math.isfinite(end)
+    return hasattr(end, "dtype") and getattr(end, "ndim", None) == 0
+
+  if not all(map(is_finite, ends)) or (is_range and not ends[0] <= ends[1]):
+    kind = "a finite number" + " or a range (low, high)" * is_range_allowed
+    example = (0.005, 0.1) if is_range_allowed else 0.1
+    raise ValueError(
+      f"{name} must be {kind}, got {value!r}; pass for example {name}={example}"
+    )
+  low, high = (float(x) if isinstance(x, numbers.Real) else x for x in ends)
+  return low, high
+
+
 def check_nonnegative(name: str, value: Any) -> None:
   """Refuses a negative or non-finite number; lets arrays and schedules pass.
 
@@ -46,7 +144,7 @@ def check_nonnegative(name: str, value: Any) -> None:
   Example:
     >>> check_nonnegative("rho", 0.05)
   """
-  if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+  if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
     raise ValueError(
       f"{name} must be finite and at least 0, got {value!r}; pass for "
       f"example {name}=0.05"

@@ -1,8 +1,8 @@
 """Several checkpoints that predict together.
 
 MAML++'s published figures are those of the mean of the softmax of the five
-checkpoints that are best in validation (its released code); a single checkpoint is
-worse by one to two points on mini-ImageNet. Report one beside the other.
+checkpoints that are best in validation, as its released code computes them. Report one
+beside the other.
 """
 
 import math

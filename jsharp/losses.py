@@ -22,7 +22,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
 
   Args:
     logits: `[num_examples, way]`.
-    labels: `[num_examples]` integers in `[0, way)`.
+    labels: `[num_examples]` integers in `[0, way)`; any other makes the loss NaN,
+      where zero would hide tasks of more classes than the model has outputs.
 
   Returns:
     The mean loss in nats, and `{"accuracy": fraction right}`.
@@ -41,7 +42,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
       f"and {labels.shape}; flatten the examples into one axis"
     )
   one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-  loss = optax.losses.softmax_cross_entropy(logits, one_hot).mean()
+  losses = optax.losses.softmax_cross_entropy(logits, one_hot)
+  known = (labels >= 0) & (labels < logits.shape[-1])
+  loss = jnp.where(known, losses, jnp.nan).mean()
   accuracy = (jnp.argmax(logits, axis=-1) == labels).mean(dtype=logits.dtype)
   return loss, {"accuracy": accuracy}
 

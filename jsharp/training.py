@@ -121,7 +121,7 @@ def train(
   Raises:
     NonFiniteLossError: at the first meta-step that is not finite. It is not taken;
       the state before it is saved.
-    ValueError: for counts that are not positive, tasks of another number, a score
+    ValueError: for counts out of range, tasks of another number, a score
       that `validate` does not return, a checkpoint of another program, `keep_path`
       without `validate`.
     OSError: if a record cannot be written; earlier checkpoints are intact.
@@ -149,6 +149,7 @@ def train(
   check_count("log_every", log_every)
   check_count("eval_every", eval_every)
   check_nonnegative("checkpoint_seconds", checkpoint_seconds)
+  check_count("keep_top", keep_top, minimum=0)
   if keep_path and validate is None:
     raise ValueError(
       "keep_path=True keeps the parameters of every validation, and validate is None; "

@@ -25,6 +25,11 @@ class LossesTest(absltest.TestCase):
     loss, _ = losses.cross_entropy(logits, jnp.array([0, 0]))
     np.testing.assert_allclose(loss, 1e4)
 
+  def test_a_label_that_no_output_stands_for_is_not_free(self):
+    for label in (-1, 3):
+      loss, _ = losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, label]))
+      self.assertTrue(np.isnan(loss))
+
   def test_squared_error_is_a_mean_without_a_half(self):
     loss, metrics = losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1)))
     self.assertEqual(float(loss), 5.0)

@@ -241,6 +241,11 @@ class TrainingTest(parameterized.TestCase):
     self.assertTrue(same_bits(result.top[0].tree, result.best_params))
     self.assertFalse(same_bits(result.top[1].tree, result.best_params))
 
+  def test_a_bad_number_of_the_best_is_named(self):
+    for keep_top in (-1, 1.5):
+      with self.assertRaisesRegex(ValueError, f"keep_top .* got {keep_top}"):
+        self._train(10, keep_top=keep_top)
+
   def test_the_best_stays_the_best_after_a_resume(self):
     self._train(10, validate=lambda params: {"accuracy": 0.9})
     result, _ = self._train(30, validate=lambda params: {"accuracy": 0.5})

@@ -19,7 +19,7 @@ import optax
 from jsharp.adaptation import inner_loop, join, split
 from jsharp.algorithms.gradient_based import bundle
 from jsharp.algorithms.hoisting import hoisted
-from jsharp.checks import check_count
+from jsharp.checks import check_steps
 from jsharp.objectives import on_query
 from jsharp.types import (
   AdaptFn,
@@ -75,20 +75,17 @@ def anil(
     >>> from jsharp import Task
     >>> from jsharp.models import part_mask
     >>> def loss_fn(params, batch):
-    ...   prediction = params["head"] * params["body"] * batch.inputs
+    ...   prediction = params["head"]["scale"] * params["body"] * batch.inputs
     ...   return jnp.mean((prediction - batch.targets) ** 2), {}
     >>> algorithm = anil(loss_fn, optax.sgd(0.25), optax.sgd(0.5),
     ...   head=part_mask("head"), num_inner_steps=1)
     >>> adapted = algorithm.adapt(
-    ...   {"body": 1.0, "head": 3.0}, Batch(jnp.ones(2), jnp.zeros(2)))
-    >>> {name: float(value) for name, value in adapted.items()}
-    {'body': 1.0, 'head': 1.5}
+    ...   {"body": 1.0, "head": {"scale": 3.0}}, Batch(jnp.ones(2), jnp.zeros(2)))
+    >>> float(adapted["body"]), float(adapted["head"]["scale"])
+    (1.0, 1.5)
   """
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-  if num_eval_inner_steps is None:
-    num_eval_inner_steps = num_inner_steps
-  num_eval_inner_steps = check_count(
-    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps
   )
   return bundle(
     _head_loop(loss_fn, inner_optimizer, head, num_inner_steps),
@@ -109,7 +106,7 @@ def _head_loop(
   num_steps: int,
 ) -> AdaptFn:
   def adapt(params: Params, support: Batch) -> Params:
-    adapted, others = split(params, head)
+    adapted, others = split(params, head, name="head")
     head_loss = hoisted(
       lambda adapted: loss_fn(join(adapted, others), support), adapted
     )

@@ -52,14 +52,14 @@ def boil(
     >>> from jsharp import Batch
     >>> from jsharp.models import part_mask
     >>> def loss_fn(params, batch):
-    ...   prediction = params["head"] * params["body"] * batch.inputs
+    ...   prediction = params["head"]["scale"] * params["body"] * batch.inputs
     ...   return jnp.mean((prediction - batch.targets) ** 2), {}
     >>> algorithm = boil(loss_fn, optax.sgd(0.25), optax.sgd(0.5),
     ...   head=part_mask("head"), num_inner_steps=1)
     >>> adapted = algorithm.adapt(
-    ...   {"body": 3.0, "head": 1.0}, Batch(jnp.ones(2), jnp.zeros(2)))
-    >>> {name: float(value) for name, value in adapted.items()}
-    {'body': 1.5, 'head': 1.0}
+    ...   {"body": 3.0, "head": {"scale": 1.0}}, Batch(jnp.ones(2), jnp.zeros(2)))
+    >>> float(adapted["body"]), float(adapted["head"]["scale"])
+    (1.5, 1.0)
   """
 
   def body(params: Params) -> Any:

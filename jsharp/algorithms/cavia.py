@@ -28,7 +28,7 @@ import optax
 
 from jsharp.adaptation import inner_loop
 from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count
+from jsharp.checks import check_steps
 from jsharp.objectives import on_query
 from jsharp.types import AdaptFn, Batch, LossFn, MetaAlgorithm, Params, TaskLossFn
 
@@ -120,11 +120,8 @@ def cavia(
 
     return adapt
 
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-  if num_eval_inner_steps is None:
-    num_eval_inner_steps = num_inner_steps
-  num_eval_inner_steps = check_count(
-    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps
   )
   return bundle(
     adaptation(inner_optimizer, num_inner_steps),

@@ -22,7 +22,6 @@ paper's.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -31,8 +30,9 @@ import optax
 
 from jsharp.adaptation import adapted_value_and_grad, inner_loop, join, split
 from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count
+from jsharp.checks import check_count, check_positive, check_steps
 from jsharp.objectives import on_query
+from jsharp.sam.vectors import inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -103,8 +103,9 @@ def imaml(
     >>> metrics["loss"].tolist(), float(state.params)  # One step solves it: half-way.
     ([2.25, 0.25], 2.0)
   """
-  if num_eval_inner_steps is None:
-    num_eval_inner_steps = num_inner_steps
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps
+  )
   adaptation = functools.partial(
     implicit_adaptation,
     loss_fn,
@@ -112,13 +113,9 @@ def imaml(
     num_cg_steps=num_cg_steps,
     adapted_mask=adapted_mask,
   )
-  adapt = adaptation(
-    inner_optimizer,
-    num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
-  )
+  adapt = adaptation(inner_optimizer, num_steps=num_inner_steps)
   eval_adapt = adaptation(
-    eval_inner_optimizer or inner_optimizer,
-    num_steps=check_count("num_eval_inner_steps", num_eval_inner_steps, minimum=0),
+    eval_inner_optimizer or inner_optimizer, num_steps=num_eval_inner_steps
   )
   return bundle(
     adapt,
@@ -167,11 +164,7 @@ def implicit_adaptation(
     >>> float(adapted), float(slope)
     (2.0, 0.25)
   """
-  if isinstance(proximity, int | float) and not 0 < proximity < math.inf:
-    raise ValueError(
-      f"proximity must be finite and above 0, got {proximity!r}; pass for example "
-      "proximity=2.0"
-    )
+  proximity = check_positive("proximity", proximity, example=2.0)
   num_steps = check_count("num_steps", num_steps, minimum=0)
   num_cg_steps = check_count("num_cg_steps", num_cg_steps)
 
@@ -179,8 +172,9 @@ def implicit_adaptation(
   def adapt(params: Params, support: Batch) -> Params:
     def regularised(point: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
       loss, metrics = loss_fn(point, batch)
-      distances = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), point, params)
-      return loss + proximity / 2 * sum(jax.tree.leaves(distances)), metrics
+      difference = jax.tree.map(jnp.subtract, point, params)
+      square = inner_product(difference, difference).astype(loss.dtype)
+      return loss + proximity / 2 * square, metrics
 
     loop = inner_loop(
       regularised, optimizer, num_steps=num_steps, adapted_mask=adapted_mask
@@ -219,9 +213,10 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
 
   A fixed number of steps, so that tasks side by side cost the same. Unlike
   `jax.scipy.sparse.linalg.cg`, which reads a NaN residual as a reason to stop and
-  returns the finite start, NaN in is NaN out. A zero vector gives zero, and so does
-  a zero residual for the rest of the steps. A direction of no positive curvature ends
-  the solution where it is.
+  returns the finite start, NaN in is NaN out. A zero vector gives zero. A zero
+  residual or a direction of no positive curvature ends the solution where it is: the
+  steps that are left change nothing. The vector's length does not matter, since it is
+  divided by it first.
 
   Args:
     matrix: `x -> matrix times x`, symmetric and positive definite.
@@ -238,11 +233,8 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
     >>> x["a"].tolist()
     [1.0, 3.0]
   """
-
-  def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Written so that a NaN fails the test and stays.
-    stop = b <= 0
-    return jnp.where(stop, 0, a / jnp.where(stop, 1, b))
+  scale = length(vector)
+  start = unit(vector)
 
   def along(x: Params, step: jax.Array, direction: Params) -> Params:
     return jax.tree.map(lambda a, b: a + step.astype(a.dtype) * b, x, direction)
@@ -250,12 +242,24 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   def step(_: Any, carry: Any) -> Any:
     x, residual, direction, square = carry
     product = matrix(direction)
-    size = ratio(square, optax.tree.vdot(direction, product))
-    x, residual = along(x, size, direction), along(residual, -size, product)
-    new_square = optax.tree.vdot(residual, residual)
-    direction = along(residual, ratio(new_square, square), direction)
-    return x, residual, direction, new_square
+    curvature = inner_product(direction, product)
+    # Written so that a NaN goes on, and what is infinite becomes one.
+    curvature = jnp.where(jnp.isinf(curvature), jnp.nan, curvature)
+    goes_on = ~((curvature <= 0) | (square == 0))
+    size = square / jnp.where(goes_on, curvature, 1)
+    residual = along(residual, -size, product)
+    new_square = inner_product(residual, residual)
+    ratio = new_square / jnp.where(goes_on, square, 1)
+    new = (
+      along(x, size, direction),
+      residual,
+      along(residual, ratio, direction),
+      new_square,
+    )
+    # Nothing changes at a stop, so the next step comes to the same end.
+    return jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), new, carry)
 
   zero = jax.tree.map(jnp.zeros_like, vector)
-  carry = zero, vector, vector, optax.tree.vdot(vector, vector)
-  return jax.lax.fori_loop(0, num_steps, step, carry)[0]
+  carry = zero, start, start, inner_product(start, start)
+  x, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
+  return jax.tree.map(lambda a: (a.astype(scale.dtype) * scale).astype(a.dtype), x)

@@ -14,7 +14,7 @@ import optax
 
 from jsharp.adaptation import inner_loop
 from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count
+from jsharp.checks import check_steps
 from jsharp.objectives import on_query
 from jsharp.types import LossFn, Mask, MetaAlgorithm, TaskLossFn
 
@@ -71,11 +71,8 @@ def maml(
     >>> metrics["loss"].tolist(), float(state.params)
     ([2.25, 0.25], 2.5)
   """
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-  if num_eval_inner_steps is None:
-    num_eval_inner_steps = num_inner_steps
-  num_eval_inner_steps = check_count(
-    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps
   )
   query_loss_fn = query_loss_fn or on_query(loss_fn)
   adapt = inner_loop(

@@ -50,7 +50,7 @@ from jsharp.algorithms.per_step import (
   run_steps,
 )
 from jsharp.algorithms.phases import Order, StepWeightsFn, phased_gradient
-from jsharp.checks import check_count
+from jsharp.checks import check_count, check_rates, check_steps
 from jsharp.descent import descend
 from jsharp.transforms import learned_step_rates
 from jsharp.types import (
@@ -158,13 +158,11 @@ def maml_plus_plus(
     >>> float(state.params.params), state.params.rates.tolist()
     (2.6875, [3.375, 0.875])
   """
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps)
-  first_order_steps = check_count("first_order_steps", first_order_steps, minimum=0)
-  num_eval_inner_steps = check_count(
-    "num_eval_inner_steps",
-    num_inner_steps if num_eval_inner_steps is None else num_eval_inner_steps,
-    minimum=0,
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps, minimum=1
   )
+  first_order_steps = check_count("first_order_steps", first_order_steps, minimum=0)
+  inner_lr, _ = check_rates("inner_lr", inner_lr)
   keeps_statistics = statistics_decay is not None
   if num_eval_inner_steps > num_inner_steps and (
     learn_rates or per_step is not None or keeps_statistics

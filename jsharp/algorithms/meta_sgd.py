@@ -11,7 +11,7 @@ step. Cost of one meta-step and task: MAML's; the rates' gradient is a product o
 arrays that are there already. The state is twice the parameters.
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import optax
 
 from jsharp.adaptation import inner_loop, split
 from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count
+from jsharp.checks import check_rates, check_steps
 from jsharp.objectives import on_query
 from jsharp.transforms import learned_rates
 from jsharp.types import (
@@ -32,6 +32,8 @@ from jsharp.types import (
   Params,
   TaskLossFn,
 )
+
+_RATES = 0x7261  # of the default key
 
 
 class WithRates(NamedTuple):
@@ -53,7 +55,7 @@ def meta_sgd(
   outer_optimizer: optax.GradientTransformation,
   *,
   num_inner_steps: int,
-  inner_lr: float | tuple[float, float] = (0.005, 0.1),
+  inner_lr: float | Sequence[float] = (0.005, 0.1),
   key: jax.Array | None = None,
   num_eval_inner_steps: int | None = None,
   eval_inner_optimizer: optax.GradientTransformation | None = None,
@@ -73,7 +75,8 @@ def meta_sgd(
     num_inner_steps: inner steps in training.
     inner_lr: the rates before the first meta-step: one number, or a range
       `(low, high)` from which each is drawn uniformly.
-    key: the key of that draw; `jax.random.key(0)` if None.
+    key: the key of that draw. None takes one of its own, always the same, that is
+      not `jax.random.key(0)`: parameters are often drawn with that.
     num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if None.
     eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
       training if None.
@@ -102,23 +105,16 @@ def meta_sgd(
     >>> float(state.params.params), float(state.params.rates)
     (2.5, 5.25)
   """
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
-  if num_eval_inner_steps is None:
-    num_eval_inner_steps = num_inner_steps
-  num_eval_inner_steps = check_count(
-    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
+  num_inner_steps, num_eval_inner_steps = check_steps(
+    num_inner_steps, num_eval_inner_steps
   )
-  low, high = inner_lr if isinstance(inner_lr, tuple) else (inner_lr, inner_lr)
-  if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-    raise ValueError(
-      f"inner_lr must be a finite number or a range (low, high), got {inner_lr!r}; "
-      "pass for example inner_lr=(0.005, 0.1)"
-    )
+  low, high = check_rates("inner_lr", inner_lr, is_range_allowed=True)
+  rates_key = jax.random.fold_in(jax.random.key(0), _RATES) if key is None else key
 
   def prepare(params: Params) -> WithRates:
     params = jax.tree.map(jnp.asarray, params)
     leaves, structure = jax.tree.flatten(split(params, adapted_mask)[0])
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))
+    keys = jax.random.split(rates_key, len(leaves))
     rates = [
       jax.random.uniform(k, leaf.shape, leaf.dtype, low, high)
       if low < high

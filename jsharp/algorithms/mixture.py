@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from jsharp.data.episodes import task_key
 from jsharp.types import ApplyFn, MetaAlgorithm, MetaState, Metrics, Params, Task
 
 SampleFn = Callable[[Any, Any], Task]
@@ -28,7 +29,8 @@ def mixture(
     algorithms: the members; states and metrics must agree in structure and shape, so
       every member takes the same number of tasks per step.
     samplers: `sampler(step, data) -> tasks`, one for each.
-    seed: decides which member takes which step.
+    seed: decides which member takes which step. It may be the tasks' seed too: the
+      keys are those of `jsharp.data.task_key`'s stream "member".
 
   Returns:
     An algorithm and the sampler that goes with it. `init`, `adapt` and `evaluate`
@@ -59,7 +61,7 @@ def mixture(
 
   def step(state: MetaState, step_and_data: Any) -> tuple[MetaState, Metrics]:
     number, data = step_and_data
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    key = task_key(seed, number, stream="member")
     which = jax.random.randint(key, (), 0, len(algorithms))
 
     def branch(algorithm: MetaAlgorithm, sampler: SampleFn) -> Callable[..., Any]:

@@ -33,7 +33,8 @@ def over_seeds(
     those of `evaluate` `[num_tasks, num_seeds, ...]`: all seeds on the same tasks.
 
   Raises:
-    ValueError: if there is no algorithm.
+    ValueError: if there is no algorithm; when called, if an array's leading axis is
+      not as long as `algorithms`.
 
   Example:
     >>> import optax
@@ -50,7 +51,17 @@ def over_seeds(
   """
   if not algorithms:
     raise ValueError("over_seeds needs one algorithm per seed, got none")
-  first = algorithms[0]
+  first, num_seeds = algorithms[0], len(algorithms)
+
+  def checked(name: str, tree: Any) -> Any:
+    for leaf in jax.tree.leaves(tree):
+      if jnp.shape(leaf)[:1] != (num_seeds,):
+        raise ValueError(
+          f"over_seeds has {num_seeds} algorithms, and an array of {name} is "
+          f"{list(jnp.shape(leaf))}; its leading axis must be {num_seeds}, one row per "
+          "seed: stack them, or pass as many algorithms as there are rows"
+        )
+    return tree
 
   def mapped(fn: Callable[..., Any], *arguments: Any) -> Any:
     if jax.default_backend() != "cpu" if together is None else together:
@@ -58,6 +69,7 @@ def over_seeds(
     return jax.lax.map(lambda rows: fn(*rows), arguments)
 
   def init(params: Params) -> MetaState:
+    checked("params", params)
     states = [
       algorithm.init(jax.tree.map(lambda x, i=i: x[i], params))
       for i, algorithm in enumerate(algorithms)
@@ -70,15 +82,20 @@ def over_seeds(
       new, metrics = first.step(MetaState(state.step, params, opt_state), tasks)
       return (new.params, new.opt_state), metrics
 
-    (params, opt_state), metrics = mapped(one, state.params, state.opt_state, tasks)
+    starts = checked("state", (state.params, state.opt_state))
+    (params, opt_state), metrics = mapped(one, *starts, checked("tasks", tasks))
     flat = jax.tree.map(lambda x: x.reshape(-1), metrics)
     return MetaState(state.step + 1, params, opt_state), flat
 
   def adapt(params: Params, support: Any) -> Params:
-    return mapped(lambda params: first.adapt(params, support), params)
+    return mapped(
+      lambda params: first.adapt(params, support), checked("params", params)
+    )
 
   def evaluate(params: Params, tasks: Any) -> Metrics:
-    metrics = mapped(lambda params: first.evaluate(params, tasks), params)
+    metrics = mapped(
+      lambda params: first.evaluate(params, tasks), checked("params", params)
+    )
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics)
 
   return MetaAlgorithm(init, step, adapt, evaluate)

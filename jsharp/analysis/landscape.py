@@ -83,6 +83,9 @@ def direction(
   Returns:
     A pytree like `params`.
 
+  Raises:
+    ValueError: if nothing is left that is orthogonal.
+
   Example:
     >>> w = {"kernel": jnp.full((4, 4), 0.5)}
     >>> first = direction(jax.random.key(0), w)
@@ -92,7 +95,14 @@ def direction(
     >>> f"{abs(jnp.vdot(first['kernel'], second['kernel'])):.4f}"
     '0.0000'
   """
-  return _drawn(key, params, orthogonal_to, keep_vectors=keep_vectors)
+  drawn = _drawn(key, params, orthogonal_to, keep_vectors=keep_vectors)
+  wide = [x for x in jax.tree.leaves(drawn) if x.ndim > 1 and x.size > x.shape[-1]]
+  if orthogonal_to is not None and wide and not any(map(jnp.any, wide)):
+    raise ValueError(
+      "nothing of this direction is orthogonal to orthogonal_to; both were probably "
+      "drawn with one key: use another key"
+    )
+  return drawn
 
 
 def line(
@@ -207,4 +217,7 @@ def _without(noise: jax.Array, other: jax.Array) -> jax.Array:
   share = jnp.where(
     square == 0, 0, _per_filter(noise, other) / jnp.where(square == 0, 1, square)
   )
-  return noise - jnp.broadcast_to(share, noise.shape) * other
+  rest = noise - jnp.broadcast_to(share, noise.shape) * other
+  # Of what is parallel only rounding is left, which scaling would blow up.
+  is_parallel = _per_filter(rest, rest) < 1e-6 * _per_filter(noise, noise)
+  return jnp.where(jnp.broadcast_to(is_parallel, rest.shape), 0, rest)

@@ -70,7 +70,9 @@ def project(
     '1.0000'
   """
   centre, plane = _flat(params), np.stack([_flat(first), _flat(second)])
-  if np.linalg.matrix_rank(plane) < 2:
+  lengths = np.linalg.norm(plane, axis=1, keepdims=True)
+  units = plane / np.where(lengths == 0, 1, lengths)
+  if np.linalg.matrix_rank(units, tol=1e-5) < 2:
     raise ValueError(
       "first and second span no plane, one of them is zero or they are parallel; draw "
       "second with orthogonal_to=first"
@@ -112,7 +114,9 @@ def principal_directions(
   centre, unravel = ravel_pytree(params)
   away = np.stack([_flat(point) - _flat(params) for point in trajectory])
   _, sizes, rows = np.linalg.svd(away, full_matrices=False)
-  if not sizes[1] > 1e-9 * sizes[0]:
+  # What rounding of the points' own entries can do, not of this decomposition.
+  rounding = float(jnp.finfo(centre.dtype).eps) * np.linalg.norm(_flat(params))
+  if not sizes[1] > max(1e-9 * sizes[0], 10 * rounding):
     raise ValueError(
       "trajectory lies on one line through params, which spans no plane; give points "
       "that leave it"

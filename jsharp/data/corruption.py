@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsharp.data.label_noise import corrupt
 from jsharp.types import Task
@@ -46,7 +47,8 @@ def with_label_noise(
     A sampler of the same kind.
 
   Raises:
-    ValueError: if a rate lies outside 0 to 1 or `way` is below 2.
+    ValueError: if a rate lies outside 0 to 1 or `way` is below 2; when called, if a
+      rate above 0 rounds to no wrong label.
 
   Example:
     >>> from jsharp.types import Batch
@@ -65,17 +67,26 @@ def with_label_noise(
   def sample(key: jax.Array, *args: Any, **options: Any) -> Task:
     task = sample_one(key, *args, **options)
     keys = jax.random.split(jax.random.fold_in(key, _NOISE))
-    noisy = [
-      batch
-      if rate == 0
-      else batch._replace(
-        targets=corrupt(key, batch.targets, rate, way, other_classes_only=True)
-      )
-      for batch, key, rate in zip(task, keys, rates.values(), strict=True)
-    ]
+    noisy = []
+    for batch, key, (name, rate) in zip(task, keys, rates.items(), strict=True):
+      if rate > 0:
+        wrong = corrupt(key, batch.targets, rate, way, other_classes_only=True)
+        _check_any_wrong(name, rate, wrong.shape[0])
+        batch = batch._replace(targets=wrong)
+      noisy.append(batch)
     return Task(*noisy)
 
   return sample
+
+
+def _check_any_wrong(name: str, rate: float, num_examples: int) -> None:
+  # Rounded as `corrupt` does it, halves to even.
+  if np.round(np.float32(rate) * np.float32(num_examples)) < 1:
+    smallest = f"{1 / num_examples:.3g}" if num_examples else "no rate"
+    raise ValueError(
+      f"{name}={rate!r} of {num_examples} examples rounds to no wrong label; use "
+      f"{smallest} or more for at least one, or 0 for none"
+    )
 
 
 def affine(
@@ -94,12 +105,21 @@ def affine(
   Returns:
     An array like `image`.
 
+  Raises:
+    ValueError: if `image` is not float or has not three axes.
+
   Example:
     >>> image = jnp.arange(9.0).reshape(3, 3, 1)
     >>> turned = affine(image, rotation=90.0)
     >>> bool(jnp.allclose(turned, jnp.rot90(image), atol=1e-5))
     True
   """
+  if image.ndim != 3 or not jnp.issubdtype(image.dtype, jnp.floating):
+    raise ValueError(
+      "image must be float [height, width, channels], got "
+      f"{image.dtype} {list(image.shape)}; divide uint8 images by 255, give a grey "
+      "image a last axis, and use jax.vmap for several"
+    )
   height, width, _ = image.shape
   dtype = image.dtype
   center = jnp.array([(height - 1) / 2, (width - 1) / 2], dtype)

@@ -22,8 +22,8 @@ import numpy as np
 from jsharp.data.dataset import Dataset
 from jsharp.types import Batch, Task
 
-Stream = Literal["train", "val", "test"]
-_STREAMS: tuple[Stream, ...] = ("train", "val", "test")
+Stream = Literal["train", "val", "test", "member"]
+_STREAMS: tuple[Stream, ...] = ("train", "val", "test", "member")
 _MAX_STREAMS = 4
 
 # Multiplied by instead of divided by 255, which XLA would compile to just that:
@@ -61,7 +61,8 @@ def task_key(
   Args:
     seed: seed of the run.
     step: meta-step, in `[0, 2**30)`; may be traced.
-    stream: which of the independent sequences of tasks.
+    stream: which of the independent sequences of tasks; "member" is for what a step
+      draws beside its tasks, in `jsharp.algorithms.mixture` the member that takes it.
 
   Returns:
     A typed key.

@@ -65,11 +65,12 @@ class ContextMLP(MLP):
 class ContextConv4(Conv4):
   """A `Conv4` where the context scales and shifts the channels of one block.
 
-  Before the ReLU of that block each channel is multiplied by `1 + scale` and moved by
-  `shift`, both linear in the context (FiLM, Perez et al. 2018). CAVIA's network on
-  mini-ImageNet has 100 context parameters, in the third of its four blocks, and 32
-  filters in the smallest of its published forms. Its code has a bias in the linear map
-  and no `1 +`; here the scale and offset of the block's normalisation are these biases.
+  Behind the normalisation of that block, before its pooling and ReLU, each channel is
+  multiplied by `1 + scale` and moved by `shift`, both linear in the context (FiLM,
+  Perez et al. 2018). CAVIA's network on mini-ImageNet has 100 context parameters, in
+  the third of its four blocks, and 32 filters in the smallest of its published forms.
+  Its code has a bias in the linear map and no `1 +`; here the scale and offset of the
+  block's normalisation are these biases.
 
   Attributes:
     context_size: length of the context.
@@ -124,13 +125,13 @@ class ContextConv4(Conv4):
       film(_checked(context, self.context_size, inputs.dtype)), 2
     )
 
-    def before_relu(block: int, x: jax.Array) -> jax.Array:
+    def after_norm(block: int, x: jax.Array) -> jax.Array:
       if block != self.context_block:
         return x
       channels = (1,) * (x.ndim - 1) + (-1,)
       return x * (1 + scale).reshape(channels) + shift.reshape(channels)
 
-    return self.forward(inputs, num_statistics, before_relu)
+    return self.forward(inputs, num_statistics, after_norm)
 
 
 def as_context_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:

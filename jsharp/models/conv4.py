@@ -64,20 +64,22 @@ class Conv4(nn.Module):
       ValueError: if `inputs` is not a batch of images that survives the four
         blocks, or `stride` is neither 1 nor 2.
     """
-    return self.forward(inputs, num_statistics, lambda block, x: x)
+    return self.forward(inputs, num_statistics, None)
 
   def forward(
     self,
     inputs: jax.Array,
     num_statistics: int | None,
-    before_relu: Callable[[int, jax.Array], jax.Array],
+    after_norm: Callable[[int, jax.Array], jax.Array] | None,
   ) -> jax.Array:
     """The network with a place in each block for something of a subclass's own.
 
     Args:
       inputs: see `__call__`.
       num_statistics: see `__call__`.
-      before_relu: `before_relu(block, x) -> x`, what the ReLU of block 0, 1, ... gets.
+      after_norm: `after_norm(block, x) -> x`, what the normalised map of block 0, 1,
+        ... becomes before pooling and ReLU; None leaves it. (It has to stand before
+        the pooling, which does not commute with a negative scale.)
 
     Returns:
       As `__call__`.
@@ -87,9 +89,11 @@ class Conv4(nn.Module):
     for block in range(_BLOCKS):
       x = _Convolution(self.num_filters, self.stride, name=f"conv_{block}")(x)
       x = BatchNorm(name=f"norm_{block}")(x, num_statistics)
+      if after_norm is not None:
+        x = after_norm(block, x)
       if self.stride == 1:
         x = max_pool(x)
-      x = nn.relu(before_relu(block, x))
+      x = nn.relu(x)
     x = x.reshape(x.shape[0], -1) if self.stride == 1 else x.mean((1, 2))
     if self.num_outputs is None:
       return x

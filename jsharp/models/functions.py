@@ -153,7 +153,8 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
 
   Returns:
     `mask(params) -> pytree of bool`: True where a module of one of these names is on
-    the path. It raises ValueError if a name is nowhere in `params`.
+    the path; a parameter's own name does not count. It raises ValueError if no module
+    of `params` has one of the names.
 
   Raises:
     ValueError: if no name is given.
@@ -170,7 +171,8 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     found = set()
 
     def is_in_part(path, _):
-      names = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
+      modules_on_path = path[:-1]  # The last entry is the parameter's own name.
+      names = {k.key for k in modules_on_path if isinstance(k, jax.tree_util.DictKey)}
       found.update(names)
       return not names.isdisjoint(modules)
 

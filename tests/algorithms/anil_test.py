@@ -19,15 +19,15 @@ IN_HEAD = np.array([0.0, 0.0, 0.0, 1.0])
 
 
 def split_loss(params, batch):
-  return quad.loss_fn(jnp.concatenate([params["body"], params["head"]]), batch)
+  return quad.loss_fn(jnp.concatenate([params["body"], params["head"]["w"]]), batch)
 
 
 def parts(w):
-  return {"body": jnp.asarray(w[:3]), "head": jnp.asarray(w[3:])}
+  return {"body": jnp.asarray(w[:3]), "head": {"w": jnp.asarray(w[3:])}}
 
 
 def whole(params):
-  return np.concatenate([params["body"], params["head"]])
+  return np.concatenate([params["body"], params["head"]["w"]])
 
 
 def expected_gradient(tasks, w, steps, adapted):
@@ -98,8 +98,9 @@ class PartsTest(parameterized.TestCase):
         num_inner_steps=steps,
       )
       adapted = jax.jit(algorithm.adapt)(params, support)
+      same = jax.tree.map(lambda a, b: bool((a == b).all()), adapted, params)
       changed[constructor] = {
-        name for name in params if (adapted[name] != params[name]).any()
+        name for name in params if not all(jax.tree.leaves(same[name]))
       }
     self.assertEqual(changed, {anil: {"head"}, boil: {"body"}})
 
@@ -144,13 +145,16 @@ class PartsTest(parameterized.TestCase):
     )
 
   def test_an_empty_part_is_refused(self):
-    nothing = lambda params: {"body": False, "head": False}
-    everything = lambda params: {"body": True, "head": True}
-    for constructor, head in ((anil, nothing), (boil, everything)):
+    nothing = lambda params: jax.tree.map(lambda _: False, params)
+    everything = lambda params: jax.tree.map(lambda _: True, params)
+    for constructor, head, name in (
+      (anil, nothing, "^head"),
+      (boil, everything, "adapted_mask"),
+    ):
       algorithm = constructor(
         split_loss, optax.sgd(0.1), optax.sgd(0.1), head=head, num_inner_steps=1
       )
-      with self.assertRaisesRegex(ValueError, "selects no leaf"):
+      with self.assertRaisesRegex(ValueError, f"{name} selects no leaf"):
         algorithm.adapt(parts(np.ones(4, np.float32)), None)
 
   def test_bad_counts_are_named(self):

@@ -244,6 +244,61 @@ class ConjugateGradientsTest(parameterized.TestCase):
     finite = self.solve(matrix, np.array([3.0, 1.0]), 3)
     self.assertTrue(np.isfinite(finite).all())
 
+  def test_it_stops_for_good_at_non_positive_curvature(self):
+    with jax.enable_x64(True):
+      size, generator, stops = 6, np.random.default_rng(0), set()
+      solves = [
+        jax.jit(lambda m, v, n=n: conjugate_gradients(lambda x: m @ x, v, num_steps=n))
+        for n in range(size + 5)
+      ]
+      for _ in range(20):
+        factor = generator.normal(size=(size, size))
+        matrix, vector = factor + factor.T + 3 * np.eye(size), generator.normal(size=6)
+        # Steps by the book, as many as there are of positive curvature.
+        x, residual = np.zeros(size), vector
+        direction, stop = residual, 0
+        while stop < size and (curvature := direction @ matrix @ direction) > 0:
+          step = residual @ residual / curvature
+          x, new = x + step * direction, residual - step * matrix @ direction
+          direction = new + new @ new / (residual @ residual) * direction
+          residual, stop = new, stop + 1
+        if stop == size:
+          continue
+        stops.add(stop)
+        for solve in solves[stop:]:
+          actual = solve(jnp.asarray(matrix), jnp.asarray(vector))
+          np.testing.assert_allclose(actual, x, rtol=1e-8, atol=1e-10)
+      self.assertGreater(len(stops), 2)
+
+  @parameterized.parameters(1e-21, 1e19)
+  def test_the_length_of_the_right_side_does_not_matter(self, scale):
+    matrix, vector = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([1.0, -2.0])
+    matrix, vector = np.float32(matrix), np.float32(scale * vector)
+    np.testing.assert_allclose(
+      self.solve(matrix, vector, 2), np.linalg.solve(matrix, vector), rtol=1e-5
+    )
+
+  def test_infinite_curvature_is_no_solution(self):
+    matrix = np.diag([-np.inf, 1.0])
+    self.assertTrue(np.isnan(self.solve(matrix, np.ones(2), 1)).any())
+
+  def test_leaves_of_several_dtypes_are_summed_in_the_widest(self):
+    vector = {"a": jnp.full(300, 300.0, jnp.float16), "b": jnp.ones(2)}
+    triple = lambda x: jax.tree.map(lambda leaf: 3 * leaf, x)
+    x = jax.jit(lambda v: conjugate_gradients(triple, v, num_steps=3))(vector)
+    self.assertEqual([leaf.dtype for leaf in x.values()], [jnp.float16, jnp.float32])
+    np.testing.assert_allclose(x["a"], np.full(300, 100.0), rtol=2e-3)
+    np.testing.assert_allclose(x["b"], np.full(2, 1 / 3), rtol=2e-3)
+
+    def loss_fn(w, batch):
+      return sum(jnp.sum(x.astype(jnp.float32)) for x in w.values()), {}
+
+    adapt = implicit_adaptation(loss_fn, optax.sgd(1.0), num_steps=2, proximity=0.5)
+    adapted = jax.jit(adapt)(vector, None)
+    for name, leaf in vector.items():
+      self.assertEqual(adapted[name].dtype, leaf.dtype)
+      np.testing.assert_allclose(adapted[name], np.asarray(leaf) - 1.5)
+
   def test_a_zero_cotangent_and_an_integer_in_the_support(self):
     loss_fn = lambda w, batch: (jnp.sum((w - batch.inputs) ** 2) * batch.targets, {})
     adapt = implicit_adaptation(loss_fn, optax.sgd(0.1), num_steps=1, proximity=2.0)
@@ -259,6 +314,7 @@ class ConjugateGradientsTest(parameterized.TestCase):
     for options, message in (
       ({"proximity": 0.0}, "proximity must be finite and above 0, got 0.0"),
       ({"proximity": -1}, "proximity"),
+      ({"proximity": np.float32(-1)}, "proximity must be finite and above 0"),
       ({"proximity": float("nan")}, "proximity"),
       ({"proximity": float("inf")}, "proximity"),
       ({"num_cg_steps": 0}, "num_cg_steps"),

@@ -254,6 +254,8 @@ class WeightsTest(parameterized.TestCase):
     ({"statistics_decay": 1.0}, r"statistics_decay must be in \[0, 1\), got 1.0"),
     ({"num_inner_steps": 0}, "num_inner_steps must be an integer of at least 1"),
     ({"first_order_steps": -1}, "first_order_steps must be an integer"),
+    ({"inner_lr": float("nan")}, "inner_lr must be a finite number, got nan"),
+    ({"inner_lr": "0.1"}, "inner_lr must be a finite number, got '0.1'"),
     (
       {"statistics_decay": 0.9, "query_loss_fn": loss_fn},
       "query_loss_fn does not return statistics",

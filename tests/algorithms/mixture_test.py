@@ -1,5 +1,7 @@
 """Steps of a mixture are its members' steps, drawn evenly by (seed, step)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from absl.testing import absltest
 import jsharp
 from jsharp import losses
 from jsharp.algorithms.mixture import first_outputs, mixture
+from jsharp.data import task_key
 
 NUM_TASKS = 3
 
@@ -60,6 +63,10 @@ class MixtureTest(absltest.TestCase):
       taken.append(int(np.argmin(distances)))
     self.assertEqual(int(state.step), 12)
     self.assertEqual(set(taken), {0, 1})
+    # By keys that no task of this seed is drawn with.
+    keys = jax.vmap(functools.partial(task_key, 1, stream="member"))(jnp.arange(12))
+    drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, 2))(keys)
+    self.assertEqual(taken, drawn.tolist())
 
   def test_bad_arguments_are_named(self):
     with self.assertRaisesRegex(ValueError, "1 algorithms and 2 samplers"):

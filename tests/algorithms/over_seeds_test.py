@@ -71,6 +71,24 @@ class OverSeedsTest(parameterized.TestCase):
         measured = jax.jit(members[0].evaluate)(alone.params, table.tasks())
         assert_close(jax.tree.map(lambda x: x[:, seed], evaluated), measured)  # noqa: B023
 
+  def test_another_number_of_rows_is_named(self):
+    with jax.enable_x64(True):  # The table keeps its arrays.
+      joined = over_seeds([build(jsharp.maml, seed) for seed in range(2)])
+      message = "2 algorithms, and an array of {} is .3.*leading axis must be 2"
+      with self.assertRaisesRegex(ValueError, message.format("params")):
+        joined.init(starts())
+      two = jax.tree.map(lambda x: x[:2], starts())
+      state = joined.init(two)
+      with self.assertRaisesRegex(ValueError, message.format("tasks")):
+        jax.eval_shape(joined.step, state, tasks())
+      many = state._replace(params=starts())
+      with self.assertRaisesRegex(ValueError, message.format("state")):
+        jax.eval_shape(joined.step, many, jax.tree.map(lambda x: x[:2], tasks()))
+      support = jax.tree.map(lambda x: x[0], table.tasks().support)
+      for fn, data in ((joined.adapt, support), (joined.evaluate, table.tasks())):
+        with self.assertRaisesRegex(ValueError, message.format("params")):
+          jax.eval_shape(fn, starts(), data)
+
   def test_nobody_is_refused(self):
     with self.assertRaisesRegex(ValueError, "got none"):
       over_seeds([])

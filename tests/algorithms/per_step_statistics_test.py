@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.algorithms import maml_plus_plus, supervised_with_statistics
+from jsharp.algorithms.per_step import averaged
 from jsharp.models import MLP, norm_mask, with_statistics
 from jsharp.types import Variables
 
@@ -93,6 +94,13 @@ def seen(params):
 
 
 class StatisticsTest(parameterized.TestCase):
+  @parameterized.parameters((0.5, 50.5), (0.9, 20.8))
+  def test_they_forget_once_equal_weights_would_forget_slower(self, decay, expected):
+    kept = jnp.float32(7)
+    for step, seen in enumerate((1, 1, 1, 1, 100)):
+      kept = averaged(kept, jnp.float32(seen), decay=decay, step=jnp.int32(step))
+    self.assertAlmostEqual(float(kept), expected, places=4)
+
   def test_they_average_the_passes_of_training(self):
     states = trained()
     first, second = seen(states[0].params.params), seen(states[1].params.params)

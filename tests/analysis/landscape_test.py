@@ -211,6 +211,22 @@ class ProjectionTest(absltest.TestCase):
       project([w], w, w, 2 * w)
     with self.assertRaisesRegex(ValueError, "on one line"):
       principal_directions([w, 2 * w], 0 * w)
+    # A line that rounding alone leaves, away from the origin.
+    centre = {"w": jax.random.normal(jax.random.key(0), (1000,))}
+    way = {"w": jax.random.normal(jax.random.key(1), (1000,))}
+    points = [
+      jax.tree.map(lambda c, d: c + size * d, centre, way)  # noqa: B023
+      for size in (0.1, 0.3, 0.7)
+    ]
+    with self.assertRaisesRegex(ValueError, "on one line"):
+      principal_directions(points, centre)
+    third = jax.tree.map(lambda x: x / 3, way)
+    with self.assertRaisesRegex(ValueError, "span no plane"):
+      project(points, centre, way, third)
+    kernel = {"kernel": jax.random.normal(jax.random.key(2), (5, 4))}
+    first = direction(jax.random.key(3), kernel)
+    with self.assertRaisesRegex(ValueError, "use another key"):
+      direction(jax.random.key(3), kernel, orthogonal_to=first)
 
 
 class DrawingTest(parameterized.TestCase):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+import jsharp
 from jsharp.data import corruption, sample_task
 from jsharp.data.dataset import Dataset
 
@@ -39,14 +40,11 @@ class LabelNoiseTest(parameterized.TestCase):
     np.testing.assert_array_equal(count, np.full(40, wrong))
     count = (clean.query.targets != changed.query.targets).sum(axis=1)
     np.testing.assert_array_equal(count, np.full(40, round(query_rate * 9)))
-    self.assertTrue(
-      (
-        (changed.support.targets >= 0)
-        & (changed.query.targets < 3).all(axis=1, keepdims=True)
-      ).all()
-    )
-    if wrong:
-      self.assertGreater(len(np.unique(changed.support.targets, axis=0)), 5)
+    for batch, any_wrong in ((changed.support, wrong), (changed.query, query_rate)):
+      self.assertGreaterEqual(batch.targets.min(), 0)
+      self.assertLess(batch.targets.max(), 3)
+      if any_wrong:
+        self.assertGreater(len(np.unique(batch.targets, axis=0)), 5)
 
   def test_support_and_query_noise_are_independent(self):
     noisy = corruption.with_label_noise(draw, way=3, support_rate=0.5, query_rate=0.3)
@@ -55,6 +53,32 @@ class LabelNoiseTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       noisy(key, dataset()).support.targets, only(key, dataset()).support.targets
     )
+
+  def test_sets_of_one_size_get_different_noise(self):
+    def even(key):
+      labels = jnp.repeat(jnp.arange(3), 4)
+      return jsharp.Task(*[jsharp.Batch(None, labels)] * 2)
+
+    noisy = corruption.with_label_noise(even, way=3, support_rate=0.5, query_rate=0.5)
+    task = jax.vmap(noisy)(jax.random.split(jax.random.key(2), 40))
+    same = (task.support.targets == task.query.targets).all(axis=1)
+    self.assertLess(int(same.sum()), 3)
+    for batch in task:
+      self.assertGreater(len(np.unique(batch.targets, axis=0)), 35)
+
+  @parameterized.parameters("support_rate", "query_rate")
+  def test_a_rate_of_no_wrong_label_is_refused(self, name):
+    def single(key):
+      return jsharp.Task(*[jsharp.Batch(None, jnp.arange(5))] * 2)
+
+    noisy = corruption.with_label_noise(single, way=5, **{name: 0.1})
+    message = f"{name}=0.1 of 5 examples rounds to no wrong label; use 0.2 or more"
+    with self.assertRaisesRegex(ValueError, message):
+      jax.eval_shape(noisy, jax.random.key(0))
+    for rate, wrong in ((0.0, 0), (0.11, 1), (0.2, 1)):
+      noisy = corruption.with_label_noise(single, way=5, **{name: rate})
+      batch = getattr(noisy(jax.random.key(0)), name.removesuffix("_rate"))
+      self.assertEqual(int((batch.targets != jnp.arange(5)).sum()), wrong)
 
   @parameterized.parameters(
     ({"way": 3, "support_rate": 1.5}, "support_rate.*1.5"),
@@ -102,6 +126,15 @@ class AffineTest(parameterized.TestCase):
     np.testing.assert_allclose(
       together[inner, inner], one_by_one[inner, inner], atol=1e-5
     )
+
+  @parameterized.parameters(
+    ((9, 9, 1), jnp.uint8), ((9, 9), jnp.float32), ((2, 9, 9, 1), jnp.float32)
+  )
+  def test_other_images_are_refused(self, shape, dtype):
+    image = jnp.zeros(shape, dtype)
+    message = rf"float \[height, width, channels\], got {image.dtype} .*divide uint8"
+    with self.assertRaisesRegex(ValueError, message):
+      corruption.affine(image, rotation=10.0)
 
 
 class DistortionTest(parameterized.TestCase):

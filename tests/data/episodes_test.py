@@ -76,7 +76,7 @@ class DrawDistinctTest(parameterized.TestCase):
 
 class TaskKeyTest(parameterized.TestCase):
   def test_no_two_steps_or_streams_share_a_key(self):
-    streams = ("train", "val", "test")
+    streams = ("train", "val", "test", "member")
     steps = jnp.concatenate([jnp.arange(1000), 2**30 - 1 - jnp.arange(1000)])
     keys = [
       jax.random.key_data(

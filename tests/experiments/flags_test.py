@@ -105,7 +105,7 @@ class RefusalsTest(parameterized.TestCase):
     ("--outer_rho=0", "outer_rho=0.0: .*use --algorithm=maml"),
     ("--p=0.5", "p=0.5: must lie between 1 and inf"),
     ("--p=nan", "p=nan: must lie between 1 and inf"),
-    ("--clip_meta_gradient=0", "clip_meta_gradient=0.0: .*leave the flag out"),
+    ("--clip_meta_gradient=-1", "clip_meta_gradient=-1.0: .*0 trains without"),
     ("--checkpoint_seconds=0", "checkpoint_seconds=0.0: must be positive"),
     ("--shot=0", "shot=0: .*at least 1"),
     ("--query_shot=-2", "query_shot=-2: .*at least 1"),

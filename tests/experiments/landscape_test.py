@@ -15,10 +15,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 from absl.testing import absltest, parameterized
 from jax.flatten_util import ravel_pytree
 
+import jsharp
 from experiments import (
   landscape,
   landscape_parts,
@@ -371,6 +373,25 @@ class LandscapeTest(parameterized.TestCase):
     average = found[f"average rise, {adaptive} 10"]
     self.assertLess(abs(average["value"] - 25), 4 * average["standard_error"])
 
+  def test_what_is_learned_beside_the_network_is_held(self):
+    algorithm = jsharp.meta_sgd(
+      lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {}),
+      optax.sgd(1.0),
+      optax.sgd(0.1),
+      num_inner_steps=1,
+    )
+    batch = jsharp.Batch(None, jnp.ones((2, 3)))
+    tasks = jsharp.Task(batch, batch)
+    point = algorithm.init(jnp.float32(3.0)).params
+    shared = landscape_parts._Shared(algorithm, None, None, None, None)
+    held, params = landscape_parts._network_alone(shared, point)
+    self.assertEqual(params, 3.0)
+    for w in (params, params + 1):
+      np.testing.assert_array_equal(
+        held.algorithm.evaluate(w, tasks)["loss"],
+        algorithm.evaluate(point._replace(params=w), tasks)["loss"],
+      )
+
   def test_refuses_what_is_no_finished_run(self):
     unfinished = self.sibling("unfinished")
     (unfinished / "result.json").unlink()
@@ -379,6 +400,10 @@ class LandscapeTest(parameterized.TestCase):
       ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
       ([self.sibling("implicit", algorithm="imaml")], "run of imaml.*--nomeasure"),
       ([self.sibling("seeds", num_seeds=2)], "holds 2 seeds side by side"),
+      (
+        [self.sibling("adam", algorithm="reptile", inner_optimizer="adam")],
+        "inner Adam has no derivative.*--nomeasure",
+      ),
       ([self.run, self.run], "names a directory twice"),
       (
         [self.run, self.sibling("other", shot=2, image_size=16)],

@@ -141,6 +141,12 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual(code, 0, err)
     facts = json.loads((run_dir / "result.json").read_text())["protocol"]["data"]
     self.assertEqual(facts["tested on"], "image_folder")
+    from jsharp.data import characters, image_folder
+
+    folder = image_folder.load(self.directory / "data", size=16)["test"]
+    self.assertEqual(facts["test"], folder.fingerprint())
+    drawn = characters.load(size=16)
+    self.assertEqual(facts["val"], drawn["val"].fingerprint())
 
   def test_images_of_another_shape_are_refused(self):
     from experiments import choices
@@ -159,6 +165,7 @@ class ProgramTest(parameterized.TestCase):
     (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),
     (["--algorithm=protonet", "--sharpness=low"], "protonet has none; .*=up"),
     (["--algorithm=sharp_maml_up", "--sharpness=up"], "in its name"),
+    (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
     (["--outer_schedule=cosine"], "needs --outer_schedule_steps"),
     (["--num_seeds=2", "--train_way=3,5"], "--num_seeds=2 goes with one kind"),
     (["--algorithm=maml_plus_plus", "--num_eval_inner_steps=9"], "at most"),

@@ -52,12 +52,13 @@ class ContextConv4Test(parameterized.TestCase):
     some = apply_fn((params, jnp.ones(SIZE)), images, num_statistics)
     self.assertGreater(np.abs(some - expected).max(), 0.01)
 
-  @parameterized.parameters(0, 2)
-  def test_it_is_another_scale_and_offset_of_one_block(self, block):
-    plain, apply_fn, params, images = convolutional(block=block)
-    context = jnp.array([0.5, -1.0, 2.0])
+  @parameterized.product(block=(0, 2), stride=(1, 2))
+  def test_it_is_another_scale_and_offset_of_one_block(self, block, stride):
+    plain, apply_fn, params, images = convolutional(block=block, stride=stride)
+    context = jnp.array([-2.5, 4.0, -3.0])
     kernel = np.asarray(params["film"]["kernel"])
     scale, shift = np.split(np.asarray(context) @ kernel, 2)
+    self.assertLess((1 + scale).min(), -0.2)  # where pooling would not commute
     norm = params[f"norm_{block}"]
     moved = params | {
       f"norm_{block}": {

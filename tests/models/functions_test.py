@@ -58,11 +58,18 @@ class FunctionsTest(absltest.TestCase):
     )
 
   def test_part_mask_marks_the_named_modules(self):
-    params = {"a": {"x": 1.0, "y": 2.0}, "b": [1.0, {"c": 3.0}], "c": 4.0}
+    params = {"a": {"x": 1.0, "y": 2.0}, "b": [1.0, {"c": {"a": 3.0}}], "d": {"a": 4.0}}
     self.assertEqual(
       part_mask("a", "c")(params),
-      {"a": {"x": True, "y": True}, "b": [False, {"c": True}], "c": True},
+      {
+        "a": {"x": True, "y": True},
+        "b": [False, {"c": {"a": True}}],
+        "d": {"a": False},
+      },
     )
+    # The name of a parameter is not that of a module.
+    with self.assertRaisesRegex(ValueError, "no module named .'x'.; .*'a', 'b', 'c'"):
+      part_mask("x")(params)
     with self.assertRaisesRegex(ValueError, "no module named .'heads'.; they have"):
       part_mask("heads", "a")(params)
     with self.assertRaisesRegex(ValueError, "at least one module"):

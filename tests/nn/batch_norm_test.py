@@ -45,6 +45,15 @@ class BatchNormTest(parameterized.TestCase):
     self.assertEqual(bare.init(jax.random.key(0), self.x), {})
     np.testing.assert_allclose(bare.apply({}, self.x), normalised(self.x, 6), atol=2e-5)
 
+  def test_a_kept_variance_is_not_below_the_rounding_of_the_square(self):
+    x = jnp.array([[1000.0], [1001.0]])
+    for square in (1e6, 1e6 - 1):  # a difference of zero, or below
+      kept = {"mean": jnp.array([1000.0]), "square": jnp.array([square])}
+      layer = BatchNorm(use_scale=False, use_bias=False)
+      y = layer.apply({"statistics": kept}, x)
+      expected = 1 / np.sqrt(2.0**-23 * square + 1e-5)
+      np.testing.assert_allclose(y[1, 0] - y[0, 0], expected, rtol=1e-3)
+
   def test_no_state_and_the_inputs_dtype(self):
     with jax.enable_x64(True):
       variables = BatchNorm().init(jax.random.key(0), jnp.asarray(self.x, jnp.float64))
