@@ -71,7 +71,7 @@ class ProgramTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("omniglot", "omniglot", "sharp_maml_both", ["--model=conv4_strided"]),
     ("omniglot_without_convolutions", "omniglot", "maml", ["--model=mlp"]),
-    ("miniimagenet", "miniimagenet", "fomaml", ["--adapt_norm"]),
+    ("miniimagenet", "miniimagenet", "fomaml", ["--adapt_norm", "--model=mlp"]),
   )
   def test_two_steps_of_classification(self, experiment, algorithm, arguments):
     arguments = [*TINY_IMAGES, f"--algorithm={algorithm}", "--num_steps=2", *arguments]
