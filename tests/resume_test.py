@@ -15,7 +15,7 @@ from jsharp.checkpoint import Checkpoints
 from jsharp.run_directory import RunDirectory
 from tests import toy_runs
 
-_NUM_STEPS = 1000
+_NUM_STEPS = 3000
 
 
 class ResumeTest(absltest.TestCase):
@@ -63,7 +63,7 @@ class ResumeTest(absltest.TestCase):
     for signum in (*codes, signal.SIGKILL):
       process = self._start("killed")
       self.assertEqual(process.stdout.readline(), "ready\n")
-      time.sleep(generator.uniform(0, 0.3))
+      time.sleep(generator.uniform(0, 0.2))
       process.send_signal(signum)
       _, error = process.communicate(timeout=60)
       self.assertEqual(process.returncode, codes[signum], error)
