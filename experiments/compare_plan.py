@@ -90,12 +90,11 @@ class Plan:
       values(["compare", *self.arguments(method)])
     except flags.Error as error:
       raise ValueError(f"methods.{method}: {error}") from error
-    changed = {name: values[name].value for name in values}
-    unread = [name for name, value in changed.items() if value != values[name].default]
-    refusal = method_flags.unread(values["algorithm"].value, unread)
-    if refusal:
+    if refusal := method_flags.unread(values, values):
       raise ValueError(f"methods.{method}: {refusal}")
-    return program.resolve(self.experiment, changed)
+    return program.resolve(
+      self.experiment, {name: values[name].value for name in values}
+    )
 
   def record(self) -> dict[str, Any]:
     """All that decides what is trained and tested, ready for JSON; no directories."""

@@ -213,8 +213,18 @@ def _define_others(f: flags.FlagValues) -> None:
   )
 
 
-def unread(algorithm: Any, changed: Iterable[str]) -> str | None:
-  """What is wrong with flags that were changed and are not read, None if all are."""
+def unread(flag_values: flags.FlagValues, names: Iterable[str]) -> str | None:
+  """What is wrong with flags that were changed and are not read, None if all are.
+
+  Args:
+    flag_values: the parsed flags.
+    names: those of the experiment; without the flags of algorithms all are read.
+  """
+  names = list(names)
+  if "sharpness" not in names:
+    return None
+  algorithm: Any = flag_values["algorithm"].value
+  changed = [f for f in names if flag_values[f].value != flag_values[f].default]
   for flag in changed:
     readers = READERS.get(flag)
     if readers and algorithm not in readers:

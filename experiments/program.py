@@ -114,9 +114,7 @@ def run(
   define_flags(ours)
   try:
     values = {flag: flag_values[flag].value for flag in ours}
-    changed = [f for f, value in values.items() if value != flag_values[f].default]
-    meta_learns = "sharpness" in values
-    if meta_learns and (refusal := method_flags.unread(values["algorithm"], changed)):
+    if refusal := method_flags.unread(flag_values, ours):
       raise ValueError(refusal)
     settings = resolve(name, values, complete)
   except ValueError as error:

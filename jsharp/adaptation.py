@@ -1,5 +1,6 @@
 """The inner loop: from meta-parameters and a support set to adapted parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -88,6 +89,36 @@ def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
   )
 
 
+def repeated(
+  step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, *, length: int
+) -> tuple[Any, Any]:
+  """Takes steps one after another, unrolled where that pays.
+
+  Args:
+    step: `step(carry, i) -> (carry, seen)`; `i` is an integer while unrolled, and
+      traced where the steps are too many for that.
+    carry: what the first step gets.
+    length: the number of steps.
+
+  Returns:
+    The last carry, and what every step saw, stacked; None if there is no step.
+
+  Example:
+    >>> carry, seen = repeated(lambda w, i: (w + i, 2 * w), jnp.float32(1), length=3)
+    >>> float(carry), seen.tolist()
+    (4.0, [2.0, 2.0, 4.0])
+  """
+  if length > _MAX_UNROLLED:
+    return jax.lax.scan(step, carry, jnp.arange(length))
+  if length == 0:
+    return carry, None
+  each = []
+  for i in range(length):
+    carry, seen = step(carry, i)
+    each.append(seen)
+  return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *each)
+
+
 def inner_loop(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -133,12 +164,7 @@ def inner_loop(
       adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
       return (adapted, opt_state), None
 
-    carry = adapted, optimizer.init(adapted)
-    if num_steps > _MAX_UNROLLED:
-      carry, _ = jax.lax.scan(step, carry, length=num_steps)
-    else:
-      for _ in range(num_steps):
-        carry, _ = step(carry, None)
+    carry, _ = repeated(step, (adapted, optimizer.init(adapted)), length=num_steps)
     return join(carry[0], others)
 
   return adapt

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jsharp.adaptation import adapted_value_and_grad, join, split
+from jsharp.adaptation import adapted_value_and_grad, join, repeated, split
 from jsharp.checks import check_count
 from jsharp.descent import descend
 from jsharp.types import Batch, LossFn, Mask, Params
-
-_MAX_UNROLLED = 10  # Beyond it compile time costs more than the loop saves.
 
 
 def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarray:
@@ -108,18 +106,17 @@ def mini_batch_loop(
         )
       rows = mini_batches(num_examples, size=batch_size, num_batches=num_steps)
 
-    def step(carry: Any, rows: Any) -> tuple[Any, None]:
-      batch = support if rows is None else jax.tree.map(lambda x: x[rows], support)
+    def step(carry: Any, i: Any) -> tuple[Any, None]:
+      batch = support
+      if rows is not None:
+        # NumPy's rows are constants while `i` is one.
+        chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
+        batch = jax.tree.map(lambda x: x[chosen], support)
       value_and_grad_fn = adapted_value_and_grad(loss_fn, others, batch)
       adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
       return (adapted, opt_state), None
 
-    carry = adapted, opt_state
-    if num_steps > _MAX_UNROLLED:
-      carry, _ = jax.lax.scan(step, carry, rows, length=num_steps)
-    else:
-      for i in range(num_steps):
-        carry, _ = step(carry, None if rows is None else rows[i])
+    carry, _ = repeated(step, (adapted, opt_state), length=num_steps)
     return join(carry[0], others), carry[1]
 
   return loop

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import join, split
+from jsharp.adaptation import join, repeated, split
 from jsharp.descent import descend
 from jsharp.losses import Criterion
 from jsharp.types import Batch, Mask, Metrics, Params
@@ -18,8 +18,6 @@ StatisticsLossFn = Callable[[Params, Batch, Any], tuple[jax.Array, tuple[Metrics
 
 Given None it normalises by the batch and returns the batch's statistics; given
 statistics it normalises by these."""
-
-_MAX_UNROLLED = 10  # As in jsharp.adaptation.
 
 
 def supervised_with_statistics(
@@ -217,14 +215,8 @@ def run_steps(
     params, opt_state, aux = descend(optimizer, value_and_grad_fn, *carry)
     return (params, opt_state), (aux, () if look is None else look(i + 1, params))
 
-  carry, seen = (params, optimizer.init(params)), []
   if num_steps == 0:
     return params, (), ()
-  if num_steps > _MAX_UNROLLED:
-    carry, (aux, looks) = jax.lax.scan(step, carry, jnp.arange(num_steps))
-    return carry[0], aux, looks
-  for i in range(num_steps):
-    carry, both = step(carry, i)
-    seen.append(both)
-  aux, looks = jax.tree.map(lambda *x: jnp.stack(x), *seen)
+  carry = params, optimizer.init(params)
+  carry, (aux, looks) = repeated(step, carry, length=num_steps)
   return carry[0], aux, looks

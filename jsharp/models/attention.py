@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp.checks import check_count
+from jsharp.models.conv4 import dense
 
 _EXPANSION = 4  # Hidden width of a block's network, in units of its width.
 _EPSILON = 1e-6
@@ -91,14 +92,14 @@ class AttentionLearner(nn.Module):
       )
     known = _known(support_targets, support, self.num_outputs)
     unknown = jnp.zeros((len(query), known.shape[1]), query.dtype)
-    token = _dense(self.width, "token", support.dtype)
+    token = dense(self.width, "token", support.dtype)
     support = token(jnp.concatenate([support, known], axis=1))
     query = token(jnp.concatenate([query, unknown], axis=1))
     for layer in range(self.num_layers):
       block = _Block(self.num_heads, name=f"block_{layer}")
       support, query = block(support, query)
     query = _LayerNorm(name="norm")(query)
-    return _dense(self.num_outputs, "head", query.dtype)(query)
+    return dense(self.num_outputs, "head", query.dtype)(query)
 
   def _check(self):
     for name in ("num_outputs", "width", "num_layers", "num_heads"):
@@ -122,8 +123,8 @@ class _Block(nn.Module):
     normalise = _LayerNorm(name="norm_0")
     by_support, by_query = attention(normalise(support), normalise(query))
     normalise = _LayerNorm(name="norm_1")
-    up = _dense(_EXPANSION * width, "up", dtype)
-    down = _dense(width, "down", dtype)
+    up = dense(_EXPANSION * width, "up", dtype)
+    down = dense(width, "down", dtype)
 
     def finish(x, attended):
       x = x + attended
@@ -141,8 +142,8 @@ class _Attention(nn.Module):
   def __call__(self, support, query):
     width, dtype = support.shape[-1], support.dtype
     shape = (self.num_heads, width // self.num_heads)
-    parts = {name: _dense(width, name, dtype) for name in ("ask", "key", "value")}
-    out = _dense(width, "out", dtype)
+    parts = {name: dense(width, name, dtype) for name in ("ask", "key", "value")}
+    out = dense(width, "out", dtype)
 
     def heads(name, x):
       return parts[name](x).reshape(len(x), *shape)
@@ -230,12 +231,6 @@ def _known(targets, support, num_outputs):
   else:
     features = targets.reshape(len(targets), -1).astype(support.dtype)
   return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
-
-
-def _dense(features, name, dtype):
-  return nn.Dense(
-    features, name=name, kernel_init=nn.initializers.glorot_uniform(), param_dtype=dtype
-  )
 
 
 class _LayerNorm(nn.Module):

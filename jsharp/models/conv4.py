@@ -1,6 +1,7 @@
 """The four-block convolutional network of the few-shot literature."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ class Conv4(nn.Module):
     x = x.reshape(x.shape[0], -1) if self.stride == 1 else x.mean((1, 2))
     if self.num_outputs is None:
       return x
-    return _dense(self.num_outputs, "head", x.dtype)(x)
+    return dense(self.num_outputs, "head", x.dtype)(x)
 
   def _check(self, inputs):
     if self.stride not in (1, 2):
@@ -128,7 +129,13 @@ class _Convolution(nn.Module):
     return conv2d(x, kernel, stride=self.stride)
 
 
-def _dense(features, name, dtype):
+def dense(features: int, name: str, dtype: Any) -> nn.Dense:
+  """A linear layer as the papers start it: Glorot uniform, bias zero.
+
+  Example:
+    >>> dense(5, "head", jnp.float32).features
+    5
+  """
   return nn.Dense(
     features, name=name, kernel_init=nn.initializers.glorot_uniform(), param_dtype=dtype
   )
