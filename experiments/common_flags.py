@@ -188,6 +188,16 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     "equal results up to rounding. Default: 1 on a CPU, all on an accelerator.",
     flag_values=f,
   )
+  flags.DEFINE_enum(
+    "second_order",
+    "stored",
+    ("stored", "recomputed", "forward_over_reverse"),
+    "How a meta-gradient goes back through inner gradients, with equal results up to "
+    "rounding: by all that they computed, which grows with the number of inner steps; "
+    "by computing each anew; or by Hessian-vector products. The latter two keep one "
+    "copy of the parameters per inner step.",
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     "eval_every",
     500,

@@ -21,8 +21,19 @@ SHARP_MAML = {
 }
 WITHOUT_INNER_GRADIENT = ("protonet", "ridge", "black_box")
 
+# Whose meta-gradient goes back through inner gradients of the whole loss.
+SECOND_ORDER = (
+  "maml",
+  *SHARP_MAML,
+  "boil",
+  "cavia",
+  "maml_plus_plus",
+  "meta_sgd",
+)
+
 # Which algorithms read a flag; flags that are not here concern all.
 READERS = {
+  "second_order": SECOND_ORDER,
   "initial_rates": ("meta_sgd",),
   "inner_batch_size": ("reptile",),
   "eval_inner_batch_size": ("reptile",),

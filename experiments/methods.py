@@ -20,9 +20,10 @@ from experiments.method_options import (
   constructor_options,
   keeps_statistics,
 )
-from jsharp import algorithms, losses, models
+from jsharp import algorithms, losses, memory, models
 from jsharp.algorithms.mixture import first_outputs
-from jsharp.types import ApplyFn, MetaAlgorithm, Params
+from jsharp.objectives import on_query
+from jsharp.types import ApplyFn, LossFn, MetaAlgorithm, Params
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code
 
@@ -103,6 +104,11 @@ def check(settings: SimpleNamespace, networks: Networks) -> None:
         f"--sharpness={settings.sharpness}; drop it, or choose --sharpness=low, up or "
         "both"
       )
+  if settings.second_order != "stored" and keeps_statistics(settings, networks):
+    raise ValueError(
+      f"--second_order={settings.second_order} goes with losses that keep no running "
+      "statistics; drop it, or --running_statistics"
+    )
   if settings.experiment == "sinusoid" and settings.ensemble > 1:
     raise ValueError(
       f"--ensemble={settings.ensemble} averages class probabilities, and sinusoid is a "
@@ -129,6 +135,7 @@ def _gradient_based(
     **constructor_options(settings, networks),
     **options,
   }
+  loss_fn, options = _remembering(settings, loss_fn, options)
   if name in SHARP_MAML:
     inner, outer = sharp_loops(settings)
     return algorithms.sharp_maml(
@@ -151,6 +158,16 @@ def _gradient_based(
     **optimizers.inner(settings),
     **options,
   )
+
+
+def _remembering(
+  settings: SimpleNamespace, loss_fn: LossFn, options: dict[str, Any]
+) -> tuple[LossFn, dict[str, Any]]:
+  """The loss and the options for --second_order; the query's loss stays as it is."""
+  if settings.second_order == "stored":
+    return loss_fn, options
+  options = {"query_loss_fn": on_query(loss_fn), **options}
+  return getattr(memory, settings.second_order)(loss_fn), options
 
 
 def _with_statistics(
@@ -231,8 +248,10 @@ def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Met
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}
+    loss_fn = losses.supervised(first_outputs(apply_fn, way), networks.criterion)
+    loss_fn, options = _remembering(settings, loss_fn, options)
     return algorithms.cavia(
-      losses.supervised(first_outputs(apply_fn, way), networks.criterion),
+      loss_fn,
       outer_optimizer=optimizers.outer(settings),
       context=jnp.zeros(size),
       num_inner_steps=settings.num_inner_steps,

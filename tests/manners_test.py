@@ -11,7 +11,7 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
   ("types", "checks", "files", "curves", "leaf_archive"),
-  ("losses", "normalization", "nn", "data"),
+  ("losses", "memory", "normalization", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
   ("algorithms", "supervised", "analysis"),

@@ -58,6 +58,38 @@ class MethodsTest(parameterized.TestCase):
     self.assertEqual({name: facts.get(name) for name in inner}, inner)
     self.assertEqual(bool(facts), bool(inner))
 
+  @parameterized.parameters(
+    "sharp_maml_both", "meta_sgd", "boil", "cavia", "maml_plus_plus"
+  )
+  def test_second_order_by_less_memory_gives_the_same_step(self, algorithm):
+    def step(second_order):
+      made = method(
+        f"--algorithm={algorithm}",
+        f"--second_order={second_order}",
+        "--num_inner_steps=2",
+        "--num_eval_inner_steps=2",
+      )
+      built = made.build(1)
+      tasks = sines.sample_tasks(jax.random.key(3), num_tasks=2, shot=5, query_shot=5)
+      state = built.init(made.params)
+      return jax.jit(built.step)(state, tasks), jax.make_jaxpr(built.step)(state, tasks)
+
+    expected, _ = step("stored")
+    actual, jaxpr = step("forward_over_reverse")
+    self.assertIn("optimization_barrier", str(jaxpr))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5),
+      actual,
+      expected,
+    )
+
+  def test_second_order_is_refused_where_nothing_reads_it(self):
+    path = ["--algorithm=maml_plus_plus", "--running_statistics", "--model=conv4"]
+    chosen = settings("omniglot", *path, "--second_order=recomputed")
+    networks = choices.networks(chosen, (28, 28, 1), 5)
+    with self.assertRaisesRegex(ValueError, "second_order=recomputed.*running stat"):
+      methods.check(chosen, networks)
+
   @parameterized.parameters("protonet", "ridge")
   def test_classifiers_are_refused_for_a_regression(self, algorithm):
     with self.assertRaisesRegex(ValueError, f"{algorithm} classifies, sinusoid is"):
