@@ -22,17 +22,13 @@ from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import app, flags
 
+from benchmarks.settings import SETTINGS, make_problem
 from benchmarks.tables import spread
-from jsharp import losses
 from jsharp.algorithms import maml
-from jsharp.models import Conv4, as_functions
 from jsharp.report import git_commit
-from jsharp.types import Batch, Task
 
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."
@@ -50,17 +46,6 @@ _TASK_CHUNK = flags.DEFINE_list(
   ["0"],
   "jsharp's task_chunk, several are timed side by side; 0: default.",
 )
-
-_FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
-SETTINGS = {
-  "omni": _FIVE_WAY | {"size": 28, "channels": 1, "filters": 64, "stride": 1},
-  "mini": _FIVE_WAY | {"size": 84, "channels": 3, "filters": 32, "stride": 1},
-  # MAML's own Omniglot network and meta-batch.
-  "omni_strided": {
-    "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
-    "size": 28, "channels": 1, "filters": 64, "stride": 2,
-  },
-}  # fmt: skip
 
 
 class Torch:
@@ -98,33 +83,17 @@ class Torch:
     self._process.communicate()
 
 
-def make_tasks(setting: dict[str, int]) -> Task:
-  generator = np.random.default_rng(0)
-
-  def batch(shot):
-    num_tasks, way, size = setting["num_tasks"], setting["way"], setting["size"]
-    shape = (num_tasks, way * shot, size, size, setting["channels"])
-    labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shot), (num_tasks, 1))
-    return Batch(generator.random(shape, np.float32), labels)
-
-  tasks = Task(support=batch(setting["shot"]), query=batch(setting["query_shot"]))
-  return jax.tree.map(jnp.asarray, tasks)
-
-
 def make_step(setting: dict[str, int], task_chunk: int | None) -> Callable[[], None]:
   """One jsharp meta-step that keeps its own state; blocks until it is done."""
-  init_fn, apply_fn = as_functions(
-    Conv4(setting["way"], setting["filters"], setting["stride"])
-  )
+  params, loss_fn, tasks = make_problem(setting)
   algorithm = maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    loss_fn,
     optax.sgd(0.1),
     optax.adam(1e-3),
     num_inner_steps=setting["inner_steps"],
     task_chunk=task_chunk,
   )
-  tasks = make_tasks(setting)
-  state = algorithm.init(init_fn(jax.random.key(0), tasks.support.inputs[0]))
+  state = algorithm.init(params)
   jitted = jax.jit(algorithm.step)
 
   def step():

@@ -1,0 +1,153 @@
+"""Memory and time of a second-order meta-step, by inner steps, tasks and mode.
+
+Question: what does the memory of a meta-gradient depend on, and what does less cost?
+
+    python -m benchmarks.memory
+
+The network is Conv4 with batch statistics on 5-way 1-shot tasks, MAML with SGD inside.
+Memory is what the compiler reserves for the step beside its arguments; it is reported
+in units of one support set's activations too, the outputs of all blocks. Modes are
+those of `--second_order`; they take turns, `--seconds` at a time for `--rounds` rounds,
+and times are relative to "stored" in the same round. The last column is the largest
+difference between meta-gradients and those of "stored", relative to their length.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+from benchmarks.settings import SETTINGS, make_problem
+from benchmarks.tables import spread
+from jsharp import memory
+from jsharp.algorithms import maml
+from jsharp.report import git_commit
+from jsharp.types import LossFn
+
+_SETTING = flags.DEFINE_enum(
+  "setting", "omni", list(SETTINGS), "As in benchmarks.meta_step: shapes, network."
+)
+_INNER_STEPS = flags.DEFINE_list("inner_steps", ["1", "5", "10", "50"], "Inner steps.")
+_NUM_TASKS = flags.DEFINE_list("num_tasks", ["4"], "Tasks per meta-step.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds per mode and round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
+
+MODES: dict[str, Callable[[LossFn], LossFn]] = {
+  "stored": lambda loss_fn: loss_fn,
+  "recomputed": memory.recomputed,
+  "forward_over_reverse": memory.forward_over_reverse,
+}
+
+
+class Step(NamedTuple):
+  """A compiled meta-step.
+
+  Attributes:
+    run: runs it once and waits.
+    gradient: its meta-gradient, one vector.
+    temporary: bytes that it needs beside its arguments.
+    seconds: of compilation.
+  """
+
+  run: Callable[[], Any]
+  gradient: jax.Array
+  temporary: int
+  seconds: float
+
+
+def compile_step(setting: dict[str, int], mode: str) -> Step:
+  """Compiles a meta-step in one of the modes."""
+  params, loss_fn, tasks = make_problem(setting)
+  algorithm = maml(
+    MODES[mode](loss_fn),
+    optax.sgd(0.1),
+    optax.sgd(1.0),
+    num_inner_steps=setting["inner_steps"],
+  )
+  state = algorithm.init(params)
+  start = time.perf_counter()
+  compiled = jax.jit(algorithm.step).lower(state, tasks).compile()
+  seconds = time.perf_counter() - start
+
+  def run() -> Any:
+    return jax.block_until_ready(compiled(state, tasks))
+
+  flat = jax.flatten_util.ravel_pytree
+  gradient = flat(state.params)[0] - flat(run()[0].params)[0]
+  analysis = compiled.memory_analysis()
+  assert analysis is not None
+  return Step(run, gradient, analysis.temp_size_in_bytes, seconds)
+
+
+def activations(setting: dict[str, int]) -> int:
+  """Bytes of all blocks' convolution outputs for one support set, float32."""
+  size, count = setting["size"], 0
+  for _ in range(4):
+    outputs = size if setting["stride"] == 1 else -(-size // 2)
+    count += outputs**2 * setting["filters"]
+    size = size // 2 if setting["stride"] == 1 else outputs
+  return 4 * count * setting["way"] * setting["shot"]
+
+
+def seconds_per_step(run: Callable[[], Any], seconds: float) -> float:
+  """Time of one step, the mean over at least `seconds`."""
+  count, start = 0, time.perf_counter()
+  while count == 0 or time.perf_counter() - start < seconds:
+    run()
+    count += 1
+  return (time.perf_counter() - start) / count
+
+
+def report(setting: dict[str, int]) -> None:
+  """Prints a row per mode."""
+  steps = {mode: compile_step(setting, mode) for mode in MODES}
+  times: dict[str, list[float]] = {mode: [] for mode in MODES}
+  for _ in range(_ROUNDS.value):
+    for mode, step in steps.items():
+      times[mode].append(seconds_per_step(step.run, _SECONDS.value))
+  exact = steps["stored"].gradient
+  for mode, step in steps.items():
+    ratios = [a / b for a, b in zip(times[mode], times["stored"], strict=True)]
+    difference = jnp.abs(step.gradient - exact).max() / jnp.linalg.norm(exact)
+    cells = [
+      setting["inner_steps"],
+      setting["num_tasks"],
+      mode,
+      f"{step.temporary / 2**20:.1f}",
+      f"{step.temporary / activations(setting):.1f}",
+      spread([1000 * seconds / setting["num_tasks"] for seconds in times[mode]], 1),
+      spread(ratios, 2),
+      f"{step.seconds:.0f}",
+      f"{difference:.0e}",
+    ]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  commit = git_commit(Path(__file__).parents[1])
+  print(
+    f"{_SETTING.value}; Python {platform.python_version()}, jax {jax.__version__}; "
+    f"{jax.devices()[0].device_kind} x {jax.device_count()}, commit {commit}\n"
+  )
+  print(
+    "| inner steps | tasks | mode | memory, MiB | in activations | ms per task "
+    "| time / stored | compilation, s | difference |\n" + "|---" * 9 + "|"
+  )
+  setting = SETTINGS[_SETTING.value]
+  for num_tasks in _NUM_TASKS.value:
+    for inner_steps in _INNER_STEPS.value:
+      sizes = {"inner_steps": int(inner_steps), "num_tasks": int(num_tasks)}
+      report(setting | sizes)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,46 @@
+"""The meta-learning problems that the benchmarks measure."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp import losses
+from jsharp.models import Conv4, as_functions
+from jsharp.types import Batch, LossFn, Task
+
+_FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
+SETTINGS = {
+  "omni": _FIVE_WAY | {"size": 28, "channels": 1, "filters": 64, "stride": 1},
+  "mini": _FIVE_WAY | {"size": 84, "channels": 3, "filters": 32, "stride": 1},
+  # MAML's own Omniglot network and meta-batch.
+  "omni_strided": {
+    "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
+    "size": 28, "channels": 1, "filters": 64, "stride": 2,
+  },
+}  # fmt: skip
+
+
+def make_tasks(setting: dict[str, int]) -> Task:
+  """Random tasks of a setting's shapes."""
+  generator = np.random.default_rng(0)
+
+  def batch(shot: int) -> Batch:
+    num_tasks, way, size = setting["num_tasks"], setting["way"], setting["size"]
+    shape = (num_tasks, way * shot, size, size, setting["channels"])
+    labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shot), (num_tasks, 1))
+    return Batch(generator.random(shape, np.float32), labels)
+
+  tasks = Task(support=batch(setting["shot"]), query=batch(setting["query_shot"]))
+  return jax.tree.map(jnp.asarray, tasks)
+
+
+def make_problem(setting: dict[str, int]) -> tuple[Any, LossFn, Task]:
+  """Initial parameters of the setting's Conv4, its loss and tasks."""
+  init_fn, apply_fn = as_functions(
+    Conv4(setting["way"], setting["filters"], setting["stride"])
+  )
+  tasks = make_tasks(setting)
+  params = init_fn(jax.random.key(0), tasks.support.inputs[0])
+  return params, losses.supervised(apply_fn, losses.cross_entropy), tasks
