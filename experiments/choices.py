@@ -122,6 +122,7 @@ def loop(settings: SimpleNamespace) -> dict[str, Any]:
       "eval_every": settings.eval_every,
       "keep_top": settings.ensemble if settings.ensemble > 1 else 0,
       "keep_path": settings.keep_path,
+      "num_devices": settings.num_devices,
     },
     "chosen_by": f"validation on {settings.val_tasks} tasks",
   }

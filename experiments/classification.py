@@ -136,17 +136,20 @@ def build(settings: SimpleNamespace) -> Parts:
 
 def _training(
   settings: SimpleNamespace, members: list[methods.Method], kinds: list[tasks.Kind]
-) -> tuple[MetaAlgorithm, Callable[[Any, Any], Any]]:
+) -> tuple[MetaAlgorithm, Callable[..., Any]]:
   """The algorithm and the tasks of each of its steps."""
 
-  def sampler(kind: tasks.Kind, seed: int) -> Callable[[Any, Any], Task]:
+  def sampler(kind: tasks.Kind, seed: int) -> Callable[..., Task]:
     sample_one = kind.sampler()
 
-    def draw(step: Any, data: Any) -> Task:
+    def draw(step: Any, data: Any, part: tuple[Any, int] = (0, 1)) -> Task:
+      index, count = part
+      num_tasks = settings.num_tasks // count
       return sample_many(
         lambda key: sample_one(key, data),
         task_key(seed, step),
-        num_tasks=settings.num_tasks,
+        num_tasks=num_tasks,
+        first_task=index * num_tasks,
       )
 
     return draw
@@ -158,8 +161,8 @@ def _training(
     if len(members) == 1:
       return algorithm, samplers[0]
 
-    def draw_all(step: Any, data: Any) -> Task:
-      drawn = [draw(step, data) for draw in samplers]
+    def draw_all(step: Any, data: Any, **part: Any) -> Task:
+      drawn = [draw(step, data, **part) for draw in samplers]
       return jax.tree.map(lambda *rows: jnp.stack(rows), *drawn)
 
     return algorithm, draw_all

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import resource_flags
 from experiments.validators import norms, positive, seeds
 
 ALGORITHMS = (
@@ -96,6 +97,7 @@ def define_meta_learning(flag_values: flags.FlagValues) -> None:
   seeds(("eval_seed",), f)
   _define_task_flags(f)
   _define_loop_flags(f)
+  resource_flags.define(f)
   _define_sharpness_flags(f)
 
 
@@ -182,23 +184,6 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
     flag_values=f,
   )
   flags.DEFINE_integer(
-    "task_chunk",
-    None,
-    "Tasks computed at once, in training and evaluation: memory against speed, with "
-    "equal results up to rounding. Default: 1 on a CPU, all on an accelerator.",
-    flag_values=f,
-  )
-  flags.DEFINE_enum(
-    "second_order",
-    "stored",
-    ("stored", "recomputed", "forward_over_reverse"),
-    "How a meta-gradient goes back through inner gradients, with equal results up to "
-    "rounding: by all that they computed, which grows with the number of inner steps; "
-    "by computing each anew; or by Hessian-vector products. The latter two keep one "
-    "copy of the parameters per inner step.",
-    flag_values=f,
-  )
-  flags.DEFINE_integer(
     "eval_every",
     500,
     "Meta-steps from one validation to the next. It decides which parameters can "
@@ -219,7 +204,6 @@ def _define_loop_flags(f: flags.FlagValues) -> None:
       "num_steps",
       "num_inner_steps",
       "num_eval_inner_steps",
-      "task_chunk",
       "eval_every",
     ),
     f,

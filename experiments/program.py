@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import method_flags
+from experiments import method_flags, resource_flags
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
@@ -36,6 +36,7 @@ BENIGN = frozenset(
     "test_data_dir",
     "run_dir",
     "compilation_cache_dir",
+    "num_devices",
   }
 )
 
@@ -48,6 +49,7 @@ def few_shot(settings: SimpleNamespace) -> list[str]:
     settings.eval_query_shot = settings.query_shot
   if settings.num_eval_inner_steps is None:
     settings.num_eval_inner_steps = settings.num_inner_steps
+  resource_flags.complete(settings)
   words = [settings.algorithm, f"{settings.shot}shot"]
   if settings.sharpness != "none":
     words[:1] = [settings.algorithm, f"sharp_{settings.sharpness}"]
@@ -131,6 +133,7 @@ def run(
     return session.show(finished, run_dir)
   try:
     session.use_compilation_cache(settings.compilation_cache_dir)
+    session.check_devices(settings)
     parts = build(settings)
     run_identity = {**identity(settings), **parts.identity}
     directory = RunDirectory.open(run_dir, identity=run_identity)

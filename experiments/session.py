@@ -14,6 +14,7 @@ import jax
 
 from experiments import program
 from jsharp import curves, report
+from jsharp.devices import task_mesh
 from jsharp.files import write_atomically
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
@@ -82,6 +83,17 @@ def use_compilation_cache(directory: str) -> None:
       "--compilation_cache_dir= for none"
     )
   jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def check_devices(settings: SimpleNamespace) -> None:
+  """Refuses devices that are not there or cannot share the tasks evenly.
+
+  Raises:
+    ValueError: naming the flag and the nearest number that can.
+  """
+  num_devices = getattr(settings, "num_devices", 1)
+  if num_devices > 1:
+    task_mesh(num_devices, num_tasks=settings.num_tasks)
 
 
 def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int:

@@ -75,11 +75,16 @@ def build(settings: SimpleNamespace) -> Any:
   train_shape = {"shot": settings.shot, "query_shot": settings.query_shot}
   eval_shape = {"shot": settings.shot, "query_shot": settings.eval_query_shot}
 
-  def draw(step: jax.Array, data: None) -> Any:
+  def draw(step: jax.Array, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
     del data  # a sine wave is made of its key alone
-    key = task_key(settings.seed, step)
+    index, count = part
+    num_tasks = settings.num_tasks // count
     return sinusoid.sample_tasks(
-      key, num_tasks=settings.num_tasks, phases=phases, **train_shape
+      task_key(settings.seed, step),
+      num_tasks=num_tasks,
+      first_task=index * num_tasks,
+      phases=phases,
+      **train_shape,
     )
 
   val_task, test_task = (

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsharp.devices import TakeStep, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 _CAPACITY = 512
 # Short enough to hear a signal and to move a progress bar, long enough to cost nothing.
 _SECONDS = 0.75
 
-SampleFn = Callable[[Any, Any], Task]
-"""`sample_tasks(step, data) -> tasks`, pure; `step` is a traced int32."""
+SampleFn = Callable[..., Task]
+"""`sample_tasks(step, data) -> tasks`, pure; `step` is a traced int32. On several
+devices it is called with `part=(index, count)`, see `jsharp.devices.on_devices`."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -64,7 +66,11 @@ class Block(NamedTuple):
 
 
 def make_block(
-  algorithm: MetaAlgorithm, sample_tasks: SampleFn, *, capacity: int
+  algorithm: MetaAlgorithm,
+  sample_tasks: SampleFn,
+  *,
+  capacity: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[MetaState, Any, Any], Block]:
   """Builds `run_block(state, length, data) -> Block`, to be jitted by the caller.
 
@@ -78,6 +84,8 @@ def make_block(
     algorithm: its `step` is what is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     capacity: the largest length.
+    mesh: as for `jsharp.devices.on_devices`, which then asks for parts of the tasks;
+      None for one device.
 
   Returns:
     The function; `length` is an int32 of at most `capacity`, `data` any pytree.
@@ -96,9 +104,16 @@ def make_block(
     ([3.0, 6.0], 3)
   """
 
+  def here(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+    return algorithm.step(state, sample_tasks(state.step, data))
+
+  take_step: TakeStep = here
+  if mesh is not None:
+    take_step = on_devices(algorithm.step, sample_tasks, mesh)
+
   @jax.jit  # Traced once for the shapes and the loop together.
   def attempt(state: MetaState, data: Any) -> tuple[MetaState, Metrics, jax.Array]:
-    proposed, metrics = algorithm.step(state, sample_tasks(state.step, data))
+    proposed, metrics = take_step(state, data)
     finite = jnp.all(jnp.isfinite(metrics["loss"]))
     for new, old in zip(jax.tree.leaves(proposed), jax.tree.leaves(state), strict=True):
       finite &= _stays_finite(new, old)
@@ -162,6 +177,7 @@ class BlockRunner:
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     num_tasks: the number that it draws.
     unit: as for `train`.
+    mesh: as for `make_block`.
 
   Attributes:
     compiled: whether `compile` was called.
@@ -185,8 +201,9 @@ class BlockRunner:
     *,
     num_tasks: int,
     unit: str = "tasks",
+    mesh: jax.sharding.Mesh | None = None,
   ):
-    run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY)
+    run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     self._block = jax.jit(run_block, donate_argnums=0)
     self._num_tasks = num_tasks
     self._unit = unit

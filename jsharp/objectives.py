@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jsharp.checks import check_count
-from jsharp.types import AdaptFn, Batch, Metrics, Params, Task, TaskLossFn
+from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossFn
 
 OverTasksFn = Callable[[Params, Task], tuple[Any, Any]]
+
+TASK_AXIS = "tasks"
+"""The mesh axis over which tasks are divided among devices."""
+
+IN_ORDER = "in_order"
 
 
 def on_query(loss_fn: Callable[[Params, Batch], Any]) -> TaskLossFn:
@@ -56,7 +61,7 @@ def after_adaptation(adapt: AdaptFn, query_loss_fn: TaskLossFn) -> TaskLossFn:
 
 
 def over_tasks(
-  task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: int | None = None
+  task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: Chunk = None
 ) -> OverTasksFn:
   """Maps a function of one task over many: a mean of one part, all of the other.
 
@@ -65,18 +70,27 @@ def over_tasks(
   mathematics as `grad(mean(vmap))` without the latter's redundant convolutions.
   Memory is that of one chunk, whatever the number of tasks.
 
+  Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
+  every device is given its part of the tasks, all of the same size and in the order
+  of the axis; the mean, and what is collected, are then those of all tasks, the same
+  on every device.
+
   Args:
     task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
     chunk: how many tasks are batched by `vmap` at a time; the chunks run one
       after another and the last one may be smaller. None takes what suits the
-      backend: 1 on a CPU, all tasks elsewhere. Results agree to rounding.
+      backend: 1 on a CPU, all tasks elsewhere. Results agree to rounding. "in_order"
+      takes one task at a time and adds in the order of the tasks: the same bits on any
+      number of devices of a kind, if the compiler is kept from contracting products
+      and sums (`XLA_FLAGS=--xla_cpu_max_isa=AVX` on x86). The averaged part of every
+      task is held until then, and reverse mode stops there.
 
   Returns:
     `mapped(params, tasks) -> (averaged, collected)`: the mean over tasks of the
     first, and `[num_tasks, ...]` of the second.
 
   Raises:
-    ValueError: if `chunk` is below 1; when called, if there is no task or the
+    ValueError: if `chunk` is none of these; when called, if there is no task or the
       arrays of `tasks` have different leading axes.
 
   Example:
@@ -85,12 +99,16 @@ def over_tasks(
     >>> float(mean), collected.tolist()
     (4.0, [2.0, 3.0, 4.0])
   """
-  if chunk is not None:
-    chunk = check_count("chunk", chunk)
+  at_once = None
+  if chunk is not None and chunk != IN_ORDER:
+    at_once = check_count("chunk", chunk)
 
   def mapped(params: Params, tasks: Task) -> tuple[Any, Any]:
     num_tasks = _num_tasks(tasks)
-    size = chunk or (1 if jax.default_backend() == "cpu" else num_tasks)
+    num_devices = _num_devices()
+    if chunk == IN_ORDER:
+      return _in_order(task_fn, params, tasks)
+    size = at_once or (1 if jax.default_backend() == "cpu" else num_tasks)
     size = min(size, num_tasks)
     num_whole = num_tasks // size
 
@@ -126,9 +144,47 @@ def over_tasks(
       collected = jax.tree.map(
         lambda *parts: jnp.concatenate(parts), collected, collected_rest
       )
-    return jax.tree.map(lambda x: x / num_tasks, total), collected
+    if num_devices > 1:
+      total = jax.lax.psum(total, TASK_AXIS)
+      collected = jax.lax.all_gather(collected, TASK_AXIS, tiled=True)
+    return jax.tree.map(lambda x: x / (num_tasks * num_devices), total), collected
 
   return mapped
+
+
+def _num_devices() -> int:
+  """Among how many devices the tasks are divided where this is traced."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
+
+
+def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
+  """`over_tasks` with the same arithmetic on any number of devices."""
+  num_tasks, num_devices = _num_tasks(tasks), _num_devices()
+  of_one = jax.eval_shape(task_fn, params, jax.tree.map(lambda x: x[0], tasks))
+  rows = jax.tree.map(lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), of_one)
+  length: Any = num_tasks
+  if num_devices > 1:
+    # Never true. A loop that is known to run once is taken apart by the compiler, and
+    # fused with what is around it the arithmetic is another.
+    length += (jax.lax.axis_index(TASK_AXIS) >= num_devices).astype(jnp.int32)
+
+  def one_task(i: Any, rows: Any) -> Any:
+    results = task_fn(params, jax.tree.map(lambda x: x[i], tasks))
+    return jax.tree.map(lambda row, x: row.at[i].set(x), rows, results)
+
+  rows = jax.lax.fori_loop(0, length, one_task, rows)
+  if num_devices > 1:
+    rows = jax.lax.all_gather(rows, TASK_AXIS, tiled=True)
+  averaged, collected = rows
+
+  def add(total: Any, row: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, row), None
+
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of_one[0])
+  num_tasks *= num_devices
+  total, _ = jax.lax.scan(add, zero, averaged, length=num_tasks)
+  return jax.tree.map(lambda x: x / num_tasks, total), collected
 
 
 def _num_tasks(tasks: Task) -> int:

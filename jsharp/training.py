@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jsharp.blocks import BlockRunner, NonFiniteLossError, SampleFn
 from jsharp.checkpoint import Checkpoints, Restored
 from jsharp.checks import check_count, check_nonnegative
+from jsharp.devices import one_copy, replicate, task_mesh
 from jsharp.records import Records
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
@@ -82,6 +83,7 @@ def train(
   unit: str = "tasks",
   keep_top: int = 0,
   keep_path: bool = False,
+  num_devices: int = 1,
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -114,6 +116,9 @@ def train(
     keep_top: how many of the best validated parameters to keep, for an ensemble.
     keep_path: whether to keep the initial parameters and those of every validation,
       one file each, as `Checkpoints.restore_path` reads them.
+    num_devices: the devices that the tasks of a meta-step are divided among; several
+      ask `sample_tasks` for parts, see `jsharp.devices.on_devices`. A run may go on
+      with another number.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -123,7 +128,7 @@ def train(
       the state before it is saved.
     ValueError: for counts out of range, tasks of another number, a score
       that `validate` does not return, a checkpoint of another program, `keep_path`
-      without `validate`.
+      without `validate`, devices that are not there or cannot share the tasks evenly.
     OSError: if a record cannot be written; earlier checkpoints are intact.
 
   Example:
@@ -155,6 +160,9 @@ def train(
       "keep_path=True keeps the parameters of every validation, and validate is None; "
       "pass validate, or keep_path=False"
     )
+  mesh = None
+  if num_devices != 1:
+    mesh = task_mesh(num_devices, num_tasks=num_tasks)
   stop = stop or StopSignal()
   checkpoints = Checkpoints(run.path / "checkpoints")
   # A copy: the blocks consume their argument, and `params` stay the caller's.
@@ -169,8 +177,12 @@ def train(
   # written and before the checkpoint that could know of it.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
-  blocks = BlockRunner(algorithm, sample_tasks, num_tasks=num_tasks, unit=unit)
-  data = jax.device_put(data)
+  blocks = BlockRunner(
+    algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
+  )
+  data = jax.device_put(data) if mesh is None else replicate(data, mesh)
+  if mesh is not None:
+    state = replicate(state, mesh)
   records = Records(
     run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
   )
@@ -193,7 +205,7 @@ def train(
       judged = False
       if validate and due and not stop.requested:
         try:
-          metrics, value = _judge(validate, score, state.params)
+          metrics, value = _judge(validate, score, one_copy(state.params))
           if keep_path:
             checkpoints.save_path(step, state.params)
           if keep_top:

@@ -5,7 +5,7 @@ All of them are NamedTuples, so they are pytrees: `jax.tree.map`, `jax.jit` and
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -26,6 +26,9 @@ TaskLossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
 
 AdaptFn = Callable[[Params, Any], Params]
 """`adapt(params, support) -> adapted`."""
+
+Chunk = int | Literal["in_order"] | None
+"""How many tasks are computed at a time, see `jsharp.objectives.over_tasks`."""
 
 Mask = Callable[[Params], Any]
 """`mask(params) -> pytree of bool` with the structure of `params`."""

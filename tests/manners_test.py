@@ -14,7 +14,7 @@ ROOMS = (
   ("losses", "memory", "normalization", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
-  ("algorithms", "supervised", "analysis"),
+  ("algorithms", "supervised", "analysis", "devices"),
   ("checkpoint", "run_directory", "stop_signal", "blocks", "progress"),
   ("records",),
   ("training", "evaluation"),

@@ -15,7 +15,7 @@ def per_task(w, task):
 
 
 class OverTasksTest(parameterized.TestCase):
-  @parameterized.parameters(None, 1, 2, 3, 5, 7, 100)
+  @parameterized.parameters(None, 1, 2, 3, 5, 7, 100, "in_order")
   def test_every_chunk_size_equals_a_python_loop(self, chunk):
     with jax.enable_x64(True):
       generator = np.random.default_rng(0)
@@ -62,6 +62,8 @@ class OverTasksTest(parameterized.TestCase):
   def test_bad_input_is_named(self):
     with self.assertRaisesRegex(ValueError, "chunk.*0"):
       jsharp.over_tasks(per_task, chunk=0)
+    with self.assertRaisesRegex(ValueError, "chunk.*sorted"):
+      jsharp.over_tasks(per_task, chunk="sorted")
     for tasks in (
       {"x": jnp.ones((2, 3)), "y": jnp.ones(3)},
       {"x": jnp.ones((0, 3)), "y": jnp.ones(0)},

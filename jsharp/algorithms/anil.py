@@ -24,6 +24,7 @@ from jsharp.objectives import on_query
 from jsharp.types import (
   AdaptFn,
   Batch,
+  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -43,7 +44,7 @@ def anil(
   eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds ANIL.
 

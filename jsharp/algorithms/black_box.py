@@ -30,7 +30,7 @@ import optax
 from jsharp.algorithms.gradient_based import bundle
 from jsharp.losses import Criterion, cross_entropy, supervised
 from jsharp.objectives import on_query
-from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 
 class InContext(NamedTuple):
@@ -52,7 +52,7 @@ def black_box(
   criterion: Criterion = cross_entropy,
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds a black-box learner; `adapt` gives an `InContext`.
 

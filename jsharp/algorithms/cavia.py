@@ -30,7 +30,15 @@ from jsharp.adaptation import inner_loop
 from jsharp.algorithms.gradient_based import bundle
 from jsharp.checks import check_steps
 from jsharp.objectives import on_query
-from jsharp.types import AdaptFn, Batch, LossFn, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import (
+  AdaptFn,
+  Batch,
+  Chunk,
+  LossFn,
+  MetaAlgorithm,
+  Params,
+  TaskLossFn,
+)
 
 
 class Contextual(NamedTuple):
@@ -56,7 +64,7 @@ def cavia(
   eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds CAVIA.
 

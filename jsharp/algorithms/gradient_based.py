@@ -11,6 +11,7 @@ from jsharp.descent import descend
 from jsharp.objectives import OverTasksFn, after_adaptation, over_tasks
 from jsharp.types import (
   AdaptFn,
+  Chunk,
   MetaAlgorithm,
   MetaState,
   Metrics,
@@ -20,7 +21,7 @@ from jsharp.types import (
 )
 
 
-def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: int | None) -> OverTasksFn:
+def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: Chunk) -> OverTasksFn:
   """The value and gradient of the meta-objective: means of per-task ones.
 
   Args:
@@ -100,7 +101,7 @@ def meta_step(
 
 
 def evaluation(
-  adapt: AdaptFn, query_loss_fn: TaskLossFn, *, task_chunk: int | None
+  adapt: AdaptFn, query_loss_fn: TaskLossFn, *, task_chunk: Chunk
 ) -> Callable[[Params, Task], Metrics]:
   """Adapts to every task and measures its query set.
 
@@ -157,7 +158,7 @@ def bundle(
   eval_adapt: AdaptFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   prepare: Callable[[Params], Params] = lambda params: params,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
 

@@ -36,6 +36,7 @@ from jsharp.sam.vectors import inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,
+  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -58,7 +59,7 @@ def imaml(
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds iMAML.
 

@@ -16,7 +16,7 @@ from jsharp.adaptation import inner_loop
 from jsharp.algorithms.gradient_based import bundle
 from jsharp.checks import check_steps
 from jsharp.objectives import on_query
-from jsharp.types import LossFn, Mask, MetaAlgorithm, TaskLossFn
+from jsharp.types import Chunk, LossFn, Mask, MetaAlgorithm, TaskLossFn
 
 
 def maml(
@@ -30,7 +30,7 @@ def maml(
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds MAML; other algorithms of its family are other links in the chains.
 

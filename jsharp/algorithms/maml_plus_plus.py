@@ -55,6 +55,7 @@ from jsharp.descent import descend
 from jsharp.transforms import learned_step_rates
 from jsharp.types import (
   Batch,
+  Chunk,
   Mask,
   MetaAlgorithm,
   MetaState,
@@ -101,7 +102,7 @@ def maml_plus_plus(
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds MAML++.
 

@@ -26,6 +26,7 @@ from jsharp.transforms import learned_rates
 from jsharp.types import (
   AdaptFn,
   Batch,
+  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -62,7 +63,7 @@ def meta_sgd(
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds Meta-SGD.
 

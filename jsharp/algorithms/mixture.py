@@ -17,18 +17,19 @@ import jax
 from jsharp.data.episodes import task_key
 from jsharp.types import ApplyFn, MetaAlgorithm, MetaState, Metrics, Params, Task
 
-SampleFn = Callable[[Any, Any], Task]
+SampleFn = Callable[..., Task]
 
 
 def mixture(
   algorithms: Sequence[MetaAlgorithm], samplers: Sequence[SampleFn], *, seed: int = 0
-) -> tuple[MetaAlgorithm, Callable[[Any, Any], Any]]:
+) -> tuple[MetaAlgorithm, Callable[..., Any]]:
   """Joins algorithms that learn the same parameters from tasks of different shapes.
 
   Args:
     algorithms: the members; states and metrics must agree in structure and shape, so
       every member takes the same number of tasks per step.
-    samplers: `sampler(step, data) -> tasks`, one for each.
+    samplers: `sampler(step, data) -> tasks`, one for each; called with the `part` that
+      the joined one is called with, see `jsharp.devices.on_devices`.
     seed: decides which member takes which step. It may be the tasks' seed too: the
       keys are those of `jsharp.data.task_key`'s stream "member".
 
@@ -60,18 +61,18 @@ def mixture(
     )
 
   def step(state: MetaState, step_and_data: Any) -> tuple[MetaState, Metrics]:
-    number, data = step_and_data
+    number, data, part = step_and_data
     key = task_key(seed, number, stream="member")
     which = jax.random.randint(key, (), 0, len(algorithms))
 
     def branch(algorithm: MetaAlgorithm, sampler: SampleFn) -> Callable[..., Any]:
-      return lambda state: algorithm.step(state, sampler(number, data))
+      return lambda state: algorithm.step(state, sampler(number, data, **part))
 
     branches = [branch(*pair) for pair in zip(algorithms, samplers, strict=True)]
     return jax.lax.switch(which, branches, state)
 
-  def draw(step: Any, data: Any) -> Any:
-    return step, data
+  def draw(step: Any, data: Any, **part: Any) -> Any:
+    return step, data, part
 
   return algorithms[0]._replace(step=step), draw
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jsharp.checks import check_count
 from jsharp.losses import first_order
 from jsharp.objectives import over_tasks
-from jsharp.types import LossFn, Metrics, Params, Task
+from jsharp.types import Chunk, LossFn, Metrics, Params, Task
 
 StepWeightsFn = Callable[[Any], jax.Array]
 """`weights(step) -> [num_inner_steps]`."""
@@ -78,7 +78,7 @@ def phased_gradient(
   step_weights: StepWeightsFn | None,
   num_inner_steps: int,
   first_order_steps: int,
-  task_chunk: int | None,
+  task_chunk: Chunk,
 ) -> Callable[[jax.Array, Params, Task], tuple[Any, Any]]:
   """The value and gradient of a meta-objective that depends on the meta-step.
 

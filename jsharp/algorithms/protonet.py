@@ -32,7 +32,7 @@ from jsharp.algorithms.gradient_based import bundle
 from jsharp.checks import check_count
 from jsharp.losses import cross_entropy, supervised
 from jsharp.objectives import on_query
-from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 _BEHIND = 1e3
 """By how many nats a class without support examples is behind the last other one."""
@@ -59,7 +59,7 @@ def protonet(
   way: int,
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds a prototypical network; `adapt` gives a `WithPrototypes`.
 

@@ -38,6 +38,7 @@ from jsharp.checks import check_count
 from jsharp.objectives import on_query, over_tasks
 from jsharp.types import (
   Batch,
+  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -75,7 +76,7 @@ def reptile(
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds Reptile.
 

@@ -34,7 +34,7 @@ from jsharp.algorithms.gradient_based import bundle
 from jsharp.checks import check_count
 from jsharp.losses import cross_entropy, supervised
 from jsharp.objectives import on_query
-from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 _MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
 
@@ -81,7 +81,7 @@ def ridge(
   offset: float = 0.0,
   query_loss_fn: TaskLossFn | None = None,
   eval_query_loss_fn: TaskLossFn | None = None,
-  task_chunk: int | None = None,
+  task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds R2-D2: `init` makes a `WithRidge`, `adapt` a `FittedRidge` of it.
 

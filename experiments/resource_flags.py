@@ -1,0 +1,75 @@
+"""The flags of memory and devices: what changes a result by rounding at most."""
+
+import os
+import platform
+from types import SimpleNamespace
+
+from absl import flags
+
+from experiments.validators import positive
+
+flags.disclaim_key_flags()  # as in common_flags.py
+
+# Without instructions that multiply and add in one rounding, which XLA uses or not as a
+# program's fusions fall.
+_SAME_BITS = {
+  "x86_64": "--xla_cpu_max_isa=AVX",
+  "AMD64": "--xla_cpu_max_isa=AVX",
+}
+_SAME_BITS_GPU = "--xla_gpu_deterministic_ops=true"
+
+
+def define(flag_values: flags.FlagValues) -> None:
+  """Defines them."""
+  f = flag_values
+  flags.DEFINE_integer(
+    "task_chunk",
+    None,
+    "Tasks computed at once, in training and evaluation: memory against speed, with "
+    "equal results up to rounding. Default: 1 on a CPU, all on an accelerator.",
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    "num_devices",
+    1,
+    "Devices that the tasks of a meta-step are divided among, --num_tasks being a "
+    "multiple; a run can go on with another number.",
+    flag_values=f,
+  )
+  flags.DEFINE_boolean(
+    "deterministic",
+    False,
+    "The same bits on any number of devices of a kind: tasks one at a time, their "
+    "gradients added in order. Default: the same to rounding.",
+    flag_values=f,
+  )
+  flags.DEFINE_enum(
+    "second_order",
+    "stored",
+    ("stored", "recomputed", "forward_over_reverse"),
+    "How a meta-gradient goes back through inner gradients, with equal results up to "
+    "rounding: by all that they computed, which grows with the number of inner steps; "
+    "by computing each anew; or by Hessian-vector products. The latter two keep one "
+    "copy of the parameters per inner step.",
+    flag_values=f,
+  )
+  positive(("task_chunk", "num_devices"), f, "give a number of at least 1.")
+
+
+def complete(settings: SimpleNamespace) -> None:
+  """Fills in what --deterministic means, for XLA too where JAX has not started yet.
+
+  Raises:
+    ValueError: if it goes against --task_chunk.
+  """
+  if not settings.deterministic:
+    return
+  if settings.task_chunk is not None:
+    raise ValueError(
+      "--deterministic computes one task at a time, got --task_chunk="
+      f"{settings.task_chunk}; drop one of them"
+    )
+  settings.task_chunk = "in_order"
+  for flag in (_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU):
+    if flag and flag not in os.environ.get("XLA_FLAGS", ""):
+      os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

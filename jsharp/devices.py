@@ -1,0 +1,145 @@
+"""Meta-steps on several devices: each computes its part of the tasks.
+
+Parameters, optimizer state and data are copied to every device; tasks are drawn where
+they are used, from the same (seed, step, task number) on any number of devices. The
+part is written with `jax.shard_map`: automatic partitioning would gather the inputs of
+grouped convolutions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jsharp.checks import check_count
+from jsharp.objectives import TASK_AXIS
+
+TakeStep = Callable[[Any, Any], tuple[Any, Any]]
+"""`take_step(state, data) -> (state, metrics)`."""
+
+
+def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
+  """The first devices in a row, for the tasks to be divided among.
+
+  Args:
+    num_devices: how many.
+    num_tasks: tasks per meta-step, a multiple of it.
+
+  Returns:
+    A mesh with the one axis "tasks".
+
+  Raises:
+    ValueError: if there are fewer devices, or they cannot share the tasks evenly.
+
+  Example:
+    >>> dict(task_mesh(1, num_tasks=4).shape)
+    {'tasks': 1}
+  """
+  check_count("num_devices", num_devices)
+  devices = jax.devices()
+  if num_devices > len(devices):
+    fix = "take as many at most"
+    if jax.default_backend() == "cpu":
+      fix += (
+        f", or set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} for "
+        "virtual ones"
+      )
+    raise ValueError(
+      f"num_devices={num_devices}, but JAX has {len(devices)} "
+      f"({devices[0].device_kind}); {fix}"
+    )
+  if rest := num_tasks % num_devices:
+    below, above = num_tasks - rest, num_tasks - rest + num_devices
+    nearest = below if below and rest <= num_devices - rest else above
+    raise ValueError(
+      f"num_tasks={num_tasks} cannot be divided evenly among num_devices={num_devices};"
+      f" the nearest that can is {nearest}"
+    )
+  return jax.make_mesh(
+    (num_devices,),
+    (TASK_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices[:num_devices],
+  )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Copies arrays to every device of a mesh.
+
+  Args:
+    tree: any pytree of arrays.
+    mesh: from `task_mesh`.
+
+  Returns:
+    The same pytree.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> replicate(jnp.ones(2), task_mesh(1, num_tasks=1)).is_fully_replicated
+    True
+  """
+  return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def one_copy(tree: Any) -> Any:
+  """The copy that the first device of this process holds of replicated arrays.
+
+  Args:
+    tree: any pytree; arrays on one device stay as they are.
+
+  Returns:
+    The same pytree, for what is computed on one device.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> copies = replicate(jnp.ones(2), task_mesh(1, num_tasks=1))
+    >>> len(one_copy(copies).devices())
+    1
+  """
+  return jax.tree.map(
+    lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree
+  )
+
+
+def on_devices(
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  sample_tasks: Callable[..., Any],
+  mesh: Mesh,
+) -> TakeStep:
+  """Draws tasks and takes a meta-step, on every device for its part of the tasks.
+
+  Args:
+    step: `MetaAlgorithm.step` of an algorithm that averages by `over_tasks`.
+    sample_tasks: `sample_tasks(step, data, part=(index, count)) -> tasks`, the
+      `index`-th of `count` equal parts of the step's tasks, in order; `index` is
+      traced.
+    mesh: from `task_mesh`.
+
+  Returns:
+    `take_step(state, data) -> (state, metrics)`, the metrics being those of all tasks.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from jsharp import Batch, Task, maml
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = maml(loss_fn, optax.sgd(0.25), optax.sgd(0.5), num_inner_steps=1)
+    >>> def sample_tasks(step, data, part):
+    ...   batch = Batch(None, jax.lax.dynamic_slice(data, (part[0] * 2, 0), (2, 1)))
+    ...   return Task(support=batch, query=batch)
+    >>> take_step = on_devices(
+    ...   algorithm.step, sample_tasks, task_mesh(1, num_tasks=2))
+    >>> state, _ = take_step(algorithm.init(3.0), jnp.array([[0.0], [2.0]]))
+    >>> float(state.params)
+    2.5
+  """
+  count = mesh.shape[TASK_AXIS]
+
+  def one_part(state: Any, data: Any) -> tuple[Any, Any]:
+    part = (jax.lax.axis_index(TASK_AXIS), count)
+    return step(state, sample_tasks(state.step, data, part=part))
+
+  return jax.shard_map(
+    one_part, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
+  )
