@@ -83,7 +83,7 @@ def over_tasks(
       takes one task at a time and adds in the order of the tasks: the same bits on any
       number of devices of a kind, if the compiler is kept from contracting products
       and sums (`XLA_FLAGS=--xla_cpu_max_isa=AVX` on x86). The averaged part of every
-      task is held until then, and reverse mode stops there.
+      task is held until then.
 
   Returns:
     `mapped(params, tasks) -> (averaged, collected)`: the mean over tasks of the
@@ -159,30 +159,18 @@ def _num_devices() -> int:
 
 
 def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
-  """`over_tasks` with the same arithmetic on any number of devices."""
-  num_tasks, num_devices = _num_tasks(tasks), _num_devices()
-  of_one = jax.eval_shape(task_fn, params, jax.tree.map(lambda x: x[0], tasks))
-  rows = jax.tree.map(lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), of_one)
-  length: Any = num_tasks
-  if num_devices > 1:
-    # Never true. A loop that is known to run once is taken apart by the compiler, and
-    # fused with what is around it the arithmetic is another.
-    length += (jax.lax.axis_index(TASK_AXIS) >= num_devices).astype(jnp.int32)
-
-  def one_task(i: Any, rows: Any) -> Any:
-    results = task_fn(params, jax.tree.map(lambda x: x[i], tasks))
-    return jax.tree.map(lambda row, x: row.at[i].set(x), rows, results)
-
-  rows = jax.lax.fori_loop(0, length, one_task, rows)
-  if num_devices > 1:
+  """`over_tasks` that adds in the same order on any number of devices."""
+  num_tasks = _num_tasks(tasks)
+  rows = jax.lax.map(lambda task: task_fn(params, task), tasks)
+  if (num_devices := _num_devices()) > 1:
     rows = jax.lax.all_gather(rows, TASK_AXIS, tiled=True)
+    num_tasks *= num_devices
   averaged, collected = rows
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), averaged)
 
   def add(total: Any, row: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, row), None
 
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of_one[0])
-  num_tasks *= num_devices
   total, _ = jax.lax.scan(add, zero, averaged, length=num_tasks)
   return jax.tree.map(lambda x: x / num_tasks, total), collected
 

@@ -147,6 +147,20 @@ class MemoryTest(parameterized.TestCase):
     self.assert_trees_close(scaled(less(loss_fn)), scaled(loss_fn), 1e-6)
 
   @parameterized.named_parameters(*LOSSES)
+  def test_a_derivative_of_value_and_gradient_together(self, less):
+    def both(loss_fn):
+      def product(w):
+        (value, _), slope = jax.value_and_grad(loss_fn, has_aux=True)(w, None)
+        return value * slope
+
+      return jax.grad(product)(2.0)
+
+    cube = lambda w, batch: (w**3, {})
+    self.assertAlmostEqual(
+      float(both(less(lambda w, batch: (w**3, {})))), 240, places=3
+    )
+
+  @parameterized.named_parameters(*LOSSES)
   def test_a_learned_batch_is_refused(self, less):
     loss_fn = less(lambda w, x: (w * x**2, {}))
     with self.assertRaisesRegex(ValueError, "no derivative with respect to the batch"):
