@@ -37,6 +37,7 @@ BENIGN = frozenset(
     "run_dir",
     "compilation_cache_dir",
     "num_devices",
+    "memory_budget",
   }
 )
 
@@ -125,7 +126,7 @@ def run(
   finished = _finished_result(run_dir, settings)
 
   # Only now: they import JAX.
-  from experiments import session
+  from experiments import memory_budget, session
   from jsharp.files import write_atomically
   from jsharp.run_directory import RunDirectory
 
@@ -134,7 +135,12 @@ def run(
   try:
     session.use_compilation_cache(settings.compilation_cache_dir)
     session.check_devices(settings)
-    parts = build(settings)
+    if getattr(settings, "memory_budget", None) is None:
+      parts = build(settings)
+    else:
+      settings, parts = memory_budget.fit(settings, build)
+      if finished := _finished_result(run_dir, settings):
+        return session.show(finished, run_dir)
     run_identity = {**identity(settings), **parts.identity}
     directory = RunDirectory.open(run_dir, identity=run_identity)
   except (ValueError, OSError) as error:

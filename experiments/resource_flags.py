@@ -16,6 +16,11 @@ _SAME_BITS = {
   "x86_64": "--xla_cpu_max_isa=AVX",
   "AMD64": "--xla_cpu_max_isa=AVX",
 }
+_DECIDED_BY_BUDGET = {
+  "task_chunk": None,
+  "second_order": "stored",
+  "deterministic": False,
+}
 _SAME_BITS_GPU = "--xla_gpu_deterministic_ops=true"
 
 
@@ -53,6 +58,14 @@ def define(flag_values: flags.FlagValues) -> None:
     "copy of the parameters per inner step.",
     flag_values=f,
   )
+  flags.DEFINE_string(
+    "memory_budget",
+    None,
+    "Chooses the fastest --task_chunk and --second_order whose training step fits: "
+    "bytes, as in 8e9 or 8GiB, or a fraction of the device's memory, as in 0.5. "
+    "Default: they are as given.",
+    flag_values=f,
+  )
   positive(("task_chunk", "num_devices"), f, "give a number of at least 1.")
 
 
@@ -60,8 +73,15 @@ def complete(settings: SimpleNamespace) -> None:
   """Fills in what --deterministic means, for XLA too where JAX has not started yet.
 
   Raises:
-    ValueError: if it goes against --task_chunk.
+    ValueError: if one flag decides on what another one says.
   """
+  if settings.memory_budget is not None:
+    for flag, default in _DECIDED_BY_BUDGET.items():
+      if getattr(settings, flag) != default:
+        raise ValueError(
+          f"--memory_budget decides on --{flag}, got "
+          f"--{flag}={getattr(settings, flag)} too; drop one of them"
+        )
   if not settings.deterministic:
     return
   if settings.task_chunk is not None:
@@ -70,6 +90,6 @@ def complete(settings: SimpleNamespace) -> None:
       f"{settings.task_chunk}; drop one of them"
     )
   settings.task_chunk = "in_order"
-  for flag in (_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU):
-    if flag and flag not in os.environ.get("XLA_FLAGS", ""):
-      os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+  for xla_flag in (_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU):
+    if xla_flag and xla_flag not in os.environ.get("XLA_FLAGS", ""):
+      os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flag}".strip()

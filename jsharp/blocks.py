@@ -215,6 +215,15 @@ class BlockRunner:
     """Whether `run` can be called."""
     return self._compiled is not None
 
+  @property
+  def needed_bytes(self) -> int | None:
+    """What a compiled block holds on a device at a time; None where XLA cannot say."""
+    sizes = self._compiled.memory_analysis()
+    if sizes is None:
+      return None
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return held + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+
   def compile(self, state: MetaState, data: Any) -> None:
     """Compiles for the shapes of `state` and `data`, which may take a minute.
 

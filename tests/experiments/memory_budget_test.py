@@ -1,0 +1,71 @@
+"""A memory budget: what it means, what it chooses, and what it refuses."""
+
+import pathlib
+import tempfile
+
+import jax
+from absl.testing import absltest, parameterized
+
+from experiments import memory_budget, sinusoid
+from tests.experiments.flags_test import settings
+from tests.experiments.program_test import TINY, run
+
+SINES = (*TINY, "--num_inner_steps=40", "--num_steps=2", "--hidden_width=64")
+
+
+class MemoryBudgetTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+
+  @parameterized.parameters(
+    ("8e9", 8_000_000_000), ("1.5 GiB", 3 * 2**29), ("200mb", 200_000_000)
+  )
+  def test_sizes(self, text, expected):
+    self.assertEqual(memory_budget.in_bytes(text), expected)
+
+  def test_a_fraction_is_of_the_device(self):
+    memory = memory_budget.device_bytes()
+    self.assertGreater(memory, 2**28)
+    self.assertEqual(memory_budget.in_bytes("0.25"), memory // 4)
+
+  @parameterized.parameters("much", "-1", "0", "8 TB")
+  def test_what_is_no_size_is_refused(self, text):
+    with self.assertRaisesRegex(ValueError, f"--memory_budget={text} is no size"):
+      memory_budget.in_bytes(text)
+
+  def test_the_fastest_that_fits_is_chosen(self):
+    ample, _ = memory_budget.fit(
+      settings("sinusoid", *SINES, "--memory_budget=1GiB"), sinusoid.build
+    )
+    self.assertEqual((ample.task_chunk, ample.second_order), (1, "stored"))
+    needed = memory_budget.needed_bytes(sinusoid.build(ample))
+    tight, parts = memory_budget.fit(
+      settings("sinusoid", *SINES, f"--memory_budget={needed - 1}"), sinusoid.build
+    )
+    self.assertEqual(tight.second_order, "forward_over_reverse")
+    self.assertLess(parts.protocol["memory"]["needed_bytes"], needed)
+
+  def test_as_a_program(self):
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory) / "run"
+      code, out, err = run("sinusoid", path, *SINES, "--memory_budget=1GiB")
+      self.assertEqual(code, 0, err)
+      self.assertRegex(out, "(?m)^memory: .* of .* bytes with --task_chunk=1 ")
+      again = run("sinusoid", path, *SINES, "--memory_budget=1GiB")
+      self.assertEqual(again[0], 0)
+      self.assertNotIn("testing", again[1])
+      code, _, err = run("sinusoid", path, *SINES, "--memory_budget=1000")
+      self.assertEqual(code, 2)
+      self.assertRegex(
+        err, "1,000 bytes, and the leanest .*forward_over_reverse.*needs"
+      )
+      code, _, err = run(
+        "sinusoid", path, *SINES, "--memory_budget=1GiB", "--task_chunk=2"
+      )
+      self.assertEqual(code, 2)
+      self.assertRegex(err, "memory_budget decides on --task_chunk.*=2 too")
+
+
+if __name__ == "__main__":
+  absltest.main()
