@@ -34,16 +34,15 @@ _TRAIN_EXAMPLES = flags.DEFINE_integer(
 _DEPTH = flags.DEFINE_integer("depth", 8, "Layers of the ResNet.")
 
 # Radii of Foret et al. 2021: 0.05, and under noise 0.1 except at 80 percent.
-_RHO = {"0.2": 0.1, "0.4": 0.1, "0.6": 0.1}
+_RHO = {0.2: 0.1, 0.4: 0.1, 0.6: 0.1}
 _METHODS = {"SGD": ("sgd", 1), "SGD, twice as long": ("sgd", 2), "SAM": ("sam", 1)}
 
 
-def arguments(noise: str, method: str, seed: str) -> list[str]:
+def flags_of(noise: str, method: str, seed: str) -> dict[str, Any]:
   """The flags of a run."""
   algorithm, times = _METHODS[method]
-  words: dict[str, Any] = {
+  chosen: dict[str, Any] = {
     "dataset": "image_folder",
-    "data_dir": _DATA_DIR.value,
     "model": "resnet",
     "depth": _DEPTH.value,
     "augment": "none",
@@ -51,15 +50,14 @@ def arguments(noise: str, method: str, seed: str) -> list[str]:
     "batch_size": 64,
     "algorithm": algorithm,
     "num_epochs": times * _NUM_EPOCHS.value,
-    "label_noise": noise,
+    "label_noise": float(noise),
     "hessian_examples": 500,
-    "seed": seed,
-    "data_seed": seed,
-    "run_dir": run_dir(noise, method, seed),
+    "seed": int(seed),
+    "data_seed": int(seed),
   }
   if algorithm == "sam":
-    words["rho"] = _RHO.get(noise, 0.05)
-  return [f"--{name}={value}" for name, value in words.items()]
+    chosen["rho"] = _RHO.get(float(noise), 0.05)
+  return chosen
 
 
 def run_dir(noise: str, method: str, seed: str) -> pathlib.Path:
@@ -73,23 +71,31 @@ def result_of(noise: str, method: str, seed: str) -> dict[str, Any]:
   """The result of a run, which is made where there is none.
 
   Raises:
-    SystemExit: if the run fails; its exit code, and the log is named.
+    SystemExit: if the run fails, or is there with other flags; the log or the flag is
+      named.
   """
-  directory = run_dir(noise, method, seed)
+  directory, chosen = run_dir(noise, method, seed), flags_of(noise, method, seed)
   result = directory / "result.json"
   if not result.exists():
     print(f"{directory.name} ...", flush=True)
     log = directory.with_suffix(directory.suffix + ".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.supervised"]
+    command += [f"--{name}={value}" for name, value in chosen.items()]
+    command += [f"--data_dir={_DATA_DIR.value}", f"--run_dir={directory}"]
     with log.open("ab") as output:
-      code = subprocess.run(
-        [*command, *arguments(noise, method, seed)], stdout=output, stderr=output
-      ).returncode
+      code = subprocess.run(command, stdout=output, stderr=output).returncode
     if code:
       print(f"{directory.name} ended with {code}; see {log}", file=sys.stderr)
       raise SystemExit(code)
-  return json.loads(result.read_text())
+  found = json.loads(result.read_text())
+  for name, value in chosen.items():
+    if found["settings"][name] != value:
+      sys.exit(
+        f"{directory} has {name}={found['settings'][name]}, asked for is {value}; take "
+        "another --out"
+      )
+  return found
 
 
 def with_interval(values: Any, digits: int) -> str:

@@ -4,7 +4,8 @@ The unit is a forward and a backward pass of the whole model for one example. A
 Hessian-vector product counts as two. Free are a forward pass that only measures, and
 the inner steps of ANIL, which pass through the head alone. No other method's are:
 CAVIA adapts few numbers, but their gradient passes through the whole model, so it is
-priced as MAML.
+priced as MAML. What --second_order computes a second time is not priced: it belongs to
+the machine, not to the method.
 """
 
 import itertools

@@ -25,7 +25,8 @@ Complete = Callable[[SimpleNamespace], list[str]]
 run directory is named after."""
 
 # A run may be started again with other values of these: they change how long it
-# trains, how it is shown and where things lie, not what one meta-step computes.
+# trains, how it is shown and where things lie, not what one meta-step computes, save by
+# rounding. (--deterministic shows in task_chunk.)
 BENIGN = frozenset(
   {
     "num_steps",
@@ -38,6 +39,8 @@ BENIGN = frozenset(
     "compilation_cache_dir",
     "num_devices",
     "memory_budget",
+    "second_order",
+    "deterministic",
   }
 )
 
@@ -125,6 +128,7 @@ def run(
   run_dir = pathlib.Path(settings.run_dir).expanduser()
   finished = _finished_result(run_dir, settings)
 
+  resource_flags.set_environment(settings)
   # Only now: they import JAX.
   from experiments import memory_budget, session
   from jsharp.files import write_atomically

@@ -44,8 +44,9 @@ def define(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_boolean(
     "deterministic",
     False,
-    "The same bits on any number of devices of a kind: tasks one at a time, their "
-    "gradients added in order. Default: the same to rounding.",
+    "The same bits on any number of x86 CPU devices: tasks one at a time, their "
+    "gradients added in order, no contracted products. Elsewhere what of this there "
+    "is. Default: the same to rounding.",
     flag_values=f,
   )
   flags.DEFINE_enum(
@@ -55,7 +56,8 @@ def define(flag_values: flags.FlagValues) -> None:
     "How a meta-gradient goes back through inner gradients, with equal results up to "
     "rounding: by all that they computed, which grows with the number of inner steps; "
     "by computing each anew; or by Hessian-vector products. The latter two keep one "
-    "copy of the parameters per inner step.",
+    "copy of the parameters per inner step (on a CPU with Python 3.11 only from 11 "
+    "inner steps on).",
     flag_values=f,
   )
   flags.DEFINE_string(
@@ -70,7 +72,7 @@ def define(flag_values: flags.FlagValues) -> None:
 
 
 def complete(settings: SimpleNamespace) -> None:
-  """Fills in what --deterministic means, for XLA too where JAX has not started yet.
+  """Fills in what --deterministic means.
 
   Raises:
     ValueError: if one flag decides on what another one says.
@@ -90,6 +92,13 @@ def complete(settings: SimpleNamespace) -> None:
       f"{settings.task_chunk}; drop one of them"
     )
   settings.task_chunk = "in_order"
-  for xla_flag in (_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU):
-    if xla_flag and xla_flag not in os.environ.get("XLA_FLAGS", ""):
-      os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flag}".strip()
+
+
+def set_environment(settings: SimpleNamespace) -> None:
+  """Asks XLA for --deterministic; JAX must not have started yet."""
+  if not getattr(settings, "deterministic", False):
+    return
+  given = os.environ.get("XLA_FLAGS", "").split()
+  asked = [_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU]
+  given += [flag for flag in asked if flag and flag not in given]
+  os.environ["XLA_FLAGS"] = " ".join(given)

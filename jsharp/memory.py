@@ -3,7 +3,7 @@
 A meta-gradient goes back through inner gradients. Left to JAX, each of them keeps all
 that its forward and its backward pass computed until then: memory grows with the number
 of inner steps, and with the largest layer. Two loss transforms keep the parameters and
-the batch instead, to whatever algorithm they are given:
+the batch instead, for every algorithm that goes back through inner gradients:
 
 - `recomputed`: the gradient is computed anew on the way back, one inner step at a time.
 - `forward_over_reverse`: what goes back through a gradient is a Hessian-vector product,
@@ -14,6 +14,8 @@ the batch instead, to whatever algorithm they are given:
 The inner loop's iterates are what remains, one copy of the adapted parameters and of
 the optimizer's state per step. (On a CPU, jax 0.10 finds the second computation to be
 the first where inner steps are unrolled, up to ten of them, and keeps what both share.)
+ANIL, which looks into the loss for what depends on the head alone, and iMAML, which
+differentiates inner gradients forwards, need the plain loss.
 """
 
 import functools
@@ -38,7 +40,7 @@ def recomputed(loss_fn: LossFn) -> LossFn:
     step. Metrics are constants to derivatives.
 
   Raises:
-    ValueError: by derivatives with respect to the batch, which it has not.
+    ValueError: by the loss's derivative with respect to the batch, which it has not.
 
   Example:
     >>> loss_fn = recomputed(lambda w, batch: (w**3, {}))
@@ -89,13 +91,21 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
   def backward(saved: Any, cotangents: Any) -> Any:
     (loss, _), direction = cotangents
     params, batch = saved
-    direction = _instantiated(direction, params)
+    leaves = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
+    directions = structure.flatten_up_to(direction)
+    moved = [i for i, v in enumerate(directions) if not isinstance(v, SymbolicZero)]
     # Without it the compiler would find the forward pass below to be the one above,
     # and keep what that computed.
-    params, batch, direction = jax.lax.optimization_barrier((params, batch, direction))
-    grads, products = jax.jvp(
-      lambda point: value_and_grad_fn(point, batch)[1], (params,), (direction,)
+    leaves, batch, along = jax.lax.optimization_barrier(
+      (leaves, batch, [directions[i] for i in moved])
     )
+
+    def grads_at(point: list[Any]) -> Any:
+      every = dict(enumerate(leaves)) | dict(zip(moved, point, strict=True))
+      return value_and_grad_fn(structure.unflatten(every.values()), batch)[1]
+
+    grads, products = jax.jvp(grads_at, ([leaves[i] for i in moved],), (along,))
     return jax.tree.map(jnp.add, _scaled(grads, loss), products), None
 
   gradient.defvjp(forward, backward, symbolic_zeros=True)
@@ -130,14 +140,6 @@ def _constants(batch: Any, name: str) -> Any:
       "batch), or use the loss function as it was"
     )
   return _values(batch)
-
-
-def _instantiated(cotangents: Any, like: Any) -> Any:
-  return jax.tree.map(
-    lambda v, x: jnp.zeros_like(x) if isinstance(v, SymbolicZero) else v,
-    cotangents,
-    like,
-  )
 
 
 def _scaled(grads: Any, loss: Any) -> Any:

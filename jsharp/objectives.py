@@ -73,7 +73,7 @@ def over_tasks(
   Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
   every device is given its part of the tasks, all of the same size and in the order
   of the axis; the mean, and what is collected, are then those of all tasks, the same
-  on every device.
+  on every device, and have no derivative: take gradients inside `task_fn`.
 
   Args:
     task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
@@ -91,7 +91,7 @@ def over_tasks(
 
   Raises:
     ValueError: if `chunk` is none of these; when called, if there is no task or the
-      arrays of `tasks` have different leading axes.
+      arrays of `tasks` have different leading axes; by derivatives on several devices.
 
   Example:
     >>> mapped = over_tasks(lambda w, task: (w * task, task + 1), chunk=2)
@@ -99,6 +99,8 @@ def over_tasks(
     >>> float(mean), collected.tolist()
     (4.0, [2.0, 3.0, 4.0])
   """
+  if isinstance(chunk, str) and chunk != IN_ORDER:
+    raise ValueError(f'chunk must be a count, None or "{IN_ORDER}", got {chunk!r}')
   at_once = None
   if chunk is not None and chunk != IN_ORDER:
     at_once = check_count("chunk", chunk)
@@ -145,6 +147,7 @@ def over_tasks(
         lambda *parts: jnp.concatenate(parts), collected, collected_rest
       )
     if num_devices > 1:
+      total, collected = _constant((total, collected))
       total = jax.lax.psum(total, TASK_AXIS)
       collected = jax.lax.all_gather(collected, TASK_AXIS, tiled=True)
     return jax.tree.map(lambda x: x / (num_tasks * num_devices), total), collected
@@ -158,12 +161,26 @@ def _num_devices() -> int:
   return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
 
 
+@jax.custom_jvp
+def _constant(tree: Any) -> Any:
+  """Refuses derivatives: that of a sum over devices would be another on each."""
+  return tree
+
+
+@_constant.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+  raise ValueError(
+    "over_tasks has no derivative where tasks are divided among devices; take the "
+    "gradient inside task_fn, as over_tasks(jax.value_and_grad(...))"
+  )
+
+
 def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
   """`over_tasks` that adds in the same order on any number of devices."""
   num_tasks = _num_tasks(tasks)
   rows = jax.lax.map(lambda task: task_fn(params, task), tasks)
   if (num_devices := _num_devices()) > 1:
-    rows = jax.lax.all_gather(rows, TASK_AXIS, tiled=True)
+    rows = jax.lax.all_gather(_constant(rows), TASK_AXIS, tiled=True)
     num_tasks *= num_devices
   averaged, collected = rows
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), averaged)

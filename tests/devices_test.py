@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec as P
 
 from jsharp import algorithms, devices, losses
 from jsharp.algorithms.mixture import mixture
@@ -23,6 +24,7 @@ from jsharp.algorithms.over_seeds import over_seeds
 from jsharp.blocks import make_block
 from jsharp.data import sinusoid, task_key
 from jsharp.models import MLP, Conv4, as_functions
+from jsharp.objectives import over_tasks
 from jsharp.run_directory import RunDirectory
 from jsharp.training import train
 from jsharp.types import Batch, Task
@@ -130,8 +132,9 @@ class OnEightDevices(parameterized.TestCase):
     )
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
-  def test_several_seeds(self):
-    algorithm = over_seeds([sine_learner(), sine_learner()], together=True)
+  @parameterized.parameters(True, False)
+  def test_several_seeds(self, together):
+    algorithm = over_seeds([sine_learner(), sine_learner()], together=together)
 
     def draw(step, data, part):
       one = sample_tasks(step, data, part)
@@ -191,6 +194,20 @@ class OnEightDevices(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     self.assertEqual(seen, [{1}] * len(seen))
 
+  @parameterized.parameters(None, "in_order")
+  def test_a_derivative_through_the_mean_is_refused(self, chunk):
+    mesh = devices.task_mesh(2, num_tasks=2)
+    mean = over_tasks(lambda w, x: (w * x, ()), chunk=chunk)
+    gradient = jax.shard_map(
+      lambda w, x: jax.grad(lambda w: mean(w, x)[0])(w),
+      mesh=mesh,
+      in_specs=(P(), P("tasks")),
+      out_specs=P(),
+      check_vma=False,
+    )
+    with self.assertRaisesRegex(ValueError, "take the gradient inside task_fn"):
+      jax.jit(gradient)(jnp.float32(1), jnp.array([1.0, 3.0]))
+
   def test_tasks_that_cannot_be_shared_are_refused(self):
     for num_tasks, nearest in ((9, 8), (15, 16), (3, 8)):
       with self.assertRaisesRegex(ValueError, f"nearest that can is {nearest}$"):
@@ -222,7 +239,7 @@ class DevicesTest(absltest.TestCase):
       timeout=500,
     )
     self.assertEqual(done.returncode, 0, done.stderr[-5000:])
-    self.assertIn("Ran 12 tests", done.stderr)
+    self.assertIn("Ran 15 tests", done.stderr)
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):

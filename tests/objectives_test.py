@@ -62,7 +62,7 @@ class OverTasksTest(parameterized.TestCase):
   def test_bad_input_is_named(self):
     with self.assertRaisesRegex(ValueError, "chunk.*0"):
       jsharp.over_tasks(per_task, chunk=0)
-    with self.assertRaisesRegex(ValueError, "chunk.*sorted"):
+    with self.assertRaisesRegex(ValueError, "chunk.*in_order.*sorted"):
       jsharp.over_tasks(per_task, chunk="sorted")
     for tasks in (
       {"x": jnp.ones((2, 3)), "y": jnp.ones(3)},

@@ -1,0 +1,91 @@
+"""The flags of devices: parts of the tasks, and what --deterministic asks for."""
+
+import os
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import omniglot, program, resource_flags, session, sinusoid
+from tests.experiments.flags_test import settings
+from tests.experiments.program_test import TINY_IMAGES
+
+MODULES = {"omniglot": omniglot, "sinusoid": sinusoid}
+
+
+class ResourcesTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ("sines", "sinusoid", ()),
+    ("images", "omniglot", (*TINY_IMAGES, "--model=mlp")),
+    ("seeds", "omniglot", (*TINY_IMAGES, "--model=mlp", "--num_seeds=2")),
+    ("ways", "omniglot", (*TINY_IMAGES, "--model=mlp", "--train_way=2,3")),
+  )
+  def test_the_parts_of_a_step_are_its_tasks(self, experiment, arguments):
+    chosen = settings(experiment, *arguments, "--num_tasks=4", "--num_devices=2")
+    with jax.numpy_dtype_promotion("standard"):
+      parts = MODULES[experiment].build(chosen)
+    self.assertEqual(parts.loop["num_devices"], 2)
+    axis = 1 if "--num_seeds=2" in arguments else 0
+
+    def draw(**part):
+      drawn = parts.sample_tasks(3, parts.data, **part)
+      if "--train_way=2,3" in arguments:  # drawn by the step that is taken
+        return drawn[0], drawn[2]
+      return drawn
+
+    halves = [draw(part=(i, 2)) for i in range(2)]
+    if "--train_way=2,3" in arguments:
+      self.assertEqual(halves, [(3, {"part": (0, 2)}), (3, {"part": (1, 2)})])
+      return
+    jax.tree.map(
+      lambda whole, *parts: np.testing.assert_array_equal(
+        whole, np.concatenate(parts, axis)
+      ),
+      draw(),
+      *halves,
+    )
+
+  def test_deterministic(self):
+    chosen = settings("sinusoid", "--deterministic")
+    self.assertEqual(chosen.task_chunk, "in_order")
+    given = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
+    with (
+      mock.patch.dict(os.environ, given),
+      mock.patch.object(resource_flags.platform, "machine", lambda: "x86_64"),
+    ):
+      settings("sinusoid", "--deterministic")
+      self.assertEqual(os.environ["XLA_FLAGS"], "--xla_cpu_max_isa=AVX2")
+      for _ in range(2):
+        resource_flags.set_environment(chosen)
+        self.assertEqual(
+          os.environ["XLA_FLAGS"].split(),
+          [
+            "--xla_cpu_max_isa=AVX2",
+            "--xla_cpu_max_isa=AVX",
+            "--xla_gpu_deterministic_ops=true",
+          ],
+        )
+
+  def test_goes_against_other_chunks(self):
+    with self.assertRaisesRegex(ValueError, "--task_chunk=2; drop one"):
+      settings("sinusoid", "--deterministic", "--task_chunk=2")
+
+  def test_devices_are_checked_before_data_are_loaded(self):
+    with (
+      mock.patch.object(jax, "devices", lambda: [mock.Mock()] * 2),
+      self.assertRaisesRegex(ValueError, "nearest that can is 4"),
+    ):
+      session.check_devices(settings("sinusoid", "--num_devices=2", "--num_tasks=5"))
+
+  def test_a_run_may_go_on_with_others(self):
+    plain = program.identity(settings("sinusoid"))
+    for flag in ("--num_devices=4", "--second_order=recomputed", "--memory_budget=0.5"):
+      self.assertEqual(program.identity(settings("sinusoid", flag)), plain)
+    self.assertNotEqual(
+      program.identity(settings("sinusoid", "--deterministic")), plain
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
