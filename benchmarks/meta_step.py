@@ -1,40 +1,51 @@
-"""Second-order MAML meta-steps per second, against PyTorch by turns.
+"""Meta-steps per second, against PyTorch by turns.
 
-Question: how many tasks a second does one machine meta-train on, and how does that
-compare with PyTorch on the same machine in the same minutes?
+Question: how many tasks a second does one machine meta-train on, how far is that from
+what its matrix products allow, and how does it compare with PyTorch on the same machine
+in the same minutes?
 
     python -m benchmarks.meta_step --torch_python=/path/to/torch-venv/bin/python
 
 Every setting is Conv4 with batch statistics, cross-entropy, SGD inside and Adam
 outside, float32. After one untimed step each, the forms take turns, `--seconds` at
 a time for `--rounds` rounds, so that what else the machine does hits all alike; the
-ratio is taken round by round against the faster PyTorch form of that round.
+ratio is taken round by round against the faster PyTorch form of that round. A product
+of two square matrices takes turns with them: "of matmul" is the share of its speed that
+a form's arithmetic reaches, as XLA counts that of a step with one task, compiled apart
+(derivatives of a convolution count as convolutions; what fewer multiplications would do
+as well counts as done). Memory is what the compiled step holds, arguments included.
 """
 
 import json
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 from absl import app, flags
 
-from benchmarks.settings import SETTINGS, make_problem
+from benchmarks.settings import SETTINGS, make_algorithm, make_problem
 from benchmarks.tables import spread
-from jsharp.algorithms import maml
 from jsharp.report import git_commit
 
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."
 )
 _SETTINGS = flags.DEFINE_list(
-  "settings", ["omni", "mini", "omni_strided"], "Which settings, comma-separated."
+  "settings", list(SETTINGS), "Which settings, comma-separated."
+)
+_ALGORITHMS = flags.DEFINE_list(
+  "algorithms",
+  ["maml", "fomaml", "anil", "sharp_maml_both"],
+  "Which algorithms, comma-separated.",
 )
 _SECONDS = flags.DEFINE_float(
   "seconds", 5.0, "Seconds per form and round.", lower_bound=0
@@ -46,6 +57,9 @@ _TASK_CHUNK = flags.DEFINE_list(
   ["0"],
   "jsharp's task_chunk, several are timed side by side; 0: default.",
 )
+
+
+_MATMUL_SIZE = 2048
 
 
 class Torch:
@@ -70,9 +84,15 @@ class Torch:
       )
     return json.loads(line)
 
-  def tasks_per_second(self, name: str, form: str, seconds: float) -> float:
+  def tasks_per_second(
+    self, name: str, algorithm: str, form: str, seconds: float
+  ) -> float:
     """Runs one round of one form."""
-    request = {"setting": SETTINGS[name] | {"name": name}, "form": form}
+    request = {
+      "setting": SETTINGS[name] | {"name": name},
+      "algorithm": algorithm,
+      "form": form,
+    }
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(request | {"seconds": seconds}) + "\n")
     self._process.stdin.flush()
@@ -83,68 +103,111 @@ class Torch:
     self._process.communicate()
 
 
-def make_step(setting: dict[str, int], task_chunk: int | None) -> Callable[[], None]:
-  """One jsharp meta-step that keeps its own state; blocks until it is done."""
-  params, loss_fn, tasks = make_problem(setting)
-  algorithm = maml(
-    loss_fn,
-    optax.sgd(0.1),
-    optax.adam(1e-3),
-    num_inner_steps=setting["inner_steps"],
-    task_chunk=task_chunk,
-  )
-  state = algorithm.init(params)
-  jitted = jax.jit(algorithm.step)
+class Step(NamedTuple):
+  """A compiled meta-step.
 
-  def step():
+  Attributes:
+    run: one meta-step that keeps its own state; blocks until it is done.
+    compilation: seconds.
+    memory: bytes that it holds.
+    flops: floating-point operations per task.
+  """
+
+  run: Callable[[], None]
+  compilation: float
+  memory: int
+  flops: float
+
+
+def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> Step:
+  """Compiles a meta-step, and one with a single task to count its operations."""
+
+  def compiled(num_tasks: int) -> tuple[Any, Any, Any]:
+    params, loss_fn, tasks = make_problem(setting | {"num_tasks": num_tasks})
+    made = make_algorithm(algorithm, loss_fn, setting, task_chunk=chunk)
+    state = made.init(params)
+    return jax.jit(made.step).lower(state, tasks).compile(), state, tasks
+
+  counted = compiled(1)[0].cost_analysis()
+  start = time.perf_counter()
+  step, state, tasks = compiled(setting["num_tasks"])
+  compilation = time.perf_counter() - start
+  sizes = step.memory_analysis()
+
+  def run() -> None:
     nonlocal state
-    state, _ = jax.block_until_ready(jitted(state, tasks))
+    state, _ = jax.block_until_ready(step(state, tasks))
 
-  return step
+  memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
+  return Step(run, compilation, memory, counted["flops"])
 
 
-def time_jsharp(step: Callable[[], None], num_tasks: int, seconds: float) -> float:
+def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
+  """How often `run` fits into a second, over at least so many of them."""
   count, start = 0, time.perf_counter()
   while count == 0 or time.perf_counter() - start < seconds:
-    step()
+    run()
     count += 1
-  return count * num_tasks / (time.perf_counter() - start)
+  return count / (time.perf_counter() - start)
 
 
-def measure(name: str, torch: Torch | None) -> dict[str, list[float]]:
-  """Tasks per second of every form, round by round."""
+def make_matmul() -> Callable[[], Any]:
+  """A product of two square matrices."""
+  square = jnp.ones((_MATMUL_SIZE, _MATMUL_SIZE), jnp.float32)
+  product = jax.jit(lambda a, b: a @ b)
+  return lambda: jax.block_until_ready(product(square, square))
+
+
+def report(name: str, algorithm: str, torch: Torch | None) -> None:
+  """Measures all forms by turns and prints a row for each."""
   setting = SETTINGS[name]
+  num_tasks = setting["num_tasks"]
+  matmul = make_matmul()
+  steps: dict[str, Step] = {}
   timers: dict[str, Callable[[float], float]] = {}
   for chunk in _TASK_CHUNK.value:
     label = "jsharp" if chunk == "0" else f"jsharp, task_chunk={chunk}"
-    step = make_step(setting, int(chunk) or None)
-    timers[label] = partial(time_jsharp, step, setting["num_tasks"])
-  if torch:
-    for form in ("loop", "func"):
-      timers[f"torch {form}"] = partial(torch.tasks_per_second, name, form)
+    steps[label] = compile_step(setting, algorithm, int(chunk) or None)
+    run = steps[label].run
+    timers[label] = lambda s, run=run: num_tasks * calls_per_second(run, s)  # type: ignore[misc]
+  for form in ("loop", "func") if torch else ():
+    assert torch is not None
+    timers[f"torch {form}"] = partial(torch.tasks_per_second, name, algorithm, form)
   for timer in timers.values():
     timer(0.0)
+  matmul()
   rates: dict[str, list[float]] = {label: [] for label in timers}
+  peaks = []
   for _ in range(_ROUNDS.value):
     for label, timer in timers.items():
       rates[label].append(timer(_SECONDS.value))
-  return rates
+    speed = calls_per_second(matmul, min(1.0, _SECONDS.value))
+    peaks.append(2 * _MATMUL_SIZE**3 * speed / 1e9)
 
-
-def report(name: str, rates: dict[str, list[float]]) -> None:
-  torch = [values for label, values in rates.items() if label.startswith("torch")]
-  best = [max(values) for values in zip(*torch, strict=True)]
+  others = [values for label, values in rates.items() if label.startswith("torch")]
+  best = [max(values) for values in zip(*others, strict=True)]
   for label, values in rates.items():
-    row = f"| {name} | {label} | {spread(values, 1)} |"
-    if best and not label.startswith("torch"):
-      row += f" {spread([a / b for a, b in zip(values, best, strict=True)], 2)} |"
+    cells = [name, algorithm, label, spread(values, 1)]
+    if step := steps.get(label):
+      ratios = [a / b for a, b in zip(values, best, strict=True)] if best else []
+      speeds = [step.flops * value / 1e9 for value in values]
+      shares = [100 * a / b for a, b in zip(speeds, peaks, strict=True)]
+      cells += [
+        spread(ratios, 2) if ratios else "",
+        f"{step.compilation:.1f}",
+        f"{step.memory / 2**20:.0f}",
+        f"{step.flops / 1e9:.2f}",
+        f"{statistics.median(speeds):.0f} of {statistics.median(peaks):.0f}",
+        f"{statistics.median(shares):.0f} %",
+      ]
     else:
-      row += " |"
-    print(row, flush=True)
+      cells += [""] * 6
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
-  del argv
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if unknown := set(_SETTINGS.value) - SETTINGS.keys():
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
   torch = Torch(_TORCH_PYTHON.value, _THREADS.value) if _TORCH_PYTHON.value else None
@@ -155,10 +218,22 @@ def main(argv: Sequence[str]) -> None:
     f"{torch.versions if torch else 'no torch'}; {jax.devices()[0].device_kind} x "
     f"{jax.device_count()}, {platform.machine()}, commit {commit}"
   )
-  print("| setting | form | tasks/s, median (range) | jsharp / faster torch |")
-  print("|---|---|---|---|", flush=True)
+  columns = [
+    "setting",
+    "algorithm",
+    "form",
+    "tasks/s, median (range)",
+    "jsharp / faster torch",
+    "compilation, s",
+    "memory, MiB",
+    "GFLOP per task",
+    "GFLOP/s of matmul's",
+    "of matmul",
+  ]
+  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
   for name in _SETTINGS.value:
-    report(name, measure(name, torch))
+    for algorithm in _ALGORITHMS.value:
+      report(name, algorithm, torch)
   if torch:
     torch.close()
 

@@ -1,25 +1,34 @@
-"""The meta-learning problems that the benchmarks measure."""
+"""The meta-learning problems and algorithms that the benchmarks measure."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jsharp import losses
+from jsharp import algorithms, losses
 from jsharp.models import Conv4, as_functions
-from jsharp.types import Batch, LossFn, Task
+from jsharp.types import Batch, LossFn, MetaAlgorithm, Params, Task
 
 _FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
 SETTINGS = {
   "omni": _FIVE_WAY | {"size": 28, "channels": 1, "filters": 64, "stride": 1},
   "mini": _FIVE_WAY | {"size": 84, "channels": 3, "filters": 32, "stride": 1},
+  "omni_20way": {
+    "way": 20, "shot": 1, "query_shot": 1, "inner_steps": 5, "num_tasks": 4,
+    "size": 28, "channels": 1, "filters": 64, "stride": 1,
+  },
+  "mini_5shot": _FIVE_WAY
+  | {"shot": 5, "size": 84, "channels": 3, "filters": 32, "stride": 1},
   # MAML's own Omniglot network and meta-batch.
   "omni_strided": {
     "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
     "size": 28, "channels": 1, "filters": 64, "stride": 2,
   },
 }  # fmt: skip
+
+INNER_LR, OUTER_LR, RHO = 0.1, 1e-3, 5e-4
 
 
 def make_tasks(setting: dict[str, int]) -> Task:
@@ -44,3 +53,27 @@ def make_problem(setting: dict[str, int]) -> tuple[Any, LossFn, Task]:
   tasks = make_tasks(setting)
   params = init_fn(jax.random.key(0), tasks.support.inputs[0])
   return params, losses.supervised(apply_fn, losses.cross_entropy), tasks
+
+
+def make_algorithm(name: str, loss_fn: LossFn, setting: dict[str, int], **options: Any):
+  """One of maml, fomaml, anil and sharp_maml_both with SGD inside and Adam outside."""
+  if name == "anil":
+    options["head"] = head
+  if name == "sharp_maml_both":
+    name, options = "sharp_maml", {"inner_rho": RHO, "outer_rho": RHO, **options}
+  algorithm: MetaAlgorithm = getattr(algorithms, name)(
+    loss_fn,
+    inner_optimizer=optax.sgd(INNER_LR),
+    outer_optimizer=optax.adam(OUTER_LR),
+    num_inner_steps=setting["inner_steps"],
+    **options,
+  )
+  return algorithm
+
+
+def head(params: Params) -> Any:
+  """Which leaves of Conv4 are its last layer."""
+  return {
+    name: jax.tree.map(lambda _, of_head=name == "head": of_head, part)
+    for name, part in params.items()
+  }

@@ -1,10 +1,10 @@
-"""PyTorch's side of `benchmarks.meta_step`: second-order MAML, written with care.
+"""PyTorch's side of `benchmarks.meta_step`: the same meta-steps, written with care.
 
 Two forms: "loop", a Python loop over tasks with `autograd.grad(create_graph=True)`,
 and "func", `torch.func` with `vmap` over tasks. Started by `benchmarks.meta_step`
 under an interpreter that has PyTorch. Reads one JSON request per line from stdin,
 
-    {"setting": {...}, "form": "loop", "seconds": 5.0}
+    {"setting": {...}, "algorithm": "maml", "form": "loop", "seconds": 5.0}
 
 runs meta-steps of that form for that long, and answers with one JSON line.
 """
@@ -16,7 +16,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-INNER_LR = 0.1
+INNER_LR, OUTER_LR, RHO = 0.1, 1e-3, 5e-4
 
 
 def init_params(way, filters, stride, size, channels):
@@ -38,7 +38,7 @@ def init_params(way, filters, stride, size, channels):
   return {name: value.requires_grad_() for name, value in params.items()}
 
 
-def apply(params, x, stride):
+def body(params, x, stride):
   for block in range(4):
     # No bias, as in jsharp's network: the normalisation would take it out.
     x = F.conv2d(x, params[f"kernel_{block}"], stride=stride, padding=1)
@@ -46,8 +46,11 @@ def apply(params, x, stride):
     x = F.relu(F.batch_norm(x, None, None, scale, offset, training=True))
     if stride == 1:
       x = F.max_pool2d(x, 2)
-  x = x.flatten(1) if stride == 1 else x.mean((2, 3))
-  return F.linear(x, params["head_kernel"], params["head_bias"])
+  return x.flatten(1) if stride == 1 else x.mean((2, 3))
+
+
+def head(params, features):
+  return F.linear(features, params["head_kernel"], params["head_bias"])
 
 
 def make_tasks(setting):
@@ -63,60 +66,91 @@ def make_tasks(setting):
   return *batch(setting["shot"]), *batch(setting["query_shot"])
 
 
-def loop_step(params, optimizer, setting):
+def adapt(algorithm, params, x, y, setting, grad):
+  """The inner loop; `grad(loss_fn, params) -> grads` of a dict of tensors."""
+  only_head = algorithm == "anil"
+  features = body(params, x, setting["stride"]) if only_head else None
+  adapted = {
+    name: p for name, p in params.items() if not only_head or name.startswith("head")
+  }
+
+  def loss_fn(part):
+    seen = features if only_head else body(part, x, setting["stride"])
+    return F.cross_entropy(head(part, seen), y)
+
+  for _ in range(setting["inner_steps"]):
+    grads = grad(loss_fn, adapted)
+    if algorithm == "sharp_maml_both":
+      grads = grad(loss_fn, perturbed(adapted, grads))
+    if algorithm == "fomaml":
+      grads = {name: g.detach() for name, g in grads.items()}
+    adapted = {name: adapted[name] - INNER_LR * grads[name] for name in adapted}
+  return {**params, **adapted}
+
+
+def perturbed(params, grads):
+  length = torch.sqrt(sum((g * g).sum() for g in grads.values()))
+  return {name: params[name] + RHO * grads[name] / length for name in params}
+
+
+def loop_gradient(algorithm, setting):
   """One task after another; each backward pass frees its graph at once."""
-  names, leaves = list(params), list(params.values())
-  stride, num_tasks = setting["stride"], setting["num_tasks"]
 
-  def step(tasks):
-    optimizer.zero_grad()
+  def grad(loss_fn, params):
+    leaves = list(params.values())
+    second_order = algorithm != "fomaml"
+    grads = torch.autograd.grad(loss_fn(params), leaves, create_graph=second_order)
+    return dict(zip(params, grads, strict=True))
+
+  def meta_gradient(params, tasks):
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
     for support_x, support_y, query_x, query_y in zip(*tasks, strict=True):
-      adapted = leaves
-      for _ in range(setting["inner_steps"]):
-        logits = apply(dict(zip(names, adapted, strict=True)), support_x, stride)
-        loss = F.cross_entropy(logits, support_y)
-        grads = torch.autograd.grad(loss, adapted, create_graph=True)
-        adapted = [p - INNER_LR * g for p, g in zip(adapted, grads, strict=True)]
-      logits = apply(dict(zip(names, adapted, strict=True)), query_x, stride)
-      (F.cross_entropy(logits, query_y) / num_tasks).backward()
-    optimizer.step()
+      adapted = adapt(algorithm, params, support_x, support_y, setting, grad)
+      logits = head(adapted, body(adapted, query_x, setting["stride"]))
+      (F.cross_entropy(logits, query_y) / setting["num_tasks"]).backward()
+    return {name: p.grad for name, p in params.items()}
 
-  return step
+  return meta_gradient
 
 
-def func_step(params, optimizer, setting):
+def func_gradient(algorithm, setting):
   """`torch.func`: vmap of the per-task gradient."""
-  stride = setting["stride"]
 
-  def loss_fn(params, x, y):
-    return F.cross_entropy(apply(params, x, stride), y)
+  def grad(loss_fn, params):
+    return torch.func.grad(loss_fn)(params)
 
   def task_loss(params, support_x, support_y, query_x, query_y):
-    for _ in range(setting["inner_steps"]):
-      grads = torch.func.grad(loss_fn)(params, support_x, support_y)
-      params = {name: params[name] - INNER_LR * grads[name] for name in params}
-    return loss_fn(params, query_x, query_y)
+    adapted = adapt(algorithm, params, support_x, support_y, setting, grad)
+    logits = head(adapted, body(adapted, query_x, setting["stride"]))
+    return F.cross_entropy(logits, query_y)
 
   mapped = torch.func.vmap(torch.func.grad(task_loss), in_dims=(None, 0, 0, 0, 0))
 
-  def step(tasks):
-    grads = mapped({k: p.detach() for k, p in params.items()}, *tasks)
+  def meta_gradient(params, tasks):
+    grads = mapped({name: p.detach() for name, p in params.items()}, *tasks)
+    return {name: g.mean(0) for name, g in grads.items()}
+
+  return meta_gradient
+
+
+FORMS = {"loop": loop_gradient, "func": func_gradient}
+
+
+def make_step(setting, algorithm, form):
+  keys = ("way", "filters", "stride", "size", "channels")
+  params = init_params(*(setting[key] for key in keys))
+  optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
+  meta_gradient, tasks = FORMS[form](algorithm, setting), make_tasks(setting)
+
+  def step():
+    grads = meta_gradient(params, tasks)
+    if algorithm == "sharp_maml_both":
+      grads = meta_gradient(perturbed(params, grads), tasks)
     for name, param in params.items():
-      param.grad = grads[name].mean(0)
+      param.grad = grads[name]
     optimizer.step()
 
   return step
-
-
-FORMS = {"loop": loop_step, "func": func_step}
-
-
-def make_step(setting, form):
-  keys = ("way", "filters", "stride", "size", "channels")
-  params = init_params(*(setting[key] for key in keys))
-  optimizer = torch.optim.Adam(params.values(), lr=1e-3)
-  step, tasks = FORMS[form](params, optimizer, setting), make_tasks(setting)
-  return lambda: step(tasks)
 
 
 def main():
@@ -126,10 +160,10 @@ def main():
   steps = {}
   for line in sys.stdin:
     request = json.loads(line)
-    setting, form = request["setting"], request["form"]
-    key = (setting["name"], form)
+    setting = request["setting"]
+    key = (setting["name"], request["algorithm"], request["form"])
     if key not in steps:
-      steps[key] = make_step(setting, form)
+      steps[key] = make_step(setting, *key[1:])
       steps[key]()
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < request["seconds"]:
