@@ -14,19 +14,37 @@ _PILOT_STEPS = 40
 def claim(plan: Plan, out: pathlib.Path) -> list[str]:
   """Notes the plan in its directory; what differs from the plan noted before.
 
+  A plan with further methods or seeds takes the place of that one.
+
   Raises:
     ValueError: if that cannot be read.
   """
   record, kept = plan.record(), out / "plan.json"
-  if not kept.exists():
+  noted = read_json(kept) if kept.exists() else {}
+  if not noted or _extends(record, noted):
     _write_json(kept, record)
     return []
-  before, now = _flat(read_json(kept)), _flat(record)
+  before, now = _flat(noted), _flat(record)
   return sorted(
     key
     for key in before.keys() | now.keys()
     if key not in before or key not in now or before[key] != now[key]
   )
+
+
+def _extends(record: dict[str, Any], noted: dict[str, Any]) -> bool:
+  """Whether every run of the plan that was noted is one of this plan."""
+  if record.keys() != noted.keys():
+    return False
+  seeds, methods = record["seeds"], record["methods"]
+  for method, flags in noted["methods"].items():
+    before, now = noted["seeds"].get(method), seeds.get(method, [])
+    if methods.get(method) != flags or before != now[: len(before or [])]:
+      return False
+    if record["seeds_side_by_side"] and before != now:  # one run, of these seeds
+      return False
+  open_ended = {"methods", "seeds"}
+  return all(record[key] == noted[key] for key in record.keys() - open_ended)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -337,6 +337,28 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(code, 2)
     self.assertIn("No such file", err)
 
+  def test_further_methods_and_seeds_train_what_is_new(self):
+    def claim(text):
+      return compare_records.claim(load(text), self.out)
+
+    few = SINES.format(budget="steps = 2")
+    seeds = few.replace("[0, 1]", "[0, 1, 4]")
+    method = seeds + '[methods.fomaml]\nalgorithm = "fomaml"\n'
+    for text in (few, seeds, method):
+      self.assertEqual(claim(text), [])
+    kept = compare_records.read_json(self.out / "plan.json")
+    self.assertEqual(kept["seeds"]["fomaml"], [0, 1, 4])
+    self.assertNotEmpty(claim(few))  # Fewer of either is another comparison.
+    other = [f"seeds.{name}" for name in ("fomaml", "maml", "reptile")]
+    self.assertEqual(claim(method.replace("[0, 1, 4]", "[4, 0, 1]")), other)
+
+  def test_seeds_of_one_run_stay_as_they_are(self):
+    few = IMAGES.format(budget="steps = 2", other="")
+    few = "seeds_side_by_side = true\n" + few
+    self.assertEqual(compare_records.claim(load(few), self.out), [])
+    more = load(few.replace("[0, 1]", "[0, 1, 2]"))
+    self.assertNotEmpty(compare_records.claim(more, self.out))
+
   def test_another_plan_in_the_same_directory_is_refused(self):
     never = self.fail
     code, _, _ = self.compare("steps = 2", lambda *_: 1)
@@ -355,8 +377,8 @@ class CompareTest(parameterized.TestCase):
       self.assertEqual(
         compare_records.claim(load(quick, data_dir=data_dir), self.out), []
       )
-    more_seeds = load(quick.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
-    differing = compare_records.claim(more_seeds, self.out)
+    other_seeds = load(quick.replace("seeds = [0, 1]", "seeds = [0, 2]"))
+    differing = compare_records.claim(other_seeds, self.out)
     self.assertIn("seeds.maml", differing)
 
   def test_minutes_are_turned_into_steps_by_a_speed_measured_once(self):
