@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import resource_flags
+from experiments import process_flags, resource_flags
 from experiments.validators import norms, positive, seeds
 
 ALGORITHMS = (
@@ -98,6 +98,7 @@ def define_meta_learning(flag_values: flags.FlagValues) -> None:
   _define_task_flags(f)
   _define_loop_flags(f)
   resource_flags.define(f)
+  process_flags.define(f)
   _define_sharpness_flags(f)
 
 

@@ -7,6 +7,7 @@ JAX is imported only once the flags are known to be good, so that `--help` and
 refusals are quick.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import method_flags, resource_flags
+from experiments import method_flags, process_flags, resource_flags
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
@@ -38,6 +39,11 @@ BENIGN = frozenset(
     "run_dir",
     "compilation_cache_dir",
     "num_devices",
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "peer_timeout",
     "memory_budget",
     "second_order",
     "deterministic",
@@ -136,22 +142,26 @@ def run(
 
   if finished:
     return session.show(finished, run_dir)
-  try:
-    session.use_compilation_cache(settings.compilation_cache_dir)
-    session.check_devices(settings)
-    if getattr(settings, "memory_budget", None) is None:
-      parts = build(settings)
-    else:
-      settings, parts = memory_budget.fit(settings, build)
-      if finished := _finished_result(run_dir, settings):
-        return session.show(finished, run_dir)
-    run_identity = {**identity(settings), **parts.identity}
-    directory = RunDirectory.open(run_dir, identity=run_identity)
-  except (ValueError, OSError) as error:
-    return _refuse(name, message(error))
-  with directory:
-    lines = [flag_values[flag].serialize() for flag in sorted(ours)]
-    flags_text = "".join(f"{line}\n" for line in lines if line)
+  lines = [flag_values[flag].serialize() for flag in sorted(ours)]
+  flags_text = "".join(f"{line}\n" for line in lines if line)
+  with contextlib.ExitStack() as stack:
+    try:
+      if process_flags.asked(settings):
+        elsewhere = stack.enter_context(process_flags.joined(settings))
+        run_dir = elsewhere or run_dir
+      session.use_compilation_cache(settings.compilation_cache_dir)
+      session.check_devices(settings)
+      if getattr(settings, "memory_budget", None) is None:
+        parts = build(settings)
+      else:
+        settings, parts = memory_budget.fit(settings, build)
+        if finished := _finished_result(run_dir, settings):
+          return session.show(finished, run_dir)
+      run_identity = {**identity(settings), **parts.identity}
+      directory = RunDirectory.open(run_dir, identity=run_identity)
+    except (ValueError, OSError, RuntimeError) as error:
+      return _refuse(name, message(error))
+    stack.enter_context(directory)
     write_atomically(run_dir / "flags.txt", flags_text.encode())
     return session.run(settings, parts, directory)
 

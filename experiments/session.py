@@ -16,6 +16,7 @@ from experiments import program
 from jsharp import curves, report
 from jsharp.devices import task_mesh
 from jsharp.files import write_atomically
+from jsharp.processes import Peers
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
 from jsharp.training import NonFiniteLossError, TrainingResult, train
@@ -123,6 +124,7 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
         score=parts.score,
         stop=stop,
         unit=parts.unit,
+        peers=Peers(timeout=getattr(settings, "peer_timeout", 0.0)),
       )
       if trained.interrupted:
         return _interrupted(settings, stop)

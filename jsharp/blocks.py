@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jsharp.devices import TakeStep, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
@@ -181,6 +183,7 @@ class BlockRunner:
 
   Attributes:
     compiled: whether `compile` was called.
+    length: of the next block, at most.
 
   Example:
     >>> def step(state, tasks):
@@ -204,11 +207,12 @@ class BlockRunner:
     mesh: jax.sharding.Mesh | None = None,
   ):
     run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
-    self._block = jax.jit(run_block, donate_argnums=0)
+    placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
+    self._block = jax.jit(run_block, donate_argnums=0, **placed)
     self._num_tasks = num_tasks
     self._unit = unit
     self._compiled: Any = None
-    self._length = 1
+    self.length = 1
 
   @property
   def compiled(self) -> bool:
@@ -230,7 +234,7 @@ class BlockRunner:
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
-    traced = self._block.trace(state, jnp.int32(1), data)
+    traced = self._block.trace(state, np.int32(1), data)
     drawn = traced.out_info.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
       raise ValueError(
@@ -241,15 +245,15 @@ class BlockRunner:
 
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:
     """Takes at least one meta-step and at most `longest`; `state` is consumed."""
-    length = min(self._length, longest, _CAPACITY)
+    length = min(self.length, longest, _CAPACITY)
     first_step = int(state.step)
     start = time.perf_counter()
-    block = self._compiled(state, jnp.int32(length), data)
+    block = self._compiled(state, np.int32(length), data)
     num_done = int(block.num_done)
     seconds = time.perf_counter() - start
     # Twice as long at most: the first blocks are slower than those to come.
     fitting = int(length * _SECONDS / seconds)
-    self._length = max(1, min(fitting, 2 * self._length))
+    self.length = max(1, min(fitting, 2 * self.length))
     rows = jax.device_get(block.metrics)
     error = None
     if not block.finite:

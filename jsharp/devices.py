@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,6 +51,11 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
       f"num_devices={num_devices}, but JAX has {len(devices)} "
       f"({devices[0].device_kind}); {fix}"
     )
+  if jax.process_count() > 1 and num_devices != len(devices):
+    raise ValueError(
+      f"num_devices={num_devices}, but the {jax.process_count()} processes have "
+      f"{len(devices)} together, and all of them have to take part; pass {len(devices)}"
+    )
   if rest := num_tasks % num_devices:
     below, above = num_tasks - rest, num_tasks - rest + num_devices
     nearest = below if below and rest <= num_devices - rest else above
@@ -69,7 +75,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   """Copies arrays to every device of a mesh.
 
   Args:
-    tree: any pytree of arrays.
+    tree: any pytree of arrays, the same in every process.
     mesh: from `task_mesh`.
 
   Returns:
@@ -80,7 +86,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     >>> replicate(jnp.ones(2), task_mesh(1, num_tasks=1)).is_fully_replicated
     True
   """
-  return jax.device_put(tree, NamedSharding(mesh, P()))
+  sharding = NamedSharding(mesh, P())
+  if mesh.is_multi_process:
+
+    def spread(x: Any) -> jax.Array:
+      host = np.asarray(x)
+      return jax.make_array_from_callback(host.shape, sharding, lambda _: host)
+
+    return jax.tree.map(spread, tree)
+  return jax.device_put(tree, sharding)
 
 
 def one_copy(tree: Any) -> Any:

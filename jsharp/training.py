@@ -12,6 +12,7 @@ cut on resume and happens again.
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsharp.blocks import BlockRunner, NonFiniteLossError, SampleFn
 from jsharp.checkpoint import Checkpoints, Restored
 from jsharp.checks import check_count, check_nonnegative
 from jsharp.devices import one_copy, replicate, task_mesh
+from jsharp.processes import Peers, is_first
 from jsharp.records import Records
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
@@ -84,6 +87,7 @@ def train(
   keep_top: int = 0,
   keep_path: bool = False,
   num_devices: int = 1,
+  peers: Peers | None = None,
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -119,6 +123,8 @@ def train(
     num_devices: the devices that the tasks of a meta-step are divided among; several
       ask `sample_tasks` for parts, see `jsharp.devices.on_devices`. A run may go on
       with another number.
+    peers: the processes that train together, each of them by this call: the first
+      one's `run` is the run, the others' are discarded. This process alone if None.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -172,6 +178,8 @@ def train(
   restored = checkpoints.restore(state)
   saved = restored.extra if restored else None
   state = restored.tree if restored else state
+  peers = peers or Peers(timeout=0.0)
+  state, saved = _of_the_first(peers, state, saved)
   step = int(state.step)
   # The best file itself says how good it is: a kill may have come after it was
   # written and before the checkpoint that could know of it.
@@ -188,12 +196,12 @@ def train(
   )
   ledger = records.ledger
   if keep_path and step == 0:
-    checkpoints.save_path(step, state.params)
+    checkpoints.save_path(step, one_copy(state.params))
   interrupted = False
   saved_at = time.monotonic()
 
   def save() -> float:
-    checkpoints.save(step, state, extra=dataclasses.asdict(ledger))
+    checkpoints.save(step, one_copy(state), extra=dataclasses.asdict(ledger))
     return time.monotonic()
 
   with contextlib.closing(records):
@@ -205,19 +213,24 @@ def train(
       judged = False
       if validate and due and not stop.requested:
         try:
-          metrics, value = _judge(validate, score, one_copy(state.params))
+          params = one_copy(state.params)
+          metrics, value = _judge(validate, score, params)
           if keep_path:
-            checkpoints.save_path(step, state.params)
+            checkpoints.save_path(step, params)
           if keep_top:
-            checkpoints.save_top(step, state.params, score=value, num=keep_top)
+            checkpoints.save_top(step, params, score=value, num=keep_top)
           if is_best := value > best_score:
             best_score = value
-            checkpoints.save_best(step, state.params, extra={"score": value})
+            checkpoints.save_best(step, params, extra={"score": value})
           records.log_validation(step, metrics, is_best=is_best)
           judged = True
         except StopRequested:
           interrupted = True
-      interrupted |= stop.requested
+      interrupted, blocks.length = peers.agree(
+        stop=interrupted or stop.requested, length=blocks.length
+      )
+      if interrupted and not stop.requested:
+        stop.request()  # Another process was asked to.
       over = at_end or interrupted
       if over or judged or time.monotonic() - saved_at >= checkpoint_seconds:
         saved_at = save()
@@ -228,13 +241,15 @@ def train(
         blocks.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
-      state, done = blocks.run(state, data, boundary)
+      with peers.patience("the other processes' tasks"):
+        state, done = blocks.run(state, data, boundary)
       step += done.num_steps
       records.add(step, done)
       if done.error:
         save()
         raise done.error
 
+  state = one_copy(state)
   best = checkpoints.restore_best(state.params)
   return TrainingResult(
     state=state,
@@ -246,6 +261,22 @@ def train(
     resumed_from=restored.step if restored else None,
     top=checkpoints.restore_top(state.params) if keep_top else [],
   )
+
+
+def _of_the_first(
+  peers: Peers, state: MetaState, saved: dict[str, Any] | None
+) -> tuple[MetaState, dict[str, Any] | None]:
+  """The first process's state; the others begin records of their own there."""
+  if jax.process_count() == 1:
+    return state, saved
+  known = json.dumps(saved).encode()
+  size = int(peers.from_first(np.int32(len(known))))
+  known = known.ljust(size)[:size]
+  text = bytes(peers.from_first(np.frombuffer(known, np.uint8)))
+  state, saved = peers.from_first(state), json.loads(text)
+  if saved is not None and not is_first():
+    saved["num_records"] = 0
+  return jax.tree.map(jnp.asarray, state), saved
 
 
 def _judge(

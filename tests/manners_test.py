@@ -15,7 +15,7 @@ ROOMS = (
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
   ("algorithms", "supervised", "analysis", "devices"),
-  ("checkpoint", "run_directory", "stop_signal", "blocks", "progress"),
+  ("checkpoint", "run_directory", "stop_signal", "blocks", "progress", "processes"),
   ("records",),
   ("training", "evaluation"),
   ("ensemble",),

@@ -125,7 +125,7 @@ class TrainingTest(parameterized.TestCase):
       name = f"stopped at {step}"
       with (
         mock.patch("jsharp.blocks._SECONDS", 0),
-        mock.patch.object(_RUNNER, "_length", 1),
+        mock.patch.object(_RUNNER, "length", 1),
         _stopping_at(step) as stop,
       ):
         result, _ = self._train(20, name, stop=stop)

@@ -1,6 +1,7 @@
 """The flags of devices: parts of the tasks, and what --deterministic asks for."""
 
 import os
+import tempfile
 from unittest import mock
 
 import jax
@@ -9,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import omniglot, program, resource_flags, session, sinusoid
 from tests.experiments.flags_test import settings
-from tests.experiments.program_test import TINY_IMAGES
+from tests.experiments.program_test import TINY, TINY_IMAGES, run
 
 MODULES = {"omniglot": omniglot, "sinusoid": sinusoid}
 
@@ -78,9 +79,20 @@ class ResourcesTest(parameterized.TestCase):
     ):
       session.check_devices(settings("sinusoid", "--num_devices=2", "--num_tasks=5"))
 
+  def test_half_a_description_of_the_processes_is_refused(self):
+    with tempfile.TemporaryDirectory() as directory:
+      code, _, err = run("sinusoid", f"{directory}/run", *TINY, "--num_processes=2")
+    self.assertEqual(code, 2)
+    self.assertRegex(err, "^sinusoid: coordinator=None is missing.*go together")
+
   def test_a_run_may_go_on_with_others(self):
     plain = program.identity(settings("sinusoid"))
-    for flag in ("--num_devices=4", "--second_order=recomputed", "--memory_budget=0.5"):
+    for flag in (
+      "--num_devices=4",
+      "--second_order=recomputed",
+      "--memory_budget=0.5",
+      "--coordinator=host:1",
+    ):
       self.assertEqual(program.identity(settings("sinusoid", flag)), plain)
     self.assertNotEqual(
       program.identity(settings("sinusoid", "--deterministic")), plain
