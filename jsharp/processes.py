@@ -118,23 +118,25 @@ class Peers:
 
   @contextlib.contextmanager
   def patience(self, whom: str) -> Iterator[None]:
-    """Ends this process if what is inside takes longer than the timeout."""
+    """Ends this process if what is inside fails or takes longer than the timeout."""
     if jax.process_count() == 1:
       yield
       return
-    timer = threading.Timer(self._timeout, self._give_up, (whom,))
+    waited = f"waited {self._timeout:g} s for {whom}"
+    timer = threading.Timer(self._timeout, self._give_up, (waited,))
     timer.daemon = True
     timer.start()
     try:
       yield
+    except jax.errors.JaxRuntimeError as error:
+      self._give_up(f"lost {whom} ({str(error).splitlines()[0]})")
     finally:
       timer.cancel()
 
-  def _give_up(self, whom: str) -> None:
+  def _give_up(self, what: str) -> None:
     text = (
-      f"\nprocess {jax.process_index()} of {jax.process_count()} waited "
-      f"{self._timeout:g} s for {whom} and gives up; start all of them again, they go "
-      "on from the last checkpoint\n"
+      f"\nprocess {jax.process_index()} of {jax.process_count()} {what} and gives up; "
+      "start all of them again, they go on from the last checkpoint\n"
     )
     os.write(2, text.encode())
-    os._exit(GIVEN_UP)
+    os._exit(GIVEN_UP)  # An orderly end would wait for them once more.

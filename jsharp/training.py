@@ -241,7 +241,7 @@ def train(
         blocks.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
-      with peers.patience("the other processes' tasks"):
+      with peers.patience("the other processes"):
         state, done = blocks.run(state, data, boundary)
       step += done.num_steps
       records.add(step, done)

@@ -15,7 +15,7 @@ import time
 
 import jax
 import numpy as np
-from absl.testing import absltest
+from absl.testing import parameterized
 
 from jsharp import processes
 from jsharp.checkpoint import Checkpoints
@@ -39,7 +39,7 @@ def end_of(process):
     process.communicate()
 
 
-class ProcessesTest(absltest.TestCase):
+class ProcessesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
@@ -101,14 +101,15 @@ class ProcessesTest(absltest.TestCase):
       lines(cut_records)[: stopped // 10], lines(whole_records)[: stopped // 10]
     )
 
-  def test_a_process_that_does_not_answer_ends_the_others(self):
+  @parameterized.parameters(signal.SIGSTOP, signal.SIGKILL)
+  def test_a_lost_process_ends_the_others(self, signum):
     both = self.begin("lost", LONG, timeout=10)
     self.wait_until_ready(both[0])
     start = time.monotonic()
-    both[1].send_signal(signal.SIGSTOP)
+    both[1].send_signal(signum)
     _, error = both[0].communicate(timeout=60)
     self.assertLess(time.monotonic() - start, 40)
-    # By patience or, since it sends no heartbeats either, by JAX.
+    # By patience or, if that comes first, by JAX, which hears no heartbeats.
     self.assertIn(both[0].returncode, (processes.GIVEN_UP, -signal.SIGABRT), error)
     self.assertRegex(error, "gives up; start all of them again|heartbeat")
 
