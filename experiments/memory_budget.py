@@ -76,7 +76,7 @@ def in_bytes(budget: str) -> int:
 
 def device_bytes() -> int:
   """Memory of the first device; the machine's own where the device is a CPU."""
-  statistics = jax.devices()[0].memory_stats() or {}
+  statistics = jax.local_devices()[0].memory_stats() or {}
   return statistics.get("bytes_limit") or (
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   )

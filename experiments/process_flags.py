@@ -53,6 +53,13 @@ def asked(settings: SimpleNamespace) -> bool:
   return given or getattr(settings, "distributed", False)
 
 
+def has_joined() -> bool:
+  """Whether this process is one of several by now."""
+  import jax
+
+  return jax.distributed.is_initialized()
+
+
 @contextlib.contextmanager
 def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
   """Joins the other processes; a directory for the records that nobody needs.
@@ -65,19 +72,27 @@ def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
     which prints nothing but errors.
 
   Raises:
-    ValueError: if flags are missing, or `num_devices` is another number.
-    RuntimeError: if the others do not come.
+    ValueError: if flags are missing, `num_devices` is another number, or the others do
+      not come.
   """
   import jax
 
   from jsharp import processes
 
-  processes.start(
-    coordinator=settings.coordinator,
-    num_processes=settings.num_processes,
-    process_id=settings.process_id,
-    timeout=settings.peer_timeout,
-  )
+  if settings.memory_budget is not None:
+    raise ValueError(
+      "--memory_budget would be decided by each process on its own; find the flags "
+      "with one process, then pass --task_chunk and --second_order"
+    )
+  try:
+    processes.start(
+      coordinator=settings.coordinator,
+      num_processes=settings.num_processes,
+      process_id=settings.process_id,
+      timeout=settings.peer_timeout,
+    )
+  except RuntimeError as error:
+    raise ValueError(f"the other processes did not come: {error}") from error
   if settings.num_devices not in (1, jax.device_count()):
     raise ValueError(
       f"--num_devices={settings.num_devices}, but the processes have "

@@ -137,6 +137,7 @@ def run(
   resource_flags.set_environment(settings)
   # Only now: they import JAX.
   from experiments import memory_budget, session
+  from jsharp import processes
   from jsharp.files import write_atomically
   from jsharp.run_directory import RunDirectory
 
@@ -159,8 +160,11 @@ def run(
           return session.show(finished, run_dir)
       run_identity = {**identity(settings), **parts.identity}
       directory = RunDirectory.open(run_dir, identity=run_identity)
-    except (ValueError, OSError, RuntimeError) as error:
-      return _refuse(name, message(error))
+    except (ValueError, OSError) as error:
+      code = _refuse(name, message(error))
+      if process_flags.has_joined():
+        processes.leave(code)
+      return code
     stack.enter_context(directory)
     write_atomically(run_dir / "flags.txt", flags_text.encode())
     return session.run(settings, parts, directory)

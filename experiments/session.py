@@ -16,7 +16,7 @@ from experiments import program
 from jsharp import curves, report
 from jsharp.devices import task_mesh
 from jsharp.files import write_atomically
-from jsharp.processes import Peers
+from jsharp.processes import Peers, is_first
 from jsharp.run_directory import RunDirectory
 from jsharp.stop_signal import StopRequested, StopSignal
 from jsharp.training import NonFiniteLossError, TrainingResult, train
@@ -124,10 +124,13 @@ def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int
         score=parts.score,
         stop=stop,
         unit=parts.unit,
+        progress=None if is_first() else False,
         peers=Peers(timeout=getattr(settings, "peer_timeout", 0.0)),
       )
       if trained.interrupted:
         return _interrupted(settings, stop)
+      if not is_first():
+        return 0  # The first one tests; the others wait for it as they end.
       print(f"testing the checkpoint of step {trained.best_step}", flush=True)
       figures = parts.test(trained, stop)
     except StopRequested:

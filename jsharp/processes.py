@@ -11,15 +11,18 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jsharp.checks import check_nonnegative
+
+_WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
 GIVEN_UP = 75
 """Exit code of a process whose peers did not answer: try again."""
@@ -63,6 +66,8 @@ def start(
       f"{missing[0]}=None is missing; coordinator, num_processes and process_id go "
       "together: pass all of them, or none to find them from the launcher"
     )
+  # Its handler would swallow a SIGTERM that comes before training listens.
+  jax.config.update("jax_enable_preemption_service", False)
   at_home = coordinator and coordinator.startswith(("127.0.0.1:", "localhost:"))
   jax.distributed.initialize(
     coordinator,
@@ -72,6 +77,7 @@ def start(
     coordinator_bind_address=coordinator if at_home else None,
     initialization_timeout=int(timeout),
     heartbeat_timeout_seconds=int(timeout),
+    shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
   )
 
 
@@ -83,6 +89,21 @@ def is_first() -> bool:
     True
   """
   return jax.process_index() == 0
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process without waiting for the others, which then notice it is gone.
+
+  Args:
+    code: the exit code.
+
+  Example:
+    >>> callable(leave)
+    True
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 class Peers:
@@ -129,6 +150,8 @@ class Peers:
     try:
       yield
     except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" in str(error):
+        raise
       self._give_up(f"lost {whom} ({str(error).splitlines()[0]})")
     finally:
       timer.cancel()

@@ -91,13 +91,15 @@ class StopSignal:
     self._writer.close()
 
   def _watch(self) -> None:
+    heard = False  # A request from inside is no signal.
     while received := self._reader.recv(1):
       signum = received[0]
       if signum not in _SIGNALS:
         continue
-      if self.requested:
+      if heard:
         _say("\nstopping at once\n")
         os._exit(128 + signum)
+      heard = True
       self.request(signum)
       _say(
         f"\n{signal.Signals(signum).name}: saving and stopping; once more to stop at "

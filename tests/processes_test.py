@@ -81,7 +81,7 @@ class ProcessesTest(parameterized.TestCase):
     with RunDirectory.open(self.root / name, identity={}) as run:
       return last.tree, toy_runs.steady(run.read_metrics())
 
-  def test_stopped_together_and_resumed_alone_gives_the_same_bits(self):
+  def test_stopped_together_and_resumed_gives_the_same_bits(self):
     both = self.begin("cut", LONG)
     self.wait_until_ready(both[0])
     both[1].send_signal(signal.SIGTERM)
@@ -90,10 +90,11 @@ class ProcessesTest(parameterized.TestCase):
       self.assertEqual(process.returncode, 143, error)
     stopped = int(self.end("cut")[0].step)
     self.assertBetween(stopped, 10, LONG - 1)
-    for name in ("cut", "whole"):
-      (alone,) = self.begin(name, stopped + 20, num_processes=1)
-      _, error = alone.communicate(timeout=120)
-      self.assertEqual(alone.returncode, 0, error)
+    for name, num_processes in (("cut", 2), ("cut", 1), ("whole", 1)):
+      more = 10 if num_processes == 2 else 20
+      for process in self.begin(name, stopped + more, num_processes=num_processes):
+        _, error = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, error)
     (cut, cut_records), (whole, whole_records) = self.end("cut"), self.end("whole")
     self.assertTrue(toy_runs.same_bits(cut, whole))
     lines = lambda records: [r for r in records if "loss" in r]
