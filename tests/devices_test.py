@@ -90,7 +90,7 @@ class OnEightDevices(parameterized.TestCase):
       expected,
     )
 
-  @parameterized.parameters("maml", "sharp_maml", "reptile", "anil")
+  @parameterized.parameters("sharp_maml", "reptile", "anil")
   def test_equals_one_device_to_rounding(self, name):
     options = {"head": head_mask} if name == "anil" else {}
     algorithm = sine_learner(name, **options)
@@ -100,11 +100,10 @@ class OnEightDevices(parameterized.TestCase):
     self.assertGreater(np.ptp(actual.metrics["loss"][0]), 0)
     self.assert_same(actual, expected, 2e-5)
 
-  @parameterized.parameters("maml", "sharp_maml")
-  def test_in_order_gives_the_same_bits(self, name):
-    algorithm = sine_learner(name, task_chunk="in_order")
+  def test_in_order_gives_the_same_bits(self):
+    algorithm = sine_learner("sharp_maml", task_chunk="in_order")
     expected = steps(algorithm, sample_tasks, 1, start())
-    for num_devices in (2, 4, 8):
+    for num_devices in (2, 8):
       actual = steps(algorithm, sample_tasks, num_devices, start())
       jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -132,9 +131,8 @@ class OnEightDevices(parameterized.TestCase):
     )
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
-  @parameterized.parameters(True, False)
-  def test_several_seeds(self, together):
-    algorithm = over_seeds([sine_learner(), sine_learner()], together=together)
+  def test_several_seeds(self):
+    algorithm = over_seeds([sine_learner(), sine_learner()], together=False)
 
     def draw(step, data, part):
       one = sample_tasks(step, data, part)
@@ -239,7 +237,7 @@ class DevicesTest(absltest.TestCase):
       timeout=500,
     )
     self.assertEqual(done.returncode, 0, done.stderr[-5000:])
-    self.assertIn("Ran 15 tests", done.stderr)
+    self.assertIn("Ran 12 tests", done.stderr)
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):

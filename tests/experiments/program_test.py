@@ -69,7 +69,7 @@ class ProgramTest(parameterized.TestCase):
     self.run_dir = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   @parameterized.named_parameters(
-    ("omniglot", "omniglot", "sharp_maml_both", ["--model=conv4_strided"]),
+    ("omniglot", "omniglot", "sharp_maml_low", ["--model=conv4_strided"]),
     ("omniglot_without_convolutions", "omniglot", "maml", ["--model=mlp"]),
     ("miniimagenet", "miniimagenet", "fomaml", ["--adapt_norm", "--model=mlp"]),
   )
