@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from jsharp.analysis.comparison import half_width_over_seeds
+
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory with train/CLASS/* and test/CLASS/*.", required=True
 )
@@ -100,14 +102,9 @@ def result_of(noise: str, method: str, seed: str) -> dict[str, Any]:
 
 def with_interval(values: Any, digits: int) -> str:
   """Mean and half-width of Student's 95 percent interval."""
-  from scipy import stats
-
-  values = np.asarray(values, np.float64)
-  if len(values) < 2:
-    return f"{values.mean():.{digits}f}"
-  quantile = stats.t.ppf(0.975, len(values) - 1)
-  half_width = quantile * values.std(ddof=1) / math.sqrt(len(values))
-  return f"{values.mean():.{digits}f} ± {half_width:.{digits}f}"
+  mean = f"{np.mean(values):.{digits}f}"
+  half_width = half_width_over_seeds(values)
+  return mean if math.isnan(half_width) else f"{mean} ± {half_width:.{digits}f}"
 
 
 def table(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:

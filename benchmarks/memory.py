@@ -25,7 +25,7 @@ import optax
 from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_problem
-from benchmarks.tables import spread
+from benchmarks.tables import calls_per_second, spread
 from jsharp import memory
 from jsharp.algorithms import maml
 from jsharp.report import git_commit
@@ -96,22 +96,13 @@ def activations(setting: dict[str, int]) -> int:
   return 4 * count * setting["way"] * setting["shot"]
 
 
-def seconds_per_step(run: Callable[[], Any], seconds: float) -> float:
-  """Time of one step, the mean over at least `seconds`."""
-  count, start = 0, time.perf_counter()
-  while count == 0 or time.perf_counter() - start < seconds:
-    run()
-    count += 1
-  return (time.perf_counter() - start) / count
-
-
 def report(setting: dict[str, int]) -> None:
   """Prints a row per mode."""
   steps = {mode: compile_step(setting, mode) for mode in MODES}
   times: dict[str, list[float]] = {mode: [] for mode in MODES}
   for _ in range(_ROUNDS.value):
     for mode, step in steps.items():
-      times[mode].append(seconds_per_step(step.run, _SECONDS.value))
+      times[mode].append(1 / calls_per_second(step.run, _SECONDS.value))
   exact = steps["stored"].gradient
   for mode, step in steps.items():
     ratios = [a / b for a, b in zip(times[mode], times["stored"], strict=True)]

@@ -33,7 +33,7 @@ import optax
 from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_algorithm, make_problem
-from benchmarks.tables import spread
+from benchmarks.tables import calls_per_second, spread
 from jsharp.report import git_commit
 
 _TORCH_PYTHON = flags.DEFINE_string(
@@ -140,15 +140,6 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
 
   memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
   return Step(run, compilation, memory, counted["flops"])
-
-
-def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
-  """How often `run` fits into a second, over at least so many of them."""
-  count, start = 0, time.perf_counter()
-  while count == 0 or time.perf_counter() - start < seconds:
-    run()
-    count += 1
-  return count / (time.perf_counter() - start)
 
 
 def make_matmul() -> Callable[[], Any]:

@@ -1,7 +1,18 @@
-"""How the benchmarks write their figures."""
+"""How the benchmarks take and write their figures."""
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
+  """How often `run` fits into a second, over at least so many of them."""
+  count, start = 0, time.perf_counter()
+  while count == 0 or time.perf_counter() - start < seconds:
+    run()
+    count += 1
+  return count / (time.perf_counter() - start)
 
 
 def spread(values: Sequence[float], digits: int) -> str:

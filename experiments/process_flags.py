@@ -65,15 +65,15 @@ def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
   """Joins the other processes; a directory for the records that nobody needs.
 
   Args:
-    settings: the values of the flags; `num_devices` becomes that of all processes.
+    settings: the values of the flags; `num_devices` becomes that of all processes where
+      it was not given.
 
   Yields:
     None in the first process, which keeps records; a temporary directory in another,
     which prints nothing but errors.
 
   Raises:
-    ValueError: if flags are missing, `num_devices` is another number, or the others do
-      not come.
+    ValueError: if flags are missing, or the others do not come.
   """
   import jax
 
@@ -93,12 +93,8 @@ def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
     )
   except RuntimeError as error:
     raise ValueError(f"the other processes did not come: {error}") from error
-  if settings.num_devices not in (1, jax.device_count()):
-    raise ValueError(
-      f"--num_devices={settings.num_devices}, but the processes have "
-      f"{jax.device_count()} together, and all take part; drop the flag"
-    )
-  settings.num_devices = jax.device_count()
+  if settings.num_devices == 1:  # Another number is checked with all the rest.
+    settings.num_devices = jax.device_count()
   if processes.is_first():
     yield None
     return

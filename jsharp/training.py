@@ -188,9 +188,10 @@ def train(
   blocks = BlockRunner(
     algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
   )
-  data = jax.device_put(data) if mesh is None else replicate(data, mesh)
-  if mesh is not None:
-    state = replicate(state, mesh)
+  if mesh is None:
+    data = jax.device_put(data)
+  else:
+    state, data = replicate((state, data), mesh)
   records = Records(
     run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
   )

@@ -7,8 +7,6 @@ has eight virtual CPU devices: this file, called as a program.
 import functools
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -28,6 +26,7 @@ from jsharp.objectives import over_tasks
 from jsharp.run_directory import RunDirectory
 from jsharp.training import train
 from jsharp.types import Batch, Task
+from tests.virtual_devices import run_on_eight
 
 NUM_TASKS = 8
 INIT_FN, APPLY_FN = as_functions(MLP(features=(8, 1)))
@@ -220,24 +219,10 @@ def head_mask(params):
 
 class DevicesTest(absltest.TestCase):
   def test_on_eight_virtual_devices(self):
-    environment = {
-      **os.environ,
-      # The last one as --deterministic has it: else products and sums are contracted,
-      # or not, as fusions fall.
-      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-      "--xla_force_host_platform_device_count=8 --xla_cpu_max_isa=AVX",
-      "JAX_PLATFORMS": "cpu",
-      "NPROC": "32",  # fewer threads than devices can deadlock
-    }
-    done = subprocess.run(
-      [sys.executable, "-m", "tests.devices_test", "OnEightDevices"],
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=500,
-    )
-    self.assertEqual(done.returncode, 0, done.stderr[-5000:])
-    self.assertIn("Ran 12 tests", done.stderr)
+    # As --deterministic has it: else products and sums are contracted, or not, as
+    # fusions fall.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX"
+    run_on_eight(self, "tests.devices_test", num_tests=12, xla_flags=flags)
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):

@@ -70,16 +70,33 @@ def interval(values: Any) -> Interval:
       f"values has shape {values.shape}; expected [num_seeds, num_tasks] with at least "
       "two tasks"
     )
-  num_seeds, num_tasks = values.shape
+  num_tasks = values.shape[1]
   by_task, by_seed = values.mean(axis=0), values.mean(axis=1)
   over_tasks = 1.96 * by_task.std(ddof=1) / math.sqrt(num_tasks)
-  over_seeds = math.nan
-  if num_seeds > 1:
-    from scipy import stats
+  over_seeds = half_width_over_seeds(by_seed)
+  return Interval(float(values.mean()), float(over_tasks), over_seeds)
 
-    quantile = stats.t.ppf(0.975, num_seeds - 1)
-    over_seeds = quantile * by_seed.std(ddof=1) / math.sqrt(num_seeds)
-  return Interval(float(values.mean()), float(over_tasks), float(over_seeds))
+
+def half_width_over_seeds(by_seed: Any) -> float:
+  """Half-width of Student's 95 % interval of the mean over runs.
+
+  Args:
+    by_seed: `[num_seeds]`, a number per run.
+
+  Returns:
+    The half-width; NaN with a single run.
+
+  Example:
+    >>> f"{half_width_over_seeds([0.5, 0.75, 1.0]):.3f}"
+    '0.621'
+  """
+  by_seed = np.asarray(by_seed, np.float64)
+  if len(by_seed) < 2:
+    return math.nan
+  from scipy import stats
+
+  quantile = stats.t.ppf(0.975, len(by_seed) - 1)
+  return float(quantile * by_seed.std(ddof=1) / math.sqrt(len(by_seed)))
 
 
 def compare(

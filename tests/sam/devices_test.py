@@ -4,10 +4,6 @@ JAX's devices are fixed when it starts, so the tests run in a process of their o
 that has eight virtual CPU devices: this file, called as a program.
 """
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsharp
+from tests.virtual_devices import run_on_eight
 
 RHO = 0.3
 AXES = ("outer", "inner")
@@ -156,21 +153,7 @@ class OnEightDevices(parameterized.TestCase):
 
 class DevicesTest(absltest.TestCase):
   def test_on_eight_virtual_devices(self):
-    environment = {
-      **os.environ,
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-      "JAX_PLATFORMS": "cpu",
-      "NPROC": "32",  # fewer threads than devices can deadlock
-    }
-    done = subprocess.run(
-      [sys.executable, "-m", "tests.sam.devices_test", "OnEightDevices"],
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=500,
-    )
-    self.assertEqual(done.returncode, 0, done.stderr[-5000:])
-    self.assertIn("Ran 29 tests", done.stderr)
+    run_on_eight(self, "tests.sam.devices_test", num_tests=29)
 
 
 if __name__ == "__main__":
