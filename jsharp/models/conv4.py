@@ -89,11 +89,12 @@ class Conv4(nn.Module):
     x = inputs
     for block in range(_BLOCKS):
       x = _Convolution(self.num_filters, self.stride, name=f"conv_{block}")(x)
-      x = BatchNorm(name=f"norm_{block}")(x, num_statistics)
+      pool = self.stride == 1
+      together = pool and after_norm is None
+      x = BatchNorm(name=f"norm_{block}", pool=together)(x, num_statistics)
       if after_norm is not None:
         x = after_norm(block, x)
-      if self.stride == 1:
-        x = max_pool(x)
+        x = max_pool(x) if pool else x
       x = nn.relu(x)
     x = x.reshape(x.shape[0], -1) if self.stride == 1 else x.mean((1, 2))
     if self.num_outputs is None:

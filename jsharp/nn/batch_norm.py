@@ -28,6 +28,8 @@ class BatchNorm(nn.Module):
     use_scale: whether to learn a scale.
     use_bias: whether to learn an offset.
     epsilon: added to the variance.
+    pool: whether to max-pool 2x2 windows of the result (`jsharp.nn.max_pool`). The
+      statistics are those of the whole map.
 
   Example:
     >>> import jax.numpy as jnp
@@ -43,6 +45,7 @@ class BatchNorm(nn.Module):
   use_scale: bool = True
   use_bias: bool = True
   epsilon: float = 1e-5
+  pool: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, num_statistics: int | None = None) -> jax.Array:
@@ -86,5 +89,11 @@ class BatchNorm(nn.Module):
         self.put_variable("statistics", "mean", mean)
         self.put_variable("statistics", "square", variance + jnp.square(mean))
     return normalise(
-      x, mean, variance, scale=scale, offset=offset, epsilon=self.epsilon
+      x,
+      mean,
+      variance,
+      scale=scale,
+      offset=offset,
+      epsilon=self.epsilon,
+      pool=self.pool,
     )

@@ -12,7 +12,12 @@ is what `jax.vmap` over both operands makes of one convolution.
 
 `direct` hands the map to `lax.conv_general_dilated`, always in the dimension order
 batch, height, width, channels: XLA:CPU has a fast path for this order only, also
-inside loops. `im2col` is strided slices, concatenations and matrix products.
+inside loops. `im2col` is strided slices, concatenations and matrix products. `shifted`
+is the weight gradient of stride 1 as one matrix product: with `kh` copies of `x` that
+are shifted by rows and `kw` copies of `g` that are shifted by columns, side by side as
+channels, the products of all copies of the one with all copies of the other, summed
+over pixels, are the weights' gradients. It copies `kh + kw` maps where im2col copies
+`kh * kw`.
 """
 
 from typing import NamedTuple
@@ -24,8 +29,14 @@ from jax import lax
 FEW_CHANNELS = 3
 """Fewer channels than this make too thin a product per kernel row."""
 
+MANY_CHANNELS = 8
+"""From so many input channels on the shifted form is the fastest on a CPU."""
+
 _CHUNK_PIXELS = 9000
 """More output pixels than this leave a CPU's cache in the direct weight gradient."""
+
+_CHUNK_ENTRIES = 1_000_000
+"""More entries of copies than this leave a CPU's cache in the shifted one."""
 
 
 class Geometry(NamedTuple):
@@ -36,12 +47,15 @@ class Geometry(NamedTuple):
     kernel: height and width of the kernel.
     stride: step between two outputs, both directions alike.
     form: "direct" or "im2col".
+    weight_form: that of the weight gradient: "direct", "im2col" or "shifted", which
+      needs stride 1 and is "direct" where there is no CPU.
   """
 
   size: tuple[int, int]
   kernel: tuple[int, int]
   stride: int
   form: str
+  weight_form: str
 
   @property
   def out(self) -> tuple[int, int]:
@@ -68,30 +82,32 @@ class Geometry(NamedTuple):
 def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Convolves `x [groups, n, h, w, c]` with `w [groups, kh, kw, c, o]`."""
   form = _direct_forward if geometry.form == "direct" else _im2col_forward
-  return _per_group(lambda x, w: form(x, w, geometry), x, w, geometry)
+  return _per_group(lambda x, w: form(x, w, geometry), x, w, geometry.form)
 
 
 def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Transposes `forward` in `x`: `g [groups, n, oh, ow, o]` to `x`'s shape."""
   form = _direct_input_gradient if geometry.form == "direct" else _im2col_input_gradient
-  return _per_group(lambda g, w: form(g, w, geometry), g, w, geometry)
+  return _per_group(lambda g, w: form(g, w, geometry), g, w, geometry.form)
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Transposes `forward` in `w`: `x` and `g` to `[groups, kh, kw, c, o]`."""
-  form = (
-    _direct_weight_gradient if geometry.form == "direct" else _im2col_weight_gradient
-  )
+  form = {
+    "direct": _direct_weight_gradient,
+    "im2col": _im2col_weight_gradient,
+    "shifted": _shifted_weight_gradient,
+  }[geometry.weight_form]
   # Without the barrier XLA computes x and g anew inside the transposed copies.
   x, g = lax.optimization_barrier((x, g))
-  return _per_group(lambda x, g: form(x, g, geometry), x, g, geometry)
+  return _per_group(lambda x, g: form(x, g, geometry), x, g, geometry.weight_form)
 
 
-def _per_group(function, a, b, geometry):
+def _per_group(function, a, b, form):
   if a.shape[0] == 1:
     return function(a[0], b[0])[None]
   batched = jax.vmap(function)
-  if geometry.form == "im2col":
+  if form == "im2col":
     return batched(a, b)
   # XLA:CPU is several times slower with a grouped convolution than with a loop.
   return lax.platform_dependent(
@@ -127,29 +143,66 @@ def _direct_input_gradient(g, w, geometry):
 
 
 def _direct_weight_gradient(x, g, geometry):
-  chunks = _num_chunks(x.shape[0], geometry.out[0] * geometry.out[1])
-  if chunks == 1:
-    return _whole_weight_gradient(x, g, geometry)
-
-  def chunked(x, g):
-    zero = jnp.zeros((*geometry.kernel, x.shape[-1], g.shape[-1]), x.dtype)
-    parts = tuple(a.reshape(chunks, -1, *a.shape[1:]) for a in (x, g))
-
-    def add(total, part):
-      x, g = part
-      return total + _whole_weight_gradient(x, g, geometry), None
-
-    return lax.scan(add, zero, parts)[0]
-
   def whole(x, g):
     return _whole_weight_gradient(x, g, geometry)
 
-  return lax.platform_dependent(x, g, cpu=chunked, default=whole)
+  chunks = _num_chunks(x.shape[0], geometry.out[0] * geometry.out[1], _CHUNK_PIXELS)
+  if chunks == 1:
+    return whole(x, g)
+  return lax.platform_dependent(
+    x, g, cpu=lambda x, g: _sum_of_chunks(whole, x, g, chunks), default=whole
+  )
 
 
-def _num_chunks(n, pixels):
-  """The smallest divisor of `n` whose chunks stay in a CPU's cache, at most `n`."""
-  fewest = min(n, -(-n * pixels // _CHUNK_PIXELS))
+def _shifted_weight_gradient(x, g, geometry):
+  (h, w), (kh, kw) = geometry.size, geometry.kernel
+  c, o = x.shape[-1], g.shape[-1]
+  rows, columns = geometry.padding
+
+  def whole(x, g):
+    x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+    by_row = jnp.concatenate([x[:, i : i + h] for i in range(kh)], axis=-1)
+    by_column = jnp.concatenate(
+      [jnp.pad(g, ((0, 0), (0, 0), (j, kw - 1 - j), (0, 0))) for j in range(kw)],
+      axis=-1,
+    )
+    pixels = (0, 1, 2)
+    return jnp.tensordot(by_row, by_column, axes=(pixels, pixels))
+
+  def shifted(x, g):
+    entries = h * (w + kw - 1) * (kh * c + kw * o)
+    chunks = _num_chunks(x.shape[0], entries, _CHUNK_ENTRIES)
+    total = whole(x, g) if chunks == 1 else _sum_of_chunks(whole, x, g, chunks)
+    return total.reshape(kh, c, kw, o).swapaxes(1, 2)
+
+  return lax.platform_dependent(
+    x,
+    g,
+    cpu=shifted,
+    default=lambda x, g: _whole_weight_gradient(x, g, geometry),
+  )
+
+
+def _sum_of_chunks(function, x, g, chunks):
+  """The sum of `function(x, g)` over equal parts of the examples."""
+  parts = tuple(a.reshape(chunks, -1, *a.shape[1:]) for a in (x, g))
+  shape = jax.eval_shape(function, *(part[0] for part in parts))
+
+  def add(total, part):
+    return total + function(*part), None
+
+  return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)[0]
+
+
+def _num_chunks(n, size, limit):
+  """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
+
+  Args:
+    n: number of examples.
+    size: of one example.
+    limit: what stays in a CPU's cache.
+  """
+  fewest = min(n, -(-n * size // limit))
   return next(k for k in range(fewest, n + 1) if n % k == 0)
 
 

@@ -33,8 +33,8 @@ def conv2d(
     w: `[kernel_height, kernel_width, in_channels, out_channels]`, odd kernel sizes,
       the dtype of `x`.
     stride: step between two outputs in both directions.
-    implementation: "direct" (XLA's convolution) or "im2col" (matrix products);
-      None chooses by stride, map size and channels.
+    implementation: "direct" (XLA's convolution) or "im2col" (matrix products) for all
+      three maps; None chooses for each, by stride, map size, channels and platform.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -52,11 +52,13 @@ def conv2d(
            [12., 18., 12.]], dtype=float32)
   """
   _check(x, w, stride, implementation)
+  form, weight_form = (implementation,) * 2 if implementation else _choose(x, stride)
   geometry = Geometry(
     size=(x.shape[1], x.shape[2]),
     kernel=(w.shape[0], w.shape[1]),
     stride=stride,
-    form=implementation or _choose_form(x.shape, stride),
+    form=form,
+    weight_form=weight_form,
   )
   x, w = _match_manual_axes(x, w)
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
@@ -88,10 +90,14 @@ def _check(x, w, stride, implementation):
     )
 
 
-def _choose_form(x_shape, stride):
-  few_channels = x_shape[3] < conv_forms.FEW_CHANNELS
-  small_map = max(x_shape[1:3]) <= _SMALL_MAP
-  return "im2col" if stride > 1 or few_channels or small_map else "direct"
+def _choose(x, stride):
+  """The form of a convolution and that of its weight gradient."""
+  few_channels = x.shape[3] < conv_forms.FEW_CHANNELS
+  small_map = max(x.shape[1:3]) <= _SMALL_MAP
+  form = "im2col" if stride > 1 or few_channels or small_map else "direct"
+  if stride == 1 and x.shape[3] >= conv_forms.MANY_CHANNELS:
+    return form, "shifted"
+  return form, form
 
 
 def _match_manual_axes(x, w):

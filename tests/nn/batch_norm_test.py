@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.nn import BatchNorm
+from jsharp.nn import BatchNorm, max_pool
 
 
 def normalised(x, rows, epsilon=1e-5):
@@ -53,6 +53,47 @@ class BatchNormTest(parameterized.TestCase):
       y = layer.apply({"statistics": kept}, x)
       expected = 1 / np.sqrt(2.0**-23 * square + 1e-5)
       np.testing.assert_allclose(y[1, 0] - y[0, 0], expected, rtol=1e-3)
+
+  @parameterized.parameters(1.0, 10.0, 100.0)
+  def test_variance_far_from_zero(self, mean):
+    noise = np.random.default_rng(0).normal(size=(1000, 1))
+    x = (mean + noise).astype(np.float32)
+    layer = BatchNorm(use_scale=False, use_bias=False)
+    y = np.asarray(layer.apply({}, x), np.float64)
+    exact = normalised(x.astype(np.float64), 1000)
+    # Rounding of the squares, relative to the variance; that of x itself besides.
+    tolerance = 2.0**-22 * (1 + mean**2) * np.abs(exact).max()
+    np.testing.assert_allclose(y, exact, rtol=0, atol=tolerance + 1e-6)
+
+  def test_narrow_dtypes_are_summed_in_float32(self):
+    x = jnp.asarray(self.x, jnp.bfloat16)
+    y = BatchNorm(use_scale=False, use_bias=False).apply({}, x)
+    self.assertEqual(y.dtype, jnp.bfloat16)
+    expected = normalised(np.asarray(x, np.float32), 6)
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=0.05)
+
+  def test_pooled_is_the_pool_of_the_normalised(self):
+    with jax.enable_x64(True):
+      x = jnp.asarray(self.x, jnp.float64)
+      params = {"scale": jnp.array([2.0, -3.0]), "offset": jnp.array([-1.0, 1.0])}
+
+      def together(x, params):
+        return BatchNorm(pool=True).apply({"params": params}, x, 4)
+
+      def apart(x, params):
+        return max_pool(BatchNorm().apply({"params": params}, x, 4))
+
+      def derivatives(layer):
+        def loss(x, params):
+          return jnp.sum(jnp.sin(layer(x, params)))
+
+        gradient = jax.grad(loss, (0, 1))
+        tangents = jnp.cos(x), jax.tree.map(jnp.sin, params)
+        return layer(x, params), jax.jvp(gradient, (x, params), tangents)
+
+      actual, expected = jax.jit(lambda: (derivatives(together), derivatives(apart)))()
+      for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
   def test_no_state_and_the_inputs_dtype(self):
     with jax.enable_x64(True):

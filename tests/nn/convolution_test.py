@@ -1,6 +1,7 @@
 """conv2d against XLA's convolution: values, three orders of derivative, batching."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import lax
 
 from jsharp.nn import conv2d, conv_forms
 from jsharp.nn.conv_forms import Geometry
-from jsharp.nn.convolution import _choose_form
+from jsharp.nn.convolution import _choose
 
 _FORMS = ("direct", "im2col")
 _CASES = [
@@ -23,8 +24,17 @@ _CASES = [
   ("stride_three_wide_kernel", (7, 4), (5, 3), 2, 3),
   ("pointwise", (4, 4), (1, 1), 3, 1),
 ]
+# None chooses; at stride 1 and nine channels that is the shifted weight gradient.
 _BY_FORM = [
   (f"{name}_{form}", *case, form) for name, *case in _CASES for form in _FORMS
+] + [
+  (f"{name}_chosen", *case, None)
+  for name, *case in (
+    ("shifted", (5, 4), (3, 3), 9, 1),
+    ("shifted_wide_kernel", (4, 7), (5, 3), 8, 1),
+    ("shifted_pointwise", (3, 4), (1, 1), 9, 1),
+    ("shifted_tall_kernel_one_pixel", (1, 1), (1, 3), 9, 1),
+  )
 ]
 
 
@@ -78,7 +88,7 @@ class ConvolutionTest(parameterized.TestCase):
         jax.jvp(functools.partial(plain, stride=stride), (x, w), tangents),
       )
 
-  @parameterized.parameters(("direct", 1), ("im2col", 2))
+  @parameterized.parameters(("direct", 1), ("im2col", 2), (None, 1))
   def test_second_and_third_derivatives(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 9)
@@ -148,13 +158,26 @@ class ConvolutionTest(parameterized.TestCase):
   @parameterized.parameters((6, 3), (7, 7), (2, 1))
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
     pixels = 2 * conv_forms._CHUNK_PIXELS // 5
-    self.assertEqual(conv_forms._num_chunks(batch, pixels), chunks)
+    limit = conv_forms._CHUNK_PIXELS
+    self.assertEqual(conv_forms._num_chunks(batch, pixels, limit), chunks)
     x = jax.random.normal(jax.random.key(0), (batch, pixels // 40, 40, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
     function = functools.partial(conv2d, implementation="direct")
     y, pullback = jax.vjp(function, x, w)
     expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
     assert_near(pullback(jnp.cos(y)), expected, rtol=1e-4)
+
+  @parameterized.parameters((1, 1), (6, 2), (7, 7))
+  def test_shifted_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
+    size = 12 * 14 * (3 * 8 + 3 * 5)
+    with mock.patch.object(conv_forms, "_CHUNK_ENTRIES", 3 * size + size // 2):
+      limit = conv_forms._CHUNK_ENTRIES
+      self.assertEqual(conv_forms._num_chunks(batch, size, limit), chunks)
+      x = jax.random.normal(jax.random.key(0), (batch, 12, 12, 8))
+      w = jax.random.normal(jax.random.key(1), (3, 3, 8, 5))
+      y, pullback = jax.vjp(jax.jit(conv2d), x, w)
+      expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
+      assert_near(pullback(jnp.cos(y)), expected, rtol=1e-5)
 
   @parameterized.parameters(*_FORMS)
   def test_nested_vmap_and_gradient_of_vmap(self, form):
@@ -225,17 +248,18 @@ class ConvolutionTest(parameterized.TestCase):
     assert_near(jax.jit(jax.grad(loss, (0, 1)))(x, w), expected, rtol=1e-5)
 
   @parameterized.parameters(
-    ((75, 14, 14, 64), 1, "direct"),
-    ((75, 28, 28, 1), 1, "im2col"),
-    ((75, 84, 84, 3), 1, "direct"),
-    ((75, 7, 7, 64), 1, "im2col"),
-    ((5, 14, 14, 64), 2, "im2col"),
+    ((75, 14, 14, 64), 1, "direct", "shifted"),
+    ((75, 28, 28, 1), 1, "im2col", "im2col"),
+    ((75, 84, 84, 3), 1, "direct", "direct"),
+    ((75, 7, 7, 64), 1, "im2col", "shifted"),
+    ((5, 14, 14, 64), 2, "im2col", "im2col"),
   )
-  def test_choice_of_form(self, shape, stride, form):
-    self.assertEqual(_choose_form(shape, stride), form)
+  def test_choice_of_forms(self, shape, stride, form, weight_form):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    self.assertEqual(_choose(x, stride), (form, weight_form))
 
   def test_padding_is_that_of_same(self):
-    even = Geometry(size=(6, 5), kernel=(3, 3), stride=2, form="direct")
+    even = Geometry((6, 5), (3, 3), stride=2, form="direct", weight_form="direct")
     self.assertEqual(even.padding, [(0, 1), (1, 1)])
     self.assertEqual(even.out, (3, 3))
 

@@ -54,11 +54,20 @@ class PoolingTest(parameterized.TestCase):
     gradient = jax.grad(lambda x: jnp.sum(max_pool(x)))(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
 
-  def test_not_a_number_is_not_hidden(self):
+  def test_where_the_sign_is_negative_the_smallest_is_taken(self):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    factor = jnp.array([2.0, -0.5, 0.0])
+    scaled = factor[None, None, None, :]
+    pooled = max_pool(x, sign=factor) * scaled
+    np.testing.assert_array_equal(pooled, max_pool(x * scaled))
+
+  @parameterized.parameters(None, -1.0)
+  def test_not_a_number_is_not_hidden(self, sign):
+    sign = None if sign is None else jnp.array([sign])
     for row in range(2):
       for column in range(2):
         x = jnp.zeros([1, 2, 2, 1]).at[0, row, column, 0].set(jnp.nan)
-        self.assertTrue(bool(jnp.isnan(max_pool(x)).all()), (row, column))
+        self.assertTrue(bool(jnp.isnan(max_pool(x, sign=sign)).all()), (row, column))
 
   @parameterized.parameters(((4, 4),), ((2, 1, 4, 3),))
   def test_too_small_inputs_are_named(self, shape):
