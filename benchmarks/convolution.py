@@ -1,0 +1,110 @@
+"""The forms of a convolution, side by side on the shapes of few-shot networks.
+
+Question: which form of `jsharp.nn.conv2d` is the fastest for a shape, and which one for
+its weight gradient?
+
+    python -m benchmarks.convolution
+
+Figures are GFLOP/s of direct arithmetic, 2 kh kw in out per output pixel, the median of
+`--rounds` rounds in which the forms take turns. The form that jsharp chooses by itself
+is marked with *.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from benchmarks.tables import calls_per_second
+from jsharp.nn import conv_forms
+from jsharp.nn.conv_forms import Geometry
+from jsharp.nn.convolution import _choose
+from jsharp.report import git_commit
+
+_SECONDS = flags.DEFINE_float("seconds", 0.1, "Seconds per form and round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
+
+# Images, map, input and output channels, stride.
+SHAPES = [
+  (75, 28, 1, 64, 1),
+  (75, 14, 64, 64, 1),
+  (5, 14, 64, 64, 1),
+  (75, 7, 64, 64, 1),
+  (5, 7, 64, 64, 1),
+  (5, 3, 64, 64, 1),
+  (75, 84, 3, 32, 1),
+  (75, 42, 32, 32, 1),
+  (5, 42, 32, 32, 1),
+  (5, 21, 32, 32, 1),
+  (5, 10, 32, 32, 1),
+  (5, 14, 64, 64, 2),
+]
+
+
+def speeds(function: Callable[..., Any], operands: list[Any], forms: dict[str, Any]):
+  """GFLOP/s of each form."""
+  (n, _, _, c), (_, oh, ow, o) = operands[0].shape[1:], operands[2].shape[1:]
+  flops = 2 * 9 * c * o * n * oh * ow
+  arguments = operands[:2] if function is conv_forms.forward else operands[::2]
+  runs = {}
+  for form, geometry in forms.items():
+    compiled = jax.jit(function, static_argnames="geometry")
+    compiled = compiled.lower(*arguments, geometry=geometry).compile()
+    runs[form] = lambda f=compiled: jax.block_until_ready(f(*arguments))
+    runs[form]()
+  rates: dict[str, list[float]] = {form: [] for form in runs}
+  for _ in range(_ROUNDS.value):
+    for form, run in runs.items():
+      rates[form].append(flops * calls_per_second(run, _SECONDS.value) / 1e9)
+  return {form: statistics.median(values) for form, values in rates.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  commit = git_commit(Path(__file__).parents[1])
+  print(
+    f"Python {platform.python_version()}, jax {jax.__version__}; "
+    f"{jax.devices()[0].device_kind}, commit {commit}\n"
+  )
+  print("| images, map, channels, stride | forward | weight gradient |\n|---|---|---|")
+  for n, size, c, o, stride in SHAPES:
+    out = -(-size // stride)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (1, n, size, size, c))
+    w = jax.random.normal(keys[1], (1, 3, 3, c, o))
+    g = jax.random.normal(keys[2], (1, n, out, out, o))
+    chosen = _choose(x[0], stride)
+    cells = []
+    for function, mark in (
+      (conv_forms.forward, chosen[0]),
+      (conv_forms.weight_gradient, chosen[1]),
+    ):
+      names = ["direct", "im2col"]
+      if function is conv_forms.weight_gradient and stride == 1:
+        names.append("shifted")
+      forms = {
+        name: Geometry(
+          (size, size),
+          (3, 3),
+          stride,
+          form="direct" if name == "shifted" else name,
+          weight_form=name,
+        )
+        for name in names
+      }
+      found = speeds(function, [x, w, g], forms)
+      cells.append(
+        ", ".join(f"{k}{'*' if k == mark else ''} {v:.0f}" for k, v in found.items())
+      )
+    print(
+      f"| {n}, {size}x{size}, {c} to {o}, {stride} | {' | '.join(cells)} |", flush=True
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
