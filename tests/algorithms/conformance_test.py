@@ -127,8 +127,8 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_chunks_agree(self, constructor):
-    # Two chunks of two and a rest of one, against all at once. Chunks know nothing of
-    # inner steps, of which one compiles in half the time.
+    # Two chunks of two and a rest of one, against one task at a time. Chunks know
+    # nothing of inner steps, of which one compiles in half the time.
     chunked = two_steps(constructor, tasks(), num_inner_steps=1, task_chunk=2)
     assert_close(chunked, two_steps(constructor, tasks(), num_inner_steps=1))
 
