@@ -17,7 +17,6 @@ from jsharp.nn import conv_forms
 from jsharp.nn.conv_forms import Geometry
 
 _FORMS = ("direct", "im2col")
-_SMALL_MAP = 7
 
 
 def conv2d(
@@ -34,7 +33,7 @@ def conv2d(
       the dtype of `x`.
     stride: step between two outputs in both directions.
     implementation: "direct" (XLA's convolution) or "im2col" (matrix products) for all
-      three maps; None chooses for each, by stride, map size, channels and platform.
+      three maps; None chooses for each, by stride, channels and platform.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -93,8 +92,7 @@ def _check(x, w, stride, implementation):
 def _choose(x, stride):
   """The form of a convolution and that of its weight gradient."""
   few_channels = x.shape[3] < conv_forms.FEW_CHANNELS
-  small_map = max(x.shape[1:3]) <= _SMALL_MAP
-  form = "im2col" if stride > 1 or few_channels or small_map else "direct"
+  form = "im2col" if stride > 1 or few_channels else "direct"
   if stride == 1 and x.shape[3] >= conv_forms.MANY_CHANNELS:
     return form, "shifted"
   return form, form
