@@ -68,6 +68,24 @@ class ResourcesTest(parameterized.TestCase):
           ],
         )
 
+  def test_the_cpu_is_divided_among_devices(self):
+    count = "--xla_force_host_platform_device_count"
+    two = settings("sinusoid", "--num_devices=2", "--num_tasks=4")
+    several = settings("sinusoid", "--num_devices=2", "--num_tasks=4", "--distributed")
+    for chosen, given, expected in (
+      (two, "", f"{count}=2"),
+      (two, "--a=b", f"--a=b {count}=2"),
+      (two, f"{count}=8", f"{count}=8"),
+      (several, "", ""),
+      (settings("sinusoid"), "", ""),
+    ):
+      with mock.patch.dict(os.environ, {"XLA_FLAGS": given}):
+        os.environ.pop("NPROC", None)
+        resource_flags.set_environment(chosen)
+        self.assertEqual(os.environ["XLA_FLAGS"], expected)
+        divided = expected != given
+        self.assertEqual(int(os.environ.get("NPROC", 0)) >= 4, divided)
+
   def test_goes_against_other_chunks(self):
     with self.assertRaisesRegex(ValueError, "--task_chunk=2; drop one"):
       settings("sinusoid", "--deterministic", "--task_chunk=2")
