@@ -13,7 +13,8 @@ ratio is taken round by round against the faster PyTorch form of that round. A p
 of two square matrices takes turns with them: "of matmul" is the share of its speed that
 a form's arithmetic reaches, as XLA counts that of a step with one task, compiled apart
 (derivatives of a convolution count as convolutions; what fewer multiplications would do
-as well counts as done). Memory is what the compiled step holds, arguments included.
+as well counts as done). Memory is what the compiled step holds on a device, arguments
+included.
 """
 
 import json
@@ -31,9 +32,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.settings import SETTINGS, make_algorithm, make_problem
 from benchmarks.tables import calls_per_second, spread
+from jsharp.devices import replicate, task_mesh
+from jsharp.objectives import TASK_AXIS
 from jsharp.report import git_commit
 
 _TORCH_PYTHON = flags.DEFINE_string(
@@ -52,6 +56,12 @@ _SECONDS = flags.DEFINE_float(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "PyTorch's threads.", lower_bound=1)
+_NUM_DEVICES = flags.DEFINE_integer(
+  "num_devices",
+  1,
+  "Devices that jsharp divides the tasks among; on a CPU parts of it.",
+  lower_bound=1,
+)
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
   ["0"],
@@ -122,15 +132,27 @@ class Step(NamedTuple):
 def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> Step:
   """Compiles a meta-step, and one with a single task to count its operations."""
 
-  def compiled(num_tasks: int) -> tuple[Any, Any, Any]:
+  def compiled(num_tasks: int, num_devices: int) -> tuple[Any, Any, Any]:
     params, loss_fn, tasks = make_problem(setting | {"num_tasks": num_tasks})
     made = make_algorithm(algorithm, loss_fn, setting, task_chunk=chunk)
-    state = made.init(params)
-    return jax.jit(made.step).lower(state, tasks).compile(), state, tasks
+    step, state = made.step, made.init(params)
+    if num_devices > 1:
+      mesh = task_mesh(num_devices, num_tasks=num_tasks)
+      state = replicate(state, mesh)
+      by_task = PartitionSpec(TASK_AXIS)
+      tasks = jax.device_put(tasks, NamedSharding(mesh, by_task))
+      step = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), by_task),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+      )
+    return jax.jit(step).lower(state, tasks).compile(), state, tasks
 
-  counted = compiled(1)[0].cost_analysis()
+  counted = compiled(1, 1)[0].cost_analysis()
   start = time.perf_counter()
-  step, state, tasks = compiled(setting["num_tasks"])
+  step, state, tasks = compiled(setting["num_tasks"], _NUM_DEVICES.value)
   compilation = time.perf_counter() - start
   sizes = step.memory_analysis()
 
@@ -201,6 +223,8 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if unknown := set(_SETTINGS.value) - SETTINGS.keys():
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
+  if _NUM_DEVICES.value > 1:
+    jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
   torch = Torch(_TORCH_PYTHON.value, _THREADS.value) if _TORCH_PYTHON.value else None
   commit = git_commit(Path(__file__).parents[1])
   print(
