@@ -285,9 +285,11 @@ class LandscapeTest(parameterized.TestCase):
       code, _, _ = self.interrupted([one, two], cut, *arguments)
       self.assertEqual(code, 143)
       (last := one / "checkpoints" / "path_00000001.npz").rename(self.root / "aside")
-      code, _, err = measure([one, two], cut, *arguments)
-      self.assertEqual(code, 2)
-      self.assertRegex(err, "path that .*one has kept is no more.*put its files back")
+      kept = [json.loads(x) for x in (cut / "metrics.jsonl").read_text().splitlines()]
+      message = "path that .*one has kept is no more.*put its files back"
+      with self.assertRaisesRegex(ValueError, message):
+        parts = self.load(one)
+        landscape_plane.check_path(types.SimpleNamespace(path=one), parts, kept, 0)
       (self.root / "aside").rename(last)
       self.assertEqual(measure([one, two], cut, *arguments)[0], 0)
       again = np.load(cut / "landscape.npz")
