@@ -52,8 +52,8 @@ def speeds(function: Callable[..., Any], operands: list[Any], forms: dict[str, A
   arguments = operands[:2] if function is conv_forms.forward else operands[::2]
   runs = {}
   for form, geometry in forms.items():
-    compiled = jax.jit(function, static_argnames="geometry")
-    compiled = compiled.lower(*arguments, geometry=geometry).compile()
+    jitted = jax.jit(function, static_argnames="geometry")
+    compiled = jitted.lower(*arguments, geometry=geometry).compile()
     runs[form] = lambda f=compiled: jax.block_until_ready(f(*arguments))
     runs[form]()
   rates: dict[str, list[float]] = {form: [] for form in runs}

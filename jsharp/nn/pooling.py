@@ -133,11 +133,10 @@ def _transposes(primitive, transpose):
   """Says how a primitive is differentiated, given that it is linear."""
 
   def derivative(primals, tangents, *, size):
-    (a, winners), tangent = primals, tangents[0]
+    # The winners are integers: if anything has a tangent, it is the first operand.
+    a, winners = primals
     out = primitive.bind(a, winners, size=size)
-    if isinstance(tangent, ad.Zero):
-      return out, ad.Zero.from_primal_value(out)
-    return out, primitive.bind(tangent, winners, size=size)
+    return out, primitive.bind(tangents[0], winners, size=size)
 
   def transposed(g, a, winners, *, size):
     if isinstance(g, ad.Zero):
