@@ -18,9 +18,10 @@ class StopSignal:
   """Turns the first SIGTERM or Ctrl-C into a request, the second into an exit.
 
   Inside `with StopSignal() as stop:` (main thread only) the first signal sets
-  `stop.requested`, which loops look at. The second ends the process at once with
-  the same code that an orderly stop has, 128 + the signal's number, even in the
-  middle of a compilation: a thread of its own watches for it. Leaving the block
+  `stop.requested`, which loops look at: before the next bytecode of the main thread,
+  however late the thread that watches gets its turn. The second ends the process at
+  once with the same code that an orderly stop has, 128 + the signal's number, even in
+  the middle of a compilation: for that a thread of its own watches. Leaving the block
   brings the previous handlers back. Never entered, it is a switch that only
   `request` sets.
 
@@ -71,7 +72,7 @@ class StopSignal:
     for signum in _SIGNALS:
       if signal.getsignal(signum) is signal.SIG_IGN:
         continue  # Under nohup and the like the caller does not want it heard.
-      self._previous[signum] = signal.signal(signum, lambda *_: None)
+      self._previous[signum] = signal.signal(signum, self._handle)
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
     return self
@@ -90,6 +91,10 @@ class StopSignal:
     self._reader.close()
     self._writer.close()
 
+  def _handle(self, signum: int, frame: object) -> None:
+    if not self.requested:
+      self.request(signum)
+
   def _watch(self) -> None:
     heard = False  # A request from inside is no signal.
     while received := self._reader.recv(1):
@@ -100,7 +105,7 @@ class StopSignal:
         _say("\nstopping at once\n")
         os._exit(128 + signum)
       heard = True
-      self.request(signum)
+      self._handle(signum, None)
       _say(
         f"\n{signal.Signals(signum).name}: saving and stopping; once more to stop at "
         "once\n"

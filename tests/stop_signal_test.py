@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -46,6 +47,16 @@ class StopSignalTest(parameterized.TestCase):
     self.assertEqual(after, before)
     self.assertEqual(threading.active_count(), threads)
     self.assertTrue(stop.requested)
+
+  def test_the_request_does_not_wait_for_the_watching_thread(self):
+    with (
+      mock.patch.object(StopSignal, "_watch", lambda self: None),
+      StopSignal() as stop,
+    ):
+      signal.raise_signal(signal.SIGTERM)
+      with self.assertRaises(StopRequested):
+        stop.check()
+    self.assertEqual(stop.exit_code, 143)
 
   def test_other_signals_go_on_as_before(self):
     heard = []

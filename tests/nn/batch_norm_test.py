@@ -55,16 +55,22 @@ class BatchNormTest(parameterized.TestCase):
       expected = 1 / np.sqrt(2.0**-23 * square + 1e-5)
       np.testing.assert_allclose(y[1, 0] - y[0, 0], expected, rtol=1e-3)
 
-  @parameterized.parameters(1.0, 10.0, 100.0)
-  def test_variance_far_from_zero(self, mean):
-    noise = np.random.default_rng(0).normal(size=(1000, 1))
-    x = (mean + noise).astype(np.float32)
-    layer = BatchNorm(use_scale=False, use_bias=False)
-    y = np.asarray(layer.apply({}, x), np.float64)
-    exact = normalised(x.astype(np.float64), 1000)
-    # Rounding of the squares, relative to the variance; that of x itself besides.
-    tolerance = 2.0**-22 * (1 + mean**2) * np.abs(exact).max()
-    np.testing.assert_allclose(y, exact, rtol=0, atol=tolerance + 1e-6)
+  @parameterized.product(mean=(1.0, 100.0, 1e4), first=(0, 100))
+  def test_statistics_far_from_zero(self, mean, first):
+    x = np.random.default_rng(0).normal(size=(16, 5, 5, 1))
+    x[0] += first  # The worst row that could come first: all the others are alike.
+    x = (mean + x).astype(np.float32)
+    found = moments(jnp.asarray(x))
+    exact = x.astype(np.float64)
+    mean, variance = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    # In deviations, but for the rounding of the mean itself.
+    tolerance = 1e-6 * np.sqrt(variance).item()
+    np.testing.assert_allclose(found[0], mean, rtol=2.0**-23, atol=tolerance)
+    np.testing.assert_allclose(found[1], variance, rtol=16 * 2.0**-22)
+
+  def test_a_constant_channel_has_no_variance(self):
+    _, variance = moments(jnp.full((75, 14, 14, 1), 123.456))
+    self.assertLess(abs(variance[0]), 1e-9)
 
   def test_narrow_dtypes_are_summed_in_float32(self):
     x = jnp.asarray(20 + self.x, jnp.bfloat16)
