@@ -7,14 +7,14 @@ in the same minutes?
     python -m benchmarks.meta_step --torch_python=/path/to/torch-venv/bin/python
 
 Every setting is Conv4 with batch statistics, cross-entropy, SGD inside and Adam
-outside, float32. After one untimed step each, the forms take turns, `--seconds` at
-a time for `--rounds` rounds, so that what else the machine does hits all alike; the
-ratio is taken round by round against the faster PyTorch form of that round. A product
-of two square matrices takes turns with them: "of matmul" is the share of its speed that
-a form's arithmetic reaches, as XLA counts that of a step with one task, compiled apart
-(derivatives of a convolution count as convolutions; what fewer multiplications would do
-as well counts as done). Memory is what the compiled step holds on a device, arguments
-included.
+outside, float32 unless `--precision` says otherwise for jsharp's side. After one
+untimed step each, the forms take turns, `--seconds` at a time for `--rounds` rounds, so
+that what else the machine does hits all alike; the ratio is taken round by round
+against the faster PyTorch form of that round. A product of two square matrices takes
+turns with them: "of matmul" is the share of its speed that a form's arithmetic reaches,
+as XLA counts that of a step with one task, compiled apart (derivatives of a convolution
+count as convolutions; what fewer multiplications would do as well counts as done).
+Memory is what the compiled step holds on a device, arguments included.
 """
 
 import json
@@ -36,8 +36,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.settings import SETTINGS, make_algorithm, make_problem
 from benchmarks.tables import calls_per_second, spread
+from jsharp import host_memory
 from jsharp.devices import replicate, task_mesh
 from jsharp.objectives import TASK_AXIS
+from jsharp.precision import PRECISIONS
 from jsharp.report import git_commit
 
 _TORCH_PYTHON = flags.DEFINE_string(
@@ -62,12 +64,25 @@ _NUM_DEVICES = flags.DEFINE_integer(
   "Devices that jsharp divides the tasks among; on a CPU parts of it.",
   lower_bound=1,
 )
+_KEEP_MEMORY = flags.DEFINE_enum(
+  "keep_memory",
+  "jsharp",
+  ["none", "jsharp", "both"],
+  "Whose process keeps freed memory (jsharp.host_memory): by default what users of "
+  "each have without asking.",
+)
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
   ["0"],
   "jsharp's task_chunk, several are timed side by side; 0: default.",
 )
-
+_PRECISION = flags.DEFINE_enum(
+  "precision",
+  "float32",
+  PRECISIONS,
+  "What jsharp's network is computed in, as in the experiments; PyTorch's and the "
+  "matrix product that speeds are compared with stay float32.",
+)
 
 _MATMUL_SIZE = 2048
 
@@ -75,10 +90,10 @@ _MATMUL_SIZE = 2048
 class Torch:
   """The PyTorch process, asked for one round at a time."""
 
-  def __init__(self, python: str, threads: int):
+  def __init__(self, python: str, threads: int, *, keep_memory: bool):
     script = Path(__file__).with_name("torch_meta_step.py")
     self._process = subprocess.Popen(
-      [python, str(script), str(threads)],
+      [python, str(script), str(threads), *(["keep"] if keep_memory else [])],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -133,7 +148,9 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
   """Compiles a meta-step, and one with a single task to count its operations."""
 
   def compiled(num_tasks: int, num_devices: int) -> tuple[Any, Any, Any]:
-    params, loss_fn, tasks = make_problem(setting | {"num_tasks": num_tasks})
+    params, loss_fn, tasks = make_problem(
+      setting | {"num_tasks": num_tasks}, _PRECISION.value
+    )
     made = make_algorithm(algorithm, loss_fn, setting, task_chunk=chunk)
     step, state = made.step, made.init(params)
     if num_devices > 1:
@@ -225,13 +242,19 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
   if _NUM_DEVICES.value > 1:
     jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
-  torch = Torch(_TORCH_PYTHON.value, _THREADS.value) if _TORCH_PYTHON.value else None
+  if _KEEP_MEMORY.value != "none":
+    host_memory.keep_freed_memory()
+  torch = None
+  if _TORCH_PYTHON.value:
+    both = _KEEP_MEMORY.value == "both"
+    torch = Torch(_TORCH_PYTHON.value, _THREADS.value, keep_memory=both)
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, flax "
     f"{flax.__version__}, optax {optax.__version__}, "
     f"{torch.versions if torch else 'no torch'}; {jax.devices()[0].device_kind} x "
-    f"{jax.device_count()}, {platform.machine()}, commit {commit}"
+    f"{jax.device_count()}, {platform.machine()}, precision {_PRECISION.value}, "
+    f"commit {commit}"
   )
   columns = [
     "setting",

@@ -9,6 +9,7 @@ import optax
 
 from jsharp import algorithms, losses
 from jsharp.models import Conv4, as_functions
+from jsharp.precision import in_precision
 from jsharp.types import Batch, LossFn, MetaAlgorithm, Params, Task
 
 _FIVE_WAY = {"way": 5, "shot": 1, "query_shot": 15, "inner_steps": 5, "num_tasks": 4}
@@ -45,11 +46,20 @@ def make_tasks(setting: dict[str, int]) -> Task:
   return jax.tree.map(jnp.asarray, tasks)
 
 
-def make_problem(setting: dict[str, int]) -> tuple[Any, LossFn, Task]:
-  """Initial parameters of the setting's Conv4, its loss and tasks."""
+def make_problem(
+  setting: dict[str, int], precision: str | None = None
+) -> tuple[Any, LossFn, Task]:
+  """Initial parameters of the setting's Conv4, its loss and tasks.
+
+  Args:
+    setting: one of `SETTINGS`.
+    precision: as for `jsharp.precision.in_precision`; None for JAX's default.
+  """
   init_fn, apply_fn = as_functions(
     Conv4(setting["way"], setting["filters"], setting["stride"])
   )
+  if precision is not None:
+    apply_fn = in_precision(apply_fn, precision)
   tasks = make_tasks(setting)
   params = init_fn(jax.random.key(0), tasks.support.inputs[0])
   return params, losses.supervised(apply_fn, losses.cross_entropy), tasks

@@ -1,15 +1,18 @@
 """What the values of the flags stand for: data, networks, loops."""
 
+import functools
 import pathlib
 from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from experiments import classification_flags, method_options, optimizers
 from experiments.method_flags import WITHOUT_INNER_GRADIENT
 from jsharp import data, losses, models
+from jsharp.processes import is_first
 
 NO_DATA = {
   "omniglot": "download images_background.zip and images_evaluation.zip from "
@@ -79,6 +82,48 @@ def load_splits(settings: SimpleNamespace) -> dict[str, data.Dataset]:
       "two cannot be combined"
     )
   return {**splits, "test": other}
+
+
+def placed(splits: dict[str, data.Dataset], images: str) -> dict[str, data.Dataset]:
+  """The splits of a run with their images on the device or in host memory.
+
+  Args:
+    splits: as loaded, on the host.
+    images: as for `--images`.
+
+  Raises:
+    ValueError: if the images are to stay on the host and JAX has no CPU platform,
+      which fetches them.
+  """
+  if images == "auto":
+    device = jax.local_devices()[0]
+    total = sum(split.images.nbytes for split in splits.values())
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    fits = device.platform == "cpu" or limit is None or total <= limit / 2
+    images = "device" if fits else "host"
+    if not fits:
+      _say(
+        f"images: {total:,} bytes stay in host memory, more than half of the device's "
+        f"{limit:,} (--images=device puts them there)"
+      )
+  if images == "device":
+    return {name: split.on_device() for name, split in splits.items()}
+  try:
+    jax.local_devices(backend="cpu")
+  except RuntimeError as error:
+    raise ValueError(
+      "images in host memory are fetched by JAX's CPU platform, and JAX_PLATFORMS="
+      f"{jax.config.jax_platforms} leaves it out; add cpu at its end, or pass "
+      "--images=device"
+    ) from error
+  return {name: split.on_host() for name, split in splits.items()}
+
+
+@functools.cache
+def _say(line: str) -> None:
+  """Prints a line once, however often a run is built for its memory budget."""
+  if is_first():
+    print(line, flush=True)
 
 
 def networks(
@@ -157,6 +202,7 @@ def protocol(settings: SimpleNamespace) -> dict[str, Any]:
       "num_tasks": settings.num_tasks,
       "clip_meta_gradient": settings.clip_meta_gradient,
     },
+    "precision": settings.precision,
     "seeds": {
       "seed": settings.seed,
       "to": settings.seed + num_seeds(settings) - 1

@@ -42,7 +42,7 @@ def build(settings: SimpleNamespace) -> Parts:
     for kind in kinds:
       kind.check(datasets[split])
   fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
-  datasets = {split: data.on_device() for split, data in datasets.items()}
+  datasets = choices.placed(datasets, settings.images)
   networks = choices.networks(
     settings, datasets["train"].image_shape, tasks.largest_way(settings)
   )

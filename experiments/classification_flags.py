@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
+from experiments import resource_flags
 from experiments.validators import positive
 
 DATASETS = ("omniglot", "miniimagenet", "characters", "image_folder")
@@ -77,6 +78,7 @@ def define_classification(flag_values: flags.FlagValues) -> None:
     flag_values=f,
   )
   one_of_datasets(("dataset",), f, DATASETS)
+  resource_flags.define_images(f)
 
 
 def one_of_datasets(

@@ -65,6 +65,15 @@ def define_run(flag_values: flags.FlagValues) -> None:
     "Seed of the initial parameters and of what is trained on when.",
     flag_values=f,
   )
+  flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ("float32", "tf32", "bfloat16"),
+    "What the network's products are computed in: float32 on every device; tf32 where "
+    "a GPU has it, else float32; bfloat16, forward and backward, with parameters, "
+    "updates, losses and metrics in float32.",
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     "log_every", 50, "Steps from one line of metrics to the next.", flag_values=f
   )

@@ -283,6 +283,9 @@ def _start() -> None:
         f"landscape: {arguments[1]!r} is no flag; flags start with --.", file=sys.stderr
       )
       return 2
+    from jsharp import host_memory  # It imports JAX, which --help need not wait for.
+
+    host_memory.keep_freed_memory()
     return run(flags.FLAGS)
 
   app.run(main, flags_parser=parse)

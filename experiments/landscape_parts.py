@@ -109,7 +109,7 @@ def _load(flags: str) -> _Data:
   settings = SimpleNamespace(**json.loads(flags))
   splits = choices.load_splits(settings)
   fingerprints = {split: data.fingerprint() for split, data in splits.items()}
-  return _Data({k: data.on_device() for k, data in splits.items()}, fingerprints)
+  return _Data(choices.placed(splits, "auto"), fingerprints)
 
 
 @functools.lru_cache(maxsize=8)

@@ -23,6 +23,7 @@ from experiments.method_options import (
 from jsharp import algorithms, losses, memory, models
 from jsharp.algorithms.mixture import first_outputs
 from jsharp.objectives import on_query
+from jsharp.precision import in_precision
 from jsharp.types import ApplyFn, LossFn, MetaAlgorithm, Params
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code
@@ -59,7 +60,9 @@ def make(settings: SimpleNamespace, networks: Networks) -> Method:
     return _cavia(settings, networks, key)
   if settings.algorithm == "maml_plus_plus" and keeps_statistics(settings, networks):
     return _with_statistics(settings, networks, key)
-  init_fn, apply_fn = models.as_functions(networks.plain(networks.num_outputs))
+  init_fn, apply_fn = _functions(
+    settings, models.as_functions, networks.plain(networks.num_outputs)
+  )
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     loss_fn = losses.supervised(first_outputs(apply_fn, way), networks.criterion)
@@ -109,6 +112,12 @@ def check(settings: SimpleNamespace, networks: Networks) -> None:
       f"--second_order={settings.second_order} goes with losses that keep no running "
       "statistics; drop it, or --running_statistics"
     )
+  if name == "imaml" and settings.precision == "bfloat16":
+    raise ValueError(
+      "--precision=bfloat16 does not go with --algorithm=imaml: conjugate gradients on "
+      "products of 8 bits leave the solution, the further the more steps they take; "
+      "take --precision=float32 or tf32"
+    )
   if settings.experiment == "sinusoid" and settings.ensemble > 1:
     raise ValueError(
       f"--ensemble={settings.ensemble} averages class probabilities, and sinusoid is a "
@@ -119,6 +128,14 @@ def check(settings: SimpleNamespace, networks: Networks) -> None:
       f"--outer_schedule={settings.outer_schedule} needs --outer_schedule_steps, such "
       f"as {settings.num_steps}; it is no default, so that a run can be made longer"
     )
+
+
+def _functions(
+  settings: SimpleNamespace, make: Callable[..., Any], module: Any
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """A network's two functions, computed in --precision."""
+  init_fn, apply_fn = make(module)
+  return init_fn, in_precision(apply_fn, settings.precision)
 
 
 def _gradient_based(
@@ -173,15 +190,17 @@ def _remembering(
 def _with_statistics(
   settings: SimpleNamespace, networks: Networks, key: jax.Array
 ) -> Method:
-  init_fn, apply_fn = models.with_statistics(networks.plain(networks.num_outputs))
+  init_fn, apply_fn = _functions(
+    settings, models.with_statistics, networks.plain(networks.num_outputs)
+  )
 
   def predict(adapted: Any, inputs: Any, num_statistics: int | None = None) -> Any:
     del num_statistics  # The statistics are not those of any batch.
-    return apply_fn(adapted.params, inputs, adapted.statistics)[0]
+    return apply_fn(adapted.params, inputs, statistics=adapted.statistics)[0]
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     def cut(params: Params, inputs: Any, statistics: Any) -> tuple[Any, Any]:
-      outputs, statistics = apply_fn(params, inputs, statistics)
+      outputs, statistics = apply_fn(params, inputs, statistics=statistics)
       return outputs[..., :way], statistics
 
     loss_fn = algorithms.supervised_with_statistics(cut, networks.criterion)
@@ -196,7 +215,7 @@ def _with_statistics(
 def _embedding_method(
   settings: SimpleNamespace, networks: Networks, key: jax.Array
 ) -> Method:
-  init_fn, apply_fn = models.as_functions(networks.plain(None))
+  init_fn, apply_fn = _functions(settings, models.as_functions, networks.plain(None))
   constructor, prediction = {
     "protonet": (algorithms.protonet, algorithms.predict_with_prototypes),
     "ridge": (algorithms.ridge, algorithms.predict_with_ridge),
@@ -223,7 +242,7 @@ def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) ->
     num_layers=settings.num_layers,
     num_heads=settings.num_heads,
   )
-  init_fn, apply_fn = models.as_learner_functions(module)
+  init_fn, apply_fn = _functions(settings, models.as_learner_functions, module)
   predict = algorithms.predict_in_context(apply_fn)
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
@@ -244,7 +263,9 @@ def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) ->
 def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Method:
   is_regression = networks.criterion is losses.squared_error
   size = settings.context_size or (5 if is_regression else 100)
-  init_fn, apply_fn = models.as_context_functions(networks.context(size))
+  init_fn, apply_fn = _functions(
+    settings, models.as_context_functions, networks.context(size)
+  )
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}

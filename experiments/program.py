@@ -39,6 +39,7 @@ BENIGN = frozenset(
     "run_dir",
     "compilation_cache_dir",
     "num_devices",
+    "images",
     "distributed",
     "coordinator",
     "num_processes",
@@ -94,6 +95,9 @@ def start(
       logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
     if len(arguments) > 1:
       return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
+    from jsharp import host_memory  # It imports JAX, which --help need not wait for.
+
+    host_memory.keep_freed_memory()
     try:
       return run(name, define_flags, build, flags.FLAGS, complete)
     except KeyboardInterrupt:

@@ -74,6 +74,20 @@ def define(flag_values: flags.FlagValues) -> None:
   positive(("task_chunk", "num_devices"), f, "give a number of at least 1.")
 
 
+def define_images(flag_values: flags.FlagValues) -> None:
+  """Defines the flag of the experiments that have images."""
+  flags.DEFINE_enum(
+    "images",
+    "auto",
+    ("auto", "device", "host"),
+    "Where the images of the dataset are kept: on the device, or in host memory, from "
+    "where those of the next tasks are fetched while a meta-step runs. No result "
+    "depends on it. auto: on the device, unless they take more than half of its "
+    "memory.",
+    flag_values=flag_values,
+  )
+
+
 def complete(settings: SimpleNamespace) -> None:
   """Fills in what --deterministic means.
 

@@ -37,6 +37,7 @@ def build(settings: SimpleNamespace) -> Any:
   from jsharp.analysis import largest_eigenvalues
   from jsharp.data import examples
   from jsharp.evaluation import evaluate, mean_and_ci95
+  from jsharp.precision import in_precision
   from jsharp.supervised import classifier, supervised
   from jsharp.types import Batch, Variables
 
@@ -46,7 +47,9 @@ def build(settings: SimpleNamespace) -> Any:
   train, val, test_examples = jax.device_put((splits.train, splits.val, splits.test))
 
   module = supervised_parts.make_model(settings, splits.num_classes)
-  init_fn, loss_fn = classifier(module)
+  init_fn, loss_fn = classifier(
+    module, transform=functools.partial(in_precision, precision=settings.precision)
+  )
   image = jnp.zeros((1, *train.images.shape[1:]), jnp.float32)
   variables = init_fn(jax.random.key(settings.seed), image)
   optimizer = supervised_parts.make_optimizer(settings, **length)

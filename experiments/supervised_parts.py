@@ -250,6 +250,7 @@ def protocol(
       "widen": widen,
       "num_parameters": num_parameters,
     },
+    "precision": settings.precision,
     "normalisation": "the batch in training, running averages (0.9) at test",
     "augmentation": settings.augment,
     "label noise": noise,

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jsharp.devices import TakeStep, on_devices
+from jsharp.data.prefetch import Prefetch
+from jsharp.devices import TakeStep, local_parts, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 _CAPACITY = 512
@@ -19,7 +20,8 @@ _SECONDS = 0.75
 
 SampleFn = Callable[..., Task]
 """`sample_tasks(step, data) -> tasks`, pure; `step` is a traced int32. On several
-devices it is called with `part=(index, count)`, see `jsharp.devices.on_devices`."""
+devices it is called with `part=(index, count)`, see `jsharp.devices.on_devices`. Images
+in host memory are gathered ahead of it, see `jsharp.data.prefetch`."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -209,6 +211,8 @@ class BlockRunner:
     run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
     self._block = jax.jit(run_block, donate_argnums=0, **placed)
+    self._sample_tasks = sample_tasks
+    self._parts = () if mesh is None else local_parts(mesh)
     self._num_tasks = num_tasks
     self._unit = unit
     self._compiled: Any = None
@@ -242,14 +246,16 @@ class BlockRunner:
         "equal"
       )
     self._compiled = traced.lower().compile()
+    self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
 
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:
     """Takes at least one meta-step and at most `longest`; `state` is consumed."""
     length = min(self.length, longest, _CAPACITY)
     first_step = int(state.step)
     start = time.perf_counter()
-    block = self._compiled(state, np.int32(length), data)
-    num_done = int(block.num_done)
+    with self._prefetch.steps(first_step, length):
+      block = self._compiled(state, np.int32(length), data)
+      num_done = int(block.num_done)
     seconds = time.perf_counter() - start
     # Twice as long at most: the first blocks are slower than those to come.
     fitting = int(length * _SECONDS / seconds)
@@ -257,6 +263,7 @@ class BlockRunner:
     rows = jax.device_get(block.metrics)
     error = None
     if not block.finite:
+      self._prefetch.clear()
       tasks = np.flatnonzero(~np.isfinite(rows["loss"][num_done]))
       failed = first_step + num_done + 1
       error = NonFiniteLossError(failed, tuple(tasks.tolist()), self._unit)

@@ -71,6 +71,24 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
   )
 
 
+def local_parts(mesh: Mesh) -> list[tuple[int, int]]:
+  """Which parts of the tasks this process' devices draw.
+
+  Args:
+    mesh: from `task_mesh`.
+
+  Returns:
+    For each of them `(index, count)`, as `on_devices` passes them.
+
+  Example:
+    >>> local_parts(task_mesh(1, num_tasks=4))
+    [(0, 1)]
+  """
+  devices = list(mesh.devices.flat)
+  here = jax.process_index()
+  return [(i, len(devices)) for i, d in enumerate(devices) if d.process_index == here]
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Copies arrays to every device of a mesh.
 

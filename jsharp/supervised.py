@@ -96,13 +96,16 @@ def supervised(
 
 
 def classifier(
-  module: nn.Module,
+  module: nn.Module, *, transform: Callable[..., Any] = lambda apply_fn: apply_fn
 ) -> tuple[Callable[[jax.Array, Any], Variables], ExampleLossFn]:
   """Initialiser and cross-entropy of a Linen module with running statistics.
 
   Args:
     module: called as `module(inputs, train)`, with logits `[batch, num_classes]` as
       its result and no state but parameters and `batch_stats`.
+    transform: what is done to the module's function
+      `apply_fn(params, inputs, *, statistics, train) -> (logits, statistics)`, such as
+      `lambda apply_fn: jsharp.precision.in_precision(apply_fn, "bfloat16")`.
 
   Returns:
     `init_fn(key, inputs) -> Variables`, and the `loss_fn` for `supervised` with the
@@ -124,14 +127,23 @@ def classifier(
     made = jax.jit(lambda key: module.init(key, inputs, False))(key)
     return Variables(made["params"], made.get("batch_stats", {}))
 
-  def loss_fn(variables: Variables, batch: Batch, train: bool) -> tuple[Metrics, Any]:
-    collections = {"params": variables.params, "batch_stats": variables.statistics}
+  @transform
+  def apply_fn(
+    params: Params, inputs: Any, *, statistics: Any, train: bool
+  ) -> tuple[jax.Array, Any]:
+    collections = {"params": params, "batch_stats": statistics}
     mutable = ["batch_stats"] if train else []
-    logits, changed = module.apply(collections, batch.inputs, train, mutable=mutable)
+    logits, changed = module.apply(collections, inputs, train, mutable=mutable)
+    return logits, changed.get("batch_stats", statistics)
+
+  def loss_fn(variables: Variables, batch: Batch, train: bool) -> tuple[Metrics, Any]:
+    params, statistics = variables
+    logits, statistics = apply_fn(
+      params, batch.inputs, statistics=statistics, train=train
+    )
     one_hot = jax.nn.one_hot(batch.targets, logits.shape[-1], dtype=logits.dtype)
     losses = optax.losses.softmax_cross_entropy(logits, one_hot)
     right = (jnp.argmax(logits, axis=-1) == batch.targets).astype(logits.dtype)
-    statistics = changed.get("batch_stats", variables.statistics)
     return {"loss": losses, "accuracy": right}, statistics
 
   return init_fn, loss_fn

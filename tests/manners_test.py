@@ -10,8 +10,8 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "checks", "files", "curves", "leaf_archive"),
-  ("losses", "memory", "normalization", "nn", "data"),
+  ("types", "checks", "files", "curves", "host_memory", "leaf_archive"),
+  ("losses", "memory", "normalization", "precision", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
   ("algorithms", "supervised", "analysis", "devices"),

@@ -66,6 +66,22 @@ def _stopping_at(step):
     yield stop
 
 
+@contextlib.contextmanager
+def _counting_compilations():
+  """The number of programs that were compiled (or read from a cache) so far."""
+  events = []
+
+  def listen(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      events.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield lambda: len(events)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 class TrainingTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -111,6 +127,35 @@ class TrainingTest(parameterized.TestCase):
     _, records = self._train(6, log_every=3, validate=None)
     means = [r["loss"] for r in records]
     np.testing.assert_allclose(means, [np.mean(losses[:3]), np.mean(losses[3:])], 1e-5)
+
+  def test_nothing_is_compiled_after_the_first_validation(self):
+    by_validation, lengths = [], []
+    runner = BlockRunner(
+      toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
+    )
+    take_block = runner.run
+
+    def run_and_look(state, data, longest):
+      state, done = take_block(state, data, longest)
+      lengths.append(done.num_steps)
+      return state, done
+
+    def validate(params):
+      metrics = toy_runs.validate(params)
+      by_validation.append(count())
+      return metrics
+
+    with (
+      _counting_compilations() as count,
+      mock.patch.object(training, "BlockRunner", lambda *_, **__: runner),
+      mock.patch.object(runner, "run", run_and_look),
+    ):
+      before = count()
+      self._train(40, validate=validate, log_every=7, keep_top=2, keep_path=True)
+    self.assertGreater(len(set(lengths)), 2)
+    self.assertLen(by_validation, 4)
+    self.assertGreater(by_validation[0], before)
+    self.assertLen(set(by_validation), 1)
 
   def test_speed_and_time_are_recorded(self):
     with RunDirectory.open(self.root / "run", identity={}) as run:

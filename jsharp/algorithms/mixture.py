@@ -60,20 +60,29 @@ def mixture(
       f"{len(algorithms)} algorithms and {len(samplers)} samplers"
     )
 
+  def member(number: Any) -> jax.Array:
+    key = task_key(seed, number, stream="member")
+    return jax.random.randint(key, (), 0, len(algorithms))
+
   def step(state: MetaState, step_and_data: Any) -> tuple[MetaState, Metrics]:
     number, data, part = step_and_data
-    key = task_key(seed, number, stream="member")
-    which = jax.random.randint(key, (), 0, len(algorithms))
 
     def branch(algorithm: MetaAlgorithm, sampler: SampleFn) -> Callable[..., Any]:
       return lambda state: algorithm.step(state, sampler(number, data, **part))
 
     branches = [branch(*pair) for pair in zip(algorithms, samplers, strict=True)]
-    return jax.lax.switch(which, branches, state)
+    return jax.lax.switch(member(number), branches, state)
 
   def draw(step: Any, data: Any, **part: Any) -> Any:
     return step, data, part
 
+  def reads(step: Any, data: Any, **part: Any) -> None:
+    def branch(sampler: SampleFn) -> Callable[[], tuple[()]]:
+      return lambda: (sampler(step, data, **part), ())[1]
+
+    jax.lax.switch(member(step), [branch(sampler) for sampler in samplers])
+
+  draw.reads = reads  # type: ignore[attr-defined]  # for jsharp.data.prefetch
   return algorithms[0]._replace(step=step), draw
 
 

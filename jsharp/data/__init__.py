@@ -18,7 +18,7 @@ from jsharp.data.episodes import (
   sample_tasks,
   task_key,
 )
-from jsharp.data.host import gather_task, sample_tasks_on_host
+from jsharp.data.host import HostImages
 
 _SOURCES = (
   "characters",
@@ -32,15 +32,14 @@ _SOURCES = (
 
 __all__ = [
   "Dataset",
+  "HostImages",
   "TaskIndices",
   "check_task_shape",
   "draw_distinct",
-  "gather_task",
   "sample_indices",
   "sample_many",
   "sample_task",
   "sample_tasks",
-  "sample_tasks_on_host",
   "task_key",
 ]
 

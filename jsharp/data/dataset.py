@@ -2,7 +2,8 @@
 
 A `Dataset` is a pytree of three arrays. With the images on the device
 (`Dataset.on_device`) an episode is a pure function of a key, so no data loader
-stands between the accelerator and its work.
+stands between the accelerator and its work. Images that do not fit there stay in host
+memory (`Dataset.on_host`); the episodes are the same.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+
+from jsharp.data.host import HostImages
 
 MAX_ROTATIONS = 4
 
@@ -43,7 +46,8 @@ class Dataset:
 
   Attributes:
     images: `[num_images, height, width, channels]` uint8, the images of one
-      class next to each other; numpy (host) or JAX (device).
+      class next to each other; numpy, JAX (on the device) or `HostImages` (stay on
+      the host).
     offsets: `[num_base_classes]` int32, the first image of each class.
     counts: `[num_base_classes]` int32, the number of images of each class.
     class_names: one name per base class (static under `jit`).
@@ -179,7 +183,30 @@ class Dataset:
     Returns:
       The same dataset with JAX arrays.
     """
-    return jax.device_put(self, device)
+    images = self.images
+    if isinstance(images, HostImages):
+      images = np.asarray(images)
+    return jax.device_put(dataclasses.replace(self, images=images), device)
+
+  def on_host(self, device: Any = None) -> Self:
+    """Leaves the images in host memory, where compiled programs fetch what they need.
+
+    Example:
+      >>> images = np.zeros([2, 8, 8, 1], np.uint8)
+      >>> dataset = Dataset.from_class_arrays({"a": images}, split="train").on_host()
+      >>> type(dataset.images).__name__, isinstance(dataset.counts, jax.Array)
+      ('HostImages', True)
+
+    Args:
+      device: where offsets and counts are put, as for `on_device`.
+
+    Returns:
+      The same dataset with `jsharp.data.HostImages`; a memory map stays one.
+    """
+    images = self.images
+    if not isinstance(images, HostImages):
+      images = HostImages(np.asarray(images))
+    return jax.device_put(dataclasses.replace(self, images=images), device)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits of the SHA-256 of everything tasks are made of.

@@ -7,8 +7,8 @@ equally likely. Nothing but (seed, step) is needed to draw the same tasks again:
     tasks = sample_tasks(task_key(seed, step), dataset, num_tasks=32, ...)
 
 Task i depends on the key and on i alone, so chunks, devices and hosts can each
-draw their own part of the same tasks. `host.py` draws the same ones from a
-dataset that does not fit on the device.
+draw their own part of the same tasks. A dataset that does not fit on the device gives
+the same ones (`Dataset.on_host`).
 """
 
 import functools
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsharp.data.dataset import Dataset
+from jsharp.data.host import HostImages
 from jsharp.types import Batch, Task
 
 Stream = Literal["train", "val", "test", "member"]
@@ -187,7 +188,7 @@ def sample_task(
 
   Args:
     key: a typed key.
-    dataset: where the images come from, on the device (`Dataset.on_device`).
+    dataset: where the images come from (`Dataset.on_device` or `on_host`).
     way: classes per task.
     shot: support images per class.
     query_shot: query images per class.
@@ -203,7 +204,8 @@ def sample_task(
   indices = sample_indices(key, dataset, way=way, shot=shot, query_shot=query_shot)
 
   def gather(rows: jax.Array) -> Batch:
-    images = jnp.asarray(dataset.images)[rows]
+    on_host = isinstance(dataset.images, HostImages)
+    images = (dataset.images if on_host else jnp.asarray(dataset.images))[rows]
     if dataset.num_rotations > 1:
       turned = jax.vmap(functools.partial(_turn, num_rotations=dataset.num_rotations))
       images = turned(images, indices.rotation)
@@ -273,7 +275,7 @@ def sample_tasks(
 
   Args:
     key: a typed key, usually from `task_key`.
-    dataset: where the images come from, on the device (`Dataset.on_device`).
+    dataset: where the images come from (`Dataset.on_device` or `on_host`).
     num_tasks: how many tasks.
     way: classes per task.
     shot: support images per class.

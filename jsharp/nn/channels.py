@@ -15,17 +15,18 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   and the mean of squares less the square of the mean loses all digits where a mean is
   far above the deviation. No mean of one of `n` rows is further from the mean than
   `sqrt(n - 1)` deviations, so this loses `log10(n)` digits at worst, and none where
-  the rows are alike. Dtypes narrower than float32 are summed in float32.
+  the rows are alike. Dtypes narrower than float32 are summed in float32, and their
+  mean and variance stay float32.
   """
-  axes, dtype = tuple(range(x.ndim - 1)), x.dtype
-  if jnp.finfo(dtype).bits < 32:
+  axes = tuple(range(x.ndim - 1))
+  if jnp.finfo(x.dtype).bits < 32:
     x = x.astype(jnp.float32)
   # The result does not depend on it, so neither do its derivatives.
   near = lax.stop_gradient(x[0].mean(axes[:-1]))
   centred = x - _like(near, x)
   mean = centred.mean(axes)
   variance = jnp.square(centred).mean(axes) - jnp.square(mean)
-  return (near + mean).astype(dtype), variance.astype(dtype)
+  return near + mean, variance
 
 
 def normalise(
@@ -41,19 +42,23 @@ def normalise(
   """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, per channel.
 
   With `pool`, `max_pool` of that: each window's element is chosen before, so that all
-  else is done for a quarter of the elements, at every order of derivative.
+  else is done for a quarter of the elements, at every order of derivative. Where `x`
+  is narrower than float32, all is computed in the dtype of the statistics, and the
+  result is rounded to that of `x`.
   """
-  factor = lax.rsqrt(variance + epsilon)
+  dtype = x.dtype
+  wide = variance.dtype if jnp.finfo(dtype).bits < 32 else dtype
+  factor = lax.rsqrt(variance.astype(wide) + epsilon)
   if scale is not None:
-    factor *= scale
-  shift = -mean * factor
+    factor *= scale.astype(wide)
+  shift = -mean.astype(wide) * factor
   if offset is not None:
-    shift += offset
+    shift += offset.astype(wide)
   if pool:
     x = max_pool(x, sign=factor)
   # One multiplication and addition per element: every order of derivative reads
   # the array less often than if it were centred first.
-  return x * _like(factor, x) + _like(shift, x)
+  return (x.astype(wide) * _like(factor, x) + _like(shift, x)).astype(dtype)
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -49,6 +49,7 @@ class Geometry(NamedTuple):
     form: "direct" or "im2col".
     weight_form: that of the weight gradient: "direct", "im2col" or "shifted", which
       needs stride 1 and is "direct" where there is no CPU.
+    precision: as `jax.default_matmul_precision` has it, None for JAX's default.
   """
 
   size: tuple[int, int]
@@ -56,6 +57,7 @@ class Geometry(NamedTuple):
   stride: int
   form: str
   weight_form: str
+  precision: str | None = None
 
   @property
   def out(self) -> tuple[int, int]:

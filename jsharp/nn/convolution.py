@@ -58,6 +58,7 @@ def conv2d(
     stride=stride,
     form=form,
     weight_form=weight_form,
+    precision=jax.config.jax_default_matmul_precision,
   )
   x, w = _match_manual_axes(x, w)
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
@@ -124,14 +125,21 @@ def _map_primitive(name, function, shape, *, axes):
   Returns:
     The primitive.
   """
+
+  def computed(a, b, *, geometry):
+    # That of where the convolution was traced, wherever it and its transposes are
+    # compiled: as for XLA's own convolution.
+    with jax.default_matmul_precision(geometry.precision):
+      return function(a, b, geometry=geometry)
+
   primitive = Primitive(name)
-  primitive.def_impl(jax.jit(function, static_argnames="geometry"))
+  primitive.def_impl(jax.jit(computed, static_argnames="geometry"))
   primitive.def_abstract_eval(
     lambda a, b, *, geometry: a.update(
       shape=shape(a.shape, b.shape, geometry), weak_type=False
     )
   )
-  mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+  mlir.register_lowering(primitive, mlir.lower_fun(computed, multiple_results=False))
   a_axes, b_axes, out_axes = axes
 
   def batch(operands, dims, *, geometry):

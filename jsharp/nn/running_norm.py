@@ -54,6 +54,7 @@ class RunningBatchNorm(nn.Module):
       used_mean, used_variance = moments(x)
       if not self.is_initializing():
         for average, new in ((mean, used_mean), (variance, used_variance)):
+          new = new.astype(average.value.dtype)
           average.value = self.momentum * average.value + (1 - self.momentum) * new
     return normalise(
       x,

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import itertools
 
@@ -224,30 +223,6 @@ class SampleTest(parameterized.TestCase):
     data.check_task_shape(_dataset(4), **shape)
     with self.assertRaisesRegex(ValueError, "way is 20"):
       data.check_task_shape(_dataset(), **shape)
-
-
-class HostTest(parameterized.TestCase):
-  def test_host_is_device_bit_by_bit(self):
-    dataset = _dataset(num_rotations=4)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, dataset.images.shape, np.uint8)
-    dataset = dataclasses.replace(dataset, images=images)
-    shape = {"num_tasks": 6, "way": 4, "shot": 1, "query_shot": 3, "first_task": 2}
-    key = data.task_key(4, 9, stream="test")
-    device = jax.jit(functools.partial(data.sample_tasks, **shape))(
-      key, dataset.on_device()
-    )
-    host = data.sample_tasks_on_host(key, dataset, **shape)
-    for leaf in jax.tree.leaves(host):
-      self.assertIsInstance(leaf, np.ndarray)
-    jax.tree.map(np.testing.assert_array_equal, host, device)
-    jax.tree.map(lambda h, d: self.assertEqual(h.dtype, d.dtype), host, device)
-
-  def test_refuses_what_the_dataset_cannot_give(self):
-    with self.assertRaisesRegex(ValueError, "class 'class0'"):
-      data.sample_tasks_on_host(
-        jax.random.key(0), _dataset(), num_tasks=1, way=2, shot=4, query_shot=1
-      )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,19 @@ class RunningBatchNormTest(absltest.TestCase):
     alone = self.layer.apply(self.variables, self.x[2:3], False)
     np.testing.assert_array_equal(whole[2:3], alone)
 
+  def test_averages_beside_narrow_inputs_are_exact(self):
+    x = self.x.astype(jnp.bfloat16)
+    y, changed = self.layer.apply(self.variables, x, True, mutable=["batch_stats"])
+    expected, exact = self.layer.apply(
+      self.variables, x.astype(jnp.float32), True, mutable=["batch_stats"]
+    )
+    self.assertEqual(y.dtype, jnp.bfloat16)
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2.0**-8, atol=1e-6)
+    for name, average in exact["batch_stats"].items():
+      moved = changed["batch_stats"][name]
+      self.assertEqual(moved.dtype, jnp.float32)
+      np.testing.assert_allclose(moved, average, rtol=1e-6)
+
   def test_keeps_float64(self):
     with jax.enable_x64(True):
       x = jnp.ones((2, 3), jnp.float64)

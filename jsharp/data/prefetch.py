@@ -1,0 +1,194 @@
+"""Gathers images from host memory while the device computes the steps before.
+
+Which images a step asks for is found out by a program of its own on the CPU: the
+sampler with images that write down the rows they are asked for. What is computed from
+the images is dead code there.
+
+The callback of a training step takes what has been gathered. What has not been, it
+gathers itself, so that nothing but time depends on the prefetch, and it waits for
+nothing but a gather that a thread of Python is at: never for a program of JAX, which
+might be waiting for the callback's own thread.
+
+Beside an accelerator the rows of a step are found out when its turn comes. Where the
+training step itself runs on the CPU, it may hold all threads that a program could run
+on, so the rows of a block are found out before it starts.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from jsharp.data.host import HostImages, RowRecorder
+from jsharp.data.shelf import STEPS_AHEAD, Gathered, Shelf
+
+THREAD_NAME = "jsharp-prefetch"
+
+Rows = list[tuple[HostImages, np.ndarray]]
+
+
+class Prefetch:
+  """Gathers the images of the steps that come next; does nothing for other data.
+
+  Args:
+    sample_tasks: `sample_tasks(step, data) -> tasks`, pure. Where only `step` of an
+      algorithm draws the tasks, an attribute `reads` of it is a function of the same
+      arguments that reads the same images.
+    data: what `sample_tasks` reads, with `HostImages` in it or not.
+    parts: for each of this process' devices `(index, count)`, the part of the tasks
+      that it draws; empty for one device.
+
+  Attributes:
+    active: whether anything is gathered ahead.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> images = HostImages(np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1))
+    >>> sample_tasks = lambda step, images: images[step + jnp.arange(2)]
+    >>> prefetch = Prefetch(sample_tasks, images)
+    >>> with prefetch.steps(0, 3):
+    ...   [jax.jit(sample_tasks)(step, images).ravel().tolist() for step in range(3)]
+    [[0, 1], [1, 2], [2, 3]]
+    >>> Prefetch(lambda step, data: data, np.ones(2)).active
+    False
+  """
+
+  def __init__(
+    self,
+    sample_tasks: Callable[..., Any],
+    data: Any,
+    parts: Sequence[tuple[int, int]] = (),
+  ):
+    self._reads = getattr(sample_tasks, "reads", sample_tasks)
+    self._parts = parts
+    self._images = [x for x in jax.tree.leaves(data, is_leaf=_on_host) if _on_host(x)]
+    self._recorded: Rows = []
+    self._entries: dict[Hashable, Gathered] = {}
+    self._next = 0
+    self._program: Any = None
+    if self._images:
+      try:
+        self._program, self._arrays = self._compile(data)
+        if not self._rows_of(0):
+          raise ValueError("sample_tasks reads no images")
+      except Exception as error:
+        self._give_up(error)
+
+  @property
+  def active(self) -> bool:
+    """Whether anything is gathered ahead."""
+    return self._program is not None
+
+  def _compile(self, data: Any) -> tuple[Any, Any]:
+    cpu = jax.local_devices(backend="cpu")[0]
+    recorders = jax.tree.map(
+      lambda x: RowRecorder(x, self._recorded) if _on_host(x) else x,
+      data,
+      is_leaf=_on_host,
+    )
+    arrays = jax.tree.map(
+      lambda x: jax.device_put(
+        x.addressable_data(0) if isinstance(x, jax.Array) else x, cpu
+      ),
+      recorders,
+    )
+
+    def program(step: Any, index: Any, data: Any) -> Any:
+      if self._parts:
+        self._reads(step, data, part=(index, self._parts[0][1]))
+      else:
+        self._reads(step, data)
+      return step + 1  # Computed, so that it is there when the program is done.
+
+    with jax.default_device(cpu):
+      zero = np.int32(0)
+      return jax.jit(program).lower(zero, zero, arrays).compile(), arrays
+
+  @contextlib.contextmanager
+  def steps(self, first: int, num_steps: int) -> Iterator[None]:
+    """Gathers ahead while steps `first` to `first + num_steps - 1` are taken.
+
+    What was gathered for the steps after the last one stays, for a call that begins
+    there. It is dropped if an error comes through, and by `clear`.
+    """
+    if not self.active or any(images.shelf for images in self._images):
+      yield
+      return
+    if not any(entry.step == first for entry in self._entries.values()):
+      self.clear()
+      self._next = first
+    self._next = min(self._next, first + STEPS_AHEAD)
+    known = None
+    if jax.default_backend() == "cpu":
+      steps = range(self._next, first + num_steps + STEPS_AHEAD)
+      try:
+        known = {step: self._rows_of(step) for step in steps}
+      except Exception as error:
+        self._give_up(error)
+        known = {}
+    shelf = Shelf(first, self._entries)
+    thread = threading.Thread(
+      target=self._work, args=(shelf, known), name=THREAD_NAME, daemon=True
+    )
+    for images in self._images:
+      images.shelf = shelf
+    thread.start()
+    try:
+      yield
+    except BaseException:
+      self.clear()
+      raise
+    finally:
+      shelf.close()
+      for images in self._images:
+        images.shelf = None
+      thread.join()
+
+  def clear(self) -> None:
+    """Drops what was gathered."""
+    self._entries = {}
+
+  def _work(self, shelf: Shelf, known: dict[int, Rows] | None) -> None:
+    behind = 0
+    try:
+      while (step := shelf.wait_for_room(self._next)) is not None:
+        if known is not None and step not in known:
+          return
+        late = [
+          shelf.put(images.key(rows), step, functools.partial(images.gather, rows))
+          for images, rows in (self._rows_of(step) if known is None else known[step])
+        ]
+        # Where training is ahead of this thread, leap to before it.
+        behind = 2 * behind + 1 if known is None and any(late) else 0
+        if behind > 1:
+          shelf.skip_to(step + 1 + behind // 2)
+        if not shelf.closed:
+          self._next = step + 1
+    except Exception as error:
+      self._give_up(error)
+
+  def _rows_of(self, step: int) -> Rows:
+    """What a step will ask for, on the devices of this process."""
+    self._recorded.clear()
+    for index, _ in self._parts or [(0, 1)]:
+      jax.block_until_ready(
+        self._program(np.int32(step), np.int32(index), self._arrays)
+      )
+    return list(self._recorded)
+
+  def _give_up(self, error: Exception) -> None:
+    self._program = None
+    logging.warning(
+      "images are gathered when they are asked for, and no longer before that: %s: %s",
+      type(error).__name__,
+      error,
+    )
+
+
+def _on_host(leaf: Any) -> bool:
+  return isinstance(leaf, HostImages)

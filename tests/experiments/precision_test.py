@@ -1,0 +1,142 @@
+"""What --precision makes of every algorithm, and of a run."""
+
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import choices, methods, omniglot, program, sinusoid
+from experiments.common_flags import ALGORITHMS
+from jsharp.types import Batch, Task
+from tests.experiments import supervised_test
+from tests.experiments.flags_test import settings
+from tests.experiments.program_test import TINY_IMAGES, TINY_SINES, run
+
+CLASSIFIERS = ("protonet", "ridge")
+PLAIN_SGD = ("--outer_optimizer=sgd", "--outer_lr=1.0")
+
+
+def steps_of(experiment, *arguments):
+  """A function that takes one meta-step; the change of the parameters is minus the
+  meta-gradient."""
+  chosen = settings(experiment, *arguments)
+  if experiment == "sinusoid":
+    networks = sinusoid._networks(chosen)
+    inputs = jnp.linspace(-2, 2, 12).reshape(2, 6, 1)
+    sets = [Batch(inputs + moved, jnp.sin(inputs + moved)) for moved in (0.0, 0.3)]
+  else:
+    networks = choices.networks(chosen, (4, 4, 1), 3)
+    inputs = jax.random.normal(jax.random.key(0), (2, 2, 9, 4, 4, 1))
+    labels = jnp.tile(jnp.arange(3), (2, 3))
+    sets = [Batch(x, labels) for x in inputs]
+  method = methods.make(chosen, networks)
+  algorithm = method.build(networks.num_outputs)
+
+  @jax.jit
+  def step(params, tasks):
+    state = algorithm.init(params)
+    moved, metrics = algorithm.step(state, tasks)
+    change = jax.tree.map(jnp.subtract, moved.params, state.params)
+    return change, metrics
+
+  return step(method.params, Task(*sets))
+
+
+class PrecisionTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+
+  @parameterized.parameters(name for name in ALGORITHMS if name != "imaml")
+  def test_a_step_of_every_algorithm(self, algorithm):
+    experiment, arguments = "sinusoid", ["--hidden_width=8", "--activation=tanh"]
+    if algorithm in CLASSIFIERS:
+      experiment, arguments = "omniglot", ["--model=mlp"]
+    if algorithm == "black_box":
+      arguments += ["--width=8", "--num_layers=1", "--num_heads=2"]
+    arguments += [f"--algorithm={algorithm}", "--num_eval_inner_steps=1", *PLAIN_SGD]
+    (expected, losses), (actual, narrow_losses) = (
+      steps_of(experiment, *arguments, f"--precision={precision}")
+      for precision in ("float32", "bfloat16")
+    )
+    for leaf in jax.tree.leaves((actual, narrow_losses)):
+      self.assertEqual(leaf.dtype, jnp.float32)
+    np.testing.assert_allclose(narrow_losses["loss"], losses["loss"], rtol=0.05)
+    a, b = (
+      np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+      for tree in (actual, expected)
+    )
+    self.assertGreater(np.linalg.norm(b), 1e-3)
+    self.assertGreater(np.linalg.norm(a - b), 1e-6 * np.linalg.norm(b))
+    # The classifiers' network normalises nine rows, which magnifies every rounding.
+    bound = 0.2 if algorithm in CLASSIFIERS else 0.1
+    self.assertLess(np.linalg.norm(a - b), bound * np.linalg.norm(b))
+
+  def test_running_statistics(self):
+    chosen = ["--algorithm=maml_plus_plus", "--running_statistics", "--model=mlp"]
+    chosen += ["--num_eval_inner_steps=1"]
+    change, _ = steps_of("omniglot", *chosen, "--precision=bfloat16", *PLAIN_SGD)
+    for leaf in jax.tree.leaves(change):
+      self.assertEqual(leaf.dtype, jnp.float32)
+      self.assertTrue(np.isfinite(leaf).all())
+    self.assertGreater(np.abs(change.statistics["norm_0"]["mean"]).max(), 0)
+
+  def test_conjugate_gradients_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "bfloat16 does not go .*imaml.*or tf32"):
+      steps_of("sinusoid", "--algorithm=imaml", "--precision=bfloat16")
+    chosen = settings("sinusoid", "--algorithm=imaml", "--precision=tf32")
+    methods.check(chosen, sinusoid._networks(chosen))
+
+  @parameterized.parameters("tf32", "bfloat16")
+  def test_belongs_to_what_a_run_is(self, precision):
+    plain = program.identity(settings("sinusoid"))
+    other = program.identity(settings("sinusoid", f"--precision={precision}"))
+    self.assertEqual(other, {**plain, "precision": precision})
+
+  def test_two_steps(self):
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory)
+      arguments = (*TINY_SINES, "--num_steps=2")
+      code, out, err = run("sinusoid", path, *arguments, "--precision=bfloat16")
+      self.assertEqual(code, 0, err)
+      self.assertRegex(out, r"precision +bfloat16")
+      result = json.loads((path / "result.json").read_text())
+      self.assertEqual(result["protocol"]["precision"], "bfloat16")
+      code, _, err = run("sinusoid", path, *arguments)
+      self.assertEqual(code, 2)
+      self.assertRegex(err, "precision: .?bfloat16.? there, .?float32.? now")
+
+  def test_ordinary_training(self):
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory)
+      arguments = [*supervised_test.TINY, "--num_epochs=1", "--hessian_eigenvalues=0"]
+      code, out, err = supervised_test.run(path, *arguments, "--precision=bfloat16")
+      self.assertEqual(code, 0, err)
+      self.assertRegex(out, r"precision +bfloat16")
+
+  @parameterized.parameters("float32", "tf32")
+  def test_the_program_that_is_compiled(self, precision):
+    chosen = settings("omniglot", *TINY_IMAGES, f"--precision={precision}")
+    parts = omniglot.build(chosen)
+    state = parts.algorithm.init(parts.params)
+
+    def step(state):
+      return parts.algorithm.step(state, parts.sample_tasks(state.step, parts.data))
+
+    lines = [
+      line
+      for line in jax.jit(step).lower(state).as_text().splitlines()
+      if "stablehlo.dot_general" in line or "stablehlo.convolution" in line
+    ]
+    self.assertGreater(len(lines), 20)
+    word = {"float32": "HIGHEST, HIGHEST", "tf32": "HIGH, HIGH"}[precision]
+    for line in lines:
+      self.assertRegex(line.replace("#stablehlo<precision ", "").replace(">", ""), word)
+
+
+if __name__ == "__main__":
+  absltest.main()
