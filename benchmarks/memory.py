@@ -26,7 +26,7 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_problem
 from benchmarks.tables import calls_per_second, spread
-from jsharp import memory
+from jsharp import host_memory, memory
 from jsharp.algorithms import maml
 from jsharp.report import git_commit
 from jsharp.types import LossFn
@@ -124,6 +124,7 @@ def report(setting: dict[str, int]) -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  host_memory.keep_freed_memory()
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"{_SETTING.value}; Python {platform.python_version()}, jax {jax.__version__}; "
