@@ -68,8 +68,8 @@ _KEEP_MEMORY = flags.DEFINE_enum(
   "keep_memory",
   "jsharp",
   ["none", "jsharp", "both"],
-  "Whose process keeps freed memory (jsharp.host_memory): by default what users of "
-  "each have without asking.",
+  "Whose process keeps freed memory (jsharp.host_memory): by default that which does "
+  "in use, for jsharp's programs keep it and PyTorch has no such call.",
 )
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
@@ -81,7 +81,7 @@ _PRECISION = flags.DEFINE_enum(
   "float32",
   PRECISIONS,
   "What jsharp's network is computed in, as in the experiments; PyTorch's and the "
-  "matrix product that speeds are compared with stay float32.",
+  "matrix product that speeds are compared with are computed in float32.",
 )
 
 _MATMUL_SIZE = 2048
@@ -184,7 +184,7 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
 def make_matmul() -> Callable[[], Any]:
   """A product of two square matrices."""
   square = jnp.ones((_MATMUL_SIZE, _MATMUL_SIZE), jnp.float32)
-  product = jax.jit(lambda a, b: a @ b)
+  product = jax.jit(partial(jnp.matmul, precision="highest"))
   return lambda: jax.block_until_ready(product(square, square))
 
 

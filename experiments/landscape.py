@@ -20,12 +20,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import validators
+from experiments import resource_flags, validators
 
 OBJECTIVES = ("meta", "task", "adapted")
 
 # They change how long a start takes, how it is shown and where things lie.
-BENIGN = ("runs", "out", "ceiling", "data_dir", "compilation_cache_dir")
+BENIGN = ["runs", "out", "ceiling", "data_dir", "compilation_cache_dir", "keep_memory"]
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -85,6 +85,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     "As for training: compiled programs, for you alone. Empty: no cache.",
     flag_values=f,
   )
+  resource_flags.define_keep_memory(f)
   positive = validators.positive
   positive(
     ("grid", "num_tasks", "point_chunk", "task_chunk"),
@@ -285,7 +286,8 @@ def _start() -> None:
       return 2
     from jsharp import host_memory  # It imports JAX, which --help need not wait for.
 
-    host_memory.keep_freed_memory()
+    if flags.FLAGS["keep_memory"].value:
+      host_memory.keep_freed_memory()
     return run(flags.FLAGS)
 
   app.run(main, flags_parser=parse)

@@ -27,6 +27,7 @@ _OF_DATA = (
   "image_size",
   "omniglot_split",
   "rotate_test",
+  "images",
 )
 _EXACT = {"fomaml": "maml"}
 _OF_ONE_RUN = {"seed": 0, "run_dir": None, "data_dir": None, "test_data_dir": None}
@@ -109,7 +110,7 @@ def _load(flags: str) -> _Data:
   settings = SimpleNamespace(**json.loads(flags))
   splits = choices.load_splits(settings)
   fingerprints = {split: data.fingerprint() for split, data in splits.items()}
-  return _Data(choices.placed(splits, "auto"), fingerprints)
+  return _Data(choices.placed(splits, settings.images), fingerprints)
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,10 +18,10 @@ class StopSignal:
   """Turns the first SIGTERM or Ctrl-C into a request, the second into an exit.
 
   Inside `with StopSignal() as stop:` (main thread only) the first signal sets
-  `stop.requested`, which loops look at: before the next bytecode of the main thread,
+  `stop.requested`, which loops look at: as soon as Python runs in the main thread,
   however late the thread that watches gets its turn. The second ends the process at
-  once with the same code that an orderly stop has, 128 + the signal's number, even in
-  the middle of a compilation: for that a thread of its own watches. Leaving the block
+  once with 128 + its own number, even in the middle of a compilation: for that a
+  thread of its own watches. Leaving the block
   brings the previous handlers back. Never entered, it is a switch that only
   `request` sets.
 

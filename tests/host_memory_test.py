@@ -1,8 +1,11 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
+
+from jsharp import host_memory
 
 _FAULTS = """
 import resource
@@ -27,6 +30,19 @@ for _ in range(4):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+_PROGRAM = """
+from unittest import mock
+
+from experiments import program, sinusoid
+from jsharp import host_memory
+
+with (
+  mock.patch.object(host_memory, "keep_freed_memory", lambda: print("kept")),
+  mock.patch.object(program, "run", lambda *_: 0),
+):
+  program.start("sinusoid", sinusoid.define_flags, sinusoid.build)
+"""
+
 
 def page_faults(*arguments):
   """Of a new process that takes and frees four times 32 MiB, after a first time."""
@@ -39,15 +55,25 @@ def page_faults(*arguments):
   return int(done.stdout)
 
 
-class HostMemoryTest(absltest.TestCase):
+class HostMemoryTest(parameterized.TestCase):
   def test_freed_memory_is_used_again(self):
-    try:
-      if "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"):
-        self.skipTest("another C library")
-    except ValueError:
+    if not host_memory._is_glibc():
       self.skipTest("another C library")
     # 32,768 without it, or 64 where all pages are huge.
     self.assertLess(page_faults("keep"), 32)
+
+  @parameterized.parameters(AttributeError, ValueError, OSError)
+  def test_another_c_library_is_left_alone(self, error):
+    with mock.patch.object(os, "confstr", side_effect=error):
+      self.assertFalse(host_memory.keep_freed_memory())
+
+  def test_the_programs_do_it(self):
+    command = [sys.executable, "-c", _PROGRAM]
+    for flags, expected in (((), "kept"), (("--nokeep_memory",), "")):
+      done = subprocess.run(
+        [*command, *flags], capture_output=True, text=True, check=False
+      )
+      self.assertEqual(done.stdout.strip(), expected, done.stderr)
 
 
 if __name__ == "__main__":

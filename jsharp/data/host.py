@@ -21,8 +21,9 @@ from jsharp.data.shelf import Shelf
 class HostImages:
   """Images in host memory that compiled programs can index.
 
-  It is static under `jit`, compared by identity: a program is compiled once per object,
-  and keeps it. Programs that index it are not kept by JAX's persistent compilation
+  It is static under `jit`, compared by identity: a program is compiled once per object.
+  JAX's caches keep the object, and so the array, after the program is gone; make one
+  per dataset. Programs that index it are not kept by JAX's persistent compilation
   cache. They need JAX's CPU platform beside an accelerator's
   (`JAX_PLATFORMS=cuda,cpu`; it is there by default).
 
@@ -47,9 +48,12 @@ class HostImages:
   """
 
   def __init__(self, images: np.ndarray):
-    if isinstance(images, jax.Array) or images.dtype != np.uint8 or images.ndim != 4:
+    if (
+      not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4
+    ):
       raise ValueError(
-        f"images is {type(images).__name__} {images.dtype} of shape {images.shape}; "
+        f"images is {type(images).__name__} {getattr(images, 'dtype', '')} of shape "
+        f"{np.shape(images)}; "
         "pass a NumPy array, uint8 [num_images, height, width, channels]"
       )
     self._images = np.asarray(images)

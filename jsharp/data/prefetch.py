@@ -135,10 +135,10 @@ class Prefetch:
     thread = threading.Thread(
       target=self._work, args=(shelf, known), name=THREAD_NAME, daemon=True
     )
-    for images in self._images:
-      images.shelf = shelf
-    thread.start()
     try:
+      for images in self._images:
+        images.shelf = shelf
+      thread.start()
       yield
     except BaseException:
       self.clear()
@@ -147,7 +147,8 @@ class Prefetch:
       shelf.close()
       for images in self._images:
         images.shelf = None
-      thread.join()
+      if thread.ident is not None:
+        thread.join()
 
   def clear(self) -> None:
     """Drops what was gathered."""
@@ -182,7 +183,7 @@ class Prefetch:
     return list(self._recorded)
 
   def _give_up(self, error: Exception) -> None:
-    self._program = None
+    self._program, self._entries = None, {}
     logging.warning(
       "images are gathered when they are asked for, and no longer before that: %s: %s",
       type(error).__name__,

@@ -245,6 +245,13 @@ class _LayerNorm(nn.Module):
     channels = (x.shape[-1],)
     scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
     offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
+    dtype = x.dtype
+    x, scale, offset = (_at_least_float32(a) for a in (x, scale, offset))
     x = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x).mean(axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(variance + _EPSILON) * scale[None] + offset[None]
+    x = x * jax.lax.rsqrt(variance + _EPSILON) * scale[None] + offset[None]
+    return x.astype(dtype)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

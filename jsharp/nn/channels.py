@@ -13,20 +13,30 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   Both are sums over `x` less the mean of its first row, which moves neither: centring
   by the mean itself reads and writes the array once more at every order of derivative,
   and the mean of squares less the square of the mean loses all digits where a mean is
-  far above the deviation. No mean of one of `n` rows is further from the mean than
-  `sqrt(n - 1)` deviations, so this loses `log10(n)` digits at worst, and none where
-  the rows are alike. Dtypes narrower than float32 are summed in float32, and their
-  mean and variance stay float32.
+  far above the deviation. No row of `n` is further from the mean than `sqrt(n - 1)`
+  deviations, so the rounding of the sums is magnified by `n` at worst, and not at all
+  where the rows are alike. The variance is never taken smaller than that rounding, so
+  not below zero. Dtypes narrower than float32 are summed in float32, and their mean and
+  variance stay float32.
+
+  Raises:
+    ValueError: if there is no row.
   """
+  if not x.size:
+    raise ValueError(
+      f"x has shape {x.shape}, and of nothing there are no statistics; pass at least "
+      "one row"
+    )
   axes = tuple(range(x.ndim - 1))
   if jnp.finfo(x.dtype).bits < 32:
     x = x.astype(jnp.float32)
   # The result does not depend on it, so neither do its derivatives.
   near = lax.stop_gradient(x[0].mean(axes[:-1]))
   centred = x - _like(near, x)
-  mean = centred.mean(axes)
-  variance = jnp.square(centred).mean(axes) - jnp.square(mean)
-  return near + mean, variance
+  mean, square = centred.mean(axes), jnp.square(centred).mean(axes)
+  variance = square - jnp.square(mean)
+  floor = jnp.finfo(x.dtype).eps * square
+  return near + mean, jnp.where(variance < floor, floor, variance)
 
 
 def normalise(

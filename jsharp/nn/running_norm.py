@@ -47,8 +47,9 @@ class RunningBatchNorm(nn.Module):
       An array like `x`.
     """
     channels = (x.shape[-1],)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype)
-    variance = self.variable("batch_stats", "variance", jnp.ones, channels, x.dtype)
+    wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, wide)
+    variance = self.variable("batch_stats", "variance", jnp.ones, channels, wide)
     used_mean, used_variance = mean.value, variance.value
     if train:
       used_mean, used_variance = moments(x)

@@ -60,11 +60,18 @@ def learner():
   return algorithm, init_fn(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
 
 
-def slow(algorithm):
-  """The same, a tenth of a second slower per step."""
+def wait_for(images, num_entries):
+  """Until that much was gathered ahead, two steps of support and query each."""
+  deadline = time.monotonic() + 5
+  while len(images.shelf._entries) < num_entries and time.monotonic() < deadline:
+    time.sleep(0.005)
+
+
+def slow(algorithm, images, num_entries=4):
+  """The same, each step as long as the prefetch needs for two others."""
 
   def wait(loss):
-    time.sleep(0.1)
+    wait_for(images, num_entries)
     return np.asarray(loss)
 
   def step(state, tasks):
@@ -226,11 +233,11 @@ class PrefetchTest(parameterized.TestCase):
   def test_callbacks_find_the_images_ready(self, several):
     algorithm, params = learner()
     draw = sample_tasks
-    algorithm = slow(algorithm)
+    gathers, dataset = Gathers(self), make_dataset().on_host()
+    algorithm = slow(algorithm, dataset.images)
     if several:
       samplers = [functools.partial(sample_tasks, shot=shot) for shot in (1, 2)]
       algorithm, draw = mixture([algorithm] * 2, samplers)
-    gathers, dataset = Gathers(self), make_dataset().on_host()
     state, done, runner = trained(algorithm, draw, dataset, 5, params)
     self.assertEqual(done.num_steps, 5)
     self.assertLessEqual(gathers.late, 2)  # of the first step
@@ -290,7 +297,8 @@ class PrefetchTest(parameterized.TestCase):
       ahead.steps(0, num_steps),
     ):
       for step in range(num_steps):
-        time.sleep(0.0 if step < 10 else 0.05)
+        if step >= 10:
+          wait_for(dataset.images, 4)
         assert_same(draw(step, dataset), expected[step])
         self.assertLessEqual(len(ahead._entries), 8)
         late.append(gathers.late)
@@ -357,7 +365,7 @@ class PrefetchTest(parameterized.TestCase):
       return after, {**metrics, "loss": metrics["loss"] * broken}
 
     dataset = make_dataset().on_host()
-    breaks = slow(algorithm._replace(step=step))
+    breaks = slow(algorithm._replace(step=step), dataset.images)
     _, done, runner = trained(breaks, sample_tasks, dataset, 6, params)
     self.assertIsInstance(done.error, NonFiniteLossError)
     self.assertEqual(done.num_steps, 2)
@@ -393,7 +401,7 @@ class OnEightDevices(parameterized.TestCase):
     algorithm, params = learner()
     mesh = devices.task_mesh(2, num_tasks=NUM_TASKS)
     gathers, dataset = Gathers(self), make_dataset().on_host()
-    algorithm = slow(algorithm)
+    algorithm = slow(algorithm, dataset.images, num_entries=8)
     runner = BlockRunner(algorithm, sample_tasks, num_tasks=NUM_TASKS, mesh=mesh)
     state, dataset = devices.replicate((started(algorithm, params), dataset), mesh)
     runner.compile(state, dataset)

@@ -68,9 +68,26 @@ class BatchNormTest(parameterized.TestCase):
     np.testing.assert_allclose(found[0], mean, rtol=2.0**-23, atol=tolerance)
     np.testing.assert_allclose(found[1], variance, rtol=16 * 2.0**-22)
 
-  def test_a_constant_channel_has_no_variance(self):
-    _, variance = moments(jnp.full((75, 14, 14, 1), 123.456))
-    self.assertLess(abs(variance[0]), 1e-9)
+  @parameterized.parameters(16, 1000)
+  def test_one_row_unlike_all_others(self, rows):
+    x = np.zeros((rows, 1), np.float32)
+    x[0] = 1.2345
+    _, variance = jax.jit(moments)(x)
+    expected = x.astype(np.float64).var(axis=0)
+    np.testing.assert_allclose(variance, expected, rtol=rows * 2.0**-18)
+
+  @parameterized.parameters(0.0, 123.456, 1e8, 1.1e9)
+  def test_a_constant_channel_has_hardly_a_variance(self, value):
+    constant = jnp.full((25, 28, 28, 4), value)
+    _, variance = jax.jit(moments)(constant)
+    self.assertTrue((variance >= 0).all())
+    self.assertTrue((jnp.sqrt(variance) <= 1e-6 * value).all())
+    y = jax.jit(lambda x: BatchNorm(use_scale=False, use_bias=False).apply({}, x))
+    self.assertTrue(jnp.isfinite(y(constant)).all())
+
+  def test_no_rows_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "shape .0, 3.*at least one row"):
+      moments(jnp.ones((0, 3)))
 
   def test_narrow_dtypes_are_summed_in_float32(self):
     x = jnp.asarray(20 + self.x, jnp.bfloat16)
