@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if unknown := set(_SETTINGS.value) - SETTINGS.keys():
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
-  host_memory.keep_freed_memory()
+  host_memory.restart_with_huge_pages()
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, "
     f"{jax.devices()[0].device_kind}, {platform.machine()}, commit "

@@ -124,7 +124,7 @@ def report(setting: dict[str, int]) -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  host_memory.keep_freed_memory()
+  host_memory.restart_with_huge_pages()
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"{_SETTING.value}; Python {platform.python_version()}, jax {jax.__version__}; "

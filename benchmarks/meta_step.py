@@ -18,6 +18,7 @@ Memory is what the compiled step holds on a device, arguments included.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -64,12 +65,12 @@ _NUM_DEVICES = flags.DEFINE_integer(
   "Devices that jsharp divides the tasks among; on a CPU parts of it.",
   lower_bound=1,
 )
-_KEEP_MEMORY = flags.DEFINE_enum(
-  "keep_memory",
+_HUGE_PAGES = flags.DEFINE_enum(
+  "huge_pages",
   "jsharp",
   ["none", "jsharp", "both"],
-  "Whose process keeps freed memory (jsharp.host_memory): by default that which does "
-  "in use, for jsharp's programs keep it and PyTorch has no such call.",
+  "Which processes ask for huge pages (jsharp.host_memory): by default that which does "
+  "in use, for jsharp's programs ask and PyTorch does not.",
 )
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
@@ -90,10 +91,11 @@ _MATMUL_SIZE = 2048
 class Torch:
   """The PyTorch process, asked for one round at a time."""
 
-  def __init__(self, python: str, threads: int, *, keep_memory: bool):
+  def __init__(self, python: str, threads: int, *, huge_pages: bool):
     script = Path(__file__).with_name("torch_meta_step.py")
     self._process = subprocess.Popen(
-      [python, str(script), str(threads), *(["keep"] if keep_memory else [])],
+      [python, str(script), str(threads)],
+      env={**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={int(huge_pages)}"},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -242,12 +244,12 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
   if _NUM_DEVICES.value > 1:
     jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
-  if _KEEP_MEMORY.value != "none":
-    host_memory.keep_freed_memory()
+  if _HUGE_PAGES.value != "none":
+    host_memory.restart_with_huge_pages()
   torch = None
   if _TORCH_PYTHON.value:
-    both = _KEEP_MEMORY.value == "both"
-    torch = Torch(_TORCH_PYTHON.value, _THREADS.value, keep_memory=both)
+    both = _HUGE_PAGES.value == "both"
+    torch = Torch(_TORCH_PYTHON.value, _THREADS.value, huge_pages=both)
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, flax "

@@ -6,11 +6,9 @@ under an interpreter that has PyTorch. Reads one JSON request per line from stdi
 
     {"setting": {...}, "algorithm": "maml", "form": "loop", "seconds": 5.0}
 
-runs meta-steps of that form for that long, and answers with one JSON line. Arguments:
-the number of threads, and "keep" to keep freed memory as jsharp's programs do.
+runs meta-steps of that form for that long, and answers with one JSON line.
 """
 
-import ctypes
 import json
 import sys
 import time
@@ -157,9 +155,6 @@ def make_step(setting, algorithm, form):
 
 def main():
   torch.set_num_threads(int(sys.argv[1]))
-  if sys.argv[2:] == ["keep"]:
-    mallopt = ctypes.CDLL(None).mallopt  # As in jsharp/host_memory.py.
-    assert all([mallopt(-8, 1), mallopt(-4, 0), mallopt(-1, -1)])
   versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
   print(json.dumps(versions), flush=True)
   steps = {}

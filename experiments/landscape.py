@@ -25,7 +25,7 @@ from experiments import resource_flags, validators
 OBJECTIVES = ("meta", "task", "adapted")
 
 # They change how long a start takes, how it is shown and where things lie.
-BENIGN = ["runs", "out", "ceiling", "data_dir", "compilation_cache_dir", "keep_memory"]
+BENIGN = ["runs", "out", "ceiling", "data_dir", "compilation_cache_dir", "huge_pages"]
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -85,7 +85,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     "As for training: compiled programs, for you alone. Empty: no cache.",
     flag_values=f,
   )
-  resource_flags.define_keep_memory(f)
+  resource_flags.define_huge_pages(f)
   positive = validators.positive
   positive(
     ("grid", "num_tasks", "point_chunk", "task_chunk"),
@@ -286,8 +286,8 @@ def _start() -> None:
       return 2
     from jsharp import host_memory  # It imports JAX, which --help need not wait for.
 
-    if flags.FLAGS["keep_memory"].value:
-      host_memory.keep_freed_memory()
+    if flags.FLAGS["huge_pages"].value:
+      host_memory.restart_with_huge_pages()
     return run(flags.FLAGS)
 
   app.run(main, flags_parser=parse)

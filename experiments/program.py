@@ -40,7 +40,7 @@ BENIGN = frozenset(
     "compilation_cache_dir",
     "num_devices",
     "images",
-    "keep_memory",
+    "huge_pages",
     "distributed",
     "coordinator",
     "num_processes",
@@ -98,8 +98,8 @@ def start(
       return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
     from jsharp import host_memory  # It imports JAX, which --help need not wait for.
 
-    if flags.FLAGS["keep_memory"].value:
-      host_memory.keep_freed_memory()
+    if flags.FLAGS["huge_pages"].value:
+      host_memory.restart_with_huge_pages()
     try:
       return run(name, define_flags, build, flags.FLAGS, complete)
     except KeyboardInterrupt:

@@ -1,48 +1,45 @@
-"""Memory that the process keeps between two calls of a compiled program."""
+"""How the system hands memory to a program that computes on the CPU."""
 
-import ctypes
 import os
+import sys
 
-# The numbers of glibc's malloc.h.
-_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
+_TUNABLES = "GLIBC_TUNABLES"
+_HUGE_PAGES = "glibc.malloc.hugetlb"
 
 
-def keep_freed_memory() -> bool:
-  """Lets the C library keep what is freed, to be used again.
+def restart_with_huge_pages() -> None:
+  """Starts the running program anew with huge pages for its large arrays.
 
-  On a CPU, XLA allocates all intermediate results of a program when it is called, and
-  frees them when it ends. By default glibc returns so much memory to the system at
-  once, and the next call is given new pages, each of which the system first clears: a
-  fifth to a third of the time of a second-order meta-step whose maps are large. With
-  this the process keeps its pages. So it stays as large as it ever was, loading its
-  data included, and gets larger than otherwise where what is freed is too scattered to
-  serve again. All threads share one heap, which matters only where many of them
-  allocate at a time. It is for the whole process, and for good, and has no use where
-  JAX computes on an accelerator; call it in programs, before JAX starts its threads.
+  On a CPU, XLA allocates all intermediate results of a program when it is called and
+  frees them when it ends. So much memory goes back to the system at once, and the next
+  call is given new pages, which the system first clears one by one. Pages of 2 MiB in
+  place of 4 KiB are handed out and found faster: measured in docs/performance.md. The C
+  library asks for them if `GLIBC_TUNABLES` says so when a process starts, hence the
+  restart, in the same process and with the same arguments; what was read from standard
+  input is lost. Call it first in a program, or set `GLIBC_TUNABLES=
+  glibc.malloc.hugetlb=1` yourself.
 
-  Returns:
-    Whether it was done: nothing is where the C library is not glibc.
+  Does nothing where that variable decides on huge pages already (so nothing in the
+  program that was started anew), and where the system is not Linux. Another C library
+  than glibc takes no notice.
+
+  Raises:
+    OSError: if the interpreter cannot be started again.
 
   Example:
+    >>> import os
     >>> from jsharp import host_memory
-    >>> kept = host_memory.keep_freed_memory()
+    >>> os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"
+    >>> host_memory.restart_with_huge_pages()  # Decided: this program goes on.
   """
-  if not _is_glibc():
-    return False
-  mallopt = ctypes.CDLL(None).mallopt
-  done = [
-    # One heap for all threads, which can grow and shrink at one end ...
-    mallopt(_M_ARENA_MAX, 1),
-    # ... holds large arrays too, which otherwise are mapped one by one ...
-    mallopt(_M_MMAP_MAX, 0),
-    # ... and never shrinks.
-    mallopt(_M_TRIM_THRESHOLD, -1),
-  ]
-  return all(done)
-
-
-def _is_glibc() -> bool:
-  try:
-    return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
-  except (AttributeError, ValueError, OSError):  # No such function, name or value.
-    return False
+  present = os.environ.get(_TUNABLES, "")
+  if _HUGE_PAGES in present or sys.platform != "linux":
+    return
+  asked = f"{_HUGE_PAGES}=1"
+  environment = {
+    **os.environ,
+    _TUNABLES: f"{present}:{asked}" if present else asked,
+  }
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -1,11 +1,9 @@
 import os
+import pathlib
 import subprocess
 import sys
-from unittest import mock
 
 from absl.testing import absltest, parameterized
-
-from jsharp import host_memory
 
 _FAULTS = """
 import resource
@@ -15,65 +13,71 @@ import numpy as np
 
 from jsharp import host_memory
 
-if "keep" in sys.argv:
-  assert host_memory.keep_freed_memory()
-
-
-def use():
-  np.ones(2**25, np.uint8)
-
-
-use()
+host_memory.restart_with_huge_pages()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
-  use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+  np.ones(2**25, np.uint8)
+print(*sys.argv[1:], resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-
 _PROGRAM = """
+import os
 from unittest import mock
 
 from experiments import program, sinusoid
-from jsharp import host_memory
 
-with (
-  mock.patch.object(host_memory, "keep_freed_memory", lambda: print("kept")),
-  mock.patch.object(program, "run", lambda *_: 0),
-):
+show = lambda *_: print(os.environ.get("GLIBC_TUNABLES")) or 0
+with mock.patch.object(program, "run", show):
   program.start("sinusoid", sinusoid.define_flags, sinusoid.build)
 """
+_KERNEL = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def page_faults(*arguments):
-  """Of a new process that takes and frees four times 32 MiB, after a first time."""
-  command = [sys.executable, "-c", _FAULTS, *arguments]
-  # NumPy would ask for huge pages, whose faults are few.
-  environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+def output(code, *arguments, **variables):
+  environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
   done = subprocess.run(
-    command, capture_output=True, text=True, check=True, env=environment
+    [sys.executable, "-c", code, *arguments],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**environment, **variables},
   )
-  return int(done.stdout)
+  return done.stdout.strip()
 
 
 class HostMemoryTest(parameterized.TestCase):
-  def test_freed_memory_is_used_again(self):
-    if not host_memory._is_glibc():
+  def setUp(self):
+    super().setUp()
+    if sys.platform != "linux":
+      self.skipTest("not Linux")
+
+  def test_fewer_pages_are_handed_out(self):
+    try:
+      if "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"):
+        self.skipTest("another C library")
+    except (AttributeError, ValueError, OSError, TypeError):
       self.skipTest("another C library")
-    # 32,768 without it, or 64 where all pages are huge.
-    self.assertLess(page_faults("keep"), 32)
+    if not _KERNEL.exists() or "[madvise]" not in _KERNEL.read_text():
+      self.skipTest("no huge pages on request")
+    # NumPy asks for huge pages by itself.
+    numpy = {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    refused = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    *arguments, plain = output(_FAULTS, "a b", "c", **numpy, **refused).split()
+    self.assertEqual(arguments, ["a", "b", "c"])
+    *arguments, huge = output(_FAULTS, "a b", "c", **numpy).split()
+    self.assertEqual(arguments, ["a", "b", "c"])
+    # 8,192 pages of 4 KiB are 16 of 2 MiB, four times.
+    self.assertGreater(int(plain), 4 * 8000)
+    self.assertLess(int(huge), int(plain) / 4)
 
-  @parameterized.parameters(AttributeError, ValueError, OSError)
-  def test_another_c_library_is_left_alone(self, error):
-    with mock.patch.object(os, "confstr", side_effect=error):
-      self.assertFalse(host_memory.keep_freed_memory())
-
-  def test_the_programs_do_it(self):
-    command = [sys.executable, "-c", _PROGRAM]
-    for flags, expected in (((), "kept"), (("--nokeep_memory",), "")):
-      done = subprocess.run(
-        [*command, *flags], capture_output=True, text=True, check=False
-      )
-      self.assertEqual(done.stdout.strip(), expected, done.stderr)
+  @parameterized.parameters(
+    ((), None, "glibc.malloc.hugetlb=1"),
+    ((), "glibc.malloc.hugetlb=2", "glibc.malloc.hugetlb=2"),
+    ((), "glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+    (("--nohuge_pages",), None, "None"),
+  )
+  def test_programs_ask_for_them(self, flags, present, expected):
+    variables = {} if present is None else {"GLIBC_TUNABLES": present}
+    self.assertEqual(output(_PROGRAM, *flags, **variables), expected)
 
 
 if __name__ == "__main__":
