@@ -20,6 +20,7 @@ Memory is what the compiled step holds on a device, arguments included.
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import time
@@ -115,6 +116,7 @@ class Torch:
     self, name: str, algorithm: str, form: str, seconds: float
   ) -> float:
     """Runs one round of one form."""
+    self._process.send_signal(signal.SIGCONT)
     request = {
       "setting": SETTINGS[name] | {"name": name},
       "algorithm": algorithm,
@@ -123,10 +125,13 @@ class Torch:
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(request | {"seconds": seconds}) + "\n")
     self._process.stdin.flush()
-    return self._answer()
+    answer = self._answer()
+    self._process.send_signal(signal.SIGSTOP)  # Its threads would look for work.
+    return answer
 
   def close(self) -> None:
     """Ends the process."""
+    self._process.send_signal(signal.SIGCONT)
     self._process.communicate()
 
 
