@@ -97,9 +97,9 @@ def report(name: str) -> None:
     while count == 0 or time.perf_counter() - start < seconds:
       begin = time.perf_counter()
       with ahead.steps(number, 1) if prefetched else contextlib.nullcontext():
-        waited -= time.perf_counter()
-        step()
         waited += time.perf_counter()
+        step()
+        waited -= time.perf_counter()
         drawn(host)
       waited += time.perf_counter() - begin
       count += 1
