@@ -111,9 +111,10 @@ def placed(splits: dict[str, data.Dataset], images: str) -> dict[str, data.Datas
   try:
     jax.local_devices(backend="cpu")
   except RuntimeError as error:
+    config: Any = jax.config  # jax 0.10 does not declare its attributes.
     raise ValueError(
       "images in host memory are fetched by JAX's CPU platform, and JAX_PLATFORMS="
-      f"{jax.config.jax_platforms} leaves it out; add cpu at its end, or pass "
+      f"{config.jax_platforms} leaves it out; add cpu at its end, or pass "
       "--images=device"
     ) from error
   return {name: split.on_host() for name, split in splits.items()}

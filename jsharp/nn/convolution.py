@@ -7,6 +7,8 @@ one that second-order meta-learning adds. Here the three maps of a convolution
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -52,13 +54,14 @@ def conv2d(
   """
   _check(x, w, stride, implementation)
   form, weight_form = (implementation,) * 2 if implementation else _choose(x, stride)
+  config: Any = jax.config  # jax 0.10 does not declare its attributes.
   geometry = Geometry(
     size=(x.shape[1], x.shape[2]),
     kernel=(w.shape[0], w.shape[1]),
     stride=stride,
     form=form,
     weight_form=weight_form,
-    precision=jax.config.jax_default_matmul_precision,
+    precision=config.jax_default_matmul_precision,
   )
   x, w = _match_manual_axes(x, w)
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
