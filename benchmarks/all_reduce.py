@@ -27,8 +27,8 @@ import jax
 from absl import app, flags, logging
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.settings import SETTINGS, make_problem
-from benchmarks.tables import spread
+from benchmarks.settings import SETTINGS, check_arguments, make_problem
+from benchmarks.tables import begin_table, spread
 from jsharp import processes
 from jsharp.devices import replicate, task_mesh
 from jsharp.objectives import TASK_AXIS
@@ -93,10 +93,7 @@ def report(count: int, names: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if unknown := set(_SETTINGS.value) - SETTINGS.keys():
-    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
+  check_arguments(argv, _SETTINGS.value)
   logging.set_verbosity(logging.WARNING)  # absl shows the chatter of JAX otherwise.
   if _RANK.value:
     rank, count, address = _RANK.value.split("/")
@@ -114,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     f"{git_commit(Path(__file__).parents[1])}\n"
   )
   columns = ["setting", "parameters", "MiB", "processes", "ms per sum, median (range)"]
-  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+  begin_table(columns)
   for count in _PROCESSES.value:
     report(int(count), _SETTINGS.value)
 

@@ -26,8 +26,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from benchmarks.settings import SETTINGS, make_algorithm, make_problem
-from jsharp import host_memory
+from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
+from benchmarks.tables import begin_table
+from experiments import host_memory
 from jsharp.report import git_commit
 
 _SETTINGS = flags.DEFINE_list(
@@ -129,7 +130,7 @@ def report(name: str) -> None:
     f"\n{name}, {_ALGORITHM.value}: {plain:.0f} ms per task, {traced:.0f} traced, "
     f"{total:.0f} in {sum(map(len, times.values())) / _STEPS.value:.0f} operations\n"
   )
-  print(f"| ms | {' | '.join(KINDS)} | all | share |\n{'|---' * (len(KINDS) + 3)}|")
+  begin_table(["ms", *KINDS, "all", "share"])
   layers = sorted({layer for layer, _ in cells}, key=lambda x: (x == "other", x))
   for layer in [*layers, "all"]:
     row = [
@@ -142,10 +143,7 @@ def report(name: str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if unknown := set(_SETTINGS.value) - SETTINGS.keys():
-    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
+  check_arguments(argv, _SETTINGS.value)
   host_memory.restart_with_huge_pages()
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, "

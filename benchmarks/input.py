@@ -26,9 +26,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.settings import SETTINGS, make_algorithm, make_problem
-from benchmarks.tables import calls_per_second, spread
-from jsharp import data, host_memory
+from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
+from benchmarks.tables import begin_table, calls_per_second, spread
+from experiments import host_memory
+from jsharp import data
 from jsharp.data.prefetch import Prefetch
 from jsharp.report import git_commit
 
@@ -133,10 +134,7 @@ def report(name: str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if unknown := set(_SETTINGS.value) - SETTINGS.keys():
-    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
+  check_arguments(argv, _SETTINGS.value)
   host_memory.restart_with_huge_pages()
   commit = git_commit(Path(__file__).parents[1])
   print(
@@ -157,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
     "between / step",
     "prefetched / step",
   ]
-  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+  begin_table(columns)
   for name in _SETTINGS.value:
     report(name)
 

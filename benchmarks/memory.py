@@ -26,7 +26,8 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_problem
 from benchmarks.tables import calls_per_second, spread
-from jsharp import host_memory, memory
+from experiments import host_memory
+from jsharp import memory
 from jsharp.algorithms import maml
 from jsharp.report import git_commit
 from jsharp.types import LossFn

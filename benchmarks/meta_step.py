@@ -36,9 +36,9 @@ import optax
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.settings import SETTINGS, make_algorithm, make_problem
-from benchmarks.tables import calls_per_second, spread
-from jsharp import host_memory
+from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
+from benchmarks.tables import begin_table, calls_per_second, spread
+from experiments import host_memory
 from jsharp.devices import replicate, task_mesh
 from jsharp.objectives import TASK_AXIS
 from jsharp.precision import PRECISIONS
@@ -70,8 +70,8 @@ _HUGE_PAGES = flags.DEFINE_enum(
   "huge_pages",
   "jsharp",
   ["none", "jsharp", "both"],
-  "Which processes ask for huge pages (jsharp.host_memory): by default that which does "
-  "in use, for jsharp's programs ask and PyTorch does not.",
+  "Which processes ask for huge pages, as experiments/host_memory.py does: by default "
+  "as in use, for jsharp's programs ask and PyTorch does not.",
 )
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
@@ -243,14 +243,11 @@ def report(name: str, algorithm: str, torch: Torch | None) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if unknown := set(_SETTINGS.value) - SETTINGS.keys():
-    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
-  if _NUM_DEVICES.value > 1:
-    jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
+  check_arguments(argv, _SETTINGS.value)
   if _HUGE_PAGES.value != "none":
     host_memory.restart_with_huge_pages()
+  if _NUM_DEVICES.value > 1:
+    jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
   torch = None
   if _TORCH_PYTHON.value:
     both = _HUGE_PAGES.value == "both"
@@ -275,7 +272,7 @@ def main(argv: Sequence[str]) -> None:
     "GFLOP/s of matmul's",
     "of matmul",
   ]
-  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+  begin_table(columns)
   for name in _SETTINGS.value:
     for algorithm in _ALGORITHMS.value:
       report(name, algorithm, torch)

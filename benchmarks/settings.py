@@ -1,11 +1,13 @@
 """The meta-learning problems and algorithms that the benchmarks measure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import app
 
 from jsharp import algorithms, losses
 from jsharp.models import Conv4, as_functions
@@ -30,6 +32,22 @@ SETTINGS = {
 }  # fmt: skip
 
 INNER_LR, OUTER_LR, RHO = 0.1, 1e-3, 5e-4
+
+
+def check_arguments(argv: Sequence[str], settings: Sequence[str]) -> None:
+  """Refuses stray arguments and names that `SETTINGS` lacks.
+
+  Args:
+    argv: what `app.run` calls a program with.
+    settings: the value of `--settings`.
+
+  Raises:
+    app.UsageError: naming what is wrong and what there is.
+  """
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if unknown := set(settings) - SETTINGS.keys():
+    raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
 
 
 def make_tasks(setting: dict[str, int]) -> Task:

@@ -15,6 +15,11 @@ def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
   return count / (time.perf_counter() - start)
 
 
+def begin_table(columns: Sequence[str]) -> None:
+  """Prints the head of a Markdown table."""
+  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+
+
 def spread(values: Sequence[float], digits: int) -> str:
   """Median and range, as "1.5 (1.0 to 2.0)"."""
   low, mid, high = min(values), statistics.median(values), max(values)

@@ -1,4 +1,7 @@
-"""How the system hands memory to a program that computes on the CPU."""
+"""How the system hands memory to a program that computes on the CPU.
+
+It imports nothing, so that what starts anew has not waited for JAX before.
+"""
 
 import os
 import sys
@@ -28,7 +31,7 @@ def restart_with_huge_pages() -> None:
 
   Example:
     >>> import os
-    >>> from jsharp import host_memory
+    >>> from experiments import host_memory
     >>> os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"
     >>> host_memory.restart_with_huge_pages()  # Decided: this program goes on.
   """

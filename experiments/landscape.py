@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import resource_flags, validators
+from experiments import host_memory, resource_flags, validators
 
 OBJECTIVES = ("meta", "task", "adapted")
 
@@ -284,8 +284,6 @@ def _start() -> None:
         f"landscape: {arguments[1]!r} is no flag; flags start with --.", file=sys.stderr
       )
       return 2
-    from jsharp import host_memory  # It imports JAX, which --help need not wait for.
-
     if flags.FLAGS["huge_pages"].value:
       host_memory.restart_with_huge_pages()
     return run(flags.FLAGS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import method_flags, process_flags, resource_flags
+from experiments import host_memory, method_flags, process_flags, resource_flags
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
@@ -96,8 +96,6 @@ def start(
       logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
     if len(arguments) > 1:
       return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
-    from jsharp import host_memory  # It imports JAX, which --help need not wait for.
-
     if flags.FLAGS["huge_pages"].value:
       host_memory.restart_with_huge_pages()
     try:

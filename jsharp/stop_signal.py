@@ -21,9 +21,8 @@ class StopSignal:
   `stop.requested`, which loops look at: as soon as Python runs in the main thread,
   however late the thread that watches gets its turn. The second ends the process at
   once with 128 + its own number, even in the middle of a compilation: for that a
-  thread of its own watches. Leaving the block
-  brings the previous handlers back. Never entered, it is a switch that only
-  `request` sets.
+  thread of its own watches. Leaving the block brings the previous handlers back. Never
+  entered, it is a switch that only `request` sets.
 
   Example:
     >>> stop = StopSignal()

@@ -10,7 +10,7 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "checks", "files", "curves", "host_memory", "leaf_archive"),
+  ("types", "checks", "files", "curves", "leaf_archive"),
   ("losses", "memory", "normalization", "precision", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jsharp.checks import check_count
 from jsharp.models.conv4 import dense
+from jsharp.nn.channels import at_least_float32
 
 _EXPANSION = 4  # Hidden width of a block's network, in units of its width.
 _EPSILON = 1e-6
@@ -246,12 +247,9 @@ class _LayerNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
     offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
     dtype = x.dtype
-    x, scale, offset = (_at_least_float32(a) for a in (x, scale, offset))
+    wide = at_least_float32(dtype)
+    x, scale, offset = (a.astype(wide) for a in (x, scale, offset))
     x = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x).mean(axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(variance + _EPSILON) * scale[None] + offset[None]
     return x.astype(dtype)
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

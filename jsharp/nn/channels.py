@@ -1,10 +1,17 @@
 """What the normalisation layers share: statistics per channel, and their use."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jsharp.nn.pooling import max_pool
+
+
+def at_least_float32(dtype: Any) -> Any:
+  """The dtype that statistics of arrays of a floating-point dtype are computed in."""
+  return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -28,8 +35,7 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       "one row"
     )
   axes = tuple(range(x.ndim - 1))
-  if jnp.finfo(x.dtype).bits < 32:
-    x = x.astype(jnp.float32)
+  x = x.astype(at_least_float32(x.dtype))
   # The result does not depend on it, so neither do its derivatives.
   near = lax.stop_gradient(x[0].mean(axes[:-1]))
   centred = x - _like(near, x)

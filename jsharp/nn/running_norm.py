@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.nn.channels import moments, normalise
+from jsharp.nn.channels import at_least_float32, moments, normalise
 
 
 class RunningBatchNorm(nn.Module):
@@ -47,7 +47,7 @@ class RunningBatchNorm(nn.Module):
       An array like `x`.
     """
     channels = (x.shape[-1],)
-    wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+    wide = at_least_float32(x.dtype)
     mean = self.variable("batch_stats", "mean", jnp.zeros, channels, wide)
     variance = self.variable("batch_stats", "variance", jnp.ones, channels, wide)
     used_mean, used_variance = mean.value, variance.value

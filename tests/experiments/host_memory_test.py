@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from jsharp import host_memory
+from experiments import host_memory
 
 host_memory.restart_with_huge_pages()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
