@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks.tables import calls_per_second
 from jsharp.nn import conv_forms
 from jsharp.nn.conv_forms import Geometry
-from jsharp.nn.convolution import _choose
+from jsharp.nn.convolution import _choose, _suits_winograd
 from jsharp.report import git_commit
 
 _SECONDS = flags.DEFINE_float("seconds", 0.1, "Seconds per form and round.")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     x = jax.random.normal(keys[0], (1, n, size, size, c))
     w = jax.random.normal(keys[1], (1, 3, 3, c, o))
     g = jax.random.normal(keys[2], (1, n, out, out, o))
-    chosen = _choose(x[0], stride)
+    chosen = _choose(x[0], w[0], stride)
     cells = []
     for function, mark in (
       (conv_forms.forward, chosen[0]),
@@ -87,6 +87,8 @@ def main(argv: Sequence[str]) -> None:
       names = ["direct", "im2col"]
       if function is conv_forms.weight_gradient and stride == 1:
         names.append("shifted")
+      if _suits_winograd(x[0], w[0]) and stride == 1:
+        names.append("winograd")
       forms = {
         name: Geometry(
           (size, size),

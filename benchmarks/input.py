@@ -28,7 +28,6 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table, calls_per_second, spread
-from experiments import host_memory
 from jsharp import data
 from jsharp.data.prefetch import Prefetch
 from jsharp.report import git_commit
@@ -135,7 +134,6 @@ def report(name: str) -> None:
 
 def main(argv: Sequence[str]) -> None:
   check_arguments(argv, _SETTINGS.value)
-  host_memory.restart_with_huge_pages()
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, numpy "

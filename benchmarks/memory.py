@@ -26,7 +26,6 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_problem
 from benchmarks.tables import calls_per_second, spread
-from experiments import host_memory
 from jsharp import memory
 from jsharp.algorithms import maml
 from jsharp.report import git_commit
@@ -125,7 +124,6 @@ def report(setting: dict[str, int]) -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  host_memory.restart_with_huge_pages()
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"{_SETTING.value}; Python {platform.python_version()}, jax {jax.__version__}; "

@@ -12,13 +12,12 @@ untimed step each, the forms take turns, `--seconds` at a time for `--rounds` ro
 that what else the machine does hits all alike; the ratio is taken round by round
 against the faster PyTorch form of that round. A product of two square matrices takes
 turns with them: "of matmul" is the share of its speed that a form's arithmetic reaches,
-as XLA counts that of a step with one task, compiled apart (derivatives of a convolution
-count as convolutions; what fewer multiplications would do as well counts as done).
+counted as that of direct convolutions (`benchmarks/arithmetic.py`): with fewer
+multiplications the share may exceed all.
 Memory is what the compiled step holds on a device, arguments included.
 """
 
 import json
-import os
 import platform
 import signal
 import statistics
@@ -36,10 +35,10 @@ import optax
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import arithmetic
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table, calls_per_second, spread
-from experiments import host_memory
-from jsharp.devices import replicate, task_mesh
+from jsharp.devices import compiler_options, replicate, task_mesh
 from jsharp.objectives import TASK_AXIS
 from jsharp.precision import PRECISIONS
 from jsharp.report import git_commit
@@ -66,13 +65,6 @@ _NUM_DEVICES = flags.DEFINE_integer(
   "Devices that jsharp divides the tasks among; on a CPU parts of it.",
   lower_bound=1,
 )
-_HUGE_PAGES = flags.DEFINE_enum(
-  "huge_pages",
-  "jsharp",
-  ["none", "jsharp", "both"],
-  "Which processes ask for huge pages, as experiments/host_memory.py does: by default "
-  "as in use, for jsharp's programs ask and PyTorch does not.",
-)
 _TASK_CHUNK = flags.DEFINE_list(
   "task_chunk",
   ["0"],
@@ -92,11 +84,10 @@ _MATMUL_SIZE = 2048
 class Torch:
   """The PyTorch process, asked for one round at a time."""
 
-  def __init__(self, python: str, threads: int, *, huge_pages: bool):
+  def __init__(self, python: str, threads: int):
     script = Path(__file__).with_name("torch_meta_step.py")
     self._process = subprocess.Popen(
       [python, str(script), str(threads)],
-      env={**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={int(huge_pages)}"},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -148,44 +139,47 @@ class Step(NamedTuple):
   run: Callable[[], None]
   compilation: float
   memory: int
-  flops: float
+  flops: int
 
 
 def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> Step:
-  """Compiles a meta-step, and one with a single task to count its operations."""
+  """Compiles a meta-step, and counts the operations of one with a single task."""
 
-  def compiled(num_tasks: int, num_devices: int) -> tuple[Any, Any, Any]:
+  def problem(num_tasks: int) -> tuple[Any, Any, Any]:
     params, loss_fn, tasks = make_problem(
       setting | {"num_tasks": num_tasks}, _PRECISION.value
     )
     made = make_algorithm(algorithm, loss_fn, setting, task_chunk=chunk)
-    step, state = made.step, made.init(params)
-    if num_devices > 1:
-      mesh = task_mesh(num_devices, num_tasks=num_tasks)
-      state = replicate(state, mesh)
-      by_task = PartitionSpec(TASK_AXIS)
-      tasks = jax.device_put(tasks, NamedSharding(mesh, by_task))
-      step = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), by_task),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-      )
-    return jax.jit(step).lower(state, tasks).compile(), state, tasks
+    return made.step, made.init(params), tasks
 
-  counted = compiled(1, 1)[0].cost_analysis()
+  flops = arithmetic.count(*problem(1))
+  num_tasks, num_devices = setting["num_tasks"], _NUM_DEVICES.value
+  step, state, tasks = problem(num_tasks)
+  options: dict[str, bool | str] = {}
+  if num_devices > 1:
+    mesh = task_mesh(num_devices, num_tasks=num_tasks)
+    options = compiler_options(mesh)
+    state = replicate(state, mesh)
+    by_task = PartitionSpec(TASK_AXIS)
+    tasks = jax.device_put(tasks, NamedSharding(mesh, by_task))
+    step = jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), by_task),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
   start = time.perf_counter()
-  step, state, tasks = compiled(setting["num_tasks"], _NUM_DEVICES.value)
+  compiled = jax.jit(step, compiler_options=options).lower(state, tasks).compile()
   compilation = time.perf_counter() - start
-  sizes = step.memory_analysis()
+  sizes = compiled.memory_analysis()
 
   def run() -> None:
     nonlocal state
-    state, _ = jax.block_until_ready(step(state, tasks))
+    state, _ = jax.block_until_ready(compiled(state, tasks))
 
   memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-  return Step(run, compilation, memory, counted["flops"])
+  return Step(run, compilation, memory, flops)
 
 
 def make_matmul() -> Callable[[], Any]:
@@ -244,14 +238,11 @@ def report(name: str, algorithm: str, torch: Torch | None) -> None:
 
 def main(argv: Sequence[str]) -> None:
   check_arguments(argv, _SETTINGS.value)
-  if _HUGE_PAGES.value != "none":
-    host_memory.restart_with_huge_pages()
   if _NUM_DEVICES.value > 1:
     jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
   torch = None
   if _TORCH_PYTHON.value:
-    both = _HUGE_PAGES.value == "both"
-    torch = Torch(_TORCH_PYTHON.value, _THREADS.value, huge_pages=both)
+    torch = Torch(_TORCH_PYTHON.value, _THREADS.value)
   commit = git_commit(Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, flax "

@@ -59,7 +59,6 @@ def define_run(flag_values: flags.FlagValues) -> None:
     "refused if others can write to it. Empty: no cache.",
     flag_values=f,
   )
-  resource_flags.define_huge_pages(f)
   flags.DEFINE_integer(
     "seed",
     0,

@@ -20,12 +20,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import host_memory, resource_flags, validators
+from experiments import resource_flags, validators
 
 OBJECTIVES = ("meta", "task", "adapted")
 
 # They change how long a start takes, how it is shown and where things lie.
-BENIGN = ["runs", "out", "ceiling", "data_dir", "compilation_cache_dir", "huge_pages"]
+BENIGN = ["runs", "out", "ceiling", "data_dir", "compilation_cache_dir"]
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -85,7 +85,6 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     "As for training: compiled programs, for you alone. Empty: no cache.",
     flag_values=f,
   )
-  resource_flags.define_huge_pages(f)
   positive = validators.positive
   positive(
     ("grid", "num_tasks", "point_chunk", "task_chunk"),
@@ -284,8 +283,6 @@ def _start() -> None:
         f"landscape: {arguments[1]!r} is no flag; flags start with --.", file=sys.stderr
       )
       return 2
-    if flags.FLAGS["huge_pages"].value:
-      host_memory.restart_with_huge_pages()
     return run(flags.FLAGS)
 
   app.run(main, flags_parser=parse)

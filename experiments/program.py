@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import host_memory, method_flags, process_flags, resource_flags
+from experiments import method_flags, process_flags, resource_flags
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Build = Callable[[SimpleNamespace], Any]
@@ -40,7 +40,7 @@ BENIGN = frozenset(
     "compilation_cache_dir",
     "num_devices",
     "images",
-    "huge_pages",
+    "convolution",
     "distributed",
     "coordinator",
     "num_processes",
@@ -96,8 +96,6 @@ def start(
       logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
     if len(arguments) > 1:
       return _refuse(name, f"{arguments[1]!r} is no flag; flags start with --.")
-    if flags.FLAGS["huge_pages"].value:
-      host_memory.restart_with_huge_pages()
     try:
       return run(name, define_flags, build, flags.FLAGS, complete)
     except KeyboardInterrupt:
@@ -143,6 +141,7 @@ def run(
   from experiments import memory_budget, session
   from jsharp import processes
   from jsharp.files import write_atomically
+  from jsharp.nn import default_convolution
   from jsharp.run_directory import RunDirectory
 
   if finished:
@@ -150,6 +149,10 @@ def run(
   lines = [flag_values[flag].serialize() for flag in sorted(ours)]
   flags_text = "".join(f"{line}\n" for line in lines if line)
   with contextlib.ExitStack() as stack:
+    convolution = getattr(settings, "convolution", "auto")
+    stack.enter_context(
+      default_convolution(None if convolution == "auto" else convolution)
+    )
     try:
       if process_flags.asked(settings):
         elsewhere = stack.enter_context(process_flags.joined(settings))

@@ -44,6 +44,15 @@ def define(flag_values: flags.FlagValues) -> None:
     "faster for small networks.",
     flag_values=f,
   )
+  flags.DEFINE_enum(
+    "convolution",
+    "auto",
+    ("auto", "direct", "im2col", "winograd"),
+    "How convolutions are computed, with equal results up to rounding: by XLA, as "
+    "matrix products, or with fewer multiplications where the shape suits that. auto: "
+    "by shape, platform and the cores of a device.",
+    flag_values=f,
+  )
   flags.DEFINE_boolean(
     "deterministic",
     False,
@@ -72,18 +81,6 @@ def define(flag_values: flags.FlagValues) -> None:
     flag_values=f,
   )
   positive(("task_chunk", "num_devices"), f, "give a number of at least 1.")
-
-
-def define_huge_pages(flag_values: flags.FlagValues) -> None:
-  """Defines the flag of every program that computes."""
-  flags.DEFINE_boolean(
-    "huge_pages",
-    True,
-    "On Linux, has the C library ask for pages of 2 MiB, by a restart with "
-    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 where that variable does not decide: steps "
-    "on the CPU wait less for memory.",
-    flag_values=flag_values,
-  )
 
 
 def define_images(flag_values: flags.FlagValues) -> None:
@@ -121,6 +118,8 @@ def complete(settings: SimpleNamespace) -> None:
       f"{settings.task_chunk}; drop one of them"
     )
   settings.task_chunk = "in_order"
+  if settings.convolution == "auto":  # That would depend on the number of devices.
+    settings.convolution = "winograd"
 
 
 def set_environment(settings: SimpleNamespace) -> None:

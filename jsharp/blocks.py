@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsharp.data.prefetch import Prefetch
-from jsharp.devices import TakeStep, local_parts, on_devices
+from jsharp.devices import TakeStep, compiler_options, local_parts, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 _CAPACITY = 512
@@ -210,6 +210,8 @@ class BlockRunner:
   ):
     run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
+    if mesh is not None:
+      placed["compiler_options"] = compiler_options(mesh)
     self._block = jax.jit(run_block, donate_argnums=0, **placed)
     self._sample_tasks = sample_tasks
     self._parts = () if mesh is None else local_parts(mesh)

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsharp.checks import check_count
+from jsharp.cores import one_core_each
 from jsharp.objectives import TASK_AXIS
 
 TakeStep = Callable[[Any, Any], tuple[Any, Any]]
@@ -69,6 +70,24 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
     axis_types=(AxisType.Auto,),
     devices=devices[:num_devices],
   )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
+  """What to compile a step on several devices with, for `jax.jit`.
+
+  Where the devices are parts of a CPU with one core each, products are not divided
+  among threads: those of one device would wait for those of another.
+
+  Args:
+    mesh: from `task_mesh`.
+
+  Example:
+    >>> compiler_options(task_mesh(1, num_tasks=1))
+    {}
+  """
+  if mesh.size > 1 and one_core_each():
+    return {"xla_cpu_multi_thread_eigen": False}
+  return {}
 
 
 def local_parts(mesh: Mesh) -> list[tuple[int, int]]:

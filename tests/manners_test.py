@@ -10,7 +10,7 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "checks", "files", "curves", "leaf_archive"),
+  ("types", "checks", "files", "curves", "leaf_archive", "cores"),
   ("losses", "memory", "normalization", "precision", "nn", "data"),
   ("models", "sam", "transforms", "descent"),
   ("adaptation", "objectives"),
@@ -30,7 +30,10 @@ INTERNAL = (
   "data/pixels.py",
   "data/prepared.py",
   "nn/channels.py",
+  "nn/chunks.py",
   "nn/conv_forms.py",
+  "nn/convolved_map.py",
+  "nn/winograd.py",
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 

@@ -88,10 +88,14 @@ class Conv4(nn.Module):
     self._check(inputs)
     x = inputs
     for block in range(_BLOCKS):
-      x = _Convolution(self.num_filters, self.stride, name=f"conv_{block}")(x)
+      kernel = _Kernel(self.num_filters, name=f"conv_{block}")(x)
       pool = self.stride == 1
       together = pool and after_norm is None
-      x = BatchNorm(name=f"norm_{block}", pool=together)(x, num_statistics)
+      norm = BatchNorm(name=f"norm_{block}", pool=together)
+      if together:
+        x = norm(x, num_statistics, kernel=kernel)
+      else:
+        x = norm(conv2d(x, kernel, stride=self.stride), num_statistics)
       if after_norm is not None:
         x = after_norm(block, x)
         x = max_pool(x) if pool else x
@@ -117,17 +121,15 @@ class Conv4(nn.Module):
       )
 
 
-class _Convolution(nn.Module):
-  """A 3x3 convolution without bias."""
+class _Kernel(nn.Module):
+  """The kernel of a 3x3 convolution without bias."""
 
   num_filters: int
-  stride: int
 
   @nn.compact
   def __call__(self, x):
     shape = (3, 3, x.shape[-1], self.num_filters)
-    kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, x.dtype)
-    return conv2d(x, kernel, stride=self.stride)
+    return self.param("kernel", nn.initializers.glorot_uniform(), shape, x.dtype)
 
 
 def dense(features: int, name: str, dtype: Any) -> nn.Dense:

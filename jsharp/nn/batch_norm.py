@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.nn import convolved_map
 from jsharp.nn.channels import moments, normalise
+from jsharp.nn.convolution import conv2d
 
 
 class BatchNorm(nn.Module):
@@ -48,7 +50,13 @@ class BatchNorm(nn.Module):
   pool: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, num_statistics: int | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    num_statistics: int | None = None,
+    *,
+    kernel: jax.Array | None = None,
+  ) -> jax.Array:
     """Normalises `x`.
 
     Args:
@@ -56,9 +64,11 @@ class BatchNorm(nn.Module):
       num_statistics: if given, mean and variance come from the first
         `num_statistics` rows only, so that support examples can normalise the
         query examples behind them.
+      kernel: if given, what is normalised is `jsharp.nn.conv2d(x, kernel)`, whose map
+        is not held whole where `pool` is set and that is faster.
 
     Returns:
-      An array like `x`.
+      An array like `x`, or like the convolved one; pooled, with `pool`.
 
     Raises:
       ValueError: if `num_statistics` is not in `[1, batch]`.
@@ -68,26 +78,35 @@ class BatchNorm(nn.Module):
         f"num_statistics must be between 1 and the batch size {x.shape[0]}; got "
         f"{num_statistics}."
       )
-    channels = (x.shape[-1],)
+    channels = ((x if kernel is None else kernel).shape[-1],)
     scale = offset = None
     if self.use_scale:
       scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
     if self.use_bias:
       offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
     record = self.is_mutable_collection("statistics")
+    given = self.has_variable("statistics", "mean") and not record
+    pool = self.pool
     mean: jax.Array
     variance: jax.Array
-    if self.has_variable("statistics", "mean") and not record:
-      mean = self.get_variable("statistics", "mean")
-      square: jax.Array = self.get_variable("statistics", "square")
-      # Below this the difference is nothing but rounding.
-      floor = jnp.finfo(square.dtype).eps * square
-      variance = jnp.maximum(square - jnp.square(mean), floor)
+    if (
+      kernel is not None
+      and pool
+      and not given
+      and num_statistics is None
+      and convolved_map.is_worthwhile(x, kernel)
+    ):
+      mean, variance, x = convolved_map.moments_and_pool(x, kernel, sign=scale)
+      pool = False
     else:
-      mean, variance = moments(x if num_statistics is None else x[:num_statistics])
-      if record and not self.is_initializing():
-        self.put_variable("statistics", "mean", mean)
-        self.put_variable("statistics", "square", variance + jnp.square(mean))
+      x = x if kernel is None else conv2d(x, kernel)
+      if given:
+        mean, variance = self._given()
+      else:
+        mean, variance = moments(x if num_statistics is None else x[:num_statistics])
+    if record and not self.is_initializing():
+      self.put_variable("statistics", "mean", mean)
+      self.put_variable("statistics", "square", variance + jnp.square(mean))
     return normalise(
       x,
       mean,
@@ -95,5 +114,13 @@ class BatchNorm(nn.Module):
       scale=scale,
       offset=offset,
       epsilon=self.epsilon,
-      pool=self.pool,
+      pool=pool,
     )
+
+  def _given(self) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance from the collection."""
+    mean: jax.Array = self.get_variable("statistics", "mean")
+    square: jax.Array = self.get_variable("statistics", "square")
+    # Below this the difference is nothing but rounding.
+    floor = jnp.finfo(square.dtype).eps * square
+    return mean, jnp.maximum(square - jnp.square(mean), floor)

@@ -39,9 +39,15 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   # The result does not depend on it, so neither do its derivatives.
   near = lax.stop_gradient(x[0].mean(axes[:-1]))
   centred = x - _like(near, x)
-  mean, square = centred.mean(axes), jnp.square(centred).mean(axes)
+  return moments_of_sums(near, centred.mean(axes), jnp.square(centred).mean(axes))
+
+
+def moments_of_sums(
+  near: jax.Array, mean: jax.Array, square: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`moments` from the mean and the mean square of the array less `near`."""
   variance = square - jnp.square(mean)
-  floor = jnp.finfo(x.dtype).eps * square
+  floor = jnp.finfo(square.dtype).eps * square
   return near + mean, jnp.where(variance < floor, floor, variance)
 
 

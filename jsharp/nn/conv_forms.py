@@ -1,4 +1,4 @@
-"""How the three maps of a convolution are computed: direct or im2col.
+"""How the three maps of a convolution are computed: direct, im2col or Winograd's.
 
 A convolution `y = conv(x, w)` is bilinear. With a number per example `n`, input
 channel `c` and output channel `o`, its operands are `x [n, c]`, `w [c, o]` and
@@ -17,7 +17,8 @@ is the weight gradient of stride 1 as one matrix product: with `kh` copies of `x
 are shifted by rows and `kw` copies of `g` that are shifted by columns, side by side as
 channels, the products of all copies of the one with all copies of the other, summed
 over pixels, are the weights' gradients. It copies `kh + kw` maps where im2col copies
-`kh * kw`.
+`kh * kw`. `winograd` (`jsharp.nn.winograd`) is for 3x3 kernels at stride 1 and needs
+fewer multiplications. The last two are for CPUs, and "direct" elsewhere.
 """
 
 from typing import NamedTuple
@@ -26,11 +27,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsharp.nn import winograd
+from jsharp.nn.chunks import num_chunks, sum_of_chunks
+
 FEW_CHANNELS = 3
 """Fewer channels than this make too thin a product per kernel row."""
 
 MANY_CHANNELS = 8
 """From so many input channels on the shifted form is the fastest on a CPU."""
+
+WINOGRAD_CHANNELS = 16
+"""With fewer channels than this on either side the transforms cost too much."""
+
+WINOGRAD_SIDE = 8
+"""On maps with a shorter side too many of the tiles are half empty."""
 
 _CHUNK_PIXELS = 9000
 """More output pixels than this leave a CPU's cache in the direct weight gradient."""
@@ -46,9 +56,8 @@ class Geometry(NamedTuple):
     size: height and width of the input map.
     kernel: height and width of the kernel.
     stride: step between two outputs, both directions alike.
-    form: "direct" or "im2col".
-    weight_form: that of the weight gradient: "direct", "im2col" or "shifted", which
-      needs stride 1 and is "direct" where there is no CPU.
+    form: "direct", "im2col" or "winograd".
+    weight_form: that of the weight gradient: one of these or "shifted".
     precision: as `jax.default_matmul_precision` has it, None for JAX's default.
   """
 
@@ -83,13 +92,21 @@ class Geometry(NamedTuple):
 
 def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Convolves `x [groups, n, h, w, c]` with `w [groups, kh, kw, c, o]`."""
-  form = _direct_forward if geometry.form == "direct" else _im2col_forward
+  form = {
+    "direct": _direct_forward,
+    "im2col": _im2col_forward,
+    "winograd": _on_cpu(winograd.forward, _direct_forward),
+  }[geometry.form]
   return _per_group(lambda x, w: form(x, w, geometry), x, w, geometry.form)
 
 
 def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Transposes `forward` in `x`: `g [groups, n, oh, ow, o]` to `x`'s shape."""
-  form = _direct_input_gradient if geometry.form == "direct" else _im2col_input_gradient
+  form = {
+    "direct": _direct_input_gradient,
+    "im2col": _im2col_input_gradient,
+    "winograd": _on_cpu(winograd.input_gradient, _direct_input_gradient),
+  }[geometry.form]
   return _per_group(lambda g, w: form(g, w, geometry), g, w, geometry.form)
 
 
@@ -99,10 +116,18 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Ar
     "direct": _direct_weight_gradient,
     "im2col": _im2col_weight_gradient,
     "shifted": _shifted_weight_gradient,
+    "winograd": _on_cpu(winograd.weight_gradient, _whole_weight_gradient),
   }[geometry.weight_form]
   # Without the barrier XLA computes x and g anew inside the transposed copies.
   x, g = lax.optimization_barrier((x, g))
   return _per_group(lambda x, g: form(x, g, geometry), x, g, geometry.weight_form)
+
+
+def _on_cpu(function, elsewhere):
+  """`function(a, b)` on a CPU, `elsewhere(a, b, geometry)` on other platforms."""
+  return lambda a, b, geometry: lax.platform_dependent(
+    a, b, cpu=function, default=lambda a, b: elsewhere(a, b, geometry)
+  )
 
 
 def _per_group(function, a, b, form):
@@ -148,11 +173,11 @@ def _direct_weight_gradient(x, g, geometry):
   def whole(x, g):
     return _whole_weight_gradient(x, g, geometry)
 
-  chunks = _num_chunks(x.shape[0], geometry.out[0] * geometry.out[1], _CHUNK_PIXELS)
+  chunks = num_chunks(x.shape[0], geometry.out[0] * geometry.out[1], _CHUNK_PIXELS)
   if chunks == 1:
     return whole(x, g)
   return lax.platform_dependent(
-    x, g, cpu=lambda x, g: _sum_of_chunks(whole, x, g, chunks), default=whole
+    x, g, cpu=lambda x, g: sum_of_chunks(whole, x, g, chunks), default=whole
   )
 
 
@@ -173,8 +198,8 @@ def _shifted_weight_gradient(x, g, geometry):
 
   def shifted(x, g):
     entries = h * (w + kw - 1) * (kh * c + kw * o)
-    chunks = _num_chunks(x.shape[0], entries, _CHUNK_ENTRIES)
-    total = whole(x, g) if chunks == 1 else _sum_of_chunks(whole, x, g, chunks)
+    chunks = num_chunks(x.shape[0], entries, _CHUNK_ENTRIES)
+    total = sum_of_chunks(whole, x, g, chunks)
     return total.reshape(kh, c, kw, o).swapaxes(1, 2)
 
   return lax.platform_dependent(
@@ -183,29 +208,6 @@ def _shifted_weight_gradient(x, g, geometry):
     cpu=shifted,
     default=lambda x, g: _whole_weight_gradient(x, g, geometry),
   )
-
-
-def _sum_of_chunks(function, x, g, chunks):
-  """The sum of `function(x, g)` over equal parts of the examples."""
-  parts = tuple(a.reshape(chunks, -1, *a.shape[1:]) for a in (x, g))
-  shape = jax.eval_shape(function, *(part[0] for part in parts))
-
-  def add(total, part):
-    return total + function(*part), None
-
-  return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)[0]
-
-
-def _num_chunks(n, size, limit):
-  """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
-
-  Args:
-    n: number of examples.
-    size: of one example.
-    limit: what stays in a CPU's cache.
-  """
-  fewest = min(n, -(-n * size // limit))
-  return next(k for k in range(fewest, n + 1) if n % k == 0)
 
 
 def _whole_weight_gradient(x, g, geometry):

@@ -7,6 +7,9 @@ one that second-order meta-learning adds. Here the three maps of a convolution
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -15,10 +18,44 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jsharp.cores import one_core_each
 from jsharp.nn import conv_forms
 from jsharp.nn.conv_forms import Geometry
 
-_FORMS = ("direct", "im2col")
+_FORMS = ("direct", "im2col", "winograd")
+_DEFAULT: ContextVar[str | None] = ContextVar("convolution", default=None)
+
+
+@contextlib.contextmanager
+def default_convolution(implementation: str | None) -> Iterator[None]:
+  """Within it, convolutions that name no implementation of their own are traced so.
+
+  Like `jax.default_matmul_precision`, but JAX's cache of traced functions knows nothing
+  of it: of a function that was jitted before, make a new one.
+
+  Args:
+    implementation: "direct" or "im2col" for all of them; "winograd" for those whose
+      shape it suits, on any number of cores; None for `conv2d`'s own choice.
+
+  Raises:
+    ValueError: if there is no such implementation.
+
+  Example:
+    >>> with default_convolution("im2col"):
+    ...   jaxpr = jax.make_jaxpr(conv2d)(jnp.ones([1, 4, 4, 8]), jnp.ones([3, 3, 8, 8]))
+    >>> "im2col" in str(jaxpr)
+    True
+  """
+  if implementation not in (None, *_FORMS):
+    raise ValueError(
+      f"default_convolution: implementation must be None or one of {_FORMS}; got "
+      f"{implementation!r}."
+    )
+  before = _DEFAULT.set(implementation)
+  try:
+    yield
+  finally:
+    _DEFAULT.reset(before)
 
 
 def conv2d(
@@ -34,8 +71,10 @@ def conv2d(
     w: `[kernel_height, kernel_width, in_channels, out_channels]`, odd kernel sizes,
       the dtype of `x`.
     stride: step between two outputs in both directions.
-    implementation: "direct" (XLA's convolution) or "im2col" (matrix products) for all
-      three maps; None chooses for each, by stride, channels and platform.
+    implementation: "direct" (XLA's convolution), "im2col" (matrix products) or
+      "winograd" (fewer multiplications; for 3x3 kernels at stride 1, and direct where
+      there is no CPU) for all three maps. None is as `default_convolution` says, or by
+      shape and platform; on a CPU "winograd" is taken where each device has one core.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -53,7 +92,7 @@ def conv2d(
            [12., 18., 12.]], dtype=float32)
   """
   _check(x, w, stride, implementation)
-  form, weight_form = (implementation,) * 2 if implementation else _choose(x, stride)
+  form, weight_form = (implementation,) * 2 if implementation else _choose(x, w, stride)
   config: Any = jax.config  # jax 0.10 does not declare its attributes.
   geometry = Geometry(
     size=(x.shape[1], x.shape[2]),
@@ -91,15 +130,36 @@ def _check(x, w, stride, implementation):
     raise ValueError(
       f"conv2d: implementation must be None or one of {_FORMS}; got {implementation!r}."
     )
+  if implementation == "winograd" and (stride > 1 or w.shape[:2] != (3, 3)):
+    raise ValueError(
+      'conv2d: implementation="winograd" is for 3x3 kernels at stride 1; got w '
+      f"{w.shape} and stride={stride}. Leave the choice to conv2d, with None."
+    )
 
 
-def _choose(x, stride):
+def _choose(x, w, stride):
   """The form of a convolution and that of its weight gradient."""
-  few_channels = x.shape[3] < conv_forms.FEW_CHANNELS
-  form = "im2col" if stride > 1 or few_channels else "direct"
-  if stride == 1 and x.shape[3] >= conv_forms.MANY_CHANNELS:
-    return form, "shifted"
+  default = _DEFAULT.get()
+  if default in ("direct", "im2col"):
+    return default, default
+  if stride > 1:
+    return "im2col", "im2col"
+  # XLA is slow at dividing the many small products among threads.
+  if (default == "winograd" or one_core_each()) and _suits_winograd(x, w):
+    return "winograd", "winograd"
+  if x.shape[3] >= conv_forms.MANY_CHANNELS:
+    return "direct", "shifted"
+  form = "im2col" if x.shape[3] < conv_forms.FEW_CHANNELS else "direct"
   return form, form
+
+
+def _suits_winograd(x, w):
+  return (
+    w.shape[:2] == (3, 3)
+    and min(w.shape[2:]) >= conv_forms.WINOGRAD_CHANNELS
+    and min(x.shape[1:3]) >= conv_forms.WINOGRAD_SIDE
+    and x.dtype.itemsize >= 4  # Of narrower dtypes the transforms would lose digits.
+  )
 
 
 def _match_manual_axes(x, w):

@@ -9,7 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jsharp.nn import conv2d, conv_forms
+from jsharp.nn import conv2d, conv_forms, convolution, default_convolution, winograd
+from jsharp.nn.chunks import num_chunks
 from jsharp.nn.conv_forms import Geometry
 from jsharp.nn.convolution import _choose
 
@@ -25,17 +26,27 @@ _CASES = [
   ("pointwise", (4, 4), (1, 1), 3, 1),
 ]
 # None chooses; at stride 1 and nine channels that is the shifted weight gradient.
-_BY_FORM = [
-  (f"{name}_{form}", *case, form) for name, *case in _CASES for form in _FORMS
-] + [
-  (f"{name}_chosen", *case, None)
-  for name, *case in (
-    ("shifted", (5, 4), (3, 3), 9, 1),
-    ("shifted_wide_kernel", (4, 7), (5, 3), 8, 1),
-    ("shifted_pointwise", (3, 4), (1, 1), 9, 1),
-    ("shifted_tall_kernel_one_pixel", (1, 1), (1, 3), 9, 1),
-  )
+_BY_FORM = (
+  [(f"{name}_{form}", *case, form) for name, *case in _CASES for form in _FORMS]
+  + [
+    (f"{name}_chosen", *case, None)
+    for name, *case in (
+      ("shifted", (5, 4), (3, 3), 9, 1),
+      ("shifted_wide_kernel", (4, 7), (5, 3), 8, 1),
+      ("shifted_pointwise", (3, 4), (1, 1), 9, 1),
+      ("shifted_tall_kernel_one_pixel", (1, 1), (1, 3), 9, 1),
+    )
+  ]
+  + [
+    (f"winograd_{h}x{w}", (h, w), (3, 3), channels, 1, "winograd")
+    for h, w, channels in ((1, 1, 3), (2, 3, 1), (5, 4, 9), (6, 8, 2), (7, 7, 5))
+  ]
+)
+_WITH_STRIDE = [(form, stride) for form in _FORMS for stride in (1, 2)] + [
+  ("winograd", 1)
 ]
+_ALL_FORMS = (*_FORMS, "winograd")
+_one_core = mock.patch.object(convolution, "one_core_each", lambda: True)
 
 
 def plain(x, w, stride):
@@ -88,7 +99,7 @@ class ConvolutionTest(parameterized.TestCase):
         jax.jvp(functools.partial(plain, stride=stride), (x, w), tangents),
       )
 
-  @parameterized.parameters(("direct", 1), ("im2col", 2), (None, 1))
+  @parameterized.parameters(("direct", 1), ("im2col", 2), ("winograd", 1), (None, 1))
   def test_second_and_third_derivatives(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 9)
@@ -99,7 +110,7 @@ class ConvolutionTest(parameterized.TestCase):
         expected = jax.jit(jax.grad(of_order(order, reference), (0, 1)))(x, w)
         assert_near(actual, expected)
 
-  @parameterized.product(form=_FORMS, stride=(1, 2))
+  @parameterized.parameters(*_WITH_STRIDE)
   def test_derivatives_against_finite_differences(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 2)
@@ -117,7 +128,7 @@ class ConvolutionTest(parameterized.TestCase):
       forward = jax.jvp(function, (x, w), (dx, dw))[1]
       np.testing.assert_allclose(slope, forward, rtol=1e-12)
 
-  @parameterized.product(form=_FORMS, stride=(1, 2))
+  @parameterized.parameters(*_WITH_STRIDE)
   def test_derivatives_stay_in_the_family(self, form, stride):
     x, w = operands((5, 4), (3, 3), 9, np.float32)
     conv = functools.partial(conv2d, stride=stride, implementation=form)
@@ -129,7 +140,7 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertNotIn("dot_general", jaxpr)
 
   @parameterized.product(
-    form_and_stride=(("direct", 1), ("im2col", 2)),
+    form_and_stride=(("direct", 1), ("im2col", 2), ("winograd", 1)),
     axes=((0, None), (None, 0), (3, None), (None, 2), (1, 4)),
   )
   def test_vmap_equals_a_loop(self, form_and_stride, axes):
@@ -159,7 +170,7 @@ class ConvolutionTest(parameterized.TestCase):
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
     pixels = 2 * conv_forms._CHUNK_PIXELS // 5
     limit = conv_forms._CHUNK_PIXELS
-    self.assertEqual(conv_forms._num_chunks(batch, pixels, limit), chunks)
+    self.assertEqual(num_chunks(batch, pixels, limit), chunks)
     x = jax.random.normal(jax.random.key(0), (batch, pixels // 40, 40, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
     function = functools.partial(conv2d, implementation="direct")
@@ -172,14 +183,39 @@ class ConvolutionTest(parameterized.TestCase):
     size = 12 * 14 * (3 * 8 + 3 * 5)
     with mock.patch.object(conv_forms, "_CHUNK_ENTRIES", 3 * size + size // 2):
       limit = conv_forms._CHUNK_ENTRIES
-      self.assertEqual(conv_forms._num_chunks(batch, size, limit), chunks)
+      self.assertEqual(num_chunks(batch, size, limit), chunks)
       x = jax.random.normal(jax.random.key(0), (batch, 12, 12, 8))
       w = jax.random.normal(jax.random.key(1), (3, 3, 8, 5))
       y, pullback = jax.vjp(jax.jit(conv2d), x, w)
       expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
       assert_near(pullback(jnp.cos(y)), expected, rtol=1e-5)
 
-  @parameterized.parameters(*_FORMS)
+  @parameterized.parameters((1, 1), (6, 3), (7, 7))
+  def test_winograd_goes_through_chunks(self, batch, chunks):
+    entries = 16 * 3 * 2 * 4  # Of one example, tiles by 3 channels.
+    with mock.patch.object(winograd, "_CHUNK_ENTRIES", 2 * entries + 1):
+      self.assertEqual(num_chunks(batch, entries, 2 * entries + 1), chunks)
+      x = jax.random.normal(jax.random.key(0), (batch, 5, 4, 3))
+      w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+      conv = functools.partial(conv2d, implementation="winograd")
+      program = str(jax.make_jaxpr(lambda x, w: winograd.forward(x, w))(x, w))
+      self.assertEqual("scan" in program, chunks > 1)
+      y, pullback = jax.vjp(jax.jit(conv), x, w)
+      expected, reference = jax.vjp(functools.partial(plain, stride=1), x, w)
+      assert_near(y, expected, rtol=1e-5)
+      assert_near(pullback(jnp.cos(y)), reference(jnp.cos(y)), rtol=1e-5)
+
+  def test_winograd_loses_few_digits_of_float32(self):
+    x, w = operands((14, 14), (3, 3), 64, np.float32)
+    with jax.enable_x64(True):
+      exact = plain(*(jnp.asarray(a, jnp.float64) for a in (x, w)), 1)
+    errors = [
+      np.linalg.norm(np.asarray(conv2d(x, w, implementation=form)) - np.asarray(exact))
+      for form in ("direct", "winograd")
+    ]
+    self.assertLess(errors[1], 5 * errors[0])
+
+  @parameterized.parameters(*_ALL_FORMS)
   def test_nested_vmap_and_gradient_of_vmap(self, form):
     x, w = operands((4, 4), (3, 3), 2, np.float32)
     conv = functools.partial(conv2d, implementation=form)
@@ -194,7 +230,7 @@ class ConvolutionTest(parameterized.TestCase):
     expected = gradient(functools.partial(plain, stride=1), xs, ws)
     assert_near(gradient(conv, xs, ws), expected, rtol=2e-5)
 
-  @parameterized.parameters(*_FORMS)
+  @parameterized.parameters(*_ALL_FORMS)
   def test_scan_checkpoint_donation_and_jit(self, form):
     x, w = operands((4, 4), (3, 3), 4, np.float32)
     conv = functools.partial(conv2d, implementation=form)
@@ -208,9 +244,9 @@ class ConvolutionTest(parameterized.TestCase):
     gradient = jax.grad(functools.partial(chain, conv), (0, 1))
     eager = gradient(x, w)
     reference = functools.partial(chain, functools.partial(plain, stride=1))
-    assert_near(eager, jax.jit(jax.grad(reference, (0, 1)))(x, w), rtol=1e-5)
+    assert_near(eager, jax.jit(jax.grad(reference, (0, 1)))(x, w), rtol=5e-5)
     donated = jax.jit(gradient, donate_argnums=(0, 1))(jnp.array(x), jnp.array(w))
-    assert_near(donated, eager, rtol=1e-5)
+    assert_near(donated, eager, rtol=5e-5)
 
   def test_hessian_and_eval_shape(self):
     with jax.enable_x64(True):
@@ -224,7 +260,7 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertEqual(shape.shape, (3, 1, 2, 4))
     self.assertEqual(shape.dtype, x.dtype)
 
-  @parameterized.product(form=_FORMS, dtype=(jnp.bfloat16, jnp.float32))
+  @parameterized.product(form=_ALL_FORMS, dtype=(jnp.bfloat16, jnp.float32))
   def test_dtype_is_kept(self, form, dtype):
     x, w = operands((4, 4), (3, 3), 2, dtype)
     function = functools.partial(conv2d, implementation=form)
@@ -248,15 +284,54 @@ class ConvolutionTest(parameterized.TestCase):
     assert_near(jax.jit(jax.grad(loss, (0, 1)))(x, w), expected, rtol=1e-5)
 
   @parameterized.parameters(
-    ((75, 14, 14, 64), 1, "direct", "shifted"),
-    ((75, 28, 28, 1), 1, "im2col", "im2col"),
-    ((75, 84, 84, 3), 1, "direct", "direct"),
-    ((75, 7, 7, 64), 1, "direct", "shifted"),
-    ((5, 14, 14, 64), 2, "im2col", "im2col"),
+    ((75, 14, 14, 64), 64, 1, "winograd", "winograd"),
+    ((5, 42, 42, 32), 32, 1, "winograd", "winograd"),
+    ((75, 14, 14, 64), 8, 1, "direct", "shifted"),
+    ((75, 28, 28, 1), 64, 1, "im2col", "im2col"),
+    ((75, 84, 84, 3), 32, 1, "direct", "direct"),
+    ((75, 7, 7, 64), 64, 1, "direct", "shifted"),
+    ((5, 14, 14, 64), 64, 2, "im2col", "im2col"),
   )
-  def test_choice_of_forms(self, shape, stride, form, weight_form):
+  @_one_core
+  def test_choice_of_forms(self, shape, channels, stride, form, weight_form):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    self.assertEqual(_choose(x, stride), (form, weight_form))
+    w = jax.ShapeDtypeStruct((3, 3, shape[3], channels), jnp.float32)
+    self.assertEqual(_choose(x, w, stride), (form, weight_form))
+
+  def test_choice_by_cores_and_by_default(self):
+    x = jax.ShapeDtypeStruct((5, 14, 14, 64), jnp.float32)
+    w = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
+    few = jax.ShapeDtypeStruct((5, 14, 14, 1), jnp.float32)
+    with mock.patch.object(convolution, "one_core_each", return_value=False):
+      self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
+      with default_convolution("winograd"):
+        self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
+        self.assertEqual(_choose(x, w, 2), ("im2col", "im2col"))
+        narrow = jax.ShapeDtypeStruct((3, 3, 1, 64), jnp.float32)
+        self.assertEqual(_choose(few, narrow, 1), ("im2col", "im2col"))
+        with default_convolution("direct"):
+          self.assertEqual(_choose(few, narrow, 2), ("direct", "direct"))
+        self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
+      self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
+    with self.assertRaisesRegex(ValueError, "got 'fft'"), default_convolution("fft"):
+      pass
+
+  def test_an_implementation_of_its_own_goes_before_the_default(self):
+    x, w = operands((4, 4), (3, 3), 2, np.float32)
+    with default_convolution("im2col"):
+      for own, expected in ((None, "im2col"), ("direct", "direct")):
+        conv = functools.partial(conv2d, implementation=own)
+        self.assertIn(f"form='{expected}'", str(jax.make_jaxpr(conv)(x, w)))
+
+  @_one_core
+  def test_narrow_dtypes_and_other_kernels_are_not_transformed(self):
+    x = jax.ShapeDtypeStruct((75, 14, 14, 64), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.bfloat16)
+    self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
+    x, w = (jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in (x, w))
+    self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
+    w = jax.ShapeDtypeStruct((5, 3, 64, 64), jnp.float32)
+    self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
 
   def test_padding_is_that_of_same(self):
     even = Geometry((6, 5), (3, 3), stride=2, form="direct", weight_form="direct")
@@ -269,6 +344,20 @@ class ConvolutionTest(parameterized.TestCase):
     ("even_kernel", (1, 4, 4, 2), (2, 3, 2, 4), {}, "odd"),
     ("stride", (1, 4, 4, 2), (3, 3, 2, 4), {"stride": 0}, "stride"),
     ("form", (1, 4, 4, 2), (3, 3, 2, 4), {"implementation": "fft"}, "fft"),
+    (
+      "winograd_kernel",
+      (1, 4, 4, 2),
+      (5, 3, 2, 4),
+      {"implementation": "winograd"},
+      r"3x3 kernels at stride 1; got w \(5, 3",
+    ),
+    (
+      "winograd_stride",
+      (1, 4, 4, 2),
+      (3, 3, 2, 4),
+      {"implementation": "winograd", "stride": 2},
+      "stride=2",
+    ),
   )
   def test_bad_arguments_are_named(self, x_shape, w_shape, kwargs, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -1,0 +1,47 @@
+"""Examples in chunks that stay in a CPU's cache."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def num_chunks(n: int, size: int, limit: int) -> int:
+  """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
+
+  Args:
+    n: number of examples.
+    size: of one example.
+    limit: what stays in the cache.
+  """
+  fewest = min(n, -(-n * size // limit))
+  return next(k for k in range(fewest, n + 1) if n % k == 0)
+
+
+def sum_of_chunks(
+  function: Callable[[jax.Array, jax.Array], jax.Array],
+  x: jax.Array,
+  g: jax.Array,
+  chunks: int,
+) -> jax.Array:
+  """The sum of `function(x, g)` over equal parts of the examples."""
+  if chunks == 1:
+    return function(x, g)
+  parts = tuple(split(a, chunks) for a in (x, g))
+  shape = jax.eval_shape(function, *(part[0] for part in parts))
+
+  def add(total, part):
+    return total + function(*part), None
+
+  return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)[0]
+
+
+def split(x: jax.Array, chunks: int) -> jax.Array:
+  """`[n, ...]` as `[chunks, n / chunks, ...]`."""
+  return x.reshape(chunks, -1, *x.shape[1:])
+
+
+def merge(x: jax.Array) -> jax.Array:
+  """`[chunks, n, ...]` as `[chunks * n, ...]`."""
+  return x.reshape(-1, *x.shape[2:])

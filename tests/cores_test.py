@@ -1,0 +1,40 @@
+"""Whether the devices of a process have one core each."""
+
+from unittest import mock
+
+import jax
+from absl.testing import absltest, parameterized
+
+from jsharp import cores
+from jsharp.devices import compiler_options
+
+
+class CoresTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("cpu", 1, 1, True),
+    ("cpu", 2, 1, False),
+    ("cpu", 2, 2, True),
+    ("cpu", 8, 4, False),
+    ("cpu", 2, 8, True),
+    ("gpu", 1, 1, False),
+  )
+  def test_by_platform_cores_and_devices(self, platform, num_cores, devices, expected):
+    with (
+      mock.patch.object(jax, "default_backend", return_value=platform),
+      mock.patch.object(cores, "_num_cores", return_value=num_cores),
+      mock.patch.object(jax, "local_device_count", return_value=devices),
+    ):
+      self.assertEqual(cores.one_core_each(), expected)
+
+  def test_products_of_such_devices_have_one_thread(self):
+    for size, one, expected in (
+      (2, True, {"xla_cpu_multi_thread_eigen": False}),
+      (2, False, {}),
+      (1, True, {}),
+    ):
+      with mock.patch("jsharp.devices.one_core_each", return_value=one):
+        self.assertEqual(compiler_options(mock.Mock(size=size)), expected)
+
+
+if __name__ == "__main__":
+  absltest.main()
