@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import resource_flags, validators
+from experiments import validators
 
 OBJECTIVES = ("meta", "task", "adapted")
 

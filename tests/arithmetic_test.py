@@ -13,7 +13,7 @@ class ArithmeticTest(absltest.TestCase):
     x, w = jnp.ones([2, 5, 4, 3]), jnp.ones([3, 3, 3, 7])
     once = 2 * 2 * 5 * 4 * 9 * 3 * 7
     self.assertEqual(arithmetic.count(conv2d, x, w), once)
-    strided = lambda x, w: conv2d(x, w, stride=2)  # noqa: E731
+    strided = lambda x, w: conv2d(x, w, stride=2)
     self.assertEqual(arithmetic.count(strided, x, w), 2 * 2 * 3 * 2 * 9 * 3 * 7)
 
     def loss(x, w):
@@ -21,7 +21,7 @@ class ArithmeticTest(absltest.TestCase):
 
     self.assertEqual(arithmetic.count(jax.grad(loss, (0, 1)), x, w), 3 * once)
     self.assertEqual(arithmetic.count(jax.jit(jax.grad(loss)), x, w), 2 * once)
-    looped = lambda x, w: jax.lax.scan(  # noqa: E731
+    looped = lambda x, w: jax.lax.scan(
       lambda c, _: (c + loss(x, w), None), 0.0, length=5
     )
     self.assertEqual(arithmetic.count(looped, x, w), 5 * once)

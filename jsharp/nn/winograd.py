@@ -7,10 +7,10 @@ every tile (arXiv 1509.09308). All transforms are sums, differences and halves, 
 result is that of a direct convolution but for rounding, at every size: of an odd map
 the last tiles are half empty.
 
-The weight gradient goes back through the same steps: transformed inputs times
-transposed-transformed output gradients, summed over tiles, then the kernel's transform
-transposed. Arrays here are `x [n, h, w, c]`, `w [3, 3, c, o]`, `g [n, h, w, o]`, float32
-or wider.
+The weight gradient goes back through the same steps: products of transformed inputs and
+of output gradients under the transposed output transform, summed over tiles, then the
+kernel's transform transposed. Arrays are `x [n, h, w, c]`, `w [3, 3, c, o]` and
+`g [n, h, w, o]`, float32 or wider.
 """
 
 import jax

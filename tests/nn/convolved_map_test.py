@@ -56,7 +56,7 @@ class ConvolvedMapTest(parameterized.TestCase):
       found = []
       for worthwhile in (False, True):
         with mock.patch.object(convolved_map, "is_worthwhile", return_value=worthwhile):
-          derivatives = lambda w, x: (  # noqa: E731
+          derivatives = lambda w, x: (
             value(w, x),
             jax.grad(value, (0, 1))(w, x),
             jax.grad(slope, (0, 1))(w, x),
