@@ -155,10 +155,8 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
   flops = arithmetic.count(*problem(1))
   num_tasks, num_devices = setting["num_tasks"], _NUM_DEVICES.value
   step, state, tasks = problem(num_tasks)
-  options: dict[str, bool | str] = {}
   if num_devices > 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
-    options = compiler_options(mesh)
     state = replicate(state, mesh)
     by_task = PartitionSpec(TASK_AXIS)
     tasks = jax.device_put(tasks, NamedSharding(mesh, by_task))
@@ -170,7 +168,9 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
       check_vma=False,
     )
   start = time.perf_counter()
-  compiled = jax.jit(step, compiler_options=options).lower(state, tasks).compile()
+  compiled = (
+    jax.jit(step, compiler_options=compiler_options()).lower(state, tasks).compile()
+  )
   compilation = time.perf_counter() - start
   sizes = compiled.memory_analysis()
 

@@ -140,6 +140,7 @@ def run(
   # Only now: they import JAX.
   from experiments import memory_budget, session
   from jsharp import processes
+  from jsharp.cores import assume_one_core_each
   from jsharp.files import write_atomically
   from jsharp.nn import default_convolution
   from jsharp.run_directory import RunDirectory
@@ -153,6 +154,8 @@ def run(
     stack.enter_context(
       default_convolution(None if convolution == "auto" else convolution)
     )
+    if getattr(settings, "deterministic", False):
+      stack.enter_context(assume_one_core_each())  # on any number of devices
     try:
       if process_flags.asked(settings):
         elsewhere = stack.enter_context(process_flags.joined(settings))

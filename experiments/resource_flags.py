@@ -118,8 +118,6 @@ def complete(settings: SimpleNamespace) -> None:
       f"{settings.task_chunk}; drop one of them"
     )
   settings.task_chunk = "in_order"
-  if settings.convolution == "auto":  # That would depend on the number of devices.
-    settings.convolution = "winograd"
 
 
 def set_environment(settings: SimpleNamespace) -> None:

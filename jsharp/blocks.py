@@ -210,9 +210,9 @@ class BlockRunner:
   ):
     run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
-    if mesh is not None:
-      placed["compiler_options"] = compiler_options(mesh)
-    self._block = jax.jit(run_block, donate_argnums=0, **placed)
+    self._block = jax.jit(
+      run_block, donate_argnums=0, compiler_options=compiler_options(), **placed
+    )
     self._sample_tasks = sample_tasks
     self._parts = () if mesh is None else local_parts(mesh)
     self._num_tasks = num_tasks

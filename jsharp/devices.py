@@ -72,20 +72,19 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
   )
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
-  """What to compile a step on several devices with, for `jax.jit`.
+def compiler_options() -> dict[str, bool | str]:
+  """What to compile a step with, for `jax.jit`.
 
   Where the devices are parts of a CPU with one core each, products are not divided
   among threads: those of one device would wait for those of another.
 
-  Args:
-    mesh: from `task_mesh`.
-
   Example:
-    >>> compiler_options(task_mesh(1, num_tasks=1))
-    {}
+    >>> from jsharp.cores import assume_one_core_each
+    >>> with assume_one_core_each():
+    ...   compiler_options() == {"xla_cpu_multi_thread_eigen": False}
+    True
   """
-  if mesh.size > 1 and one_core_each():
+  if jax.default_backend() == "cpu" and one_core_each():
     return {"xla_cpu_multi_thread_eigen": False}
   return {}
 

@@ -27,13 +27,18 @@ class CoresTest(parameterized.TestCase):
       self.assertEqual(cores.one_core_each(), expected)
 
   def test_products_of_such_devices_have_one_thread(self):
-    for size, one, expected in (
-      (2, True, {"xla_cpu_multi_thread_eigen": False}),
-      (2, False, {}),
-      (1, True, {}),
-    ):
+    for one, expected in ((True, {"xla_cpu_multi_thread_eigen": False}), (False, {})):
       with mock.patch("jsharp.devices.one_core_each", return_value=one):
-        self.assertEqual(compiler_options(mock.Mock(size=size)), expected)
+        self.assertEqual(compiler_options(), expected)
+
+  def test_it_can_be_assumed(self):
+    with mock.patch.object(cores, "_num_cores", return_value=1000):
+      self.assertFalse(cores.one_core_each())
+      with cores.assume_one_core_each():
+        self.assertTrue(cores.one_core_each())
+        with mock.patch.object(jax, "default_backend", return_value="gpu"):
+          self.assertEqual(compiler_options(), {})
+      self.assertFalse(cores.one_core_each())
 
 
 if __name__ == "__main__":

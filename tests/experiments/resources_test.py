@@ -1,6 +1,10 @@
 """The flags of devices: parts of the tasks, and what --deterministic asks for."""
 
+import json
 import os
+import pathlib
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -115,6 +119,47 @@ class ResourcesTest(parameterized.TestCase):
     self.assertNotEqual(
       program.identity(settings("sinusoid", "--deterministic")), plain
     )
+
+  def test_deterministic_convolutions_have_the_same_bits_in_two_processes(self):
+    # Two devices have one core each here, one device has more: forms of convolution,
+    # loops and threads would differ.
+    flags = [
+      "--dataset=characters",
+      "--way=2",
+      "--query_shot=3",
+      "--model=conv4",
+      "--num_filters=16",
+      "--num_inner_steps=2",
+      "--num_tasks=2",
+      "--num_steps=3",
+      "--log_every=1",
+      "--eval_every=3",
+      "--val_tasks=2",
+      "--eval_tasks=2",
+      "--deterministic",
+    ]
+    records = []
+    with tempfile.TemporaryDirectory() as directory:
+      for number in (1, 2):
+        run_dir = pathlib.Path(directory, str(number))
+        where = [f"--num_devices={number}", f"--run_dir={run_dir}"]
+        environment = {k: v for k, v in os.environ.items() if k != "NPROC"}
+        subprocess.run(
+          [sys.executable, "-m", "experiments.omniglot", *flags, *where],
+          env=environment,
+          check=True,
+          capture_output=True,
+          timeout=300,
+        )
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        records.append(
+          [
+            {key: value for key, value in json.loads(line).items() if "loss" in key}
+            for line in lines
+          ]
+        )
+    self.assertLen(records[0], 4)
+    self.assertEqual(*records)
 
 
 if __name__ == "__main__":
