@@ -70,7 +70,7 @@ def operations(program: str) -> dict[str, tuple[str, str]]:
   def layer(line: str) -> str | None:
     name = re.search(r'op_name="([^"]*)"', line)
     found = _LAYER.findall(name[1]) if name else []
-    if not found:
+    if not (name and found):
       return None
     # A normalisation that pools is given the kernel, and convolves.
     return found[-1].replace("norm", "conv") if "conv2d" in name[1] else found[-1]

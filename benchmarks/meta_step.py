@@ -168,7 +168,7 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
       check_vma=False,
     )
   start = time.perf_counter()
-  compiled = (
+  compiled: Any = (
     jax.jit(step, compiler_options=compiler_options()).lower(state, tasks).compile()
   )
   compilation = time.perf_counter() - start
