@@ -40,8 +40,8 @@ def define(flag_values: flags.FlagValues) -> None:
     "num_devices",
     1,
     "Devices that the tasks of a meta-step are divided among, --num_tasks being a "
-    "multiple; a run can go on with another number. On a CPU: parts of it, which is "
-    "faster for small networks.",
+    "multiple; a run can go on with another number. On a CPU: parts of it; as many as "
+    "it has cores is the fastest.",
     flag_values=f,
   )
   flags.DEFINE_enum(

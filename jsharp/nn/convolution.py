@@ -41,8 +41,9 @@ def default_convolution(implementation: str | None) -> Iterator[None]:
     ValueError: if there is no such implementation.
 
   Example:
+    >>> x, w = jnp.ones([1, 4, 4, 8]), jnp.ones([3, 3, 8, 8])
     >>> with default_convolution("im2col"):
-    ...   jaxpr = jax.make_jaxpr(conv2d)(jnp.ones([1, 4, 4, 8]), jnp.ones([3, 3, 8, 8]))
+    ...   jaxpr = jax.make_jaxpr(lambda x: conv2d(x, w))(x)
     >>> "im2col" in str(jaxpr)
     True
   """

@@ -9,10 +9,13 @@ import tempfile
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import omniglot, program, resource_flags, session, sinusoid
+from jsharp import cores
+from jsharp.nn import conv2d
 from tests.experiments.flags_test import settings
 from tests.experiments.program_test import TINY, TINY_IMAGES, run
 
@@ -107,10 +110,36 @@ class ResourcesTest(parameterized.TestCase):
     self.assertEqual(code, 2)
     self.assertRegex(err, "^sinusoid: coordinator=None is missing.*go together")
 
+  @parameterized.parameters(
+    ((), "form='im2col'", False),  # of thin first layers
+    (("--convolution=direct",), "form='direct'", False),
+    (("--deterministic",), "form='im2col'", True),
+  )
+  def test_how_the_network_is_traced(self, given, form, one_core):
+    seen = []
+
+    def build(settings):
+      x, w = jnp.ones([1, 4, 4, 1]), jnp.ones([3, 3, 1, 8])
+      seen.extend(
+        [str(jax.make_jaxpr(lambda x: conv2d(x, w))(x)), cores.one_core_each()]
+      )
+      raise ValueError("seen enough")
+
+    with (
+      tempfile.TemporaryDirectory() as directory,
+      mock.patch.object(cores, "_num_cores", return_value=1000),
+    ):
+      code, *_ = run("sinusoid", f"{directory}/run", *TINY, *given, build=build)
+    self.assertEqual(code, 2)
+    self.assertIn(form, seen[0])
+    self.assertEqual(seen[1], one_core)
+    self.assertFalse(cores._ASSUMED.get())
+
   def test_a_run_may_go_on_with_others(self):
     plain = program.identity(settings("sinusoid"))
     for flag in (
       "--num_devices=4",
+      "--convolution=im2col",
       "--second_order=recomputed",
       "--memory_budget=0.5",
       "--coordinator=host:1",
