@@ -154,6 +154,7 @@ class ResourcesTest(parameterized.TestCase):
     # loops and threads would differ.
     flags = [
       "--dataset=characters",
+      "--algorithm=fomaml",
       "--way=2",
       "--query_shot=3",
       "--model=conv4",
