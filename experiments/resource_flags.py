@@ -131,6 +131,8 @@ def set_environment(settings: SimpleNamespace) -> None:
   asked: list[str | None] = []
   if getattr(settings, "deterministic", False):
     asked += [_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU]
+    # XLA divides sums among the threads that it has: 16 devices' worth, below.
+    os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
   num_devices = getattr(settings, "num_devices", 1)
   divided = any(flag.startswith(_VIRTUAL_DEVICES) for flag in flags_given)
   if num_devices > 1 and not (divided or process_flags.asked(settings)):
