@@ -234,6 +234,7 @@ class ConvolutionTest(parameterized.TestCase):
   def test_scan_checkpoint_donation_and_jit(self, form):
     x, w = operands((4, 4), (3, 3), 4, np.float32)
     conv = functools.partial(conv2d, implementation=form)
+    rtol = 5e-5 if form == "winograd" else 1e-5  # Its transforms round too.
 
     def chain(convolve, x, w):
       def body(carry, _):
@@ -244,9 +245,9 @@ class ConvolutionTest(parameterized.TestCase):
     gradient = jax.grad(functools.partial(chain, conv), (0, 1))
     eager = gradient(x, w)
     reference = functools.partial(chain, functools.partial(plain, stride=1))
-    assert_near(eager, jax.jit(jax.grad(reference, (0, 1)))(x, w), rtol=5e-5)
+    assert_near(eager, jax.jit(jax.grad(reference, (0, 1)))(x, w), rtol=rtol)
     donated = jax.jit(gradient, donate_argnums=(0, 1))(jnp.array(x), jnp.array(w))
-    assert_near(donated, eager, rtol=5e-5)
+    assert_near(donated, eager, rtol=rtol)
 
   def test_hessian_and_eval_shape(self):
     with jax.enable_x64(True):
