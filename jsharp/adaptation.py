@@ -13,9 +13,7 @@ from jsharp.descent import ValueAndGradFn, descend
 from jsharp.types import AdaptFn, Batch, LossFn, Mask, Params
 
 _MAX_UNROLLED = 10
-"""Beyond it compile time costs more than the loop saves; with one core to a device,
-which computes nothing side by side, the loop saves too little from the second step on.
-"""
+"""Beyond it compile time costs more than unrolling saves."""
 
 
 def split(
@@ -112,7 +110,12 @@ def repeated(
     >>> float(carry), seen.tolist()
     (4.0, [2.0, 2.0, 4.0])
   """
-  if length > (1 if one_core_each() else _MAX_UNROLLED):
+  if length > 1 and one_core_each():
+    # One core computes nothing side by side, so unrolling saves nothing. To compute a
+    # step anew on the way back takes less time than to write and read what it computed.
+    step = jax.checkpoint(step, prevent_cse=False)
+    return jax.lax.scan(step, carry, jnp.arange(length))
+  if length > _MAX_UNROLLED:
     return jax.lax.scan(step, carry, jnp.arange(length))
   if length == 0:
     return carry, None

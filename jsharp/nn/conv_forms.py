@@ -39,7 +39,7 @@ MANY_CHANNELS = 8
 WINOGRAD_CHANNELS = 16
 """With fewer channels than this on either side the transforms cost too much."""
 
-WINOGRAD_SIDE = 8
+WINOGRAD_SIDE = 6
 """On maps with a shorter side too many of the tiles are half empty."""
 
 _CHUNK_PIXELS = 9000

@@ -193,7 +193,7 @@ def _map_primitive(name, function, shape, *, axes):
   def computed(a, b, *, geometry):
     # That of where the convolution was traced, wherever it and its transposes are
     # compiled: as for XLA's own convolution.
-    with jax.default_matmul_precision(geometry.precision):
+    with jax.default_matmul_precision(geometry.precision), jax.named_scope("conv2d"):
       return function(a, b, geometry=geometry)
 
   primitive = Primitive(name)
