@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 
+from jsharp.cores import assume_one_core_each
 from jsharp.nn import convolved_map
 
 _CONVOLUTIONS = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient")
@@ -16,8 +17,8 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
   """Multiplications and additions of its convolutions and matrix products.
 
   A convolution and its derivatives count as direct ones, however they are computed, and
-  the first layer's, which is computed twice to save memory, once. Loops count as often
-  as they run; of a branch, the largest.
+  what is computed twice to save memory, a first layer's map and inner steps, once.
+  Loops count as often as they run; of a branch, the largest.
 
   Args:
     function: what to trace.
@@ -28,7 +29,8 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
     >>> count(jnp.matmul, jnp.ones([2, 3]), jnp.ones([3, 4]))
     48
   """
-  with mock.patch.object(convolved_map, "is_worthwhile", return_value=False):
+  once = mock.patch.object(convolved_map, "is_worthwhile", return_value=False)
+  with once, assume_one_core_each(False):
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 

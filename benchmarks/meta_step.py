@@ -17,11 +17,8 @@ multiplications the share may exceed all.
 Memory is what the compiled step holds on a device, arguments included.
 """
 
-import json
 import platform
-import signal
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +35,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import arithmetic
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table, calls_per_second, spread
+from benchmarks.torch_process import Torch
 from jsharp.devices import compiler_options, replicate, task_mesh
 from jsharp.objectives import TASK_AXIS
 from jsharp.precision import PRECISIONS
@@ -79,51 +77,6 @@ _PRECISION = flags.DEFINE_enum(
 )
 
 _MATMUL_SIZE = 2048
-
-
-class Torch:
-  """The PyTorch process, asked for one round at a time."""
-
-  def __init__(self, python: str, threads: int):
-    script = Path(__file__).with_name("torch_meta_step.py")
-    self._process = subprocess.Popen(
-      [python, str(script), str(threads)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    self.versions = self._answer()
-
-  def _answer(self) -> Any:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError(
-        "the PyTorch process ended; see its message above and check --torch_python"
-      )
-    return json.loads(line)
-
-  def tasks_per_second(
-    self, name: str, algorithm: str, form: str, seconds: float
-  ) -> float:
-    """Runs one round of one form."""
-    self._process.send_signal(signal.SIGCONT)
-    request = {
-      "setting": SETTINGS[name] | {"name": name},
-      "algorithm": algorithm,
-      "form": form,
-    }
-    assert self._process.stdin is not None
-    self._process.stdin.write(json.dumps(request | {"seconds": seconds}) + "\n")
-    self._process.stdin.flush()
-    answer = self._answer()
-    self._process.send_signal(signal.SIGSTOP)  # Its threads would look for work.
-    return answer
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.send_signal(signal.SIGCONT)
-    self._process.communicate()
 
 
 class Step(NamedTuple):
@@ -203,7 +156,7 @@ def report(name: str, algorithm: str, torch: Torch | None) -> None:
     timers[label] = lambda s, run=run: num_tasks * calls_per_second(run, s)  # type: ignore[misc]
   for form in ("loop", "func") if torch else ():
     assert torch is not None
-    timers[f"torch {form}"] = partial(torch.tasks_per_second, name, algorithm, form)
+    timers[f"torch {form}"] = partial(torch.ask, name, setting, algorithm, form)
   for timer in timers.values():
     timer(0.0)
   matmul()

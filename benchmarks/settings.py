@@ -50,9 +50,9 @@ def check_arguments(argv: Sequence[str], settings: Sequence[str]) -> None:
     raise app.UsageError(f"--settings: {sorted(unknown)} not in {sorted(SETTINGS)}.")
 
 
-def make_tasks(setting: dict[str, int]) -> Task:
+def make_tasks(setting: dict[str, int], seed: int = 0) -> Task:
   """Random tasks of a setting's shapes."""
-  generator = np.random.default_rng(0)
+  generator = np.random.default_rng(seed)
 
   def batch(shot: int) -> Batch:
     num_tasks, way, size = setting["num_tasks"], setting["way"], setting["size"]
@@ -65,21 +65,22 @@ def make_tasks(setting: dict[str, int]) -> Task:
 
 
 def make_problem(
-  setting: dict[str, int], precision: str | None = None
+  setting: dict[str, int], precision: str | None = None, *, seed: int = 0
 ) -> tuple[Any, LossFn, Task]:
   """Initial parameters of the setting's Conv4, its loss and tasks.
 
   Args:
     setting: one of `SETTINGS`.
     precision: as for `jsharp.precision.in_precision`; None for JAX's default.
+    seed: of the parameters and the tasks.
   """
   init_fn, apply_fn = as_functions(
     Conv4(setting["way"], setting["filters"], setting["stride"])
   )
   if precision is not None:
     apply_fn = in_precision(apply_fn, precision)
-  tasks = make_tasks(setting)
-  params = init_fn(jax.random.key(0), tasks.support.inputs[0])
+  tasks = make_tasks(setting, seed)
+  params = init_fn(jax.random.key(seed), tasks.support.inputs[0])
   return params, losses.supervised(apply_fn, losses.cross_entropy), tasks
 
 

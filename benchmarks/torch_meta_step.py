@@ -4,9 +4,11 @@ Two forms: "loop", a Python loop over tasks with `autograd.grad(create_graph=Tru
 and "func", `torch.func` with `vmap` over tasks. Started by `benchmarks.meta_step`
 under an interpreter that has PyTorch. Reads one JSON request per line from stdin,
 
-    {"setting": {...}, "algorithm": "maml", "form": "loop", "seconds": 5.0}
+    {"setting": {...}, "algorithm": "maml", "form": "loop", "amount": 5.0}
 
-runs meta-steps of that form for that long, and answers with one JSON line.
+runs meta-steps of that form for so many seconds, and answers with one JSON line. The
+form "error" takes the meta-gradients of so many tasks, in float32 and in float64, and
+answers with the lengths of their differences relative to the latter's.
 """
 
 import json
@@ -19,8 +21,8 @@ from torch.nn import functional as F
 INNER_LR, OUTER_LR, RHO = 0.1, 1e-3, 5e-4
 
 
-def init_params(way, filters, stride, size, channels):
-  generator = torch.Generator().manual_seed(0)
+def init_params(way, filters, stride, size, channels, seed=0):
+  generator = torch.Generator().manual_seed(seed)
 
   def glorot(*shape, fan):
     limit = (6.0 / fan) ** 0.5
@@ -53,9 +55,9 @@ def head(params, features):
   return F.linear(features, params["head_kernel"], params["head_bias"])
 
 
-def make_tasks(setting):
+def make_tasks(setting, seed=0):
   way, size, channels = setting["way"], setting["size"], setting["channels"]
-  generator = torch.Generator().manual_seed(0)
+  generator = torch.Generator().manual_seed(seed)
 
   def batch(shot):
     shape = (setting["num_tasks"], way * shot, channels, size, size)
@@ -136,9 +138,32 @@ def func_gradient(algorithm, setting):
 FORMS = {"loop": loop_gradient, "func": func_gradient}
 
 
-def make_step(setting, algorithm, form):
+def errors(setting, algorithm, num_tasks):
+  """Of float32 meta-gradients, for tasks and parameters of different seeds."""
+  meta_gradient = loop_gradient(algorithm, setting)
+
+  def vector(params, tasks, dtype):
+    params = {name: p.detach().to(dtype) for name, p in params.items()}
+    tasks = [x.to(dtype) if x.is_floating_point() else x for x in tasks]
+    grads = meta_gradient(params, tasks)
+    return torch.cat([g.flatten() for g in grads.values()]).double()
+
+  found = []
+  for seed in range(num_tasks):
+    params, tasks = start(setting, seed), make_tasks(setting, seed)
+    exact = vector(params, tasks, torch.float64)
+    difference = vector(params, tasks, torch.float32) - exact
+    found.append(float(difference.norm() / exact.norm()))
+  return found
+
+
+def start(setting, seed=0):
   keys = ("way", "filters", "stride", "size", "channels")
-  params = init_params(*(setting[key] for key in keys))
+  return init_params(*(setting[key] for key in keys), seed=seed)
+
+
+def make_step(setting, algorithm, form):
+  params = start(setting)
   optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
   meta_gradient, tasks = FORMS[form](algorithm, setting), make_tasks(setting)
 
@@ -162,11 +187,15 @@ def main():
     request = json.loads(line)
     setting = request["setting"]
     key = (setting["name"], request["algorithm"], request["form"])
+    if request["form"] == "error":
+      answer = errors(setting, request["algorithm"], int(request["amount"]))
+      print(json.dumps(answer), flush=True)
+      continue
     if key not in steps:
       steps[key] = make_step(setting, *key[1:])
       steps[key]()
     count, start = 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - start < request["seconds"]:
+    while count == 0 or time.perf_counter() - start < request["amount"]:
       steps[key]()
       count += 1
     seconds = time.perf_counter() - start

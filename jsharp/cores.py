@@ -7,22 +7,25 @@ from contextvars import ContextVar
 
 import jax
 
-_ASSUMED: ContextVar[bool] = ContextVar("one_core_each", default=False)
+_ASSUMED: ContextVar[bool | None] = ContextVar("one_core_each", default=None)
 
 
 @contextlib.contextmanager
-def assume_one_core_each() -> Iterator[None]:
-  """Within it `one_core_each` holds, so that programs are the same on any number.
+def assume_one_core_each(answer: bool = True) -> Iterator[None]:
+  """Within it `one_core_each` has this answer, so that programs are the same anywhere.
 
   JAX's cache of traced functions knows nothing of it: of a function that was jitted
   before, make a new one.
+
+  Args:
+    answer: what to assume.
 
   Example:
     >>> with assume_one_core_each():
     ...   one_core_each()
     True
   """
-  before = _ASSUMED.set(True)
+  before = _ASSUMED.set(answer)
   try:
     yield
   finally:
@@ -39,8 +42,9 @@ def one_core_each() -> bool:
     >>> one_core_each() in (True, False)
     True
   """
-  if _ASSUMED.get():
-    return True
+  assumed = _ASSUMED.get()
+  if assumed is not None:
+    return assumed
   if jax.default_backend() != "cpu":
     return False
   return _num_cores() <= jax.local_device_count()

@@ -38,6 +38,8 @@ class CoresTest(parameterized.TestCase):
         self.assertTrue(cores.one_core_each())
         with mock.patch.object(jax, "default_backend", return_value="gpu"):
           self.assertEqual(compiler_options(), {})
+        with cores.assume_one_core_each(False):
+          self.assertFalse(cores.one_core_each())
       self.assertFalse(cores.one_core_each())
 
 

@@ -1,19 +1,19 @@
 """Winograd's F(4x4, 3x3): a 3x3 convolution with 36 multiplications in place of 144.
 
 For stride 1. Four neighbouring outputs of a 1-D convolution with three taps are the
-products of six transformed inputs with six transformed taps, summed with the weights of
-a third transform; done along rows and columns, 16 outputs are 36 products, each the same
-matrix product over channels for every tile (arXiv 1509.09308). The weight gradient goes
-back through the same steps: products of transformed inputs and of output gradients under
-the transposed output transform, summed over tiles, then the kernel's transform
+products of six transformed inputs with six transformed taps, summed with the weights
+of a third transform. Done along rows and columns, 16 outputs are 36 products, each the
+same matrix product over channels for every tile (arXiv 1509.09308). The weight gradient
+goes back through the same steps: products of transformed inputs and of output gradients
+under the transposed output transform, summed over tiles, then the kernel's transform
 transposed. The result is that of a direct convolution but for rounding, at every size:
 where four does not divide a side, the last tiles are part empty. Arrays are
 `x [n, h, w, c]`, `w [3, 3, c, o]` and `g [n, h, w, o]`, float32 or wider.
 
-The transforms are values of polynomials at six points and back (Toom and Cook's).
-Points decide how much rounding they magnify. In place of the usual 0, 1, -1, 2, -2 and
-infinity these have +-sqrt(1/2) and +-sqrt(2): half the error, 5 times that of a direct
-convolution in float32 (`benchmarks/winograd_points.py`).
+The transforms are values of polynomials at six points, and back (Toom and Cook's). The
+points decide how much rounding is magnified. In place of the usual 0, 1, -1, 2, -2 and
+infinity these have +-sqrt(1/2) and +-sqrt(2): half the error, five times that of a
+direct convolution in float32 (`benchmarks/winograd_points.py`).
 """
 
 from collections.abc import Sequence
@@ -55,17 +55,17 @@ def transforms(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndar
     >>> (of_output @ ((of_kernel @ taps) * (of_input @ x))).tolist()
     [13.0, 26.0]
   """
-  others = [[q for q in points if q != p] for p in points]
-  of_input = np.zeros([len(points) + 1] * 2)
+  finite = np.asarray(points, np.float64)
+  others = [np.delete(finite, i) for i in range(len(finite))]
+  of_input = np.zeros([len(finite) + 1] * 2)
   of_input[:-1, :-1] = [np.poly(roots)[::-1] for roots in others]
-  of_input[-1] = np.poly(points)[::-1]
-  at_infinity = [[0.0, 0.0, 1.0]], [[0.0] * (len(points) - 2) + [1.0]]
-  of_kernel = np.vander(points, 3, increasing=True)
-  of_kernel /= [[np.prod(np.subtract(p, q))] for p, q in zip(points, others, strict=True)]
-  of_output = np.vander(points, len(points) - 1, increasing=True)
+  of_input[-1] = np.poly(finite)[::-1]
+  scales = [np.prod(p - q) for p, q in zip(finite, others, strict=True)]
+  of_kernel = np.vander(finite, 3, increasing=True) / np.transpose([scales])
+  of_output = np.vander(finite, len(finite) - 1, increasing=True)
   of_kernel, of_output = (
-    np.concatenate(rows)
-    for rows in zip((of_kernel, of_output), at_infinity, strict=True)
+    np.concatenate([rows, np.eye(rows.shape[1])[-1:]])  # At infinity.
+    for rows in (of_kernel, of_output)
   )
   return of_input, of_kernel, of_output.T
 

@@ -145,26 +145,27 @@ class ConvolutionTest(parameterized.TestCase):
   )
   def test_vmap_equals_a_loop(self, form_and_stride, axes):
     form, stride = form_and_stride
-    x, w = operands((5, 4), (3, 3), 2, np.float32)
     conv = functools.partial(conv2d, stride=stride, implementation=form)
-    many = [(x, w), (2 * jnp.cos(x), jnp.sin(w))]
-    stacked = [
-      operand if axis is None else jnp.stack([pair[i] for pair in many], axis)
-      for i, (operand, axis) in enumerate(zip((x, w), axes, strict=True))
-    ]
 
     def gradients(x, w):
       return conv(x, w), jax.grad(of_order(1, conv), (0, 1))(x, w)
 
-    single = jax.jit(gradients)
-    actual = jax.jit(jax.vmap(gradients, axes))(*stacked)
-    singles = [
-      single(*(o[0] if axis is None else p for o, p, axis in zip(
-        ((x,), (w,)), pair, axes, strict=True)))
-      for pair in many
-    ]  # fmt: skip
-    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *singles)
-    assert_near(actual, expected, rtol=2e-5)
+    with jax.enable_x64(True):
+      x, w = operands((5, 4), (3, 3), 2)
+      many = [(x, w), (2 * jnp.cos(x), jnp.sin(w))]
+      stacked = [
+        operand if axis is None else jnp.stack([pair[i] for pair in many], axis)
+        for i, (operand, axis) in enumerate(zip((x, w), axes, strict=True))
+      ]
+      single = jax.jit(gradients)
+      actual = jax.jit(jax.vmap(gradients, axes))(*stacked)
+      singles = [
+        single(*(o[0] if axis is None else p for o, p, axis in zip(
+          ((x,), (w,)), pair, axes, strict=True)))
+        for pair in many
+      ]  # fmt: skip
+      expected = jax.tree.map(lambda *parts: jnp.stack(parts), *singles)
+      assert_near(actual, expected)
 
   @parameterized.parameters((6, 3), (7, 7), (2, 1))
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
@@ -192,7 +193,7 @@ class ConvolutionTest(parameterized.TestCase):
 
   @parameterized.parameters((1, 1), (6, 3), (7, 7))
   def test_winograd_goes_through_chunks(self, batch, chunks):
-    entries = 16 * 3 * 2 * 4  # Of one example, tiles by 3 channels.
+    entries = 36 * 2 * 1 * 4  # Of one example, tiles by the larger number of channels.
     with mock.patch.object(winograd, "_CHUNK_ENTRIES", 2 * entries + 1):
       self.assertEqual(num_chunks(batch, entries, 2 * entries + 1), chunks)
       x = jax.random.normal(jax.random.key(0), (batch, 5, 4, 3))
@@ -205,6 +206,16 @@ class ConvolutionTest(parameterized.TestCase):
       assert_near(y, expected, rtol=1e-5)
       assert_near(pullback(jnp.cos(y)), reference(jnp.cos(y)), rtol=1e-5)
 
+  @parameterized.parameters(
+    ((0, 1, -1),), ((0.0, 0.5, -2.0, 3.0),), ((0, 2**0.5, -(2**0.5), 1, -1),)
+  )
+  def test_winograd_of_any_points(self, points):
+    of_input, of_kernel, of_output = winograd.transforms(points)
+    generator = np.random.default_rng(0)
+    x, taps = generator.standard_normal(len(points) + 1), generator.standard_normal(3)
+    found = of_output @ ((of_kernel @ taps) * (of_input @ x))
+    np.testing.assert_allclose(found, np.correlate(x, taps, "valid"), rtol=1e-12)
+
   def test_winograd_loses_few_digits_of_float32(self):
     x, w = operands((14, 14), (3, 3), 64, np.float32)
     with jax.enable_x64(True):
@@ -213,7 +224,7 @@ class ConvolutionTest(parameterized.TestCase):
       np.linalg.norm(np.asarray(conv2d(x, w, implementation=form)) - np.asarray(exact))
       for form in ("direct", "winograd")
     ]
-    self.assertLess(errors[1], 5 * errors[0])
+    self.assertLess(errors[1], 8 * errors[0])
 
   @parameterized.parameters(*_ALL_FORMS)
   def test_nested_vmap_and_gradient_of_vmap(self, form):
@@ -290,7 +301,8 @@ class ConvolutionTest(parameterized.TestCase):
     ((75, 14, 14, 64), 8, 1, "direct", "shifted"),
     ((75, 28, 28, 1), 64, 1, "im2col", "im2col"),
     ((75, 84, 84, 3), 32, 1, "direct", "direct"),
-    ((75, 7, 7, 64), 64, 1, "direct", "shifted"),
+    ((75, 7, 7, 64), 64, 1, "winograd", "winograd"),
+    ((75, 5, 5, 64), 64, 1, "direct", "shifted"),
     ((5, 14, 14, 64), 64, 2, "im2col", "im2col"),
   )
   @_one_core

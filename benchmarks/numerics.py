@@ -1,0 +1,136 @@
+"""How far a float32 meta-gradient is from float64's, and how far it has to be.
+
+Question: does a form of convolution cost digits that matter?
+
+    python -m benchmarks.numerics --settings=omni,mini
+
+For each setting, number of inner steps and form of convolution: the length of the
+difference between MAML's meta-gradient in float32 and in float64, relative to the
+latter's length, for one task at the start of training; median and range over `--seeds`
+tasks of random images. "Smooth" is the same of a network with means of windows in place
+of maxima and softplus in place of ReLU: there rounding cannot change which element of
+a window wins, or on which side of zero it is, and no derivative jumps. "PyTorch" is
+PyTorch's own float32 against its float64, with `--torch_python`.
+"""
+
+import contextlib
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+from benchmarks.settings import INNER_LR, SETTINGS, check_arguments, make_problem
+from benchmarks.tables import begin_table
+from benchmarks.torch_process import Torch
+from jsharp.algorithms import maml
+from jsharp.cores import assume_one_core_each
+from jsharp.nn import channels, convolved_map, default_convolution
+from jsharp.report import git_commit
+
+_SETTINGS = flags.DEFINE_list(
+  "settings", ["omni", "mini", "omni_strided"], "As in benchmarks.meta_step."
+)
+_INNER_STEPS = flags.DEFINE_list("inner_steps", ["1", "5"], "Numbers of inner steps.")
+_FORMS = flags.DEFINE_list(
+  "forms", ["direct", "im2col", "winograd"], "As in jsharp.nn.default_convolution."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of tasks.", lower_bound=1)
+_TORCH_PYTHON = flags.DEFINE_string(
+  "torch_python", None, "Interpreter with PyTorch, to ask the same of it."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  check_arguments(argv, _SETTINGS.value)
+  jax.config.update("jax_enable_x64", True)
+  print(
+    f"Python {platform.python_version()}, jax {jax.__version__}, "
+    f"{jax.devices()[0].device_kind}, commit {git_commit(Path(__file__).parents[1])}\n"
+  )
+  torch = Torch(_TORCH_PYTHON.value, threads=1) if _TORCH_PYTHON.value else None
+  columns = ["setting", "inner steps", "form", "float32", "smooth"]
+  begin_table(columns + ["PyTorch"] * bool(torch))
+  for name in _SETTINGS.value:
+    for steps in map(int, _INNER_STEPS.value):
+      report(name, steps, torch)
+  if torch:
+    torch.close()
+
+
+def report(name: str, inner_steps: int, torch: Torch | None) -> None:
+  """Prints a row for each form."""
+  setting = SETTINGS[name] | {"num_tasks": 1, "inner_steps": inner_steps}
+  problems = [make_problem(setting, seed=seed) for seed in range(_SEEDS.value)]
+  columns: dict[str, list[str]] = {form: [] for form in _FORMS.value}
+  for smooth in (False, True):
+    exact = meta_gradients(problems, inner_steps, "direct", smooth, jnp.float64)
+    for form, cells in columns.items():
+      found = meta_gradients(problems, inner_steps, form, smooth, jnp.float32)
+      pairs = zip(found, exact, strict=True)
+      norm = jnp.linalg.norm
+      cells.append(spread([float(norm(a - b) / norm(b)) for a, b in pairs]))
+  others = []
+  if torch:
+    others = [spread(torch.ask(name, setting, "maml", "error", _SEEDS.value))]
+  for form, cells in columns.items():
+    print(
+      f"| {' | '.join([name, str(inner_steps), form, *cells, *others])} |", flush=True
+    )
+
+
+def meta_gradients(
+  problems: list[Any], inner_steps: int, form: str, smooth: bool, dtype: Any
+) -> list[jax.Array]:
+  """Each problem's meta-gradient as a vector, computed in a dtype."""
+
+  def convert(x: jax.Array) -> jax.Array:
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+  algorithm = maml(
+    problems[0][1], optax.sgd(INNER_LR), optax.sgd(1.0), num_inner_steps=inner_steps
+  )
+
+  @jax.jit
+  def gradient(params: Any, tasks: Any) -> jax.Array:
+    state, _ = algorithm.step(algorithm.init(params), tasks)
+    return ravel_pytree(jax.tree.map(jnp.subtract, params, state.params))[0]
+
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(assume_one_core_each())
+    stack.enter_context(default_convolution(form))
+    if smooth:
+      for module in (channels, convolved_map):
+        stack.enter_context(mock.patch.object(module, "max_pool", mean_pool))
+      stack.enter_context(mock.patch.object(nn, "relu", nn.softplus))
+    return [
+      gradient(*jax.tree.map(convert, (params, tasks))) for params, _, tasks in problems
+    ]
+
+
+def mean_pool(x: jax.Array, *, sign: jax.Array | None = None) -> jax.Array:
+  """As `jsharp.nn.max_pool`, with means."""
+  del sign
+  h, w = (side // 2 * 2 for side in x.shape[-3:-1])
+  x = x[..., :h, :w, :]
+  return (
+    x[..., ::2, ::2, :] + x[..., 1::2, ::2, :] + x[..., ::2, 1::2, :]
+    + x[..., 1::2, 1::2, :]
+  ) / 4  # fmt: skip
+
+
+def spread(errors: Sequence[float]) -> str:
+  """Median and range."""
+  return f"{np.median(errors):.0e} ({min(errors):.0e} to {max(errors):.0e})"
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,64 @@
+"""The PyTorch process that the benchmarks take turns with."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+class Torch:
+  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is not asked."""
+
+  def __init__(self, python: str, threads: int):
+    script = Path(__file__).with_name("torch_meta_step.py")
+    self._process = subprocess.Popen(
+      [python, str(script), str(threads)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.versions = self._answer()
+
+  def _answer(self) -> Any:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(
+        "the PyTorch process ended; see its message above and check --torch_python"
+      )
+    return json.loads(line)
+
+  def ask(
+    self, name: str, setting: dict[str, int], algorithm: str, form: str, amount: float
+  ) -> Any:
+    """Has it run one form for so many seconds, or `form="error"` on so many tasks.
+
+    Args:
+      name: of the setting.
+      setting: its numbers.
+      algorithm: "maml", ...
+      form: one of the forms of `torch_meta_step`.
+      amount: seconds, or tasks.
+
+    Returns:
+      Tasks per second, or a list of errors.
+    """
+    self._process.send_signal(signal.SIGCONT)
+    request = {
+      "setting": setting | {"name": name},
+      "algorithm": algorithm,
+      "form": form,
+      "amount": amount,
+    }
+    assert self._process.stdin is not None
+    self._process.stdin.write(json.dumps(request) + "\n")
+    self._process.stdin.flush()
+    answer = self._answer()
+    self._process.send_signal(signal.SIGSTOP)  # Its threads would look for work.
+    return answer
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.send_signal(signal.SIGCONT)
+    self._process.communicate()
