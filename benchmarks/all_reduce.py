@@ -6,10 +6,11 @@ tasks per process on is that little?
     python -m benchmarks.all_reduce
 
 Starts the processes on this machine, connected over loopback as hosts are over a
-network (on CPUs by JAX's Gloo collectives). Each has one device and sums, by
-`jax.lax.psum` in `jax.shard_map` as `jsharp.devices` does, trees of the shapes of the
-settings' parameters. Times are of the first process, from call to call; the processes
-share the machine's cores, which real hosts do not.
+network (on CPUs by JAX's Gloo collectives). Each has one device and sums, in
+`jax.shard_map` as `jsharp.devices` does, trees of the shapes of the settings'
+parameters: as one vector, as `jsharp.objectives` does, and array by array. Times are of
+the first process, from call to call; the processes share the machine's cores, which
+real hosts do not.
 """
 
 import json
@@ -31,7 +32,7 @@ from benchmarks.settings import SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
 from jsharp import processes
 from jsharp.devices import replicate, task_mesh
-from jsharp.objectives import TASK_AXIS
+from jsharp.objectives import TASK_AXIS, sum_over_devices
 from jsharp.report import git_commit
 
 _SETTINGS = flags.DEFINE_list(
@@ -44,7 +45,7 @@ _RANK = flags.DEFINE_string("rank", None, "Which process this is; set by the fir
 
 
 def measure(names: Sequence[str], calls: int, rounds: int) -> dict[str, list[float]]:
-  """Milliseconds per sum, by setting and round, in every process alike."""
+  """Milliseconds per sum, by setting, form and round, in every process alike."""
   count = jax.device_count()
   mesh = task_mesh(count, num_tasks=count)
   found: dict[str, list[float]] = {}
@@ -52,19 +53,30 @@ def measure(names: Sequence[str], calls: int, rounds: int) -> dict[str, list[flo
     params, _, _ = make_problem(SETTINGS[name] | {"num_tasks": 1})
     tree = replicate(params, mesh)
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=(P(),), out_specs=P(), check_vma=False)
-    def total(tree):
-      summed = jax.lax.psum(tree, TASK_AXIS)
-      return jax.tree.map(lambda x: x / count, summed)
+    def compiled(function, mesh=mesh, tree=tree):
+      def mean(tree):
+        return jax.tree.map(lambda x: x / count, function(tree))
 
-    step = jax.jit(total).lower(tree).compile()
-    jax.block_until_ready(step(tree))
-    found[name] = []
+      spread_out = jax.shard_map(
+        mean, mesh=mesh, in_specs=(P(),), out_specs=P(), check_vma=False
+      )
+      return jax.jit(spread_out).lower(tree).compile()
+
+    forms = {
+      f"{name}, one vector": compiled(sum_over_devices),
+      f"{name}, {len(jax.tree.leaves(tree))} arrays": compiled(
+        partial(jax.lax.psum, axis_name=TASK_AXIS)
+      ),
+    }
+    for step in forms.values():
+      jax.block_until_ready(step(tree))
     for _ in range(rounds):
-      start = time.perf_counter()
-      for _ in range(calls):
-        tree = jax.block_until_ready(step(tree))
-      found[name].append(1000 * (time.perf_counter() - start) / calls)
+      for label, step in forms.items():
+        start = time.perf_counter()
+        for _ in range(calls):
+          tree = jax.block_until_ready(step(tree))
+        each = 1000 * (time.perf_counter() - start) / calls
+        found.setdefault(label, []).append(each)
   return found
 
 
@@ -84,11 +96,11 @@ def report(count: int, names: Sequence[str]) -> None:
   if any(process.returncode for process in started):
     raise RuntimeError("a process failed; see its message above")
   # Gloo writes to the same stream before.
-  for name, times in json.loads(answers[0].splitlines()[-1]).items():
-    setting = SETTINGS[name] | {"num_tasks": 1}
+  for label, times in json.loads(answers[0].splitlines()[-1]).items():
+    setting = SETTINGS[label.split(",")[0]] | {"num_tasks": 1}
     shapes = jax.eval_shape(lambda setting=setting: make_problem(setting)[0])
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    cells = [name, f"{size:,}", f"{4 * size / 2**20:.2f}", count, spread(times, 2)]
+    cells = [label, f"{size:,}", f"{4 * size / 2**20:.2f}", count, spread(times, 2)]
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

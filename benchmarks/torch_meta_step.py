@@ -159,7 +159,7 @@ def errors(setting, algorithm, num_tasks):
 
 def start(setting, seed=0):
   keys = ("way", "filters", "stride", "size", "channels")
-  return init_params(*(setting[key] for key in keys), seed=seed)
+  return init_params(**{key: setting[key] for key in keys}, seed=seed)
 
 
 def make_step(setting, algorithm, form):

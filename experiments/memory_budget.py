@@ -88,7 +88,7 @@ def needed_bytes(parts: Parts) -> int:
   state, data, mesh = parts.algorithm.init(parts.params), parts.data, None
   if loop.get("num_devices", 1) > 1:
     mesh = task_mesh(loop["num_devices"], num_tasks=loop["num_tasks"])
-    state, data = replicate((state, data), mesh)
+    state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
   blocks = BlockRunner(
     parts.algorithm, parts.sample_tasks, num_tasks=loop["num_tasks"], mesh=mesh
   )

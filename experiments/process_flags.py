@@ -93,7 +93,7 @@ def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
     )
   except RuntimeError as error:
     raise ValueError(f"the other processes did not come: {error}") from error
-  if settings.num_devices == 1:  # Another number is checked with all the rest.
+  if settings.num_devices in (None, 1):  # Others are checked with all the rest.
     settings.num_devices = jax.device_count()
   if processes.is_first():
     yield None

@@ -38,10 +38,11 @@ def define(flag_values: flags.FlagValues) -> None:
   )
   flags.DEFINE_integer(
     "num_devices",
-    1,
+    None,
     "Devices that the tasks of a meta-step are divided among, --num_tasks being a "
-    "multiple; a run can go on with another number. On a CPU: parts of it; as many as "
-    "it has cores is the fastest.",
+    "multiple; a run can go on with another number. On a CPU: parts of it. Default: as "
+    "many of its cores as divide --num_tasks on a CPU, all devices of several "
+    "processes, else 1.",
     flag_values=f,
   )
   flags.DEFINE_enum(
@@ -123,9 +124,9 @@ def complete(settings: SimpleNamespace) -> None:
 def set_environment(settings: SimpleNamespace) -> None:
   """Asks XLA for --deterministic and for virtual CPU devices.
 
-  JAX must not have started yet. The CPU is divided among --num_devices devices, unless
-  XLA_FLAGS says among how many or there are several processes; other platforms take no
-  notice.
+  JAX must not have started yet. The CPU is divided among --num_devices devices, or as
+  many as `cores_for_tasks`, unless XLA_FLAGS says among how many or there are several
+  processes; other platforms take no notice.
   """
   flags_given = os.environ.get("XLA_FLAGS", "").split()
   asked: list[str | None] = []
@@ -133,7 +134,7 @@ def set_environment(settings: SimpleNamespace) -> None:
     asked += [_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU]
     # XLA divides sums among the threads that it has: 16 devices' worth, below.
     os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
-  num_devices = getattr(settings, "num_devices", 1)
+  num_devices = getattr(settings, "num_devices", 1) or cores_for_tasks(settings)
   divided = any(flag.startswith(_VIRTUAL_DEVICES) for flag in flags_given)
   if num_devices > 1 and not (divided or process_flags.asked(settings)):
     asked.append(f"{_VIRTUAL_DEVICES}={num_devices}")
@@ -143,3 +144,13 @@ def set_environment(settings: SimpleNamespace) -> None:
   if asked:
     missing = [flag for flag in asked if flag and flag not in flags_given]
     os.environ["XLA_FLAGS"] = " ".join(flags_given + missing)
+
+
+def cores_for_tasks(settings: SimpleNamespace) -> int:
+  """The most cores that this process may use and that divide --num_tasks."""
+  if hasattr(os, "sched_getaffinity"):
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  num_tasks = settings.num_tasks
+  return next(n for n in range(min(cores, num_tasks), 0, -1) if num_tasks % n == 0)

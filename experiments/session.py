@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from experiments import program
+from experiments import program, resource_flags
 from jsharp import curves, report
 from jsharp.devices import task_mesh
 from jsharp.files import write_atomically
@@ -89,12 +89,20 @@ def use_compilation_cache(directory: str) -> None:
 def check_devices(settings: SimpleNamespace) -> None:
   """Refuses devices that are not there or cannot share the tasks evenly.
 
+  Where their number was not given, `settings.num_devices` becomes what it is.
+
   Raises:
     ValueError: naming the flag and the nearest number that can.
   """
-  num_devices = getattr(settings, "num_devices", 1)
-  if num_devices > 1:
-    task_mesh(num_devices, num_tasks=settings.num_tasks)
+  if not hasattr(settings, "num_devices"):
+    return
+  if settings.num_devices is None:
+    there = jax.device_count()
+    wanted = resource_flags.cores_for_tasks(settings)
+    divided = jax.default_backend() == "cpu" and wanted <= there
+    settings.num_devices = wanted if divided else 1
+  if settings.num_devices > 1:
+    task_mesh(settings.num_devices, num_tasks=settings.num_tasks)
 
 
 def run(settings: SimpleNamespace, parts: Parts, directory: RunDirectory) -> int:

@@ -18,6 +18,9 @@ from jsharp.checks import check_count
 from jsharp.cores import one_core_each
 from jsharp.objectives import TASK_AXIS
 
+PARTS_AXIS = "parts"
+"""The mesh axis of `parts_of_cpu`, over which nothing is averaged."""
+
 TakeStep = Callable[[Any, Any], tuple[Any, Any]]
 """`take_step(state, data) -> (state, metrics)`."""
 
@@ -107,12 +110,14 @@ def local_parts(mesh: Mesh) -> list[tuple[int, int]]:
   return [(i, len(devices)) for i, d in enumerate(devices) if d.process_index == here]
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh, *, constant: bool = False) -> Any:
   """Copies arrays to every device of a mesh.
 
   Args:
     tree: any pytree of arrays, the same in every process.
     mesh: from `task_mesh`.
+    constant: whether no program is given the arrays to overwrite: the parts of a CPU
+      then share one copy.
 
   Returns:
     The same pytree.
@@ -130,7 +135,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
       return jax.make_array_from_callback(host.shape, sharding, lambda _: host)
 
     return jax.tree.map(spread, tree)
+  if constant and mesh.devices.flat[0].platform == "cpu":
+    # What NumPy holds is used where it lies.
+    tree = jax.tree.map(_in_numpy, tree)
   return jax.device_put(tree, sharding)
+
+
+def _in_numpy(x: Any) -> Any:
+  is_numbers = isinstance(x, jax.Array) and not jax.dtypes.issubdtype(
+    x.dtype, jax.dtypes.extended
+  )
+  return np.asarray(x) if is_numbers else x
 
 
 def one_copy(tree: Any) -> Any:
@@ -150,6 +165,25 @@ def one_copy(tree: Any) -> Any:
   """
   return jax.tree.map(
     lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree
+  )
+
+
+def parts_of_cpu() -> Mesh | None:
+  """This process' devices, where they are parts of a CPU with one core each.
+
+  Returns:
+    A mesh with the one axis "parts"; None where there is one device or they are none.
+
+  Example:
+    >>> parts_of_cpu() is None or jax.device_count() > 1
+    True
+  """
+  several = jax.local_device_count() > 1 and jax.process_count() == 1
+  if not several or jax.default_backend() != "cpu" or not one_core_each():
+    return None
+  devices = jax.local_devices()
+  return jax.make_mesh(
+    (len(devices),), (PARTS_AXIS,), axis_types=(AxisType.Auto,), devices=devices
   )
 
 

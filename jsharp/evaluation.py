@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jsharp.checks import check_count
 from jsharp.data.episodes import Stream, task_key
+from jsharp.devices import PARTS_AXIS, compiler_options, parts_of_cpu, replicate
 from jsharp.losses import Criterion
 from jsharp.normalization import per_query, query_loss, transductive
 from jsharp.stop_signal import StopSignal
@@ -24,10 +26,27 @@ DEFAULT_CHUNK = 20
 """Tasks per call of the compiled evaluation: a pause of seconds at most on a CPU."""
 
 
-@functools.partial(jax.jit, static_argnames=("evaluate_tasks", "sample_task", "chunk"))
-def _evaluate_chunk(params, data, start, *, evaluate_tasks, sample_task, chunk):
-  tasks = jax.vmap(sample_task, in_axes=(0, None))(start + jnp.arange(chunk), data)
-  return evaluate_tasks(params, tasks)
+def _evaluate_chunk(params, data, start, *, evaluate_tasks, sample_task, chunk, mesh):
+  num_parts = mesh.size if mesh else 1
+
+  def one_part(params, data, start):
+    indices = start + jnp.arange(chunk // num_parts)
+    if mesh:
+      indices += jax.lax.axis_index(PARTS_AXIS) * len(indices)
+    tasks = jax.vmap(sample_task, in_axes=(0, None))(indices, data)
+    return evaluate_tasks(params, tasks)
+
+  if mesh:
+    one_part = jax.shard_map(
+      one_part, mesh=mesh, in_specs=P(), out_specs=P(PARTS_AXIS), check_vma=False
+    )
+  return one_part(params, data, start)
+
+
+@functools.cache
+def _jitted(options):
+  names = ("evaluate_tasks", "sample_task", "chunk", "mesh")
+  return jax.jit(_evaluate_chunk, static_argnames=names, compiler_options=dict(options))
 
 
 def evaluate(
@@ -43,7 +62,8 @@ def evaluate(
   """Evaluates parameters on tasks `0 .. num_tasks - 1` of a fixed list.
 
   Compiled once per pair of functions: pass the same `evaluate_tasks` and
-  `sample_task` objects again and nothing is traced a second time.
+  `sample_task` objects again and nothing is traced a second time. A CPU that is divided
+  into devices with a core each (`jsharp.devices`) computes on all of them.
 
   Args:
     evaluate_tasks: `MetaAlgorithm.evaluate`: `(params, tasks) -> metrics`, each
@@ -76,17 +96,22 @@ def evaluate(
   """
   check_count("num_tasks", num_tasks)
   chunk = min(check_count("chunk", chunk), num_tasks)
+  if mesh := parts_of_cpu():
+    params, data = replicate((params, data), mesh, constant=True)
+    chunk = -(-chunk // mesh.size) * mesh.size
+  evaluate_chunk = _jitted(tuple(compiler_options().items()))
   parts = []
   for start in range(0, num_tasks, chunk):
     if stop is not None:
       stop.check()
-    metrics = _evaluate_chunk(
+    metrics = evaluate_chunk(
       params,
       data,
       jnp.asarray(start, jnp.int32),
       evaluate_tasks=evaluate_tasks,
       sample_task=sample_task,
       chunk=chunk,
+      mesh=mesh,
     )
     parts.append(jax.device_get(metrics))
   return {

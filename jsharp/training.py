@@ -191,7 +191,7 @@ def train(
   if mesh is None:
     data = jax.device_put(data)
   else:
-    state, data = replicate((state, data), mesh)
+    state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
   records = Records(
     run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
   )

@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import optax
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
-from jsharp import algorithms, devices, losses
+from jsharp import algorithms, devices, evaluation, losses
 from jsharp.algorithms.mixture import mixture
 from jsharp.algorithms.over_seeds import over_seeds
 from jsharp.blocks import make_block
@@ -191,6 +192,41 @@ class OnEightDevices(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     self.assertEqual(seen, [{1}] * len(seen))
 
+  def test_constants_lie_once_in_memory(self):
+    mesh = devices.task_mesh(4, num_tasks=4)
+    tree = {"x": jnp.arange(1000.0), "key": jax.random.key(3), "number": 2}
+    for constant, places in ((True, 1), (False, 4)):
+      copies = devices.replicate(tree, mesh, constant=constant)
+      shards = copies["x"].addressable_shards
+      self.assertLen({s.data.unsafe_buffer_pointer() for s in shards}, places)
+      self.assertLen(shards, 4)
+      np.testing.assert_array_equal(copies["x"], tree["x"])
+      self.assertEqual(copies["key"], tree["key"])
+
+  @parameterized.parameters((11, 4), (3, 20), (24, 8))
+  def test_evaluation_is_divided(self, num_tasks, chunk):
+    shapes = []
+
+    def draw(index, data):
+      return data["x"][index % 5] + jax.random.normal(data["key"], ())
+
+    def evaluate_tasks(params, tasks):
+      shapes.append(tasks.shape)
+      return {"loss": params * tasks, "row": jnp.stack([tasks, -tasks], 1)}
+
+    data = {"x": jnp.arange(5.0), "key": jax.random.key(0)}
+    arguments = draw, data
+    options = {"num_tasks": num_tasks, "chunk": chunk}
+    actual = evaluation.evaluate(evaluate_tasks, jnp.float32(3), *arguments, **options)
+    divided = -(-min(chunk, num_tasks) // 8)
+    self.assertEqual(shapes, [(divided,)])
+    with mock.patch.object(evaluation, "parts_of_cpu", lambda: None):
+      expected = evaluation.evaluate(
+        evaluate_tasks, jnp.float32(3), *arguments, **options
+      )
+    self.assertEqual(expected["row"].shape, (num_tasks, 2))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
   @parameterized.parameters(None, "in_order")
   def test_a_derivative_through_the_mean_is_refused(self, chunk):
     mesh = devices.task_mesh(2, num_tasks=2)
@@ -222,7 +258,7 @@ class DevicesTest(absltest.TestCase):
     # As --deterministic has it: else products and sums are contracted, or not, as
     # fusions fall.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX"
-    run_on_eight(self, "tests.devices_test", num_tests=12, xla_flags=flags)
+    run_on_eight(self, "tests.devices_test", num_tests=16, xla_flags=flags)
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec as P
 
 import jsharp
-from jsharp.objectives import over_tasks
+from jsharp.objectives import TASK_AXIS, over_tasks, sum_over_devices
 
 
 def per_task(w, task):
@@ -58,6 +59,18 @@ class OverTasksTest(parameterized.TestCase):
       return compiled.compile().memory_analysis().temp_size_in_bytes
 
     self.assertLess(temporary_bytes(64), 1.5 * temporary_bytes(8) + 4096)
+
+  def test_devices_send_one_message_per_dtype(self):
+    mesh = jax.make_mesh((1,), (TASK_AXIS,))
+    total = jax.shard_map(sum_over_devices, mesh=mesh, in_specs=P(), out_specs=P())
+    tree = {
+      "a": jnp.arange(6.0).reshape(2, 3),
+      "b": [jnp.float32(7), jnp.arange(3)],
+      "c": jnp.zeros((0, 2)),
+      "d": jnp.arange(4.0, dtype=jnp.bfloat16),
+    }
+    jax.tree.map(np.testing.assert_array_equal, total(tree), tree)
+    self.assertEqual(str(jax.make_jaxpr(total)(tree)).count("psum"), 3)
 
   def test_bad_input_is_named(self):
     with self.assertRaisesRegex(ValueError, "chunk.*0"):

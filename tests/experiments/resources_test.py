@@ -84,9 +84,14 @@ class ResourcesTest(parameterized.TestCase):
       (two, "--a=b", f"--a=b {count}=2"),
       (two, f"{count}=8", f"{count}=8"),
       (several, "", ""),
-      (settings("sinusoid"), "", ""),
+      (settings("sinusoid", "--num_tasks=6"), "", f"{count}=3"),
+      (settings("sinusoid", "--num_tasks=7"), "", ""),
+      (settings("sinusoid", "--num_tasks=6", "--num_devices=1"), "", ""),
     ):
-      with mock.patch.dict(os.environ, {"XLA_FLAGS": given}):
+      with (
+        mock.patch.dict(os.environ, {"XLA_FLAGS": given}),
+        mock.patch.object(os, "sched_getaffinity", lambda _: {0, 2, 4, 5}),
+      ):
         os.environ.pop("NPROC", None)
         resource_flags.set_environment(chosen)
         self.assertEqual(os.environ["XLA_FLAGS"], expected)
@@ -103,6 +108,23 @@ class ResourcesTest(parameterized.TestCase):
       self.assertRaisesRegex(ValueError, "nearest that can is 4"),
     ):
       session.check_devices(settings("sinusoid", "--num_devices=2", "--num_tasks=5"))
+
+  @parameterized.parameters(
+    ("cpu", 4, ("--num_tasks=6",), 3),
+    ("cpu", 2, ("--num_tasks=6",), 1),  # XLA_FLAGS said otherwise
+    ("cpu", 4, ("--num_tasks=6", "--num_devices=1"), 1),
+    ("gpu", 4, ("--num_tasks=6",), 1),
+  )
+  def test_how_many_devices_by_default(self, platform, there, given, expected):
+    chosen = settings("sinusoid", *given)
+    with (
+      mock.patch.object(jax, "default_backend", lambda: platform),
+      mock.patch.object(jax, "device_count", lambda: there),
+      mock.patch.object(os, "sched_getaffinity", lambda _: {0, 2, 4, 5}),
+      mock.patch.object(session, "task_mesh"),
+    ):
+      session.check_devices(chosen)
+    self.assertEqual(chosen.num_devices, expected)
 
   def test_half_a_description_of_the_processes_is_refused(self):
     with tempfile.TemporaryDirectory() as directory:
