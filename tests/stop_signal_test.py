@@ -18,7 +18,7 @@ with StopSignal() as stop:
   print("ready", flush=True)
   deadline = time.monotonic() + 60
   while time.monotonic() < deadline:
-    sum(range(10**8))  # One long call, between two bytecodes as a compilation is.
+    sum(range(10**7))  # Calls that keep the interpreter's lock, as a compilation does.
 """
 
 
@@ -94,7 +94,7 @@ class StopSignalTest(parameterized.TestCase):
     _, error = process.communicate(timeout=30)
     self.assertEqual(process.returncode, exit_code)
     self.assertIn("stopping at once", error)
-    self.assertLess(time.monotonic() - start, 5)
+    self.assertLess(time.monotonic() - start, 20)  # It would go on for 60.
 
 
 if __name__ == "__main__":
