@@ -56,6 +56,12 @@ _SECONDS = flags.DEFINE_float(
   "seconds", 5.0, "Seconds per form and round.", lower_bound=0
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
+_TORCH_FORMS = flags.DEFINE_list(
+  "torch_forms",
+  ["loop", "func"],
+  "PyTorch's forms: loop, func and higher (MAML by that library, where PyTorch's "
+  "interpreter has it). func holds all tasks' graphs at once; the system may end it.",
+)
 _THREADS = flags.DEFINE_integer("threads", 2, "PyTorch's threads.", lower_bound=1)
 _NUM_DEVICES = flags.DEFINE_integer(
   "num_devices",
@@ -154,7 +160,9 @@ def report(name: str, algorithm: str, torch: Torch | None) -> None:
     steps[label] = compile_step(setting, algorithm, int(chunk) or None)
     run = steps[label].run
     timers[label] = lambda s, run=run: num_tasks * calls_per_second(run, s)  # type: ignore[misc]
-  for form in ("loop", "func") if torch else ():
+  for form in _TORCH_FORMS.value if torch else ():
+    if form == "higher" and algorithm != "maml":
+      continue
     assert torch is not None
     timers[f"torch {form}"] = partial(torch.ask, name, setting, algorithm, form)
   for timer in timers.values():

@@ -1,7 +1,8 @@
 """PyTorch's side of `benchmarks.meta_step`: the same meta-steps, written with care.
 
-Two forms: "loop", a Python loop over tasks with `autograd.grad(create_graph=True)`,
-and "func", `torch.func` with `vmap` over tasks. Started by `benchmarks.meta_step`
+Three forms: "loop", a Python loop over tasks with `autograd.grad(create_graph=True)`,
+"func", `torch.func` with `vmap` over tasks, and "higher", MAML by the library of that
+name, where it is installed. Started by `benchmarks.meta_step`
 under an interpreter that has PyTorch. Reads one JSON request per line from stdin,
 
     {"setting": {...}, "algorithm": "maml", "form": "loop", "amount": 5.0}
@@ -135,7 +136,42 @@ def func_gradient(algorithm, setting):
   return meta_gradient
 
 
-FORMS = {"loop": loop_gradient, "func": func_gradient}
+class Network(torch.nn.Module):
+  """The same network as a module, as `higher` wants it."""
+
+  def __init__(self, params, stride):
+    super().__init__()
+    for name, value in params.items():
+      self.register_parameter(name, torch.nn.Parameter(value.detach().clone()))
+    self.stride = stride
+
+  def forward(self, x):
+    params = dict(self.named_parameters())
+    return head(params, body(params, x, self.stride))
+
+
+def higher_gradient(algorithm, setting):
+  """`higher`: a copy of the module and its optimizer that can be differentiated."""
+  import higher
+
+  assert algorithm == "maml", algorithm
+
+  def meta_gradient(params, tasks):
+    network = Network(params, setting["stride"])
+    optimizer = torch.optim.SGD(network.parameters(), lr=INNER_LR)
+    for support_x, support_y, query_x, query_y in zip(*tasks, strict=True):
+      copy = higher.innerloop_ctx(network, optimizer, copy_initial_weights=False)
+      with copy as (adapted, inner):
+        for _ in range(setting["inner_steps"]):
+          inner.step(F.cross_entropy(adapted(support_x), support_y))
+        loss = F.cross_entropy(adapted(query_x), query_y)
+        (loss / setting["num_tasks"]).backward()
+    return {name: p.grad for name, p in network.named_parameters()}
+
+  return meta_gradient
+
+
+FORMS = {"loop": loop_gradient, "func": func_gradient, "higher": higher_gradient}
 
 
 def errors(setting, algorithm, num_tasks):
