@@ -146,6 +146,7 @@ class Network(torch.nn.Module):
     self.stride = stride
 
   def forward(self, x):
+    """`[n, way]` from `[n, channels, height, width]`."""
     params = dict(self.named_parameters())
     return head(params, body(params, x, self.stride))
 
