@@ -172,7 +172,7 @@ def parts_of_cpu() -> Mesh | None:
   """This process' devices, where they are parts of a CPU with one core each.
 
   Returns:
-    A mesh with the one axis "parts"; None where there is one device or they are none.
+    A mesh with the one axis "parts"; None where there is one device, or they are not.
 
   Example:
     >>> parts_of_cpu() is None or jax.device_count() > 1

@@ -177,7 +177,8 @@ def sum_over_devices(tree: Any) -> Any:
   """
   leaves, structure = jax.tree.flatten(tree)
   sums = list(leaves)
-  for dtype in {leaf.dtype for leaf in leaves}:
+  # In the order of the leaves: that of a set may be another in each process.
+  for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
     places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
     vector = jnp.concatenate([leaves[i].ravel() for i in places])
     ends = np.cumsum([leaves[i].size for i in places])[:-1]
