@@ -10,7 +10,13 @@ from experiments import memory_budget, sinusoid
 from tests.experiments.flags_test import settings
 from tests.experiments.program_test import TINY, run
 
-SINES = (*TINY, "--num_inner_steps=40", "--num_steps=2", "--hidden_width=64")
+SINES = (
+  *TINY,
+  "--num_inner_steps=40",
+  "--num_steps=2",
+  "--hidden_width=64",
+  "--num_devices=1",
+)
 
 
 class MemoryBudgetTest(parameterized.TestCase):
