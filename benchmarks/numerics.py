@@ -1,4 +1,4 @@
-"""How far a float32 meta-gradient is from float64's, and how far it has to be.
+"""How far a float32 meta-gradient is from float64's.
 
 Question: does a form of convolution cost digits that matter?
 
@@ -22,14 +22,13 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import app, flags
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.settings import INNER_LR, SETTINGS, check_arguments, make_problem
-from benchmarks.tables import begin_table
+from benchmarks.tables import begin_table, spread
 from benchmarks.torch_process import Torch
 from jsharp.algorithms import maml
 from jsharp.cores import assume_one_core_each
@@ -77,10 +76,12 @@ def report(name: str, inner_steps: int, torch: Torch | None) -> None:
       found = meta_gradients(problems, inner_steps, form, smooth, jnp.float32)
       pairs = zip(found, exact, strict=True)
       norm = jnp.linalg.norm
-      cells.append(spread([float(norm(a - b) / norm(b)) for a, b in pairs]))
+      errors = [float(norm(a - b) / norm(b)) for a, b in pairs]
+      cells.append(spread(errors, 0, "e"))
   others = []
   if torch:
-    others = [spread(torch.ask(name, setting, "maml", "error", _SEEDS.value))]
+    errors = torch.ask(name, setting, "maml", "error", _SEEDS.value)
+    others = [spread(errors, 0, "e")]
   for form, cells in columns.items():
     print(
       f"| {' | '.join([name, str(inner_steps), form, *cells, *others])} |", flush=True
@@ -125,11 +126,6 @@ def mean_pool(x: jax.Array, *, sign: jax.Array | None = None) -> jax.Array:
     x[..., ::2, ::2, :] + x[..., 1::2, ::2, :] + x[..., ::2, 1::2, :]
     + x[..., 1::2, 1::2, :]
   ) / 4  # fmt: skip
-
-
-def spread(errors: Sequence[float]) -> str:
-  """Median and range."""
-  return f"{np.median(errors):.0e} ({min(errors):.0e} to {max(errors):.0e})"
 
 
 if __name__ == "__main__":

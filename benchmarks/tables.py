@@ -20,7 +20,8 @@ def begin_table(columns: Sequence[str]) -> None:
   print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-  """Median and range, as "1.5 (1.0 to 2.0)"."""
-  low, mid, high = min(values), statistics.median(values), max(values)
-  return f"{mid:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def spread(values: Sequence[float], digits: int, kind: str = "f") -> str:
+  """Median and range, as "1.5 (1.0 to 2.0)"; with `kind="e"` as powers of ten."""
+  ends_and_median = min(values), statistics.median(values), max(values)
+  low, mid, high = (f"{value:.{digits}{kind}}" for value in ends_and_median)
+  return f"{mid} ({low} to {high})"

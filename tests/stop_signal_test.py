@@ -94,7 +94,7 @@ class StopSignalTest(parameterized.TestCase):
     _, error = process.communicate(timeout=30)
     self.assertEqual(process.returncode, exit_code)
     self.assertIn("stopping at once", error)
-    self.assertLess(time.monotonic() - start, 20)  # It would go on for 60.
+    self.assertLess(time.monotonic() - start, 5)
 
 
 if __name__ == "__main__":

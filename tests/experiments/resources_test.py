@@ -84,6 +84,7 @@ class ResourcesTest(parameterized.TestCase):
       (two, "--a=b", f"--a=b {count}=2"),
       (two, f"{count}=8", f"{count}=8"),
       (several, "", ""),
+      (settings("sinusoid"), "", ""),  # 25 tasks
       (settings("sinusoid", "--num_tasks=6"), "", f"{count}=3"),
       (settings("sinusoid", "--num_tasks=7"), "", ""),
       (settings("sinusoid", "--num_tasks=6", "--num_devices=1"), "", ""),
