@@ -7,10 +7,10 @@ tasks per process on is that little?
 
 Starts the processes on this machine, connected over loopback as hosts are over a
 network (on CPUs by JAX's Gloo collectives). Each has one device and sums, in
-`jax.shard_map` as `jsharp.devices` does, trees of the shapes of the settings'
-parameters: as one vector, as `jsharp.objectives` does, and array by array. Times are of
-the first process, from call to call; the processes share the machine's cores, which
-real hosts do not.
+`jax.shard_map` as `jsharp.training.devices` does, trees of the shapes of the settings'
+parameters: as one vector, as `jsharp.core.objectives` does, and array by array. Times
+are of the first process, from call to call; the processes share the machine's cores,
+which real hosts do not.
 """
 
 import json
@@ -30,10 +30,10 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.settings import SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
-from jsharp import processes
-from jsharp.devices import replicate, task_mesh
-from jsharp.objectives import TASK_AXIS, sum_over_devices
-from jsharp.report import git_commit
+from jsharp.core.objectives import TASK_AXIS, sum_over_devices
+from jsharp.evaluation.report import git_commit
+from jsharp.training import processes
+from jsharp.training.devices import replicate, task_mesh
 
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini", "omni_strided"], "As in benchmarks.meta_step."

@@ -7,8 +7,8 @@ from unittest import mock
 
 import jax
 
-from jsharp.cores import assume_one_core_each
-from jsharp.nn import convolved_map
+from jsharp._cores import assume_one_core_each
+from jsharp.nn import _convolved_map
 
 _CONVOLUTIONS = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient")
 
@@ -29,7 +29,7 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
     >>> count(jnp.matmul, jnp.ones([2, 3]), jnp.ones([3, 4]))
     48
   """
-  once = mock.patch.object(convolved_map, "is_worthwhile", return_value=False)
+  once = mock.patch.object(_convolved_map, "is_worthwhile", return_value=False)
   with once, assume_one_core_each(False):
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 

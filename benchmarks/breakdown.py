@@ -28,7 +28,7 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table
-from jsharp.report import git_commit
+from jsharp.evaluation.report import git_commit
 
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini"], "As in benchmarks.meta_step."

@@ -21,7 +21,7 @@ from absl import app, flags
 from jsharp import losses
 from jsharp.algorithms import maml
 from jsharp.data import Dataset, characters, sample_tasks, task_key
-from jsharp.evaluation import mean_and_ci95, transductive_and_inductive
+from jsharp.evaluation.tasks import mean_and_ci95, transductive_and_inductive
 from jsharp.models import Conv4, as_functions, norm_mask
 from jsharp.types import Task
 

@@ -20,10 +20,10 @@ import jax
 from absl import app, flags
 
 from benchmarks.tables import calls_per_second
-from jsharp.nn import conv_forms
-from jsharp.nn.conv_forms import Geometry
+from jsharp.evaluation.report import git_commit
+from jsharp.nn import _conv_forms
+from jsharp.nn._conv_forms import Geometry
 from jsharp.nn.convolution import _choose, _suits_winograd
-from jsharp.report import git_commit
 
 _SECONDS = flags.DEFINE_float("seconds", 0.1, "Seconds per form and round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
@@ -49,7 +49,7 @@ def speeds(function: Callable[..., Any], operands: list[Any], forms: dict[str, A
   """GFLOP/s of each form."""
   (n, _, _, c), (_, oh, ow, o) = operands[0].shape[1:], operands[2].shape[1:]
   flops = 2 * 9 * c * o * n * oh * ow
-  arguments = operands[:2] if function is conv_forms.forward else operands[::2]
+  arguments = operands[:2] if function is _conv_forms.forward else operands[::2]
   runs = {}
   for form, geometry in forms.items():
     jitted = jax.jit(function, static_argnames="geometry")
@@ -81,11 +81,11 @@ def main(argv: Sequence[str]) -> None:
     chosen = _choose(x[0], w[0], stride)
     cells = []
     for function, mark in (
-      (conv_forms.forward, chosen[0]),
-      (conv_forms.weight_gradient, chosen[1]),
+      (_conv_forms.forward, chosen[0]),
+      (_conv_forms.weight_gradient, chosen[1]),
     ):
       names = ["direct", "im2col"]
-      if function is conv_forms.weight_gradient and stride == 1:
+      if function is _conv_forms.weight_gradient and stride == 1:
         names.append("shifted")
       if _suits_winograd(x[0], w[0]) and stride == 1:
         names.append("winograd")

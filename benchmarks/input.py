@@ -30,7 +30,7 @@ from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_
 from benchmarks.tables import begin_table, calls_per_second, spread
 from jsharp import data
 from jsharp.data.prefetch import Prefetch
-from jsharp.report import git_commit
+from jsharp.evaluation.report import git_commit
 
 _NAMES = ("omni", "mini", "omni_20way", "mini_5shot")
 _SETTINGS = flags.DEFINE_list(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from jsharp.analysis.comparison import half_width_over_seeds
+from jsharp.evaluation.comparison import half_width_over_seeds
 
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory with train/CLASS/* and test/CLASS/*.", required=True

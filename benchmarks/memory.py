@@ -26,9 +26,9 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, make_problem
 from benchmarks.tables import calls_per_second, spread
-from jsharp import memory
 from jsharp.algorithms import maml
-from jsharp.report import git_commit
+from jsharp.core import second_order as memory
+from jsharp.evaluation.report import git_commit
 from jsharp.types import LossFn
 
 _SETTING = flags.DEFINE_enum(

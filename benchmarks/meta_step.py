@@ -36,10 +36,10 @@ from benchmarks import arithmetic
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table, calls_per_second, spread
 from benchmarks.torch_process import Torch
-from jsharp.devices import compiler_options, replicate, task_mesh
-from jsharp.objectives import TASK_AXIS
+from jsharp.core.objectives import TASK_AXIS
+from jsharp.evaluation.report import git_commit
 from jsharp.precision import PRECISIONS
-from jsharp.report import git_commit
+from jsharp.training.devices import compiler_options, replicate, task_mesh
 
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."

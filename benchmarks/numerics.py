@@ -30,10 +30,10 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.settings import INNER_LR, SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
 from benchmarks.torch_process import Torch
+from jsharp._cores import assume_one_core_each
 from jsharp.algorithms import maml
-from jsharp.cores import assume_one_core_each
-from jsharp.nn import channels, convolved_map, default_convolution
-from jsharp.report import git_commit
+from jsharp.evaluation.report import git_commit
+from jsharp.nn import _channels, _convolved_map, default_convolution
 
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini", "omni_strided"], "As in benchmarks.meta_step."
@@ -109,7 +109,7 @@ def meta_gradients(
     stack.enter_context(assume_one_core_each())
     stack.enter_context(default_convolution(form))
     if smooth:
-      for module in (channels, convolved_map):
+      for module in (_channels, _convolved_map):
         stack.enter_context(mock.patch.object(module, "max_pool", mean_pool))
       stack.enter_context(mock.patch.object(nn, "relu", nn.softplus))
     return [

@@ -14,7 +14,8 @@ step in units of one gradient. Memory is what the compiler reports.
     python -m benchmarks.sam --suite
 
 runs optax's common suite of tests over `optax.contrib.sam` (Adam base, both modes) and
-prints what fails; jsharp's own constructors pass it in tests/sam/conformance_test.py.
+prints what fails; jsharp's own constructors pass it in
+tests/perturbations/conformance_test.py.
 """
 
 import platform
@@ -34,8 +35,8 @@ from absl import app, flags
 import jsharp
 from benchmarks.tables import spread
 from jsharp import models
-from jsharp.report import git_commit
-from jsharp.supervised import classifier
+from jsharp.algorithms.supervised import classifier
+from jsharp.evaluation.report import git_commit
 from jsharp.types import Batch, Variables
 
 _PROBLEMS = flags.DEFINE_list(
@@ -179,7 +180,7 @@ def report(name: str) -> None:
 
 def contrib_suite() -> None:
   """Runs optax's common tests over optax's own SAM."""
-  from tests.sam.optax_suite import suite
+  from tests.perturbations.optax_suite import suite
 
   def factory(opaque: bool) -> Callable[..., Any]:
     def build(learning_rate: optax.ScalarOrSchedule) -> Any:

@@ -34,7 +34,7 @@ import jax
 from absl import app, flags
 
 from benchmarks.tables import spread
-from jsharp.report import git_commit
+from jsharp.evaluation.report import git_commit
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
 _RUNS = flags.DEFINE_list(

@@ -15,7 +15,7 @@ import numpy as np
 from absl import app
 
 from benchmarks.tables import begin_table
-from jsharp.nn.winograd import transforms
+from jsharp.nn._winograd import transforms
 
 _HALF, _ROOT = 0.5**0.5, 2**0.5
 POINTS: dict[str, tuple[float, ...]] = {

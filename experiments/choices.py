@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments import classification_flags, method_options, optimizers
 from experiments.method_flags import WITHOUT_INNER_GRADIENT
 from jsharp import data, losses, models
-from jsharp.processes import is_first
+from jsharp.training.processes import is_first
 
 NO_DATA = {
   "omniglot": "download images_background.zip and images_evaluation.zip from "

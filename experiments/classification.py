@@ -12,15 +12,15 @@ import numpy as np
 from experiments import choices, method_options, methods, tasks
 from experiments.session import Parts
 from jsharp import losses
-from jsharp.algorithms.mixture import mixture
-from jsharp.algorithms.over_seeds import over_seeds
 from jsharp.data import sample_many, task_key
-from jsharp.ensemble import evaluate_ensemble, log_probabilities
-from jsharp.evaluation import evaluate, task_list, transductive_and_inductive
+from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
+from jsharp.evaluation.report import summarise
+from jsharp.evaluation.tasks import evaluate, task_list, transductive_and_inductive
 from jsharp.normalization import transductive
-from jsharp.report import summarise
-from jsharp.stop_signal import StopSignal
-from jsharp.training import TrainingResult
+from jsharp.training.loop import TrainingResult
+from jsharp.training.mixture import mixture
+from jsharp.training.over_seeds import over_seeds
+from jsharp.training.stop_signal import StopSignal
 from jsharp.types import MetaAlgorithm, Params, Task
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.compare_plan import Plan
-from jsharp.analysis.comparison import Row, compare, interval, markdown
-from jsharp.files import write_atomically
+from jsharp._files import write_atomically
+from jsharp.evaluation.comparison import Row, compare, interval, markdown
 
 
 def read_column(path: pathlib.Path, column: str) -> np.ndarray:

@@ -12,11 +12,11 @@ from experiments import choices, methods, tasks
 from experiments.landscape_runs import Run
 from jsharp import losses
 from jsharp.analysis import meta_objective, one_task, per_task
-from jsharp.checkpoint import Checkpoints
+from jsharp.core.objectives import on_query
 from jsharp.data import Dataset
-from jsharp.evaluation import evaluate, task_list
-from jsharp.objectives import on_query
-from jsharp.stop_signal import StopSignal
+from jsharp.evaluation.tasks import evaluate, task_list
+from jsharp.training.checkpoints import Checkpoints
+from jsharp.training.stop_signal import StopSignal
 from jsharp.types import MetaAlgorithm, Params, TaskLossFn
 
 _OF_DATA = (

@@ -8,10 +8,11 @@ import numpy as np
 
 from experiments import landscape_plane
 from experiments.landscape_runs import Run
-from jsharp import analysis, report
+from jsharp import analysis
+from jsharp._files import write_atomically
 from jsharp.analysis import drawing
-from jsharp.files import write_atomically
-from jsharp.run_directory import RunDirectory
+from jsharp.evaluation import report
+from jsharp.training.run_directory import RunDirectory
 
 _WHAT = {
   "meta": "Query loss after adaptation",

@@ -14,9 +14,9 @@ import numpy as np
 from experiments import landscape_parts, landscape_plane, landscape_report, session
 from experiments.landscape_runs import Run
 from jsharp import analysis
-from jsharp.report import jsonable
-from jsharp.run_directory import RunDirectory
-from jsharp.stop_signal import StopRequested, StopSignal
+from jsharp.evaluation.report import jsonable
+from jsharp.training.run_directory import RunDirectory
+from jsharp.training.stop_signal import StopRequested, StopSignal
 
 Measure = Callable[[landscape_parts.Parts, StopSignal], dict[str, Any]]
 

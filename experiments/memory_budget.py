@@ -10,8 +10,8 @@ import jax
 
 from experiments.method_flags import SECOND_ORDER
 from experiments.session import Parts
-from jsharp.blocks import BlockRunner
-from jsharp.devices import replicate, task_mesh
+from jsharp.training.devices import replicate, task_mesh
+from jsharp.training.dispatch import BlockRunner
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
 _UNITS |= {"GIB": 2**30}

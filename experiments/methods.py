@@ -20,10 +20,11 @@ from experiments.method_options import (
   constructor_options,
   keeps_statistics,
 )
-from jsharp import algorithms, losses, memory, models
-from jsharp.algorithms.mixture import first_outputs
-from jsharp.objectives import on_query
+from jsharp import algorithms, losses, models
+from jsharp.core import second_order as memory
+from jsharp.core.objectives import on_query
 from jsharp.precision import in_precision
+from jsharp.training.mixture import first_outputs
 from jsharp.types import ApplyFn, LossFn, MetaAlgorithm, Params
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code

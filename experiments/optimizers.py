@@ -7,7 +7,7 @@ import optax
 
 from experiments.method_flags import sharp_loops
 from jsharp import sam, sam_ascent, sharpness_aware
-from jsharp.transforms import stop_gradient
+from jsharp.core.transforms import stop_gradient
 
 
 def sharp_adaptation(settings: SimpleNamespace) -> bool:

@@ -77,7 +77,7 @@ def joined(settings: SimpleNamespace) -> Iterator[pathlib.Path | None]:
   """
   import jax
 
-  from jsharp import processes
+  from jsharp.training import processes
 
   if settings.memory_budget is not None:
     raise ValueError(

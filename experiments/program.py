@@ -139,11 +139,11 @@ def run(
   resource_flags.set_environment(settings)
   # Only now: they import JAX.
   from experiments import memory_budget, session
-  from jsharp import processes
-  from jsharp.cores import assume_one_core_each
-  from jsharp.files import write_atomically
+  from jsharp._cores import assume_one_core_each
+  from jsharp._files import write_atomically
   from jsharp.nn import default_convolution
-  from jsharp.run_directory import RunDirectory
+  from jsharp.training import processes
+  from jsharp.training.run_directory import RunDirectory
 
   if finished:
     return session.show(finished, run_dir)

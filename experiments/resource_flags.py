@@ -148,7 +148,7 @@ def set_environment(settings: SimpleNamespace) -> None:
 
 def cores_for_tasks(settings: SimpleNamespace) -> int:
   """The most cores that this process may use and that divide --num_tasks."""
-  # As `jsharp.cores` counts them, which imports JAX: too early for that.
+  # As `jsharp._cores` counts them, which imports JAX: too early for that.
   if hasattr(os, "sched_getaffinity"):
     cores = len(os.sched_getaffinity(0))
   else:

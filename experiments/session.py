@@ -13,13 +13,13 @@ from typing import Any
 import jax
 
 from experiments import program, resource_flags
-from jsharp import curves, report
-from jsharp.devices import task_mesh
-from jsharp.files import write_atomically
-from jsharp.processes import Peers, is_first
-from jsharp.run_directory import RunDirectory
-from jsharp.stop_signal import StopRequested, StopSignal
-from jsharp.training import NonFiniteLossError, TrainingResult, train
+from jsharp._files import write_atomically
+from jsharp.evaluation import curves, report
+from jsharp.training.devices import task_mesh
+from jsharp.training.loop import NonFiniteLossError, TrainingResult, train
+from jsharp.training.processes import Peers, is_first
+from jsharp.training.run_directory import RunDirectory
+from jsharp.training.stop_signal import StopRequested, StopSignal
 from jsharp.types import MetaAlgorithm, Params
 
 
@@ -32,17 +32,17 @@ class Parts:
     params: its initial parameters.
     sample_tasks: `sample_tasks(step, data) -> tasks`.
     data: what `sample_tasks` reads.
-    loop: `num_steps`, `num_tasks` and `eval_every` of `jsharp.training.train`.
+    loop: `num_steps`, `num_tasks` and `eval_every` of `jsharp.training.loop.train`.
     validate: `validate(params, stop) -> metrics`, means over the validation tasks;
       None where there are none, then the last parameters are tested.
     score: the validation metric, or a function of them, that is best when largest.
     chosen_by: in words, what decides which parameters are tested.
     test: `test(trained, stop) -> figures` for `result.json` of a
-      `jsharp.training.TrainingResult`; the number of test tasks among them, and under
-      "per_task" the metrics `[num_tasks]` that go to `test_tasks.csv`.
+      `jsharp.training.loop.TrainingResult`; the number of test tasks among them, and
+      under "per_task" the metrics `[num_tasks]` that go to `test_tasks.csv`.
     identity: what, beside the flags, makes a run another run.
     protocol: what, beside versions and device, a reader of the figures must know.
-    curves: keyword arguments of `jsharp.curves.plot_curves`.
+    curves: keyword arguments of `jsharp.evaluation.curves.plot_curves`.
     unit: what a step takes several of.
   """
 

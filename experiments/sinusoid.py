@@ -63,7 +63,7 @@ def build(settings: SimpleNamespace) -> Any:
 
   from experiments import choices, methods, session
   from jsharp.data import sinusoid, task_key
-  from jsharp.evaluation import evaluate, mean_and_ci95, task_list
+  from jsharp.evaluation.tasks import evaluate, mean_and_ci95, task_list
 
   method = methods.make(settings, _networks(settings))
   algorithm = method.build(1)

@@ -34,11 +34,11 @@ def build(settings: SimpleNamespace) -> Any:
 
   import jsharp
   from experiments import session, supervised_parts
+  from jsharp.algorithms.supervised import classifier, supervised
   from jsharp.analysis import largest_eigenvalues
   from jsharp.data import examples
-  from jsharp.evaluation import evaluate, mean_and_ci95
+  from jsharp.evaluation.tasks import evaluate, mean_and_ci95
   from jsharp.precision import in_precision
-  from jsharp.supervised import classifier, supervised
   from jsharp.types import Batch, Variables
 
   splits = supervised_parts.load_splits(settings)

@@ -9,7 +9,6 @@ which chain.
 """
 
 from jsharp import losses, normalization
-from jsharp.adaptation import inner_loop
 from jsharp.algorithms import (
   anil,
   annealed_step_weights,
@@ -26,8 +25,10 @@ from jsharp.algorithms import (
   ridge,
   sharp_maml,
 )
-from jsharp.objectives import after_adaptation, over_tasks
-from jsharp.sam import (
+from jsharp.core.adaptation import inner_loop
+from jsharp.core.objectives import after_adaptation, over_tasks
+from jsharp.core.transforms import learned_rates, learned_step_rates, stop_gradient
+from jsharp.perturbations import (
   asam,
   centre,
   conjugate,
@@ -55,7 +56,6 @@ from jsharp.sam import (
   vasso,
   wsam,
 )
-from jsharp.transforms import learned_rates, learned_step_rates, stop_gradient
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Task
 
 __version__ = "0.1.0"

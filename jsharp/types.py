@@ -28,7 +28,7 @@ AdaptFn = Callable[[Params, Any], Params]
 """`adapt(params, support) -> adapted`."""
 
 Chunk = int | Literal["in_order"] | None
-"""How many tasks are computed at a time, see `jsharp.objectives.over_tasks`."""
+"""How many tasks are computed at a time, see `jsharp.core.objectives.over_tasks`."""
 
 Mask = Callable[[Params], Any]
 """`mask(params) -> pytree of bool` with the structure of `params`."""
@@ -101,8 +101,8 @@ class MetaAlgorithm(NamedTuple):
       needs no outer optimizer, so it is all that deployment needs.
     evaluate: `evaluate(params, tasks) -> metrics`, per task.
 
-  `tasks` is a `Task` with a leading axis; in ordinary training (`jsharp.supervised`) it
-  is a `Batch`, and metrics are per example.
+  `tasks` is a `Task` with a leading axis; in ordinary training
+  (`jsharp.algorithms.supervised`) it is a `Batch`, and metrics are per example.
   """
 
   init: Callable[[Params], MetaState]

@@ -7,7 +7,7 @@ from absl.testing import absltest
 
 import jsharp
 from benchmarks import arithmetic
-from jsharp import cores
+from jsharp import _cores as cores
 from jsharp.nn import conv2d
 
 

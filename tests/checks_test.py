@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp import checks
+from jsharp import _checks as checks
 
 
 class ChecksTest(parameterized.TestCase):

@@ -5,8 +5,8 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jsharp import cores
-from jsharp.devices import compiler_options
+from jsharp import _cores as cores
+from jsharp.training.devices import compiler_options
 
 
 class CoresTest(parameterized.TestCase):
@@ -28,7 +28,7 @@ class CoresTest(parameterized.TestCase):
 
   def test_products_of_such_devices_have_one_thread(self):
     for one, expected in ((True, {"xla_cpu_multi_thread_eigen": False}), (False, {})):
-      with mock.patch("jsharp.devices.one_core_each", return_value=one):
+      with mock.patch("jsharp.training.devices.one_core_each", return_value=one):
         self.assertEqual(compiler_options(), expected)
 
   def test_it_can_be_assumed(self):

@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from jsharp.files import write_atomically
+from jsharp._files import write_atomically
 
 
 class FilesTest(absltest.TestCase):

@@ -10,6 +10,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jsharp import losses, maml
+from jsharp.algorithms.supervised import classifier
 from jsharp.models import (
   MLP,
   AttentionLearner,
@@ -23,7 +24,6 @@ from jsharp.models import (
 )
 from jsharp.nn import BatchNorm, conv2d
 from jsharp.precision import PRECISIONS, compute_in, in_precision
-from jsharp.supervised import classifier
 from jsharp.types import Batch, Task
 
 _EPS = 2.0**-8

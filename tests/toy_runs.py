@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jsharp.run_directory import RunDirectory
-from jsharp.training import StopSignal, train
+from jsharp.training.loop import StopSignal, train
+from jsharp.training.run_directory import RunDirectory
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Task
 
 NUM_TASKS = 4

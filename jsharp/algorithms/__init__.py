@@ -1,5 +1,7 @@
 """Meta-learning algorithms: one file, one constructor, one paper."""
 
+from jsharp.algorithms._per_step import supervised_with_statistics
+from jsharp.algorithms._phases import annealed_step_weights
 from jsharp.algorithms.anil import anil
 from jsharp.algorithms.black_box import InContext, black_box, predict_in_context
 from jsharp.algorithms.boil import boil
@@ -9,8 +11,6 @@ from jsharp.algorithms.imaml import imaml, implicit_adaptation
 from jsharp.algorithms.maml import maml
 from jsharp.algorithms.maml_plus_plus import PlusPlusParams, maml_plus_plus
 from jsharp.algorithms.meta_sgd import WithRates, meta_sgd
-from jsharp.algorithms.per_step import supervised_with_statistics
-from jsharp.algorithms.phases import annealed_step_weights
 from jsharp.algorithms.protonet import WithPrototypes, predict_with_prototypes, protonet
 from jsharp.algorithms.reptile import WithInnerState, reptile
 from jsharp.algorithms.ridge import FittedRidge, WithRidge, predict_with_ridge, ridge

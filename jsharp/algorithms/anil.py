@@ -16,11 +16,11 @@ head alone. The paper's test without a head (NIL) is a `query_loss_fn` on featur
 
 import optax
 
-from jsharp.adaptation import inner_loop, join, split
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.algorithms.hoisting import hoisted
-from jsharp.checks import check_steps
-from jsharp.objectives import on_query
+from jsharp._checks import check_steps
+from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._hoisting import hoisted
+from jsharp.core.adaptation import inner_loop, join, split
+from jsharp.core.objectives import on_query
 from jsharp.types import (
   AdaptFn,
   Batch,

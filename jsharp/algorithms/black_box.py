@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jsharp.algorithms.gradient_based import bundle
+from jsharp.algorithms._bundle import bundle
+from jsharp.core.objectives import on_query
 from jsharp.losses import Criterion, cross_entropy, supervised
-from jsharp.objectives import on_query
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 

@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import inner_loop
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_steps
-from jsharp.objectives import on_query
+from jsharp._checks import check_steps
+from jsharp.algorithms._bundle import bundle
+from jsharp.core.adaptation import inner_loop
+from jsharp.core.objectives import on_query
 from jsharp.types import (
   AdaptFn,
   Batch,

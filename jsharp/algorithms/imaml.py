@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import adapted_value_and_grad, inner_loop, join, split
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count, check_positive, check_steps
-from jsharp.objectives import on_query
-from jsharp.sam.vectors import inner_product, length, unit
+from jsharp._checks import check_count, check_positive, check_steps
+from jsharp.algorithms._bundle import bundle
+from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
+from jsharp.core.objectives import on_query
+from jsharp.tree import inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,

@@ -12,10 +12,10 @@ and Hessian-vector products, and one query gradient.
 
 import optax
 
-from jsharp.adaptation import inner_loop
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_steps
-from jsharp.objectives import on_query
+from jsharp._checks import check_steps
+from jsharp.algorithms._bundle import bundle
+from jsharp.core.adaptation import inner_loop
+from jsharp.core.objectives import on_query
 from jsharp.types import Chunk, LossFn, Mask, MetaAlgorithm, TaskLossFn
 
 

@@ -40,8 +40,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.algorithms.gradient_based import evaluation
-from jsharp.algorithms.per_step import (
+from jsharp._checks import check_count, check_rates, check_steps
+from jsharp.algorithms._bundle import evaluation
+from jsharp.algorithms._per_step import (
   at_step,
   averaged,
   copied,
@@ -49,10 +50,9 @@ from jsharp.algorithms.per_step import (
   rows_of,
   run_steps,
 )
-from jsharp.algorithms.phases import Order, StepWeightsFn, phased_gradient
-from jsharp.checks import check_count, check_rates, check_steps
-from jsharp.descent import descend
-from jsharp.transforms import learned_step_rates
+from jsharp.algorithms._phases import Order, StepWeightsFn, phased_gradient
+from jsharp.core.descent import descend
+from jsharp.core.transforms import learned_step_rates
 from jsharp.types import (
   Batch,
   Chunk,

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import inner_loop, split
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_rates, check_steps
-from jsharp.objectives import on_query
-from jsharp.transforms import learned_rates
+from jsharp._checks import check_rates, check_steps
+from jsharp.algorithms._bundle import bundle
+from jsharp.core.adaptation import inner_loop, split
+from jsharp.core.objectives import on_query
+from jsharp.core.transforms import learned_rates
 from jsharp.types import (
   AdaptFn,
   Batch,

@@ -31,11 +31,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import join, split
-from jsharp.algorithms.gradient_based import evaluation, initialisation, meta_step
-from jsharp.algorithms.mini_batches import mini_batch_loop
-from jsharp.checks import check_count
-from jsharp.objectives import on_query, over_tasks
+from jsharp._checks import check_count
+from jsharp.algorithms._bundle import evaluation, initialisation, meta_step
+from jsharp.algorithms._mini_batches import mini_batch_loop
+from jsharp.core.adaptation import join, split
+from jsharp.core.objectives import on_query, over_tasks
 from jsharp.types import (
   Batch,
   Chunk,

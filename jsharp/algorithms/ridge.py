@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.algorithms.embedding import embed, one_hot_labels
-from jsharp.algorithms.gradient_based import bundle
-from jsharp.checks import check_count
+from jsharp._checks import check_count
+from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._embedding import embed, one_hot_labels
+from jsharp.core.objectives import on_query
 from jsharp.losses import cross_entropy, supervised
-from jsharp.objectives import on_query
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 _MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.

@@ -37,13 +37,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.adaptation import adapted_value_and_grad, inner_loop, join, split
-from jsharp.algorithms.gradient_based import meta_gradient, meta_step
+from jsharp.algorithms._bundle import meta_gradient, meta_step
 from jsharp.algorithms.maml import maml
-from jsharp.descent import descend
-from jsharp.objectives import after_adaptation, on_query
-from jsharp.sam import sam_ascent, sharpness_aware
-from jsharp.transforms import stop_gradient
+from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
+from jsharp.core.descent import descend
+from jsharp.core.objectives import after_adaptation, on_query
+from jsharp.core.transforms import stop_gradient
+from jsharp.perturbations import sam_ascent, sharpness_aware
 from jsharp.types import AdaptFn, Batch, LossFn, Mask, MetaAlgorithm, Params, Task
 
 

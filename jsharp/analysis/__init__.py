@@ -1,6 +1,6 @@
 """Measurements of a trained model's loss surface."""
 
-from jsharp.analysis.estimates import Estimate
+from jsharp.analysis._estimates import Estimate
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,

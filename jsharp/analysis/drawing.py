@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jsharp.checks import check_count
+from jsharp._checks import check_count
 
 Axis = np.ndarray | Mapping[str, np.ndarray]
 """The coordinates of all panels, or by the names of the panels."""

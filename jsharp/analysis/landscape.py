@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsharp.analysis.estimates import as_partial, random_like
-from jsharp.checks import check_count
+from jsharp._checks import check_count
+from jsharp.analysis._estimates import as_partial, random_like
 from jsharp.types import Params
 
 

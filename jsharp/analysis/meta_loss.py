@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.tree_util import Partial
 
-from jsharp.objectives import over_tasks
-from jsharp.sam import vectors
+from jsharp import tree as trees
+from jsharp.core.objectives import over_tasks
 from jsharp.types import Metrics, Params, TaskLossFn
 
 _MAX_KEPT = 16  # Functions made before, so that they are compiled once.
@@ -121,7 +121,7 @@ def _mean(task_loss_fn: TaskLossFn, chunk: int | None) -> Callable[..., jax.Arra
     @at.defjvp
     def at_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
       (value, grads), _ = gradient_fn(primals[0], tasks)
-      return value, vectors.inner_product(grads, tangents[0]).astype(value.dtype)
+      return value, trees.inner_product(grads, tangents[0]).astype(value.dtype)
 
     return at(params)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jsharp.checks import check_count
+from jsharp._checks import check_count
 
 
 class RankCorrelation(NamedTuple):

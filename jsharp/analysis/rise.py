@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp.analysis.estimates import (
+from jsharp import tree as trees
+from jsharp._checks import check_count, check_nonnegative
+from jsharp.analysis._estimates import (
   Estimate,
   Loss,
   as_partial,
   mean_estimate,
   random_like,
 )
-from jsharp.checks import check_count, check_nonnegative
-from jsharp.sam import sam_ascent, vectors
+from jsharp.perturbations import sam_ascent
 from jsharp.types import Params
 
 _MAX_HALVINGS = 4
@@ -209,7 +210,7 @@ def _climb(loss, params, point, value, radius, *, p, adaptive):
 def _both_ways(loss, params, rho, key, *, adaptive, on_sphere):
   noise = random_like(jax.random.normal, key, params)
   if on_sphere:
-    noise, scale = vectors.unit(noise), rho
+    noise, scale = trees.unit(noise), rho
   else:
     scale = rho / math.sqrt(sum(x.size for x in jax.tree.leaves(params)))
 

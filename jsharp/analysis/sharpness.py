@@ -25,7 +25,9 @@ from collections.abc import Callable
 import jax
 from jax.tree_util import Partial
 
-from jsharp.analysis.estimates import (
+from jsharp import tree as trees
+from jsharp._checks import check_count
+from jsharp.analysis._estimates import (
   Estimate,
   Loss,
   as_partial,
@@ -33,8 +35,6 @@ from jsharp.analysis.estimates import (
   random_like,
 )
 from jsharp.analysis.hessian import Eigenvalues, hessian_vector_product, lanczos
-from jsharp.checks import check_count
-from jsharp.sam import vectors
 from jsharp.types import Params
 
 
@@ -124,4 +124,4 @@ _product = jax.jit(
   lambda loss, params, vector: hessian_vector_product(loss, params)(vector)
 )
 _signs = jax.jit(lambda key, params: random_like(jax.random.rademacher, key, params))
-_inner_product = jax.jit(vectors.inner_product)
+_inner_product = jax.jit(trees.inner_product)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jsharp.checks import check_count
+from jsharp._checks import check_count
 from jsharp.types import Params
 
 

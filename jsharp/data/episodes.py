@@ -63,7 +63,7 @@ def task_key(
     seed: seed of the run.
     step: meta-step, in `[0, 2**30)`; may be traced.
     stream: which of the independent sequences of tasks; "member" is for what a step
-      draws beside its tasks, in `jsharp.algorithms.mixture` the member that takes it.
+      draws beside its tasks, in `jsharp.training.mixture` the member that takes it.
 
   Returns:
     A typed key.

@@ -161,7 +161,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def example_at(index: jax.Array, data: Examples) -> Batch:
-  """One example as it is, for `jsharp.evaluation.evaluate`.
+  """One example as it is, for `jsharp.evaluation.tasks.evaluate`.
 
   Args:
     index: which; indices past the end give the last one.

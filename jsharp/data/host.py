@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from jsharp.data.shelf import Shelf
+from jsharp.data._shelf import Shelf
 
 
 @jax.tree_util.register_static

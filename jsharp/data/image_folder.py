@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jsharp.data import pixels, splits
+from jsharp.data import _pixels, splits
 from jsharp.data.dataset import Dataset
 
 
@@ -54,12 +54,12 @@ def load(
   mode = {None: None, 1: "L", 3: "RGB"}[channels]
 
   def decode(item: tuple[str, str, pathlib.Path]) -> np.ndarray:
-    image = pixels.decode(item[2].read_bytes(), name=str(item[2]), mode=mode)
-    return pixels.to_size(image, size)
+    image = _pixels.decode(item[2].read_bytes(), name=str(item[2]), mode=mode)
+    return _pixels.to_size(image, size)
 
   found: dict[tuple[str, str], list[np.ndarray]] = {}
   for (split, name, _), image in zip(
-    items, pixels.map_threads(decode, items), strict=True
+    items, _pixels.map_threads(decode, items), strict=True
   ):
     found.setdefault((split, name), []).append(image)
   depth = max(image.shape[-1] for images in found.values() for image in images)
@@ -109,13 +109,13 @@ def _classes(folder: pathlib.Path) -> Iterator[tuple[str, list[pathlib.Path]]]:
     if entry.name.startswith("."):
       continue
     if not entry.is_dir():
-      if pixels.is_image(entry.name):
+      if _pixels.is_image(entry.name):
         raise ValueError(f"{entry} lies in no class folder. {_help(folder.parent)}")
       continue
     files = sorted(
       file
       for file in entry.iterdir()
-      if pixels.is_image(file.name) and not file.name.startswith(".")
+      if _pixels.is_image(file.name) and not file.name.startswith(".")
     )
     if not files:
       raise ValueError(f"the class folder {entry} holds no PNG or JPEG: remove it.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jsharp.data import archives, pixels, prepared, splits
+from jsharp.data import _archives, _pixels, _prepared, splits
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 
@@ -50,17 +50,17 @@ def load(
   given = pathlib.Path(data_dir).expanduser()
   if size is not None and size < 1:
     raise ValueError(f"size={size} must be at least 1 pixel.")
-  if given.is_file() and archives.is_archive(given):
+  if given.is_file() and _archives.is_archive(given):
     root, sources = given.parent, [given]
   elif given.is_dir():
-    root, files = given, archives.walk(given)
-    sources = [file for file in files if pixels.is_image(file.name)]
-    sources = sources or [file for file in files if archives.is_archive(file)]
+    root, files = given, _archives.walk(given)
+    sources = [file for file in files if _pixels.is_image(file.name)]
+    sources = sources or [file for file in files if _archives.is_archive(file)]
   else:
     raise FileNotFoundError(f"data_dir={given} does not exist. {_help(given)}")
   if not sources:
     raise FileNotFoundError(f"data_dir={given} holds no PNG or JPEG. {_help(given)}")
-  opened = prepared.load(
+  opened = _prepared.load(
     "JsharpLabelledImages",
     lambda: _read(root, sources, size),
     data_dir=root,
@@ -91,11 +91,11 @@ def _read(
 
   def decode(item: tuple[str, _Key, bytes]) -> tuple[str, _Key, np.ndarray]:
     place, key, data = item
-    image = pixels.decode(data, name=place, mode=None)
-    return place, key, pixels.to_size(image, size)
+    image = _pixels.decode(data, name=place, mode=None)
+    return place, key, _pixels.to_size(image, size)
 
   items = _images(root, sources)
-  for place, (split, label, name), image in pixels.map_threads(decode, items):
+  for place, (split, label, name), image in _pixels.map_threads(decode, items):
     shape = shape or image.shape[:2]
     if image.shape[:2] != shape:
       raise ValueError(
@@ -133,8 +133,8 @@ def _images(
 ) -> Iterator[tuple[str, _Key, bytes]]:
   """Place for errors, key and content of every image."""
   for source in sources:
-    if archives.is_archive(source):
-      for name, data in archives.members(source, pixels.is_image):
+    if _archives.is_archive(source):
+      for name, data in _archives.members(source, _pixels.is_image):
         yield f"{source}: {name}", _key(root, name), data
     else:
       name = source.relative_to(root).as_posix()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jsharp.data import archives, pickles, pixels, prepared, splits
+from jsharp.data import _archives, _pickles, _pixels, _prepared, splits
 from jsharp.data.dataset import Dataset
 
 
@@ -56,12 +56,14 @@ def load(
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():
     raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
-  files = archives.walk(root)
+  files = _archives.walk(root)
   caches = _caches(files)
   sources = sorted(caches.values()) or [
     file
     for file in files
-    if pixels.is_image(file.name) or archives.is_archive(file) or _csv_split(file.name)
+    if _pixels.is_image(file.name)
+    or _archives.is_archive(file)
+    or _csv_split(file.name)
   ]
   if not any(file.suffix != ".csv" for file in sources):
     raise FileNotFoundError(f"data_dir={root} holds no mini-ImageNet. {_help(root)}")
@@ -70,7 +72,7 @@ def load(
     if caches:
       size = expected.image_size
       found = {
-        split: pickles.class_arrays(file, size) for split, file in caches.items()
+        split: _pickles.class_arrays(file, size) for split, file in caches.items()
       }
     else:
       found = _Reader(root, sources, expected).read()
@@ -80,7 +82,7 @@ def load(
       for split in expected.classes
     }
 
-  opened = prepared.load(
+  opened = _prepared.load(
     "JsharpMiniImagenet",
     read,
     data_dir=root,
@@ -113,7 +115,7 @@ def _help(root: pathlib.Path) -> str:
 def _caches(files: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
   """The pickle of each split in the first family of which there is any."""
   by_name = {file.name: file for file in files}
-  for family in pickles.FAMILIES:
+  for family in _pickles.FAMILIES:
     found = {split: by_name[name] for split, name in family.items() if name in by_name}
     missing = [name for name in family.values() if name not in by_name]
     if found and missing:
@@ -173,7 +175,7 @@ class _Reader:
   ):
     self._root = root
     self._expected = expected
-    self._archives = [file for file in sources if archives.is_archive(file)]
+    self._archives = [file for file in sources if _archives.is_archive(file)]
     self._loose = [file for file in sources if file not in set(self._archives)]
     self._split_of = {
       name: split for split, names in expected.classes.items() for name in names
@@ -184,7 +186,7 @@ class _Reader:
   def read(self) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     num_resized = 0
-    for key, image, resized in pixels.map_threads(self._decode, self._images()):
+    for key, image, resized in _pixels.map_threads(self._decode, self._images()):
       split, label, name = key
       found.setdefault(split, {}).setdefault(label, {})[name] = image
       num_resized += resized
@@ -218,7 +220,7 @@ class _Reader:
       if wanted(name):
         yield str(file), name, file.read_bytes()
     for archive in within:
-      for name, data in archives.members(archive, wanted):
+      for name, data in _archives.members(archive, wanted):
         yield f"{archive}: {name}", name, data
 
   def _read_csvs(self) -> dict[str, tuple[str, str]]:
@@ -251,7 +253,7 @@ class _Reader:
           f"an archive below {self._root} holds the pickle {name}: extract it into "
           f"{self._root}."
         )
-      key = self._key(name) if pixels.is_image(name) else None
+      key = self._key(name) if _pixels.is_image(name) else None
       return key is not None and key not in self._seen
 
     for place, name, data in self._files(wanted, self._archives):
@@ -279,11 +281,11 @@ class _Reader:
 
   def _decode(self, item):
     place, path, key, data = item
-    image = pixels.decode(data, name=place, mode="RGB")
+    image = _pixels.decode(data, name=place, mode="RGB")
     size = self._expected.image_size
     if image.shape[:2] == (size, size):
       return key, image, False
     folders = path.split("/")[:-1]
     if len(folders) > 1 and folders[-2] in splits.FOLDERS:
-      pixels.check_size(image, size, name=place)
-    return key, pixels.resize(image, size, method="LANCZOS"), True
+      _pixels.check_size(image, size, name=place)
+    return key, _pixels.resize(image, size, method="LANCZOS"), True

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jsharp.data import archives, pixels, prepared, splits
+from jsharp.data import _archives, _pixels, _prepared, splits
 from jsharp.data.dataset import Dataset
 
 _ORIGINAL_SIZE = 105
@@ -72,9 +72,9 @@ def load(
   files = [
     file
     for source in sources.values()
-    for file in (archives.walk(source) if source.is_dir() else [source])
+    for file in (_archives.walk(source) if source.is_dir() else [source])
   ]
-  parts = prepared.load(
+  parts = _prepared.load(
     "JsharpOmniglot",
     lambda: {part: _read(source, part, size) for part, source in sources.items()},
     data_dir=root,
@@ -116,10 +116,10 @@ def _help(root: pathlib.Path) -> str:
 
 def _files(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
   if not source.is_dir():
-    yield from archives.members(source, pixels.is_image)
+    yield from _archives.members(source, _pixels.is_image)
     return
-  for file in archives.walk(source):
-    if pixels.is_image(file.name):
+  for file in _archives.walk(source):
+    if _pixels.is_image(file.name):
       yield file.relative_to(source.parent).as_posix(), file.read_bytes()
 
 
@@ -131,7 +131,7 @@ def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
     return name, _drawing(data, f"{source}: {name}", size)
 
   found: dict[str, dict[str, np.ndarray]] = {}
-  for name, image in pixels.map_threads(drawing, _files(source)):
+  for name, image in _pixels.map_threads(drawing, _files(source)):
     folders = name.split("/")
     if len(folders) < 3:
       raise ValueError(
@@ -164,6 +164,6 @@ def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
 def _drawing(data: bytes, name: str, size: int) -> np.ndarray:
   """One drawing, uint8 `[size, size, 1]`: 255 times the share of ink."""
   # "L" turns the 1-bit originals' {0, 1} into {0, 255}; ink is 0 there.
-  paper = pixels.decode(data, name=name, mode="L")
-  pixels.check_size(paper, _ORIGINAL_SIZE, name=name)
-  return pixels.resize(255 - paper, size, method="BOX")
+  paper = _pixels.decode(data, name=name, mode="L")
+  _pixels.check_size(paper, _ORIGINAL_SIZE, name=name)
+  return _pixels.resize(255 - paper, size, method="BOX")

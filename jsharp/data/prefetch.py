@@ -24,8 +24,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from jsharp.data._shelf import STEPS_AHEAD, Gathered, Shelf
 from jsharp.data.host import HostImages, RowRecorder
-from jsharp.data.shelf import STEPS_AHEAD, Gathered, Shelf
 
 THREAD_NAME = "jsharp-prefetch"
 

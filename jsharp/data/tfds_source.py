@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jsharp.data import pixels, splits
+from jsharp.data import _pixels, splits
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 
@@ -192,11 +192,11 @@ def _read(
   def decode(index: int) -> tuple[str, np.ndarray]:
     record = source[index]
     place = f"record {index} of {split} in {builder.data_dir}"
-    pixel = pixels.decode(record[image], name=place, mode=mode)
-    return features[label].int2str(int(record[label])), pixels.to_size(pixel, size)
+    pixel = _pixels.decode(record[image], name=place, mode=mode)
+    return features[label].int2str(int(record[label])), _pixels.to_size(pixel, size)
 
   shape = None
-  for index, item in enumerate(pixels.map_threads(decode, range(len(source)))):
+  for index, item in enumerate(_pixels.map_threads(decode, range(len(source)))):
     shape = shape or item[1].shape
     if item[1].shape != shape:
       raise ValueError(

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.nn import convolved_map
-from jsharp.nn.channels import moments, normalise
+from jsharp.nn import _convolved_map
+from jsharp.nn._channels import moments, normalise
 from jsharp.nn.convolution import conv2d
 
 
@@ -94,9 +94,9 @@ class BatchNorm(nn.Module):
       and pool
       and not given
       and num_statistics is None
-      and convolved_map.is_worthwhile(x, kernel)
+      and _convolved_map.is_worthwhile(x, kernel)
     ):
-      mean, variance, x = convolved_map.moments_and_pool(x, kernel, sign=scale)
+      mean, variance, x = _convolved_map.moments_and_pool(x, kernel, sign=scale)
       pool = False
     else:
       x = x if kernel is None else conv2d(x, kernel)

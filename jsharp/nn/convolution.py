@@ -3,7 +3,7 @@
 Of the derivatives of `lax.conv_general_dilated`, the gradient with respect to the
 input of the *weight gradient* falls off XLA:CPU's fast path, and it is exactly the
 one that second-order meta-learning adds. Here the three maps of a convolution
-(`jsharp.nn.conv_forms`) are three primitives, each the transpose of the other two,
+(`jsharp.nn._conv_forms`) are three primitives, each the transpose of the other two,
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
 
@@ -18,9 +18,9 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jsharp.cores import one_core_each
-from jsharp.nn import conv_forms
-from jsharp.nn.conv_forms import Geometry
+from jsharp._cores import one_core_each
+from jsharp.nn import _conv_forms
+from jsharp.nn._conv_forms import Geometry
 
 _FORMS = ("direct", "im2col", "winograd")
 _DEFAULT: ContextVar[str | None] = ContextVar("convolution", default=None)
@@ -148,17 +148,17 @@ def _choose(x, w, stride):
   # XLA is slow at dividing the many small products among threads.
   if (default == "winograd" or one_core_each()) and _suits_winograd(x, w):
     return "winograd", "winograd"
-  if x.shape[3] >= conv_forms.MANY_CHANNELS:
+  if x.shape[3] >= _conv_forms.MANY_CHANNELS:
     return "direct", "shifted"
-  form = "im2col" if x.shape[3] < conv_forms.FEW_CHANNELS else "direct"
+  form = "im2col" if x.shape[3] < _conv_forms.FEW_CHANNELS else "direct"
   return form, form
 
 
 def _suits_winograd(x, w):
   return (
     w.shape[:2] == (3, 3)
-    and min(w.shape[2:]) >= conv_forms.WINOGRAD_CHANNELS
-    and min(x.shape[1:3]) >= conv_forms.WINOGRAD_SIDE
+    and min(w.shape[2:]) >= _conv_forms.WINOGRAD_CHANNELS
+    and min(x.shape[1:3]) >= _conv_forms.WINOGRAD_SIDE
     and x.dtype.itemsize >= 4  # Of narrower dtypes the transforms would lose digits.
   )
 
@@ -239,19 +239,19 @@ def _unfold(x, size, axis):
 
 _forward = _map_primitive(
   "conv2d",
-  conv_forms.forward,
+  _conv_forms.forward,
   lambda x, w, geometry: (*x[:2], *geometry.out, w[4]),
   axes=(_X, _W, _Y),
 )
 _input_gradient = _map_primitive(
   "conv2d_input_gradient",
-  conv_forms.input_gradient,
+  _conv_forms.input_gradient,
   lambda g, w, geometry: (*g[:2], *geometry.size, w[3]),
   axes=(_Y, _W, _X),
 )
 _weight_gradient = _map_primitive(
   "conv2d_weight_gradient",
-  conv_forms.weight_gradient,
+  _conv_forms.weight_gradient,
   lambda x, g, geometry: (x[0], *geometry.kernel, x[4], g[4]),
   axes=(_X, _Y, _W),
 )

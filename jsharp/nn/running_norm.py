@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.nn.channels import at_least_float32, moments, normalise
+from jsharp.nn._channels import at_least_float32, moments, normalise
 
 
 class RunningBatchNorm(nn.Module):

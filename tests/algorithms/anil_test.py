@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.algorithms import anil, boil
-from jsharp.algorithms.hoisting import hoisted
+from jsharp.algorithms._hoisting import hoisted
 from jsharp.models import MLP, as_functions, part_mask
 from tests import quadratics as quad
 

@@ -9,8 +9,9 @@ import optax
 from absl.testing import absltest
 
 import jsharp
-from jsharp import evaluation, losses, normalization
+from jsharp import losses, normalization
 from jsharp.algorithms.black_box import InContext, black_box, predict_in_context
+from jsharp.evaluation import tasks as evaluation
 from jsharp.models import MLP, AttentionLearner, as_learner_functions
 
 

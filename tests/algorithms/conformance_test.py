@@ -11,7 +11,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
-from jsharp import losses, objectives
+from jsharp import losses
+from jsharp.core import objectives
 from tests.algorithms import own_meta_gradient, parts_and_rates, without_inner_loop
 
 sharp = functools.partial(jsharp.sharp_maml, inner_rho=None, outer_rho=None)

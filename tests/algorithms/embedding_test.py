@@ -9,10 +9,11 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
-from jsharp import evaluation, losses, models, normalization
-from jsharp.algorithms.embedding import embed, one_hot_labels
+from jsharp import losses, models, normalization
+from jsharp.algorithms._embedding import embed, one_hot_labels
 from jsharp.algorithms.protonet import predict_with_prototypes, protonet
 from jsharp.algorithms.ridge import predict_with_ridge, ridge
+from jsharp.evaluation import tasks as evaluation
 
 HEADS = parameterized.named_parameters(
   ("protonet", protonet, predict_with_prototypes),

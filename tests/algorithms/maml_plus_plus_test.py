@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp.algorithms import annealed_step_weights, maml_plus_plus
-from jsharp.algorithms.per_step import run_steps
+from jsharp.algorithms._per_step import run_steps
 from tests import quadratics as quad
 
 INNER_LR, OUTER_LR = 0.1, 0.3

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.algorithms import maml_plus_plus, supervised_with_statistics
-from jsharp.algorithms.per_step import averaged
+from jsharp.algorithms._per_step import averaged
 from jsharp.models import MLP, norm_mask, with_statistics
 from jsharp.types import Variables
 

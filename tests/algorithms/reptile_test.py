@@ -13,10 +13,10 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.algorithms import WithInnerState, reptile
-from jsharp.algorithms.mini_batches import mini_batch_loop, mini_batches
+from jsharp.algorithms._mini_batches import mini_batch_loop, mini_batches
+from jsharp.core.objectives import after_adaptation, on_query, over_tasks
 from jsharp.data import sinusoid
 from jsharp.models import MLP, as_functions
-from jsharp.objectives import after_adaptation, on_query, over_tasks
 from tests import quadratics as quad
 
 INNER_LR, OUTER_LR, RHO = 0.1, 0.3, 0.25

@@ -24,9 +24,9 @@ from jsharp.analysis import (
   trace,
   worst_case_rise,
 )
+from jsharp.core.objectives import on_query
 from jsharp.losses import cross_entropy, supervised
 from jsharp.nn import conv2d, max_pool
-from jsharp.objectives import on_query
 from tests import quadratics
 
 KEY = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""Tests of jsharp.data.archives: what is read, and what is refused."""
+"""Tests of jsharp.data._archives: what is read, and what is refused."""
 
 import io
 import os
@@ -8,14 +8,14 @@ import zipfile
 
 from absl.testing import absltest, parameterized
 
-from jsharp.data import archives
+from jsharp.data import _archives
 from tests.data import fixtures
 
 _FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 2000, "notes.txt": b"x"}
 
 
 def _read(path, wanted=lambda name: name.endswith(".png")):
-  return dict(archives.members(path, wanted))
+  return dict(_archives.members(path, wanted))
 
 
 class ArchivesTest(parameterized.TestCase):
@@ -37,7 +37,7 @@ class ArchivesTest(parameterized.TestCase):
     path = self.root / name
     fixtures.write_archive(path, _FILES)
     expected = {name: data for name, data in _FILES.items() if name.endswith(".png")}
-    self.assertTrue(archives.is_archive(path))
+    self.assertTrue(_archives.is_archive(path))
     self.assertEqual(_read(path), expected)
 
   def test_the_content_decides_not_the_name(self):
@@ -124,7 +124,7 @@ class ArchivesTest(parameterized.TestCase):
     names = ("b/1.png", "a.csv", ".x/2.png", "._3.png", "__MACOSX/4.png", "tfds/5.png")
     fixtures.write_files(self.root, dict.fromkeys((*names, "b/tfds/6.png"), b""))
     found = [
-      path.relative_to(self.root).as_posix() for path in archives.walk(self.root)
+      path.relative_to(self.root).as_posix() for path in _archives.walk(self.root)
     ]
     self.assertEqual(found, ["a.csv", "b/1.png", "b/tfds/6.png"])
 

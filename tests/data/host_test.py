@@ -13,15 +13,16 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from jsharp import algorithms, data, devices, losses
-from jsharp.algorithms.mixture import mixture
-from jsharp.blocks import BlockRunner, NonFiniteLossError, make_block
+from jsharp import algorithms, data, losses
 from jsharp.data import HostImages, prefetch
+from jsharp.data._shelf import Shelf
 from jsharp.data.corruption import with_distortion, with_label_noise
 from jsharp.data.prefetch import THREAD_NAME, Prefetch
-from jsharp.data.shelf import Shelf
-from jsharp.evaluation import evaluate, task_list
+from jsharp.evaluation.tasks import evaluate, task_list
 from jsharp.models import MLP, as_functions
+from jsharp.training import devices
+from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, make_block
+from jsharp.training.mixture import mixture
 from tests.virtual_devices import run_on_eight
 
 SHAPE = {"way": 3, "shot": 1, "query_shot": 2}

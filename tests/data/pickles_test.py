@@ -1,4 +1,4 @@
-"""Tests of jsharp.data.pickles: arrays come in, code does not run."""
+"""Tests of jsharp.data._pickles: arrays come in, code does not run."""
 
 import os
 import pickle
@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.data import pickles
+from jsharp.data import _pickles
 from tests.data import fixtures
 
 
@@ -36,7 +36,7 @@ class PicklesTest(parameterized.TestCase):
     return path
 
   def _check(self, content, data):
-    loaded = pickles.load(self._write(data))
+    loaded = _pickles.load(self._write(data))
     self.assertEqual(loaded.keys(), content.keys())
     for name, value in content.items():
       np.testing.assert_array_equal(loaded[name], value)
@@ -74,7 +74,7 @@ class PicklesTest(parameterized.TestCase):
     data = pickle.dumps({"image_data": _Runs(os.mkdir, str(marker))}, protocol)
     path = self._write(data)
     with self.assertRaisesRegex(ValueError, r"asks for (posix|nt)\.mkdir"):
-      pickles.load(path)
+      _pickles.load(path)
     self.assertFalse(marker.exists())
     pickle.loads(data)
     self.assertTrue(marker.exists(), "the pickle of this test does nothing")
@@ -88,7 +88,7 @@ class PicklesTest(parameterized.TestCase):
     ("numpy", "ndarray.tofile"),
     ("numpy._core.multiarray", "frombuffer"),
     ("_codecs", "decode"),
-    ("jsharp.data.pickles", "load"),
+    ("jsharp.data._pickles", "load"),
   )
   def test_other_names_are_refused(self, module, name):
     text = b"".join(
@@ -97,7 +97,7 @@ class PicklesTest(parameterized.TestCase):
     )
     path = self._write(b"\x80\x04" + text + pickle.STACK_GLOBAL + b".")
     with self.assertRaisesRegex(ValueError, f"asks for {module}.{name}, "):
-      pickles.load(path)
+      _pickles.load(path)
 
   @parameterized.named_parameters(
     ("ndarray", np.ndarray, (2,)),
@@ -107,30 +107,30 @@ class PicklesTest(parameterized.TestCase):
   def test_allowed_names_are_not_enough(self, function, argument):
     path = self._write(pickle.dumps(_Runs(function, argument)))
     with self.assertRaisesRegex(ValueError, "no pickle of arrays"):
-      pickles.load(path)
+      _pickles.load(path)
 
   def test_arrays_of_objects_are_refused(self):
     with self.assertRaisesRegex(ValueError, "dtype 'O8' are refused"):
-      pickles.load(self._write({"image_data": np.array([None, {}])}))
+      _pickles.load(self._write({"image_data": np.array([None, {}])}))
 
   def test_attributes_set_by_a_pickle_do_not_last(self):
     # BUILD with a pair (None, dict) sets attributes on the object below it.
     state = pickle.dumps((None, {"__defaults__": ("O",)}), 2)[2:-1]
     data = b"\x80\x02cnumpy\ndtype\n" + state + b"b."
     self.assertEqual(pickle.loads(b"\x80\x02" + state + b".")[0], None)
-    before = pickles._dtype.__defaults__
-    pickles.load(self._write(data))
-    self.assertEqual(pickles._dtype.__defaults__, before)
+    before = _pickles._dtype.__defaults__
+    _pickles.load(self._write(data))
+    self.assertEqual(_pickles._dtype.__defaults__, before)
 
   def test_a_truncated_pickle_is_named(self):
     data = pickle.dumps({"image_data": fixtures.images(0)})
     for length in (1, 10, len(data) // 2, len(data) - 1):
       with self.assertRaisesRegex(ValueError, "train.pkl is truncated or no pickle"):
-        pickles.load(self._write(data[:length]))
+        _pickles.load(self._write(data[:length]))
 
   def test_an_html_page_is_called_so(self):
     with self.assertRaisesRegex(ValueError, "train.pkl is an HTML page.*Google Drive"):
-      pickles.load(self._write(fixtures.HTML))
+      _pickles.load(self._write(fixtures.HTML))
 
 
 class ClassArraysTest(parameterized.TestCase):
@@ -140,7 +140,7 @@ class ClassArraysTest(parameterized.TestCase):
 
   def _read(self, content, size=fixtures.SIZE):
     self.path.write_bytes(pickle.dumps(content))
-    return pickles.class_arrays(self.path, size)
+    return _pickles.class_arrays(self.path, size)
 
   def test_indices_of_a_class_need_not_be_neighbours(self):
     images = fixtures.images(0, 4)

@@ -1,4 +1,4 @@
-"""Tests of jsharp.data.prepared and jsharp.data.builders: the prepared cache."""
+"""Tests of jsharp.data._prepared and jsharp.data._builders: the prepared cache."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.data import builders, prepared
+from jsharp.data import _builders, _prepared
 from tests.data import fixtures
 
 
@@ -26,7 +26,7 @@ class PreparedTest(parameterized.TestCase):
     return {"a": {"y": fixtures.images(1), "x": fixtures.images(2, 5)}}
 
   def _load(self, *, read=None, settings=(1,), prepared_dir="cache"):
-    return prepared.load(
+    return _prepared.load(
       "JsharpOmniglot",
       read or self._read,
       data_dir=self.root,
@@ -48,7 +48,7 @@ class PreparedTest(parameterized.TestCase):
     self.assertEqual(self.calls, 1)
 
   def test_parquet_where_there_is_no_array_record(self):
-    with mock.patch.object(builders, "file_format", return_value="parquet"):
+    with mock.patch.object(_builders, "file_format", return_value="parquet"):
       self._check(self._load())
       self._check(self._load())
     self.assertEqual(self.calls, 1)
@@ -101,7 +101,7 @@ class PreparedTest(parameterized.TestCase):
     self.assertEqual(self.calls, 2)
 
   def test_wrong_pixels_are_noticed_by_their_digest(self):
-    with mock.patch.object(builders, "digest", return_value="0" * 64):
+    with mock.patch.object(_builders, "digest", return_value="0" * 64):
       self._load()
     with self.assertLogs(level="WARNING") as logs:
       self._check(self._load())
@@ -163,7 +163,7 @@ class PreparedTest(parameterized.TestCase):
       """
       import os, pathlib, random, shutil, signal, sys, time
       import numpy as np
-      from jsharp.data import builders, prepared
+      from jsharp.data import _builders, _prepared
 
       root, cache = map(pathlib.Path, sys.argv[1:])
       images = np.random.RandomState(0).bytes(100 * 84 * 84 * 3)
@@ -175,7 +175,7 @@ class PreparedTest(parameterized.TestCase):
         return {"a": {str(number): images for number in range(20)}}
 
       def load():
-        return prepared.load(
+        return _prepared.load(
           "JsharpOmniglot", read, data_dir=root, prepared_dir=cache,
           files=[root / "source.bin"], settings=())
 

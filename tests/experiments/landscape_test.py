@@ -32,9 +32,10 @@ from experiments import (
   program,
   session,
 )
-from jsharp import analysis, models, stop_signal
+from jsharp import analysis, models
 from jsharp.analysis import drawing
-from jsharp.checkpoint import Checkpoints
+from jsharp.training import stop_signal
+from jsharp.training.checkpoints import Checkpoints
 from tests import toy_runs
 
 TRAINING = (
@@ -66,7 +67,7 @@ EVALUATE = jax.jit(lambda function, params: function(params))
 
 
 def untrained(algorithm, params, sample_tasks, data, *, run, **_):
-  """In place of `jsharp.training.train`: leaves what a run of two steps leaves."""
+  """In place of `jsharp.training.loop.train`: leaves what a run of two steps leaves."""
   state = algorithm.init(params)
   checkpoints = Checkpoints(run.path / "checkpoints")
   checkpoints.save(2, state, extra={})

@@ -14,7 +14,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import omniglot, program, resource_flags, session, sinusoid
-from jsharp import cores
+from jsharp import _cores as cores
 from jsharp.nn import conv2d
 from tests.experiments.flags_test import settings
 from tests.experiments.program_test import TINY, TINY_IMAGES, run

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jsharp.nn import BatchNorm, max_pool
-from jsharp.nn.channels import moments
+from jsharp.nn._channels import moments
 
 
 def normalised(x, rows, epsilon=1e-5):

@@ -9,9 +9,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jsharp.nn import conv2d, conv_forms, convolution, default_convolution, winograd
-from jsharp.nn.chunks import num_chunks
-from jsharp.nn.conv_forms import Geometry
+from jsharp.nn import _conv_forms, _winograd, conv2d, convolution, default_convolution
+from jsharp.nn._chunks import num_chunks
+from jsharp.nn._conv_forms import Geometry
 from jsharp.nn.convolution import _choose
 
 _FORMS = ("direct", "im2col")
@@ -169,8 +169,8 @@ class ConvolutionTest(parameterized.TestCase):
 
   @parameterized.parameters((6, 3), (7, 7), (2, 1))
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
-    pixels = 2 * conv_forms._CHUNK_PIXELS // 5
-    limit = conv_forms._CHUNK_PIXELS
+    pixels = 2 * _conv_forms._CHUNK_PIXELS // 5
+    limit = _conv_forms._CHUNK_PIXELS
     self.assertEqual(num_chunks(batch, pixels, limit), chunks)
     x = jax.random.normal(jax.random.key(0), (batch, pixels // 40, 40, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
@@ -182,8 +182,8 @@ class ConvolutionTest(parameterized.TestCase):
   @parameterized.parameters((1, 1), (6, 2), (7, 7))
   def test_shifted_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
     size = 12 * 14 * (3 * 8 + 3 * 5)
-    with mock.patch.object(conv_forms, "_CHUNK_ENTRIES", 3 * size + size // 2):
-      limit = conv_forms._CHUNK_ENTRIES
+    with mock.patch.object(_conv_forms, "_CHUNK_ENTRIES", 3 * size + size // 2):
+      limit = _conv_forms._CHUNK_ENTRIES
       self.assertEqual(num_chunks(batch, size, limit), chunks)
       x = jax.random.normal(jax.random.key(0), (batch, 12, 12, 8))
       w = jax.random.normal(jax.random.key(1), (3, 3, 8, 5))
@@ -194,12 +194,12 @@ class ConvolutionTest(parameterized.TestCase):
   @parameterized.parameters((1, 1), (6, 3), (7, 7))
   def test_winograd_goes_through_chunks(self, batch, chunks):
     entries = 36 * 2 * 1 * 4  # Of one example, tiles by the larger number of channels.
-    with mock.patch.object(winograd, "_CHUNK_ENTRIES", 2 * entries + 1):
+    with mock.patch.object(_winograd, "_CHUNK_ENTRIES", 2 * entries + 1):
       self.assertEqual(num_chunks(batch, entries, 2 * entries + 1), chunks)
       x = jax.random.normal(jax.random.key(0), (batch, 5, 4, 3))
       w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
       conv = functools.partial(conv2d, implementation="winograd")
-      program = str(jax.make_jaxpr(lambda x, w: winograd.forward(x, w))(x, w))
+      program = str(jax.make_jaxpr(lambda x, w: _winograd.forward(x, w))(x, w))
       self.assertEqual("scan" in program, chunks > 1)
       y, pullback = jax.vjp(jax.jit(conv), x, w)
       expected, reference = jax.vjp(functools.partial(plain, stride=1), x, w)
@@ -210,7 +210,7 @@ class ConvolutionTest(parameterized.TestCase):
     ((0, 1, -1),), ((0.0, 0.5, -2.0, 3.0),), ((0, 2**0.5, -(2**0.5), 1, -1),)
   )
   def test_winograd_of_any_points(self, points):
-    of_input, of_kernel, of_output = winograd.transforms(points)
+    of_input, of_kernel, of_output = _winograd.transforms(points)
     generator = np.random.default_rng(0)
     x, taps = generator.standard_normal(len(points) + 1), generator.standard_normal(3)
     found = of_output @ ((of_kernel @ taps) * (of_input @ x))

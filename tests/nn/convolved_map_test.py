@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.nn import BatchNorm, conv2d, convolved_map, max_pool
-from jsharp.nn.channels import moments
+from jsharp.nn import BatchNorm, _convolved_map, conv2d, max_pool
+from jsharp.nn._channels import moments
 
 
 def operands(dtype=jnp.float64):
@@ -22,7 +22,7 @@ class ConvolvedMapTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     # Two examples a chunk.
-    limit = mock.patch.object(convolved_map, "_CHUNK_ENTRIES", 2 * 5 * 4 * 4)
+    limit = mock.patch.object(_convolved_map, "_CHUNK_ENTRIES", 2 * 5 * 4 * 4)
     self.enterContext(limit)
 
   @parameterized.parameters(True, False)
@@ -31,7 +31,7 @@ class ConvolvedMapTest(parameterized.TestCase):
       x, w, sign = operands()
       sign = sign if signed else None
       y = conv2d(x, w)
-      actual = convolved_map.moments_and_pool(x, w, sign=sign)
+      actual = _convolved_map.moments_and_pool(x, w, sign=sign)
       expected = *moments(y), max_pool(y, sign=sign)
       for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -55,7 +55,9 @@ class ConvolvedMapTest(parameterized.TestCase):
       x = jnp.stack([x, jnp.sin(x)]) if batched else x
       found = []
       for worthwhile in (False, True):
-        with mock.patch.object(convolved_map, "is_worthwhile", return_value=worthwhile):
+        with mock.patch.object(
+          _convolved_map, "is_worthwhile", return_value=worthwhile
+        ):
           derivatives = lambda w, x: (
             value(w, x),
             jax.grad(value, (0, 1))(w, x),
@@ -72,7 +74,7 @@ class ConvolvedMapTest(parameterized.TestCase):
 
   def test_statistics_far_from_zero_in_float32(self):
     x, w, _ = operands(jnp.float32)
-    mean, variance, _ = convolved_map.moments_and_pool(x + 1000, w, sign=None)
+    mean, variance, _ = _convolved_map.moments_and_pool(x + 1000, w, sign=None)
     with jax.enable_x64(True):
       # The map's own rounding is not that of the sums.
       y = np.asarray(conv2d(x + 1000, w), np.float64)
@@ -82,7 +84,7 @@ class ConvolvedMapTest(parameterized.TestCase):
   def test_statistics_are_recorded_and_obeyed(self):
     x, w, _ = operands(jnp.float32)
     layer = BatchNorm(pool=True)
-    with mock.patch.object(convolved_map, "is_worthwhile", return_value=True):
+    with mock.patch.object(_convolved_map, "is_worthwhile", return_value=True):
       variables = layer.init(jax.random.key(0), x, kernel=w)
       self.assertEqual(variables["params"]["scale"].shape, (4,))
       whole = layer.apply(variables, conv2d(x, w), mutable=["statistics"])
@@ -113,7 +115,7 @@ class ConvolvedMapTest(parameterized.TestCase):
       x = jax.ShapeDtypeStruct(shape, jnp.float32)
       w = jax.ShapeDtypeStruct((3, 3, shape[-1], filters), jnp.float32)
       expected = expected and jax.default_backend() == "cpu"
-      self.assertEqual(convolved_map.is_worthwhile(x, w), expected, shape)
+      self.assertEqual(_convolved_map.is_worthwhile(x, w), expected, shape)
 
   def test_the_map_is_not_held(self):
     x, w = jnp.ones([75, 28, 28, 1]), jnp.ones([3, 3, 1, 64])

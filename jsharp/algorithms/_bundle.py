@@ -1,0 +1,200 @@
+"""The parts that the bundles of algorithms share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jsharp.core.descent import descend
+from jsharp.core.objectives import OverTasksFn, after_adaptation, over_tasks
+from jsharp.types import (
+  AdaptFn,
+  Chunk,
+  MetaAlgorithm,
+  MetaState,
+  Metrics,
+  Params,
+  Task,
+  TaskLossFn,
+)
+
+
+def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: Chunk) -> OverTasksFn:
+  """The value and gradient of the meta-objective: means of per-task ones.
+
+  Args:
+    task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`.
+    task_chunk: see `jsharp.core.objectives.over_tasks`.
+
+  Returns:
+    `(params, tasks) -> ((loss, metrics), grads)` with metrics per task.
+
+  Example:
+    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}), task_chunk=None)
+    >>> (loss, metrics), grads = fn(1.0, jnp.array([1.0, 3.0]))
+    >>> float(loss), metrics["loss"].tolist(), float(grads)
+    (2.0, [1.0, 3.0], 2.0)
+  """
+
+  def one_task(params: Params, task: Task) -> tuple[Any, Metrics]:
+    (loss, metrics), grads = jax.value_and_grad(task_loss_fn, has_aux=True)(
+      params, task
+    )
+    return (loss, grads), metrics
+
+  mapped = over_tasks(one_task, chunk=task_chunk)
+
+  def mean_gradient(params: Params, tasks: Task) -> tuple[Any, Any]:
+    (loss, grads), metrics = mapped(params, tasks)
+    return (loss, metrics), grads
+
+  return mean_gradient
+
+
+def meta_step(
+  meta_gradient_fn: OverTasksFn,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  outer_grad_fn: Callable[[Params, Params, Task], Any] | None = None,
+) -> Callable[[MetaState, Task], tuple[MetaState, Metrics]]:
+  """One step of the outer loop.
+
+  Args:
+    meta_gradient_fn: `(params, tasks) -> ((loss, metrics), grads)`.
+    outer_optimizer: any optax optimizer; a SAM link in it calls for the
+      meta-gradient at the perturbed parameters.
+    outer_grad_fn: `(point, params, tasks) -> grads`, what outer links get as
+      `grad_fn(point)` where `params` are those before the step; the
+      meta-gradient at `point` if None.
+
+  Returns:
+    `step(state, tasks) -> (state, metrics)`.
+
+  Example:
+    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}), task_chunk=None)
+    >>> step = meta_step(fn, optax.sgd(0.5))
+    >>> start = MetaState(jnp.int32(0), jnp.float32(1), optax.sgd(0.5).init(1.0))
+    >>> state, metrics = step(start, jnp.array([1.0, 3.0]))
+    >>> int(state.step), float(state.params)
+    (1, 0.0)
+  """
+  optimizer = optax.with_extra_args_support(outer_optimizer)
+
+  def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
+    def grad_fn(point: Params) -> Any:
+      if outer_grad_fn is None:
+        return meta_gradient_fn(point, tasks)[1]
+      return outer_grad_fn(point, state.params, tasks)
+
+    params, opt_state, metrics = descend(
+      optimizer,
+      lambda point: meta_gradient_fn(point, tasks),
+      state.params,
+      state.opt_state,
+      grad_fn=grad_fn,
+    )
+    return MetaState(state.step + 1, params, opt_state), metrics
+
+  return step
+
+
+def evaluation(
+  adapt: AdaptFn, query_loss_fn: TaskLossFn, *, task_chunk: Chunk
+) -> Callable[[Params, Task], Metrics]:
+  """Adapts to every task and measures its query set.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+    task_chunk: see `jsharp.core.objectives.over_tasks`.
+
+  Returns:
+    `evaluate(params, tasks) -> metrics`, per task.
+
+  Example:
+    >>> from jsharp.types import Batch
+    >>> evaluate = evaluation(
+    ...   lambda w, support: w, lambda w, task: (w * task.query, {}), task_chunk=None)
+    >>> evaluate(2.0, Task(jnp.zeros(2), jnp.array([1.0, 3.0])))["loss"].tolist()
+    [2.0, 6.0]
+  """
+  task_loss_fn = after_adaptation(adapt, query_loss_fn)
+  evaluate_tasks = over_tasks(
+    lambda params, task: ((), task_loss_fn(params, task)[1]), chunk=task_chunk
+  )
+  return lambda params, tasks: evaluate_tasks(params, tasks)[1]
+
+
+def initialisation(
+  outer_optimizer: optax.GradientTransformation,
+) -> Callable[[Params], MetaState]:
+  """The state before the first meta-step.
+
+  Args:
+    outer_optimizer: the optimizer whose state is set up.
+
+  Returns:
+    `init(params) -> MetaState`.
+
+  Example:
+    >>> int(initialisation(optax.adam(1e-3))(jnp.ones(2)).step)
+    0
+  """
+
+  def init(params: Params) -> MetaState:
+    params = jax.tree.map(jnp.asarray, params)
+    return MetaState(jnp.zeros((), jnp.int32), params, outer_optimizer.init(params))
+
+  return init
+
+
+def bundle(
+  adapt: AdaptFn,
+  query_loss_fn: TaskLossFn,
+  outer_optimizer: optax.GradientTransformation,
+  *,
+  eval_adapt: AdaptFn | None = None,
+  eval_query_loss_fn: TaskLossFn | None = None,
+  prepare: Callable[[Params], Params] = lambda params: params,
+  task_chunk: Chunk = None,
+) -> MetaAlgorithm:
+  """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`, as in training.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+    outer_optimizer: any optax optimizer.
+    eval_adapt: `adapt` of the bundle and of `evaluate`; that of training if None.
+    eval_query_loss_fn: the loss that `evaluate` measures; that of training if None.
+    prepare: `prepare(params) -> params`: what is meta-learned, made of a model's
+      initial parameters; for algorithms that learn more than these.
+    task_chunk: see `jsharp.core.objectives.over_tasks`.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+
+  Example:
+    >>> from jsharp.types import Batch
+    >>> algorithm = bundle(
+    ...   lambda w, support: w - 0.5 * support.inputs,
+    ...   lambda w, task: (w**2, {}), optax.sgd(0.25))
+    >>> batch = Batch(jnp.ones(2), None)
+    >>> state, _ = algorithm.step(algorithm.init(2.5), Task(batch, batch))
+    >>> float(state.params)
+    1.5
+  """
+  eval_adapt = eval_adapt or adapt
+  gradient_fn = meta_gradient(
+    after_adaptation(adapt, query_loss_fn), task_chunk=task_chunk
+  )
+  init = initialisation(outer_optimizer)
+  return MetaAlgorithm(
+    init=lambda params: init(prepare(params)),
+    step=meta_step(gradient_fn, outer_optimizer),
+    adapt=eval_adapt,
+    evaluate=evaluation(
+      eval_adapt, eval_query_loss_fn or query_loss_fn, task_chunk=task_chunk
+    ),
+  )

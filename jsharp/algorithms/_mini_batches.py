@@ -1,0 +1,122 @@
+"""The inner loop on mini-batches of the support set.
+
+`jsharp.core.adaptation.inner_loop` shows the whole support set to every step; Reptile
+shows a part of it. Which part is a rule of the sizes alone, see `mini_batches`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jsharp._checks import check_count
+from jsharp.core.adaptation import adapted_value_and_grad, join, repeated, split
+from jsharp.core.descent import descend
+from jsharp.types import Batch, LossFn, Mask, Params
+
+
+def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarray:
+  """Which rows of a support set each inner step sees.
+
+  Samplers give classes one after another (`jsharp.data.episodes`), so a run of rows
+  would be one class. The rows are visited with stride `ceil(num_examples / size)`
+  instead, from row 0, then from row 1 and so on; when all were visited it begins again.
+  Where `size` divides `num_examples`, batch `i` is every stride-th row from row `i`,
+  and classes of equal size are balanced: equally many of each if `size` is a multiple
+  of their number, no two of one class if it divides their number. In general, rows of
+  a batch are spread evenly. No label is looked at.
+
+  Args:
+    num_examples: rows of the support set.
+    size: rows per batch.
+    num_batches: the number of batches.
+
+  Returns:
+    `[num_batches, size]` int32 rows; each pass over the set takes every row once.
+
+  Raises:
+    ValueError: if a number is below 1, or `size` above `num_examples`.
+
+  Example:
+    >>> mini_batches(6, size=2, num_batches=4).tolist()
+    [[0, 3], [1, 4], [2, 5], [0, 3]]
+  """
+  check_count("num_batches", num_batches)
+  if check_count("size", size) > check_count("num_examples", num_examples):
+    raise ValueError(
+      f"size={size} is more than num_examples={num_examples}; pass at most "
+      f"{num_examples}"
+    )
+  stride = -(-num_examples // size)
+  rows = np.arange(num_examples, dtype=np.int32)
+  order = rows[np.argsort(rows % stride, kind="stable")]
+  return np.resize(order, (num_batches, size))
+
+
+def mini_batch_loop(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_steps: int,
+  batch_size: int | None,
+  adapted_mask: Mask | None = None,
+  name: str = "batch_size",
+) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
+  """The inner loop on mini-batches of the support set, from a given optimizer state.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
+    optimizer: any optax optimizer.
+    num_steps: the number of steps.
+    batch_size: rows per step, see `mini_batches`; None for the whole support set.
+    adapted_mask: which leaves are changed.
+    name: what the caller calls `batch_size`, for messages.
+
+  Returns:
+    `loop(params, opt_state, support) -> (adapted, opt_state)`.
+
+  Raises:
+    ValueError: if `batch_size` is below 1, or, when called, above the number of rows.
+
+  Example:
+    >>> loop = mini_batch_loop(
+    ...   lambda w, x: (jnp.mean((w - x) ** 2), {}), optax.sgd(0.5),
+    ...   num_steps=2, batch_size=1)
+    >>> adapted, _ = loop(5.0, optax.sgd(0.5).init(5.0), jnp.array([1.0, 3.0]))
+    >>> float(adapted)
+    3.0
+  """
+  if batch_size is not None:
+    batch_size = check_count(name, batch_size)
+  optimizer = optax.with_extra_args_support(optimizer)
+
+  def loop(params: Params, opt_state: Any, support: Batch) -> tuple[Params, Any]:
+    params = jax.tree.map(jnp.asarray, params)
+    adapted, others = split(params, adapted_mask)
+    rows = None
+    if batch_size is not None and num_steps:
+      num_examples = jax.tree.leaves(support)[0].shape[0]
+      if batch_size > num_examples:
+        raise ValueError(
+          f"{name}={batch_size} is more than the support set's {num_examples} "
+          f"examples; pass at most {num_examples}"
+        )
+      rows = mini_batches(num_examples, size=batch_size, num_batches=num_steps)
+
+    def step(carry: Any, i: Any) -> tuple[Any, None]:
+      batch = support
+      if rows is not None:
+        # NumPy's rows are constants while `i` is one.
+        chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
+        batch = jax.tree.map(lambda x: x[chosen], support)
+      value_and_grad_fn = adapted_value_and_grad(loss_fn, others, batch)
+      adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
+      return (adapted, opt_state), None
+
+    carry, _ = repeated(step, (adapted, opt_state), length=num_steps)
+    return join(carry[0], others), carry[1]
+
+  return loop

@@ -1,0 +1,1 @@
+"""Both loops: adaptation, steps, objectives, links, and how they are computed."""

@@ -1,0 +1,235 @@
+"""The meta-objective: a task's loss after adaptation, and its mean over tasks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp._checks import check_count
+from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossFn
+
+OverTasksFn = Callable[[Params, Task], tuple[Any, Any]]
+
+TASK_AXIS = "tasks"
+"""The mesh axis over which tasks are divided among devices."""
+
+IN_ORDER = "in_order"
+
+
+def on_query(loss_fn: Callable[[Params, Batch], Any]) -> TaskLossFn:
+  """Turns a loss of a batch into the loss of a task's query set.
+
+  Args:
+    loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
+
+  Returns:
+    `query_loss_fn(params, task) -> (loss, metrics)`, transductive if `loss_fn`
+    uses batch statistics.
+
+  Example:
+    >>> loss = on_query(lambda w, batch: (w * batch.inputs, {}))
+    >>> loss(2.0, Task(Batch(1.0, None), Batch(3.0, None)))[0]
+    6.0
+  """
+  return lambda params, task: loss_fn(params, task.query)
+
+
+def after_adaptation(adapt: AdaptFn, query_loss_fn: TaskLossFn) -> TaskLossFn:
+  """A task's loss as a function of the meta-parameters.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+
+  Returns:
+    `task_loss_fn(params, task) -> (loss, metrics)`, where the metrics hold the
+    loss as `"loss"` too.
+
+  Example:
+    >>> halve = lambda w, support: w / 2
+    >>> task_loss_fn = after_adaptation(halve, lambda w, task: (w, {"accuracy": 1.0}))
+    >>> task_loss_fn(4.0, Task(None, None))
+    (2.0, {'loss': 2.0, 'accuracy': 1.0})
+  """
+
+  def task_loss_fn(params: Params, task: Task) -> tuple[jax.Array, Metrics]:
+    loss, metrics = query_loss_fn(adapt(params, task.support), task)
+    return loss, {"loss": loss, **metrics}
+
+  return task_loss_fn
+
+
+def over_tasks(
+  task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: Chunk = None
+) -> OverTasksFn:
+  """Maps a function of one task over many: a mean of one part, all of the other.
+
+  The only place where tasks are batched. Given the value and gradient of a task
+  loss, it averages *per-task* gradients, `mean(vmap(grad))`: the same
+  mathematics as `grad(mean(vmap))` without the latter's redundant convolutions.
+  Memory is that of one chunk, whatever the number of tasks.
+
+  Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
+  every device is given its part of the tasks, all of the same size and in the order
+  of the axis; the mean, and what is collected, are then those of all tasks, the same
+  on every device, and have no derivative: take gradients inside `task_fn`.
+
+  Args:
+    task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
+    chunk: how many tasks are batched by `vmap` at a time; the chunks run one
+      after another and the last one may be smaller. None takes what suits the
+      backend: 1 on a CPU, all tasks elsewhere. Results agree to rounding. "in_order"
+      takes one task at a time and adds in the order of the tasks: the same bits on any
+      number of devices of a kind, if the compiler is kept from contracting products
+      and sums (`XLA_FLAGS=--xla_cpu_max_isa=AVX` on x86). The averaged part of every
+      task is held until then.
+
+  Returns:
+    `mapped(params, tasks) -> (averaged, collected)`: the mean over tasks of the
+    first, and `[num_tasks, ...]` of the second.
+
+  Raises:
+    ValueError: if `chunk` is none of these; when called, if there is no task or the
+      arrays of `tasks` have different leading axes; by derivatives on several devices.
+
+  Example:
+    >>> mapped = over_tasks(lambda w, task: (w * task, task + 1), chunk=2)
+    >>> mean, collected = mapped(2.0, jnp.array([1.0, 2.0, 3.0]))
+    >>> float(mean), collected.tolist()
+    (4.0, [2.0, 3.0, 4.0])
+  """
+  if isinstance(chunk, str) and chunk != IN_ORDER:
+    raise ValueError(f'chunk must be a count, None or "{IN_ORDER}", got {chunk!r}')
+  at_once = None
+  if chunk is not None and chunk != IN_ORDER:
+    at_once = check_count("chunk", chunk)
+
+  def mapped(params: Params, tasks: Task) -> tuple[Any, Any]:
+    num_tasks = _num_tasks(tasks)
+    num_devices = _num_devices()
+    if chunk == IN_ORDER:
+      return _in_order(task_fn, params, tasks)
+    size = at_once or (1 if jax.default_backend() == "cpu" else num_tasks)
+    size = min(size, num_tasks)
+    num_whole = num_tasks // size
+
+    def one_chunk(some_tasks: Task) -> tuple[Any, Any]:
+      if size == 1:
+        only = jax.tree.map(lambda x: x[0], some_tasks)
+        averaged, collected = task_fn(params, only)
+        return averaged, jax.tree.map(lambda x: jnp.asarray(x)[None], collected)
+      averaged, collected = jax.vmap(task_fn, in_axes=(None, 0))(params, some_tasks)
+      return jax.tree.map(lambda x: jnp.sum(x, axis=0), averaged), collected
+
+    if num_whole == 1:
+      total, collected = one_chunk(jax.tree.map(lambda x: x[:size], tasks))
+    else:
+
+      def add(total: Any, some_tasks: Task) -> tuple[Any, Any]:
+        averaged, collected = one_chunk(some_tasks)
+        return jax.tree.map(jnp.add, total, averaged), collected
+
+      whole = jax.tree.map(
+        lambda x: x[: num_whole * size].reshape(num_whole, size, *x.shape[1:]), tasks
+      )
+      first = jax.tree.map(lambda x: x[0], whole)
+      zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_chunk, first)[0]
+      )
+      total, collected = jax.lax.scan(add, zero, whole)
+      collected = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), collected)
+    if num_whole * size < num_tasks:
+      rest = jax.tree.map(lambda x: x[num_whole * size :], tasks)
+      total_rest, collected_rest = one_chunk(rest)
+      total = jax.tree.map(jnp.add, total, total_rest)
+      collected = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), collected, collected_rest
+      )
+    if num_devices > 1:
+      total, collected = _constant((total, collected))
+      total = sum_over_devices(total)
+      collected = jax.lax.all_gather(collected, TASK_AXIS, tiled=True)
+    return jax.tree.map(lambda x: x / (num_tasks * num_devices), total), collected
+
+  return mapped
+
+
+def sum_over_devices(tree: Any) -> Any:
+  """The sum over the mesh axis "tasks", as one message per dtype.
+
+  Between processes a message takes far longer to arrive than a network's parameters to
+  be sent, and each array would be one.
+
+  Args:
+    tree: a pytree of arrays, inside a `jax.shard_map` over that axis.
+
+  Returns:
+    The sums, the same on every device.
+
+  Example:
+    >>> from jax.sharding import PartitionSpec as P
+    >>> mesh = jax.make_mesh((1,), (TASK_AXIS,))
+    >>> total = jax.shard_map(sum_over_devices, mesh=mesh, in_specs=P(), out_specs=P())
+    >>> total({"w": jnp.ones((2, 1)), "b": jnp.zeros(1)})["w"].tolist()
+    [[1.0], [1.0]]
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  sums = list(leaves)
+  # In the order of the leaves: that of a set may be another in each process.
+  for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+    places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+    vector = jnp.concatenate([leaves[i].ravel() for i in places])
+    ends = np.cumsum([leaves[i].size for i in places])[:-1]
+    parts = jnp.split(jax.lax.psum(vector, TASK_AXIS), ends)
+    for i, part in zip(places, parts, strict=True):
+      sums[i] = part.reshape(leaves[i].shape)
+  return jax.tree.unflatten(structure, sums)
+
+
+def _num_devices() -> int:
+  """Among how many devices the tasks are divided where this is traced."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
+
+
+@jax.custom_jvp
+def _constant(tree: Any) -> Any:
+  """Refuses derivatives: that of a sum over devices would be another on each."""
+  return tree
+
+
+@_constant.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+  raise ValueError(
+    "over_tasks has no derivative where tasks are divided among devices; take the "
+    "gradient inside task_fn, as over_tasks(jax.value_and_grad(...))"
+  )
+
+
+def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
+  """`over_tasks` that adds in the same order on any number of devices."""
+  num_tasks = _num_tasks(tasks)
+  rows = jax.lax.map(lambda task: task_fn(params, task), tasks)
+  if (num_devices := _num_devices()) > 1:
+    rows = jax.lax.all_gather(_constant(rows), TASK_AXIS, tiled=True)
+    num_tasks *= num_devices
+  averaged, collected = rows
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), averaged)
+
+  def add(total: Any, row: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, row), None
+
+  total, _ = jax.lax.scan(add, zero, averaged, length=num_tasks)
+  return jax.tree.map(lambda x: x / num_tasks, total), collected
+
+
+def _num_tasks(tasks: Task) -> int:
+  lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
+  if len(lengths) != 1 or () in lengths or (0,) in lengths:
+    raise ValueError(
+      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, got "
+      f"leading axes {sorted(lengths)}; stack tasks with jax.tree.map(jnp.stack, ...)"
+    )
+  return lengths.pop()[0]

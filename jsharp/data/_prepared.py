@@ -1,0 +1,175 @@
+"""Prepare a dataset once, reopen it quickly, and notice when its source changed.
+
+A prepared dataset lies in `PLACE/NAME-FINGERPRINT`, where the fingerprint covers the
+name, size and modification time of every source file and the settings. A changed
+source is therefore another directory and is prepared anew. tensorflow-datasets writes
+into a directory called `incomplete.*` and renames it at the end, so an interrupted
+preparation is never opened.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+ClassArrays = dict[str, np.ndarray]
+"""Class name -> uint8 `[num_images, height, width, channels]`."""
+
+_STALE_SECONDS = 3600
+
+
+class Classes(NamedTuple):
+  """The images of some classes, one class after the other.
+
+  Attributes:
+    names: one per class.
+    counts: int32 `[num_classes]`, the number of images of each class.
+    images: uint8 `[num_images, height, width, channels]`.
+  """
+
+  names: tuple[str, ...]
+  counts: np.ndarray
+  images: np.ndarray
+
+  def arrays(self) -> ClassArrays:
+    """One view of `images` per class."""
+    parts = np.split(self.images, np.cumsum(self.counts)[:-1])
+    return dict(zip(self.names, parts, strict=True))
+
+
+def fingerprint(
+  root: pathlib.Path, files: Sequence[pathlib.Path], *settings: object
+) -> str:
+  """Sixteen hexadecimal digits that change with the files or the settings.
+
+  Args:
+    root: the directory that the names are taken relative to, so that a moved or
+      mounted directory keeps its fingerprint.
+    files: the source files. Names, sizes and modification times count; contents are
+      not read.
+    *settings: whatever else decides the prepared arrays; their `repr` counts.
+  """
+  digest = hashlib.sha256(repr(settings).encode())
+  for file in sorted(files):
+    status = file.stat()
+    entry = (file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
+    digest.update(repr(entry).encode())
+  return digest.hexdigest()[:16]
+
+
+def load(
+  builder_name: str,
+  read: Callable[[], dict[str, ClassArrays]],
+  *,
+  data_dir: pathlib.Path,
+  prepared_dir: str | os.PathLike | None,
+  files: Sequence[pathlib.Path],
+  settings: Sequence[object],
+) -> dict[str, Classes]:
+  """The classes of every split, prepared at the first call.
+
+  Args:
+    builder_name: a class of `jsharp.data._builders`.
+    read: reads the source files; called only if nothing valid is prepared.
+    data_dir: where the source files lie.
+    prepared_dir: where to keep the prepared dataset. None means `data_dir/tfds`
+      where that can be written, else `~/.cache/jsharp`.
+    files: the source files.
+    settings: whatever else decides the arrays.
+
+  Returns:
+    The classes of each split, in the order in which `read` gave them.
+
+  Raises:
+    ValueError: from `read`.
+    OSError: no place can be written.
+  """
+  from jsharp.data import _builders
+
+  builder_class = getattr(_builders, builder_name)
+  version = str(builder_class.VERSION)
+  key = fingerprint(
+    data_dir, files, *settings, version, file_format := _builders.file_format()
+  )
+  places = _places(data_dir, prepared_dir)
+  for place in places:
+    root = place / f"{builder_class.name}-{key}"
+    target = root / builder_class.name / version
+    if target.is_dir():
+      try:
+        return _builders.open_prepared(builder_class(data_dir=root))
+      except (MemoryError, ImportError, PermissionError):
+        raise
+      except Exception as error:
+        logging.warning("%s is damaged and is prepared anew: %s", target, error)
+        shutil.rmtree(target, ignore_errors=True)
+  writable = [place for place in places if _writable(place)]
+  if not writable:
+    raise OSError(
+      f"nowhere to keep the prepared dataset: {' and '.join(map(str, places))} cannot "
+      "be written. Give prepared_dir=, a directory that can."
+    )
+  root = writable[0] / f"{builder_class.name}-{key}"
+  print(f"Preparing {data_dir} in {root}, once.", file=sys.stderr, flush=True)
+  _remove_stale(root / builder_class.name)
+  builder = builder_class(data_dir=root, file_format=file_format)
+  builder.read = read
+  _prepare(builder, root / builder_class.name / version)
+  return _builders.open_prepared(builder_class(data_dir=root))
+
+
+def _prepare(builder, target: pathlib.Path) -> None:
+  import tensorflow_datasets as tfds
+
+  tfds.display_progress_bar(sys.stderr.isatty())
+  try:
+    # TFDS announces a download of unknown size; there is none.
+    with (
+      contextlib.redirect_stdout(io.StringIO()),
+      tempfile.TemporaryDirectory() as downloads,
+    ):
+      builder.download_and_prepare(download_dir=downloads)
+  except OSError:
+    # Another process may have finished the same preparation first.
+    if not target.is_dir():
+      raise
+
+
+def _places(
+  data_dir: pathlib.Path, prepared_dir: str | os.PathLike | None
+) -> list[pathlib.Path]:
+  if prepared_dir is not None:
+    return [pathlib.Path(prepared_dir).expanduser()]
+  cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return [data_dir / "tfds", pathlib.Path(cache).expanduser() / "jsharp"]
+
+
+def _writable(place: pathlib.Path) -> bool:
+  existing = next(path for path in (place, *place.parents) if path.exists())
+  # Root may write anywhere; a directory marked read-only stays as it is all the same.
+  if not existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+    return False
+  try:
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place):
+      return True
+  except OSError:
+    return False
+
+
+def _remove_stale(folder: pathlib.Path) -> None:
+  """Remove what a killed preparation left, unless another may be writing it now."""
+  for leftover in folder.glob("incomplete.*"):
+    if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+      shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Fixed lists of tasks, ensembles, comparisons, reports and curves."""

@@ -1,0 +1,258 @@
+"""What a run leaves behind for people: the result and the protocol card.
+
+A few-shot accuracy means little without its protocol, so the two are written
+together: whose statistics normalise, how many inner steps at train and at test,
+which checkpoint, which data, which versions.
+"""
+
+import math
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import jsharp
+from jsharp.evaluation.tasks import mean_and_ci95
+
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+
+
+def summarise(
+  metrics: Mapping[str, np.ndarray], prefix: str = "test_"
+) -> dict[str, float]:
+  """Mean and 95 % interval of every per-task metric.
+
+  Args:
+    metrics: per name `[num_tasks]`.
+    prefix: put before each name.
+
+  Returns:
+    `{prefix + name: mean, prefix + name + "_ci95": half_width}`.
+
+  Raises:
+    ValueError: if a metric has fewer than two tasks.
+
+  Example:
+    >>> summarise({"accuracy": np.array([1.0, 1.0])})
+    {'test_accuracy': 1.0, 'test_accuracy_ci95': 0.0}
+  """
+  result = {}
+  for name, values in metrics.items():
+    result[prefix + name], result[f"{prefix}{name}_ci95"] = mean_and_ci95(values)
+  return result
+
+
+def csv_table(columns: Mapping[str, np.ndarray]) -> str:
+  """Vectors of one length as comma-separated values, a row per entry.
+
+  Args:
+    columns: per name `[n]`, or `[n, k]` for columns `name_0` to `name_(k-1)`.
+
+  Returns:
+    The text: a line of names, then `n` lines of numbers that read back exactly.
+
+  Example:
+    >>> print(csv_table({"accuracy": np.array([0.5, 1.0], np.float32)}), end="")
+    task,accuracy
+    0,0.5
+    1,1.0
+  """
+  flat: dict[str, np.ndarray] = {}
+  for name, values in columns.items():
+    if values.ndim == 1:
+      flat[name] = values
+    else:
+      flat |= {f"{name}_{i}": column for i, column in enumerate(values.T)}
+  lines = [",".join(["task", *flat])]
+  for task, row in enumerate(zip(*flat.values(), strict=True)):
+    lines.append(",".join([str(task), *(repr(float(value)) for value in row)]))
+  return "\n".join(lines) + "\n"
+
+
+def environment() -> dict[str, Any]:
+  """What the run ran on: versions, device, command and, in a checkout, the commit.
+
+  Returns:
+    A dict ready for JSON.
+
+  Example:
+    >>> sorted(environment())
+    ['command', 'device', 'git_commit', 'versions']
+  """
+  versions = {package: metadata.version(package) for package in PACKAGES}
+  device = jax.devices()[0]
+  return {
+    "versions": {
+      "python": platform.python_version(),
+      "jsharp": jsharp.__version__,
+      **versions,
+    },
+    "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
+    f"{os.cpu_count()} CPUs",
+    "git_commit": git_commit(pathlib.Path(jsharp.__file__).parents[1]),
+    "command": shlex.join(sys.orig_argv),
+  }
+
+
+def git_commit(checkout: pathlib.Path) -> str | None:
+  """The commit of a checkout, marked if there are changes beside it.
+
+  Args:
+    checkout: the directory that would hold `.git`.
+
+  Returns:
+    The hash, with `+changes` if tracked files differ from it; None outside a
+    checkout, without git, or before the first commit.
+
+  Example:
+    >>> git_commit(pathlib.Path("/nowhere")) is None
+    True
+  """
+  if not (checkout / ".git").exists():
+    return None
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ["git", "-C", str(checkout), *arguments],
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
+
+  try:
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def jsonable(value: Any) -> Any:
+  """Replaces what strict JSON lacks: infinity and NaN become strings.
+
+  `float` reads them back.
+
+  Args:
+    value: numbers, strings, None, and lists, tuples and dicts of them.
+
+  Returns:
+    The same, with lists for tuples.
+
+  Example:
+    >>> jsonable({"p": float("inf"), "mse": (0.5, 1)})
+    {'p': 'inf', 'mse': [0.5, 1]}
+  """
+  if isinstance(value, Mapping):
+    return {key: jsonable(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
+
+
+def protocol_card(result: Mapping[str, Any]) -> str:
+  """The result and what it means, as a short block of aligned text.
+
+  Args:
+    result: the content of `result.json`: the measured figures and `protocol`.
+
+  Returns:
+    Lines of at most 88 characters where the values allow it.
+
+  Example:
+    >>> print(protocol_card({
+    ...   "experiment": "sinusoid", "num_eval_tasks": 600,
+    ...   "test_mse_by_step": [3.1, 0.7], "test_mse_by_step_ci95": [0.2, 0.1],
+    ...   "protocol": {"num_inner_steps": 1}}))
+    sinusoid ----------------------------------------------------------------
+      test mse, 0 steps     3.1000 ± 0.2000
+      test mse, 1 step      0.7000 ± 0.1000
+      test tasks            600
+      num inner steps       1
+  """
+  rows = list(_measured_rows(result))
+  for unit in ("tasks", "examples"):
+    if f"num_eval_{unit}" in result:
+      rows.append((f"test {unit}", result[f"num_eval_{unit}"]))
+    if f"{unit}_per_second" in result:
+      rows.append((f"training {unit}/s", f"{result[f'{unit}_per_second']:.1f}"))
+  rows += _protocol_rows(result["protocol"])
+  title = f"{result['experiment']} "
+  lines = [title + "-" * (73 - len(title))]
+  lines += [f"  {name:<20}  {value}" for name, value in rows]
+  return "\n".join(lines)
+
+
+def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+  if "test_error" in result:
+    mean, half_width = (100 * float(result[f"test_error{k}"]) for k in ("", "_ci95"))
+    yield "test error", f"{mean:.2f} ± {half_width:.2f} %"
+    yield "training error", f"{100 * float(result['train_error']):.2f} %"
+    for when in ("start", "end"):
+      if values := result.get(f"hessian_eigenvalues_{when}"):
+        shown = ", ".join(f"{float(value):.4g}" for value in values)
+        yield f"Hessian, {when}", shown
+    return
+  for name, policy in (("", "transductive"), ("_inductive", "inductive")):
+    key = f"test_accuracy{name}"
+    if key in result:
+      mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
+      yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  {policy}"
+  if "test_ensemble_accuracy" in result:
+    key = "test_ensemble_accuracy"
+    mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
+    number = len(result["ensemble_steps"])
+    yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  ensemble of {number}"
+  for kind in result.get("test_variations", ()):
+    mean, half_width = (100 * float(kind[f"test_accuracy{k}"]) for k in ("", "_ci95"))
+    names = [name for name in kind if not name.startswith("test_")]
+    where = ", ".join(f"{name.replace('_', ' ')} {kind[name]:g}" for name in names)
+    yield "  besides", f"{mean:.2f} ± {half_width:.2f} %  {where}"
+  by_step = zip(
+    result.get("test_mse_by_step", ()),
+    result.get("test_mse_by_step_ci95", ()),
+    strict=True,
+  )
+  for step, (mean, half_width) in enumerate(by_step):
+    plural = "" if step == 1 else "s"
+    yield (
+      f"test mse, {step} step{plural}",
+      f"{float(mean):.4f} ± {float(half_width):.4f}",
+    )
+
+
+def _protocol_rows(protocol: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+  for name, value in protocol.items():
+    if name == "command":  # as long as a line can be; it stands in result.json
+      continue
+    if isinstance(value, Mapping):
+      pairs = [
+        str(entry) if key == "name" else f"{key} {entry}"
+        for key, entry in value.items()
+        if entry is not None
+      ]
+      value, *rest = _wrapped(pairs, width=64) or ["none"]
+      yield name.replace("_", " "), value
+      yield from (("", line) for line in rest)
+    elif value is not None:
+      yield name.replace("_", " "), str(value)
+
+
+def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+  """Joins parts with commas into lines of at most `width` characters."""
+  lines: list[str] = []
+  for part in parts:
+    if lines and len(lines[-1]) + len(part) + 2 <= width:
+      lines[-1] += f", {part}"
+    else:
+      lines.append(part)
+  return lines

@@ -1,0 +1,215 @@
+"""Evaluation on a fixed, seeded list of tasks, with the papers' interval.
+
+Task `i` of the list is a function of `i` alone, so two checkpoints, two algorithms
+or two chunk sizes are always compared on the same tasks.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from jsharp._checks import check_count
+from jsharp.data.episodes import Stream, task_key
+from jsharp.losses import Criterion
+from jsharp.normalization import per_query, query_loss, transductive
+from jsharp.training.devices import (
+  PARTS_AXIS,
+  compiler_options,
+  parts_of_cpu,
+  replicate,
+)
+from jsharp.training.stop_signal import StopSignal
+from jsharp.types import ApplyFn, Metrics, Params, Task, TaskLossFn
+
+DEFAULT_CHUNK = 20
+"""Tasks per call of the compiled evaluation: a pause of seconds at most on a CPU."""
+
+
+def _evaluate_chunk(params, data, start, *, evaluate_tasks, sample_task, chunk, mesh):
+  num_parts = mesh.size if mesh else 1
+
+  def one_part(params, data, start):
+    indices = start + jnp.arange(chunk // num_parts)
+    if mesh:
+      indices += jax.lax.axis_index(PARTS_AXIS) * len(indices)
+    tasks = jax.vmap(sample_task, in_axes=(0, None))(indices, data)
+    return evaluate_tasks(params, tasks)
+
+  if mesh:
+    one_part = jax.shard_map(
+      one_part, mesh=mesh, in_specs=P(), out_specs=P(PARTS_AXIS), check_vma=False
+    )
+  return one_part(params, data, start)
+
+
+@functools.cache
+def _jitted(options):
+  names = ("evaluate_tasks", "sample_task", "chunk", "mesh")
+  return jax.jit(_evaluate_chunk, static_argnames=names, compiler_options=dict(options))
+
+
+def evaluate(
+  evaluate_tasks: Callable[[Params, Any], Metrics],
+  params: Params,
+  sample_task: Callable[[jax.Array, Any], Any],
+  data: Any,
+  *,
+  num_tasks: int,
+  chunk: int = DEFAULT_CHUNK,
+  stop: StopSignal | None = None,
+) -> dict[str, np.ndarray]:
+  """Evaluates parameters on tasks `0 .. num_tasks - 1` of a fixed list.
+
+  Compiled once per pair of functions: pass the same `evaluate_tasks` and
+  `sample_task` objects again and nothing is traced a second time. A CPU that is divided
+  into devices with a core each (`jsharp.training.devices`) computes on all of them.
+
+  Args:
+    evaluate_tasks: `MetaAlgorithm.evaluate`: `(params, tasks) -> metrics`, each
+      metric `[chunk]` or `[chunk, ...]`.
+    params: the meta-learned parameters.
+    sample_task: `sample_task(index, data) -> Task`, pure; the whole list of tasks
+      is this function.
+    data: the pytree that `sample_task` reads, usually a `Dataset`.
+    num_tasks: length of the list.
+    chunk: tasks per compiled call. It bounds memory and the time between two looks
+      at `stop`; it does not change which tasks are evaluated.
+    stop: checked before every chunk.
+
+  Returns:
+    Per metric an array `[num_tasks, ...]`.
+
+  Raises:
+    ValueError: if `num_tasks` or `chunk` is not positive.
+    StopRequested: from `stop`; nothing is returned for a part of the list.
+
+  Example:
+    >>> from jsharp.types import Batch
+    >>> def sample_task(index, data):
+    ...   batch = Batch(data + index, data)
+    ...   return Task(support=batch, query=batch)
+    >>> def evaluate_tasks(params, tasks):
+    ...   return {"loss": params * tasks.query.inputs.sum(axis=1)}
+    >>> evaluate(evaluate_tasks, 2, sample_task, jnp.arange(2), num_tasks=3, chunk=2)
+    {'loss': array([ 2,  6, 10], dtype=int32)}
+  """
+  check_count("num_tasks", num_tasks)
+  chunk = min(check_count("chunk", chunk), num_tasks)
+  if mesh := parts_of_cpu():
+    params, data = replicate((params, data), mesh, constant=True)
+    chunk = -(-chunk // mesh.size) * mesh.size
+  evaluate_chunk = _jitted(tuple(compiler_options().items()))
+  parts = []
+  for start in range(0, num_tasks, chunk):
+    if stop is not None:
+      stop.check()
+    metrics = evaluate_chunk(
+      params,
+      data,
+      jnp.asarray(start, jnp.int32),
+      evaluate_tasks=evaluate_tasks,
+      sample_task=sample_task,
+      chunk=chunk,
+      mesh=mesh,
+    )
+    parts.append(jax.device_get(metrics))
+  return {
+    name: np.concatenate([part[name] for part in parts])[:num_tasks]
+    for name in parts[0]
+  }
+
+
+def task_list(
+  sample_one: Callable[[jax.Array, Any], Task], *, seed: int, stream: Stream
+) -> Callable[[jax.Array, Any], Task]:
+  """Turns a sampler into a fixed list of tasks, disjoint from the training stream.
+
+  Args:
+    sample_one: `sample_one(key, data) -> Task`.
+    seed: seed of the list; apart from a run's own seed, so that runs of several
+      seeds are measured on the same tasks.
+    stream: `"val"` or `"test"`.
+
+  Returns:
+    `sample_task(index, data) -> Task` for `evaluate`.
+
+  Example:
+    >>> keys = task_list(lambda key, data: key, seed=0, stream="test")
+    >>> bool(keys(3, None) == keys(3, None)), bool(keys(3, None) == keys(4, None))
+    (True, False)
+  """
+  key = task_key(seed, 0, stream=stream)
+  return lambda index, data: sample_one(jax.random.fold_in(key, index), data)
+
+
+def mean_and_ci95(values: Any) -> tuple[float, float]:
+  """Mean over tasks and the half-width of its 95 % interval, as in the papers.
+
+  `1.96 * std / sqrt(n)` with the unbiased standard deviation over tasks (Finn,
+  Abbeel and Levine, 2017, report 600 tasks in this way). It covers the choice of
+  the test tasks only, not the spread over training seeds.
+
+  Args:
+    values: `[num_tasks]`.
+
+  Returns:
+    `(mean, half_width)`.
+
+  Raises:
+    ValueError: if there are fewer than two values or `values` is not a vector.
+
+  Example:
+    >>> mean, half_width = mean_and_ci95([0.5, 1.0, 0.5, 1.0])
+    >>> f"{mean:.2f} ± {half_width:.2f}"
+    '0.75 ± 0.28'
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or values.size < 2:
+    raise ValueError(
+      f"values has shape {values.shape}; an interval needs a vector of at least two "
+      "tasks."
+    )
+  half_width = 1.96 * values.std(ddof=1) / math.sqrt(values.size)
+  return float(values.mean()), float(half_width)
+
+
+def transductive_and_inductive(apply_fn: ApplyFn, criterion: Criterion) -> TaskLossFn:
+  """Query loss that measures with and without a view of the other query examples.
+
+  The loss and the plain metrics are transductive: the whole query set is one
+  normalisation batch, as in the papers of this line. Each metric comes a second
+  time as `<name>_inductive`, every query example then being predicted alone beside
+  the support set (Nichol, Achiam and Schulman, 2018).
+
+  Args:
+    apply_fn: `apply_fn(params, inputs) -> outputs`.
+    criterion: `criterion(outputs, targets) -> (loss, metrics)`.
+
+  Returns:
+    `query_loss_fn(params, task) -> (loss, metrics)` for `eval_query_loss_fn`.
+
+  Example:
+    >>> from jsharp.losses import cross_entropy
+    >>> from jsharp.types import Batch
+    >>> batch = Batch(jnp.eye(2), jnp.arange(2))
+    >>> query_loss_fn = transductive_and_inductive(lambda w, x: x @ w, cross_entropy)
+    >>> loss, metrics = query_loss_fn(jnp.eye(2), Task(support=batch, query=batch))
+    >>> sorted(metrics)
+    ['accuracy', 'accuracy_inductive']
+  """
+  seen_together = query_loss(transductive(apply_fn), criterion)
+  seen_alone = query_loss(per_query(apply_fn), criterion)
+
+  def query_loss_fn(params: Params, task: Task) -> tuple[jax.Array, Metrics]:
+    loss, metrics = seen_together(params, task)
+    _, alone = seen_alone(params, task)
+    alone = {f"{name}_inductive": value for name, value in alone.items()}
+    return loss, {**metrics, **alone}
+
+  return query_loss_fn

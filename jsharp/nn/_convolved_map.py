@@ -1,0 +1,78 @@
+"""A convolution, its statistics and its pooling, without the map between them."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jsharp.nn._channels import at_least_float32, moments_of_sums
+from jsharp.nn._chunks import merge, num_chunks, split
+from jsharp.nn._conv_forms import MANY_CHANNELS
+from jsharp.nn.convolution import conv2d
+from jsharp.nn.pooling import max_pool
+
+_LARGE = 2_000_000
+"""A map of more entries than this is not in a CPU's cache when it is read again."""
+
+_CHUNK_ENTRIES = 500_000
+
+
+def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
+  """Whether `moments_and_pool` is faster here than a convolution and then the rest.
+
+  So it is on a CPU for large maps of few input channels, first layers: there the
+  convolution, which is computed anew for the derivative, costs less than memory.
+
+  Args:
+    x: `[n, height, width, in_channels]`.
+    w: `[kernel_height, kernel_width, in_channels, out_channels]`.
+
+  Example:
+    >>> is_worthwhile(jnp.ones([1, 4, 4, 3]), jnp.ones([3, 3, 3, 8]))
+    False
+  """
+  large = x.size // x.shape[-1] * w.shape[-1] > _LARGE
+  return large and x.shape[-1] < MANY_CHANNELS and jax.default_backend() == "cpu"
+
+
+def moments_and_pool(
+  x: jax.Array, w: jax.Array, *, sign: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`moments` and `max_pool` of `conv2d(x, w)`, a chunk of examples at a time.
+
+  Which of a window's elements wins depends on the sign of the normalisation's factor
+  alone, not on the statistics, so one pass finds both. Derivatives of every order go
+  through the same chunks and compute the convolution anew, so the map is never whole.
+
+  Args:
+    x: `[n, height, width, in_channels]`.
+    w: `[kernel_height, kernel_width, in_channels, out_channels]`.
+    sign: as for `max_pool`.
+
+  Returns:
+    Mean and variance, `[out_channels]`, and the pooled map
+    `[n, height // 2, width // 2, out_channels]`.
+
+  Example:
+    >>> x, w = jnp.ones([2, 4, 4, 1]), jnp.ones([1, 1, 1, 3])
+    >>> mean, variance, pooled = moments_and_pool(x, w, sign=None)
+    >>> mean.tolist(), variance.tolist(), pooled.shape
+    ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], (2, 2, 2, 3))
+  """
+  n, *size, _ = x.shape
+  entries = size[0] * size[1] * w.shape[-1]
+  wide = at_least_float32(x.dtype)
+  # As in `moments`.
+  near = lax.stop_gradient(conv2d(x[:1], w).astype(wide).mean((0, 1, 2)))
+
+  def one_chunk(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    y = conv2d(x, w)
+    centred = y.astype(wide) - jnp.expand_dims(near, (0, 1, 2))
+    sums = centred.sum((0, 1, 2)), jnp.square(centred).sum((0, 1, 2))
+    return *sums, max_pool(y, sign=sign)
+
+  chunks = split(x, num_chunks(n, entries, _CHUNK_ENTRIES))
+  again = jax.checkpoint(one_chunk, prevent_cse=False)
+  mean, square, pooled = lax.map(again, chunks)
+  pixels = n * size[0] * size[1]
+  statistics = moments_of_sums(near, mean.sum(0) / pixels, square.sum(0) / pixels)
+  return *statistics, merge(pooled)

@@ -1,0 +1,53 @@
+"""Sharpness-aware minimisation as optax links, ascents and a loss transformation."""
+
+from jsharp.perturbations.ascent import sam_ascent, scale_to_ball
+from jsharp.perturbations.combine import interpolate, oppose, renormalize
+from jsharp.perturbations.directions import (
+  follow_running_mean,
+  leave_running_mean,
+  pmean,
+  repeat,
+)
+from jsharp.perturbations.geometry import conjugate, restrict
+from jsharp.perturbations.lazy import late_sam, looksam, sam_every
+from jsharp.perturbations.link import sharpness_aware
+from jsharp.perturbations.loss import functional_sam, sharpen
+from jsharp.perturbations.shifted import centre, momentum_sam
+from jsharp.perturbations.variants import (
+  asam,
+  friendly_sam,
+  gsam,
+  le_sam,
+  sam,
+  vasso,
+  wsam,
+)
+
+__all__ = [
+  "asam",
+  "centre",
+  "conjugate",
+  "follow_running_mean",
+  "friendly_sam",
+  "functional_sam",
+  "gsam",
+  "interpolate",
+  "late_sam",
+  "le_sam",
+  "leave_running_mean",
+  "looksam",
+  "momentum_sam",
+  "oppose",
+  "pmean",
+  "renormalize",
+  "repeat",
+  "restrict",
+  "sam",
+  "sam_ascent",
+  "sam_every",
+  "scale_to_ball",
+  "sharpen",
+  "sharpness_aware",
+  "vasso",
+  "wsam",
+]

@@ -1,0 +1,1 @@
+"""The training loop with its records, checkpoints, devices and processes."""

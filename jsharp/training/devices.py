@@ -1,0 +1,229 @@
+"""Meta-steps on several devices: each computes its part of the tasks.
+
+Parameters, optimizer state and data are copied to every device; tasks are drawn where
+they are used, from the same (seed, step, task number) on any number of devices. The
+part is written with `jax.shard_map`: automatic partitioning would gather the inputs of
+grouped convolutions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jsharp._checks import check_count
+from jsharp._cores import one_core_each
+from jsharp.core.objectives import TASK_AXIS
+
+PARTS_AXIS = "parts"
+"""The mesh axis of `parts_of_cpu`, over which nothing is averaged."""
+
+TakeStep = Callable[[Any, Any], tuple[Any, Any]]
+"""`take_step(state, data) -> (state, metrics)`."""
+
+
+def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
+  """The first devices in a row, for the tasks to be divided among.
+
+  Args:
+    num_devices: how many.
+    num_tasks: tasks per meta-step, a multiple of it.
+
+  Returns:
+    A mesh with the one axis "tasks".
+
+  Raises:
+    ValueError: if there are fewer devices, or they cannot share the tasks evenly.
+
+  Example:
+    >>> dict(task_mesh(1, num_tasks=4).shape)
+    {'tasks': 1}
+  """
+  check_count("num_devices", num_devices)
+  devices = jax.devices()
+  if num_devices > len(devices):
+    fix = "take as many at most"
+    if jax.default_backend() == "cpu":
+      fix += (
+        f", or set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} for "
+        "virtual ones"
+      )
+    raise ValueError(
+      f"num_devices={num_devices}, but JAX has {len(devices)} "
+      f"({devices[0].device_kind}); {fix}"
+    )
+  if jax.process_count() > 1 and num_devices != len(devices):
+    raise ValueError(
+      f"num_devices={num_devices}, but the {jax.process_count()} processes have "
+      f"{len(devices)} together, and all of them have to take part; pass {len(devices)}"
+    )
+  if rest := num_tasks % num_devices:
+    below, above = num_tasks - rest, num_tasks - rest + num_devices
+    nearest = below if below and rest <= num_devices - rest else above
+    raise ValueError(
+      f"num_tasks={num_tasks} cannot be divided evenly among num_devices={num_devices};"
+      f" the nearest that can is {nearest}"
+    )
+  return jax.make_mesh(
+    (num_devices,),
+    (TASK_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices[:num_devices],
+  )
+
+
+def compiler_options() -> dict[str, bool | str]:
+  """What to compile a step with, for `jax.jit`.
+
+  Where the devices are parts of a CPU with one core each, products are not divided
+  among threads: those of one device would wait for those of another.
+
+  Example:
+    >>> from jsharp._cores import assume_one_core_each
+    >>> with assume_one_core_each():
+    ...   compiler_options() == {"xla_cpu_multi_thread_eigen": False}
+    True
+  """
+  if jax.default_backend() == "cpu" and one_core_each():
+    return {"xla_cpu_multi_thread_eigen": False}
+  return {}
+
+
+def local_parts(mesh: Mesh) -> list[tuple[int, int]]:
+  """Which parts of the tasks this process' devices draw.
+
+  Args:
+    mesh: from `task_mesh`.
+
+  Returns:
+    For each of them `(index, count)`, as `on_devices` passes them.
+
+  Example:
+    >>> local_parts(task_mesh(1, num_tasks=4))
+    [(0, 1)]
+  """
+  devices = list(mesh.devices.flat)
+  here = jax.process_index()
+  return [(i, len(devices)) for i, d in enumerate(devices) if d.process_index == here]
+
+
+def replicate(tree: Any, mesh: Mesh, *, constant: bool = False) -> Any:
+  """Copies arrays to every device of a mesh.
+
+  Args:
+    tree: any pytree of arrays, the same in every process.
+    mesh: from `task_mesh`.
+    constant: whether no program is given the arrays to overwrite: the parts of a CPU
+      then share one copy.
+
+  Returns:
+    The same pytree.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> replicate(jnp.ones(2), task_mesh(1, num_tasks=1)).is_fully_replicated
+    True
+  """
+  sharding = NamedSharding(mesh, P())
+  if mesh.is_multi_process:
+
+    def spread(x: Any) -> jax.Array:
+      host = np.asarray(x)
+      return jax.make_array_from_callback(host.shape, sharding, lambda _: host)
+
+    return jax.tree.map(spread, tree)
+  if constant and mesh.devices.flat[0].platform == "cpu":
+    # What NumPy holds is used where it lies.
+    tree = jax.tree.map(_in_numpy, tree)
+  return jax.device_put(tree, sharding)
+
+
+def _in_numpy(x: Any) -> Any:
+  is_numbers = isinstance(x, jax.Array) and not jax.dtypes.issubdtype(
+    x.dtype, jax.dtypes.extended
+  )
+  return np.asarray(x) if is_numbers else x
+
+
+def one_copy(tree: Any) -> Any:
+  """The copy that the first device of this process holds of replicated arrays.
+
+  Args:
+    tree: any pytree; arrays on one device stay as they are.
+
+  Returns:
+    The same pytree, for what is computed on one device.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> copies = replicate(jnp.ones(2), task_mesh(1, num_tasks=1))
+    >>> len(one_copy(copies).devices())
+    1
+  """
+  return jax.tree.map(
+    lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree
+  )
+
+
+def parts_of_cpu() -> Mesh | None:
+  """This process' devices, where they are parts of a CPU with one core each.
+
+  Returns:
+    A mesh with the one axis "parts"; None where there is one device, or they are not.
+
+  Example:
+    >>> parts_of_cpu() is None or jax.device_count() > 1
+    True
+  """
+  several = jax.local_device_count() > 1 and jax.process_count() == 1
+  if not several or jax.default_backend() != "cpu" or not one_core_each():
+    return None
+  devices = jax.local_devices()
+  return jax.make_mesh(
+    (len(devices),), (PARTS_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def on_devices(
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  sample_tasks: Callable[..., Any],
+  mesh: Mesh,
+) -> TakeStep:
+  """Draws tasks and takes a meta-step, on every device for its part of the tasks.
+
+  Args:
+    step: `MetaAlgorithm.step` of an algorithm that averages by `over_tasks`.
+    sample_tasks: `sample_tasks(step, data, part=(index, count)) -> tasks`, the
+      `index`-th of `count` equal parts of the step's tasks, in order; `index` is
+      traced.
+    mesh: from `task_mesh`.
+
+  Returns:
+    `take_step(state, data) -> (state, metrics)`, the metrics being those of all tasks.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from jsharp import Batch, Task, maml
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = maml(loss_fn, optax.sgd(0.25), optax.sgd(0.5), num_inner_steps=1)
+    >>> def sample_tasks(step, data, part):
+    ...   batch = Batch(None, jax.lax.dynamic_slice(data, (part[0] * 2, 0), (2, 1)))
+    ...   return Task(support=batch, query=batch)
+    >>> take_step = on_devices(
+    ...   algorithm.step, sample_tasks, task_mesh(1, num_tasks=2))
+    >>> state, _ = take_step(algorithm.init(3.0), jnp.array([[0.0], [2.0]]))
+    >>> float(state.params)
+    2.5
+  """
+  count = mesh.shape[TASK_AXIS]
+
+  def one_part(state: Any, data: Any) -> tuple[Any, Any]:
+    part = (jax.lax.axis_index(TASK_AXIS), count)
+    return step(state, sample_tasks(state.step, data, part=part))
+
+  return jax.shard_map(
+    one_part, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
+  )

@@ -1,0 +1,295 @@
+"""The meta-training loop: blocks of steps, records, checkpoints, resuming.
+
+Parameters, optimizer state and the tasks drawn depend on nothing but the initial
+parameters, the data and the step. So a run that was killed goes on from its newest
+checkpoint and ends with the bits of a run that never was.
+
+At a step where several things are due, the order is: metrics line, validation, point of
+the path, best checkpoint, checkpoint. A checkpoint therefore never knows less than
+`metrics.jsonl` up to the count of records that it holds; what was recorded after it is
+cut on resume and happens again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp._checks import check_count, check_nonnegative
+from jsharp.training.checkpoints import Checkpoints, Restored
+from jsharp.training.devices import one_copy, replicate, task_mesh
+from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, SampleFn
+from jsharp.training.processes import Peers, is_first
+from jsharp.training.records import Records
+from jsharp.training.run_directory import RunDirectory
+from jsharp.training.stop_signal import StopRequested, StopSignal
+from jsharp.types import MetaAlgorithm, MetaState, Params
+
+__all__ = [
+  "NonFiniteLossError",
+  "StopRequested",
+  "StopSignal",
+  "TrainingResult",
+  "train",
+]
+
+
+class TrainingResult(NamedTuple):
+  """How a run ended.
+
+  Attributes:
+    state: the last state.
+    best_params: the parameters with the best validation score; the last ones where
+      nothing was validated.
+    best_step: the meta-steps that `best_params` took.
+    best_score: their score, None where nothing was validated.
+    interrupted: whether a stop was requested; the same call resumes.
+    tasks_per_second: over all meta-steps so far, without compilation and validation.
+    resumed_from: the step of the checkpoint that training went on from, or None.
+    top: the `keep_top` best validated states, the best first: `step`, `tree` (the
+      parameters) and `extra["score"]` each.
+  """
+
+  state: MetaState
+  best_params: Params
+  best_step: int
+  best_score: float | None
+  interrupted: bool
+  tasks_per_second: float
+  resumed_from: int | None
+  top: list[Restored]
+
+
+def train(
+  algorithm: MetaAlgorithm,
+  params: Params,
+  sample_tasks: SampleFn,
+  data: Any,
+  *,
+  run: RunDirectory,
+  num_steps: int,
+  num_tasks: int,
+  log_every: int = 50,
+  eval_every: int = 500,
+  checkpoint_seconds: float = 60.0,
+  validate: Callable[[Params], dict[str, float]] | None = None,
+  score: str | Callable[[dict[str, float]], float] = "accuracy",
+  stop: StopSignal | None = None,
+  progress: bool | None = None,
+  unit: str = "tasks",
+  keep_top: int = 0,
+  keep_path: bool = False,
+  num_devices: int = 1,
+  peers: Peers | None = None,
+) -> TrainingResult:
+  """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
+
+  `metrics.jsonl` gets `{"step", "loss", ..., "tasks_per_second", "wall_time"}`, means
+  over the steps since the line before, and `{"step", "val_loss", ..., "wall_time"}`
+  (seconds since 1970). Checkpoints are in `checkpoints/`: the state after every
+  validation, every `checkpoint_seconds` and at the end; the parameters of the best
+  validation beside it.
+
+  Args:
+    algorithm: what to train.
+    params: the initial parameters; not changed.
+    sample_tasks: `sample_tasks(step, data) -> tasks`, pure, jitted here.
+    data: a pytree of arrays, put on the device once; None if not needed.
+    run: the run's folder.
+    num_steps: meta-steps in all, those of earlier starts included.
+    num_tasks: tasks per meta-step, as `sample_tasks` draws them.
+    log_every: meta-steps per line of metrics.
+    eval_every: meta-steps between validations; the last step is always validated.
+    checkpoint_seconds: at most about so much work is lost when the process is
+      killed; 0 saves after every block of steps.
+    validate: `validate(params) -> metrics`, plain numbers. It may call
+      `stop.check()`; a validation cut short is made up for on resume.
+    score: which of the validation's metrics decides what is best, larger is better;
+      or a function of all of them. The earlier of two equal ones stays.
+    stop: looked at between blocks, which take about a second.
+    progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
+      nothing.
+    unit: what `num_tasks` counts, as the records, the display and errors name it.
+    keep_top: how many of the best validated parameters to keep, for an ensemble.
+    keep_path: whether to keep the initial parameters and those of every validation,
+      one file each, as `Checkpoints.restore_path` reads them.
+    num_devices: the devices that the tasks of a meta-step are divided among; several
+      ask `sample_tasks` for parts, see `jsharp.training.devices.on_devices`. A run may
+      go on with another number.
+    peers: the processes that train together, each of them by this call: the first
+      one's `run` is the run, the others' are discarded. This process alone if None.
+
+  Returns:
+    The result; with `interrupted` set, the same call goes on.
+
+  Raises:
+    NonFiniteLossError: at the first meta-step that is not finite. It is not taken;
+      the state before it is saved.
+    ValueError: for counts out of range, tasks of another number, a score
+      that `validate` does not return, a checkpoint of another program, `keep_path`
+      without `validate`, devices that are not there or cannot share the tasks evenly.
+    OSError: if a record cannot be written; earlier checkpoints are intact.
+
+  Example:
+    >>> import tempfile
+    >>> from jsharp.types import Batch, Task
+    >>> def step(state, tasks):
+    ...   losses = (state.params - tasks.query.targets) ** 2
+    ...   moved = 0.9 * state.params + 0.1 * tasks.query.targets.mean()
+    ...   return MetaState(state.step + 1, moved, ()), {"loss": losses}
+    >>> mean = MetaAlgorithm(
+    ...   init=lambda params: MetaState(jnp.int32(0), params, ()),
+    ...   step=step, adapt=None, evaluate=None)
+    >>> batch = Batch(jnp.zeros(4), jnp.ones(4))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   with RunDirectory.open(directory, identity={}) as run:
+    ...     result = train(
+    ...       mean, jnp.float32(0.0), lambda step, data: Task(batch, batch), None,
+    ...       run=run, num_steps=50, num_tasks=4, progress=False)
+    >>> print(f"{result.state.params:.3f}")
+    0.995
+  """
+  check_count("num_steps", num_steps)
+  check_count("log_every", log_every)
+  check_count("eval_every", eval_every)
+  check_nonnegative("checkpoint_seconds", checkpoint_seconds)
+  check_count("keep_top", keep_top, minimum=0)
+  if keep_path and validate is None:
+    raise ValueError(
+      "keep_path=True keeps the parameters of every validation, and validate is None; "
+      "pass validate, or keep_path=False"
+    )
+  mesh = None
+  if num_devices != 1:
+    mesh = task_mesh(num_devices, num_tasks=num_tasks)
+  stop = stop or StopSignal()
+  checkpoints = Checkpoints(run.path / "checkpoints")
+  # A copy: the blocks consume their argument, and `params` stay the caller's.
+  state = jax.tree.map(
+    lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), algorithm.init(params)
+  )
+  restored = checkpoints.restore(state)
+  saved = restored.extra if restored else None
+  state = restored.tree if restored else state
+  peers = peers or Peers(timeout=0.0)
+  state, saved = _of_the_first(peers, state, saved)
+  step = int(state.step)
+  # The best file itself says how good it is: a kill may have come after it was
+  # written and before the checkpoint that could know of it.
+  best = checkpoints.restore_best(state.params)
+  best_score = best.extra["score"] if best else -math.inf
+  blocks = BlockRunner(
+    algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
+  )
+  if mesh is None:
+    data = jax.device_put(data)
+  else:
+    state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
+  records = Records(
+    run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
+  )
+  ledger = records.ledger
+  if keep_path and step == 0:
+    checkpoints.save_path(step, one_copy(state.params))
+  interrupted = False
+  saved_at = time.monotonic()
+
+  def save() -> float:
+    checkpoints.save(step, one_copy(state), extra=dataclasses.asdict(ledger))
+    return time.monotonic()
+
+  with contextlib.closing(records):
+    while True:
+      at_end = step >= num_steps
+      if step > ledger.logged_step and (at_end or step % log_every == 0):
+        records.log(step)
+      due = step > ledger.validated_step and (at_end or step % eval_every == 0)
+      judged = False
+      if validate and due and not stop.requested:
+        try:
+          params = one_copy(state.params)
+          metrics, value = _judge(validate, score, params)
+          if keep_path:
+            checkpoints.save_path(step, params)
+          if keep_top:
+            checkpoints.save_top(step, params, score=value, num=keep_top)
+          if is_best := value > best_score:
+            best_score = value
+            checkpoints.save_best(step, params, extra={"score": value})
+          records.log_validation(step, metrics, is_best=is_best)
+          judged = True
+        except StopRequested:
+          interrupted = True
+      interrupted, blocks.length = peers.agree(
+        stop=interrupted or stop.requested, length=blocks.length
+      )
+      if interrupted and not stop.requested:
+        stop.request()  # Another process was asked to.
+      over = at_end or interrupted
+      if over or judged or time.monotonic() - saved_at >= checkpoint_seconds:
+        saved_at = save()
+      if over:
+        break
+      if not blocks.compiled:
+        records.note("compiling the training step")
+        blocks.compile(state, data)
+        continue  # A stop may have been requested meanwhile.
+      boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
+      with peers.patience("the other processes"):
+        state, done = blocks.run(state, data, boundary)
+      step += done.num_steps
+      records.add(step, done)
+      if done.error:
+        save()
+        raise done.error
+
+  state = one_copy(state)
+  best = checkpoints.restore_best(state.params)
+  return TrainingResult(
+    state=state,
+    best_params=best.tree if best else state.params,
+    best_step=best.step if best else step,
+    best_score=best.extra["score"] if best else None,
+    interrupted=interrupted,
+    tasks_per_second=records.tasks_per_second(),
+    resumed_from=restored.step if restored else None,
+    top=checkpoints.restore_top(state.params) if keep_top else [],
+  )
+
+
+def _of_the_first(
+  peers: Peers, state: MetaState, saved: dict[str, Any] | None
+) -> tuple[MetaState, dict[str, Any] | None]:
+  """The first process's state; the others begin records of their own there."""
+  if jax.process_count() == 1:
+    return state, saved
+  known = json.dumps(saved).encode()
+  size = int(peers.from_first(np.int32(len(known))))
+  known = known.ljust(size)[:size]
+  text = bytes(peers.from_first(np.frombuffer(known, np.uint8)))
+  state, saved = peers.from_first(state), json.loads(text)
+  if saved is not None and not is_first():
+    saved["num_records"] = 0
+  return jax.tree.map(jnp.asarray, state), saved
+
+
+def _judge(
+  validate: Callable[[Params], dict[str, float]],
+  score: str | Callable[[dict[str, float]], float],
+  params: Params,
+) -> tuple[dict[str, float], float]:
+  metrics = {name: float(value) for name, value in validate(params).items()}
+  if not isinstance(score, str):
+    return metrics, float(score(metrics))
+  if score not in metrics:
+    raise ValueError(
+      f"score='{score}' is not among what validate returns: {sorted(metrics)}"
+    )
+  return metrics, metrics[score]

@@ -1,0 +1,117 @@
+"""Tasks of several shapes in one run: another way or shot from step to step.
+
+    which = uniform over the members, by (seed, step)
+    state = members[which].step(state, samplers[which](step, data))
+
+All tasks of one meta-step have one shape, so nothing is padded and every member
+keeps its own compiled program; `lax.switch` runs the one that is drawn. The members
+share parameters and optimizer state. Compilation time grows with their number, the
+cost of a step does not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jsharp.data.episodes import task_key
+from jsharp.types import ApplyFn, MetaAlgorithm, MetaState, Metrics, Params, Task
+
+SampleFn = Callable[..., Task]
+
+
+def mixture(
+  algorithms: Sequence[MetaAlgorithm], samplers: Sequence[SampleFn], *, seed: int = 0
+) -> tuple[MetaAlgorithm, Callable[..., Any]]:
+  """Joins algorithms that learn the same parameters from tasks of different shapes.
+
+  Args:
+    algorithms: the members; states and metrics must agree in structure and shape, so
+      every member takes the same number of tasks per step.
+    samplers: `sampler(step, data) -> tasks`, one for each; called with the `part` that
+      the joined one is called with, see `jsharp.training.devices.on_devices`.
+    seed: decides which member takes which step. It may be the tasks' seed too: the
+      keys are those of `jsharp.data.task_key`'s stream "member".
+
+  Returns:
+    An algorithm and the sampler that goes with it. `init`, `adapt` and `evaluate`
+    are those of the first member; evaluate other shapes by their own members.
+
+  Raises:
+    ValueError: if there is no member, or not one sampler for each.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from jsharp.algorithms import maml
+    >>> from jsharp.types import Batch
+    >>> def member(size):
+    ...   batch = Batch(None, jnp.ones((1, size)))
+    ...   return lambda step, data: Task(batch, batch)
+    >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
+    >>> algorithm = maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    >>> both, draw = mixture([algorithm, algorithm], [member(2), member(5)])
+    >>> state, metrics = jax.jit(both.step)(both.init(0.0), draw(0, None))
+    >>> int(state.step), metrics["loss"].shape
+    (1, (1,))
+  """
+  if not algorithms or len(algorithms) != len(samplers):
+    raise ValueError(
+      f"mixture needs one sampler for each of at least one algorithm, got "
+      f"{len(algorithms)} algorithms and {len(samplers)} samplers"
+    )
+
+  def member(number: Any) -> jax.Array:
+    key = task_key(seed, number, stream="member")
+    return jax.random.randint(key, (), 0, len(algorithms))
+
+  def step(state: MetaState, step_and_data: Any) -> tuple[MetaState, Metrics]:
+    number, data, part = step_and_data
+
+    def branch(algorithm: MetaAlgorithm, sampler: SampleFn) -> Callable[..., Any]:
+      return lambda state: algorithm.step(state, sampler(number, data, **part))
+
+    branches = [branch(*pair) for pair in zip(algorithms, samplers, strict=True)]
+    return jax.lax.switch(member(number), branches, state)
+
+  def draw(step: Any, data: Any, **part: Any) -> Any:
+    return step, data, part
+
+  def reads(step: Any, data: Any, **part: Any) -> None:
+    def branch(sampler: SampleFn) -> Callable[[], tuple[()]]:
+      return lambda: (sampler(step, data, **part), ())[1]
+
+    jax.lax.switch(member(step), [branch(sampler) for sampler in samplers])
+
+  draw.reads = reads  # type: ignore[attr-defined]  # for jsharp.data.prefetch
+  return algorithms[0]._replace(step=step), draw
+
+
+def first_outputs(apply_fn: ApplyFn, way: int) -> ApplyFn:
+  """A model that has more outputs than a task has classes, cut to these.
+
+  Args:
+    apply_fn: `apply_fn(params, inputs, ...) -> [n, at least way]`.
+    way: classes of the task; they are the first outputs.
+
+  Returns:
+    `apply_fn(params, inputs, ...) -> [n, way]`.
+
+  Raises:
+    ValueError: when called, if the model has fewer outputs.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> first_outputs(lambda params, x: x, 2)(None, jnp.ones((3, 5))).shape
+    (3, 2)
+  """
+
+  def cut(params: Params, inputs: Any, *args: Any, **options: Any) -> Any:
+    outputs = apply_fn(params, inputs, *args, **options)
+    if outputs.shape[-1] < way:
+      raise ValueError(
+        f"way is {way}, the model has {outputs.shape[-1]} outputs; give it at least "
+        "as many as the largest way"
+      )
+    return outputs[..., :way]
+
+  return cut

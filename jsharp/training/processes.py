@@ -1,0 +1,165 @@
+"""Several processes that train one run: what they agree on, and when they give up.
+
+All of them run the same program on the same tasks and states; the first one alone
+keeps records and checkpoints. They have to agree on what only one of them knows: a
+signal that asked for a stop, the length of the next block, the checkpoint to go on
+from.
+
+A process that dies is noticed by JAX's own heartbeats, which end the others. One that
+lives and does not answer would hold the others for ever: `Peers.patience` ends them.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jsharp._checks import check_nonnegative
+
+_WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
+
+GIVEN_UP = 75
+"""Exit code of a process whose peers did not answer: try again."""
+
+
+def start(
+  *,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: float = 300.0,
+) -> None:
+  """Joins this process to the others, before anything else of JAX is used.
+
+  Args:
+    coordinator: `host:port` of the first process; None lets JAX find all three from
+      SLURM, Open MPI, Kubernetes or a TPU pod.
+    num_processes: how many there are.
+    process_id: which one this is, from 0.
+    timeout: seconds after which a process that sends no heartbeat counts as dead, and
+      for which this one waits for the others to come.
+
+  Raises:
+    ValueError: if only some of the three are given, or none can be found.
+    RuntimeError: if the others do not come.
+
+  Example:
+    >>> start(coordinator="127.0.0.1:8476", num_processes=2)
+    Traceback (most recent call last):
+    ...
+    ValueError: process_id=None is missing; coordinator, num_processes and ...
+  """
+  given = {
+    "coordinator": coordinator,
+    "num_processes": num_processes,
+    "process_id": process_id,
+  }
+  missing = [name for name, value in given.items() if value is None]
+  if 0 < len(missing) < 3:
+    raise ValueError(
+      f"{missing[0]}=None is missing; coordinator, num_processes and process_id go "
+      "together: pass all of them, or none to find them from the launcher"
+    )
+  # Its handler would swallow a SIGTERM that comes before training listens.
+  jax.config.update("jax_enable_preemption_service", False)
+  at_home = coordinator and coordinator.startswith(("127.0.0.1:", "localhost:"))
+  jax.distributed.initialize(
+    coordinator,
+    num_processes,
+    process_id,
+    # Nobody has to prove who they are to it; by default it listens to the network.
+    coordinator_bind_address=coordinator if at_home else None,
+    initialization_timeout=int(timeout),
+    heartbeat_timeout_seconds=int(timeout),
+    shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
+  )
+
+
+def is_first() -> bool:
+  """Whether this process is the one that keeps records.
+
+  Example:
+    >>> is_first()
+    True
+  """
+  return jax.process_index() == 0
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process without waiting for the others, which then notice it is gone.
+
+  Args:
+    code: the exit code.
+
+  Example:
+    >>> callable(leave)
+    True
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+class Peers:
+  """The processes of a run, this one among them.
+
+  Args:
+    timeout: seconds that the others are waited for where all have to come.
+
+  Example:
+    >>> peers = Peers(timeout=300.0)
+    >>> peers.agree(stop=False, length=7)
+    (False, 7)
+  """
+
+  def __init__(self, *, timeout: float):
+    check_nonnegative("timeout", timeout)
+    self._timeout = timeout
+
+  def agree(self, *, stop: bool, length: int) -> tuple[bool, int]:
+    """Whether any process stops, and the first one's `length`."""
+    if jax.process_count() == 1:
+      return stop, length
+    with self.patience("the other processes"):
+      every = multihost_utils.process_allgather(np.array([stop, length], np.int32))
+    return bool(every[:, 0].any()), int(every[0, 1])
+
+  def from_first(self, tree: Any) -> Any:
+    """The first process's arrays; shapes and dtypes are the same on all."""
+    if jax.process_count() == 1:
+      return tree
+    with self.patience("the first process"):
+      return multihost_utils.broadcast_one_to_all(tree)
+
+  @contextlib.contextmanager
+  def patience(self, whom: str) -> Iterator[None]:
+    """Ends this process if what is inside fails or takes longer than the timeout."""
+    if jax.process_count() == 1:
+      yield
+      return
+    waited = f"waited {self._timeout:g} s for {whom}"
+    timer = threading.Timer(self._timeout, self._give_up, (waited,))
+    timer.daemon = True
+    timer.start()
+    try:
+      yield
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" in str(error):
+        raise
+      self._give_up(f"lost {whom} ({str(error).splitlines()[0]})")
+    finally:
+      timer.cancel()
+
+  def _give_up(self, what: str) -> None:
+    text = (
+      f"\nprocess {jax.process_index()} of {jax.process_count()} {what} and gives up; "
+      "start all of them again, they go on from the last checkpoint\n"
+    )
+    os.write(2, text.encode())
+    os._exit(GIVEN_UP)  # An orderly end would wait for them once more.

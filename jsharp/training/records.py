@@ -1,0 +1,140 @@
+"""What a run records while it trains, and how it goes on after being cut."""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from jsharp.training.dispatch import Done
+from jsharp.training.progress import EventFiles, Progress
+from jsharp.training.run_directory import RunDirectory
+
+
+@dataclasses.dataclass
+class Ledger:
+  """Saved in every checkpoint, so that the records go on as if never cut.
+
+  Attributes:
+    num_records: lines of `metrics.jsonl`; later ones belong to steps not saved.
+    logged_step: the step of the last training line.
+    validated_step: the step of the last validation.
+    sums: per metric, the sum over the steps since the last line of the means over
+      tasks, in float64.
+    num_summed: how many steps these are.
+    num_tasks: tasks trained on so far.
+    seconds: the time that took, without compilation and validation.
+  """
+
+  num_records: int = 0
+  logged_step: int = 0
+  validated_step: int = 0
+  sums: dict[str, float] = dataclasses.field(default_factory=dict)
+  num_summed: int = 0
+  num_tasks: int = 0
+  seconds: float = 0.0
+
+
+class Records:
+  """Writes `metrics.jsonl`, TensorBoard events and the progress display.
+
+  Args:
+    run: the run's folder.
+    saved: the ledger of the checkpoint that training goes on from, as a dict; None
+      for a new run. Lines of `metrics.jsonl` after it are cut.
+    step: meta-steps already taken.
+    num_steps: meta-steps of the whole run.
+    progress: as for `train`.
+    unit: as for `train`.
+
+  Attributes:
+    ledger: what to save in a checkpoint.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   with RunDirectory.open(directory, identity={}) as run:
+    ...     records = Records(run, None, step=0, num_steps=2, progress=False)
+    ...     records.add(1, Done(1, {"loss": np.array([[1.0, 2.0]])}, 0.1, None))
+    ...     records.add(2, Done(1, {"loss": np.array([[2.0, 3.0]])}, 0.1, None))
+    ...     records.log(2)
+    ...     records.close()
+    ...     run.read_metrics()[0]["loss"]
+    2.0
+  """
+
+  def __init__(
+    self,
+    run: RunDirectory,
+    saved: dict[str, Any] | None,
+    *,
+    step: int,
+    num_steps: int,
+    progress: bool | None,
+    unit: str = "tasks",
+  ):
+    self.ledger = Ledger(**(saved or {}))
+    self._run = run
+    run.truncate_metrics(self.ledger.num_records)
+    self._timed = (self.ledger.num_tasks, self.ledger.seconds)
+    self._unit = unit
+    self._progress = Progress(num_steps, step=step, bar=progress, unit=unit)
+    self._events = EventFiles(run.path / "tensorboard", step=step)
+    if saved:
+      self.note(f"going on from step {step} of {run.path}")
+
+  def note(self, text: str) -> None:
+    """Tells the person who watches."""
+    self._progress.note(text)
+
+  def add(self, step: int, done: Done) -> None:
+    """Takes in a block that led to `step`; the sums do not depend on the blocks."""
+    ledger = self.ledger
+    for name, rows in done.metrics.items():
+      for value in rows.mean(axis=1, dtype=np.float64).tolist():
+        ledger.sums[name] = ledger.sums.get(name, 0.0) + value
+    num_tasks = done.metrics["loss"].size
+    ledger.num_summed += done.num_steps
+    ledger.num_tasks += num_tasks
+    ledger.seconds += done.seconds
+    if done.num_steps:
+      speed = num_tasks / done.seconds
+      self._progress.update(step, self._means(), tasks_per_second=speed)
+
+  def log(self, step: int) -> None:
+    """Writes the means since the last line."""
+    tasks, seconds = self._timed
+    self._timed = (self.ledger.num_tasks, self.ledger.seconds)
+    speed = (self._timed[0] - tasks) / max(self._timed[1] - seconds, 1e-9)
+    self._write(step, {**self._means(), f"{self._unit}_per_second": speed})
+    self.ledger.logged_step = step
+    self.ledger.sums = {}
+    self.ledger.num_summed = 0
+
+  def log_validation(
+    self, step: int, metrics: dict[str, float], *, is_best: bool
+  ) -> None:
+    """Writes the metrics of a validation, named `val_...`."""
+    named = {f"val_{name}": value for name, value in metrics.items()}
+    self._write(step, named)
+    self._progress.validated(step, named, is_best=is_best)
+    self.ledger.validated_step = step
+
+  def tasks_per_second(self) -> float:
+    """The speed over all of the run; 0 before the first step."""
+    return self.ledger.num_tasks / max(self.ledger.seconds, 1e-9)
+
+  def close(self) -> None:
+    """Leaves the terminal as it was."""
+    self._progress.close()
+    self._events.close()
+
+  def _means(self) -> dict[str, float]:
+    return {
+      name: total / self.ledger.num_summed for name, total in self.ledger.sums.items()
+    }
+
+  def _write(self, step: int, metrics: dict[str, float]) -> None:
+    self._run.append_metrics({"step": step, **metrics, "wall_time": time.time()})
+    self.ledger.num_records += 1
+    self._events.add(metrics, step=step)

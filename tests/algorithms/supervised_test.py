@@ -1,0 +1,170 @@
+"""Tests of ordinary training: exact SAM steps, statistics, bitwise resuming."""
+
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest
+
+import jsharp
+from jsharp.algorithms.supervised import classifier, supervised
+from jsharp.models import ResNet
+from jsharp.training.loop import NonFiniteLossError, train
+from jsharp.training.run_directory import RunDirectory
+from jsharp.types import Batch, Variables
+from tests.toy_runs import same_bits
+
+RHO, RATE = 0.1, 0.5
+
+
+def quadratic_loss(variables, batch, train):
+  """Squared errors of a linear model whose statistic is the last parameter seen."""
+  errors = batch.inputs @ variables.params - batch.targets
+  statistics = variables.params if train else variables.statistics
+  return {"loss": errors**2, "size": jnp.abs(errors)}, statistics
+
+
+def batch_of(step, num_examples=8):
+  inputs, targets = jax.random.split(jax.random.fold_in(jax.random.key(3), step))
+  return Batch(
+    jax.random.normal(inputs, (num_examples, 2)),
+    jax.random.normal(targets, (num_examples,)),
+  )
+
+
+class SupervisedTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.variables = Variables(jnp.array([1.0, -2.0]), jnp.zeros(2))
+
+  def test_sam_and_sgd_equal_two_passes_by_hand(self):
+    batch = batch_of(0)
+    algorithm = supervised(
+      quadratic_loss, optax.chain(jsharp.sam(RHO), optax.sgd(RATE))
+    )
+    state, metrics = algorithm.step(algorithm.init(self.variables), batch)
+    w = np.asarray(self.variables.params, np.float64)
+    x, y = (np.asarray(part, np.float64) for part in batch)
+
+    def gradient(w):
+      return 2 * x.T @ (x @ w - y) / len(y)
+
+    ascent = RHO * gradient(w) / np.linalg.norm(gradient(w))
+    expected = w - RATE * gradient(w + ascent)
+    np.testing.assert_allclose(state.params.params, expected, rtol=1e-5)
+    # Both of the first pass, although the second came later.
+    np.testing.assert_array_equal(state.params.statistics, self.variables.params)
+    np.testing.assert_allclose(metrics["loss"], (x @ w - y) ** 2, rtol=1e-4)
+    self.assertEqual(metrics["size"].shape, (8,))
+
+  def test_batch_statistics_of_a_network_are_those_of_the_clean_pass(self):
+    init_fn, loss_fn = classifier(ResNet(num_outputs=3, depth=8))
+    batch = Batch(
+      jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.array([0, 1, 2, 0])
+    )
+    variables = init_fn(jax.random.key(1), batch.inputs)
+    plain, sharp = (
+      supervised(loss_fn, optax.chain(*links, optax.sgd(0.1)))
+      for links in ((), (jsharp.sam(0.5),))
+    )
+    (one, _), (two, _) = (
+      jax.jit(algorithm.step)(algorithm.init(variables), batch)
+      for algorithm in (plain, sharp)
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      one.params.statistics,
+      two.params.statistics,
+    )
+    head = [state.params.params["head"]["kernel"] for state in (one, two)]
+    self.assertFalse(np.allclose(*head, atol=1e-4))
+
+  def test_evaluation_uses_the_statistics_and_changes_nothing(self):
+    init_fn, loss_fn = classifier(ResNet(num_outputs=2, depth=8))
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    variables = init_fn(jax.random.key(1), images)
+    algorithm = supervised(loss_fn, optax.sgd(0.1))
+    labels = jnp.array([0, 1, 1, 0])
+    evaluate = jax.jit(algorithm.evaluate)
+    whole = evaluate(variables, Batch(images, labels))
+    alone = evaluate(variables, Batch(images[1:2], labels[1:2]))
+    np.testing.assert_allclose(whole["loss"][1:2], alone["loss"], rtol=1e-5)
+    self.assertContainsSubset(np.unique(whole["accuracy"]), (0.0, 1.0))
+
+  def test_line_search_and_value_are_supported(self):
+    algorithm = supervised(quadratic_loss, optax.polyak_sgd(max_learning_rate=0.5))
+    state = algorithm.init(self.variables)
+    for step in range(3):
+      state, _ = algorithm.step(state, batch_of(step))
+    self.assertTrue(np.all(np.isfinite(state.params.params)))
+    self.assertEqual(int(state.step), 3)
+
+  def test_centre_is_what_the_state_shows(self):
+    algorithm = supervised(
+      quadratic_loss, optax.sgd(RATE), centre=lambda params, opt_state: params - 1
+    )
+    state = algorithm.init(self.variables)
+    np.testing.assert_array_equal(state.params.params, self.variables.params)
+    state, _ = algorithm.step(state, batch_of(0))
+    plain = supervised(quadratic_loss, optax.sgd(RATE))
+    expected, _ = plain.step(plain.init(self.variables), batch_of(0))
+    moved = state.opt_state[0]
+    np.testing.assert_allclose(moved, expected.params.params, rtol=1e-6)
+    np.testing.assert_allclose(state.params.params, moved - 1, rtol=1e-6)
+
+  def test_a_loss_that_is_not_finite_names_examples_and_steps(self):
+    def sample(step, data):
+      batch = batch_of(step)
+      failing = (step == 2) & (jnp.arange(8) == 5)
+      return batch._replace(targets=jnp.where(failing, jnp.nan, batch.targets))
+
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    with (
+      RunDirectory.open(root, identity={}) as run,
+      self.assertRaisesRegex(
+        NonFiniteLossError, "the loss of example 5 is not finite at step 3; .* 2 steps"
+      ),
+    ):
+      train(
+        supervised(quadratic_loss, optax.sgd(0.01)),
+        self.variables,
+        sample,
+        None,
+        run=run,
+        num_steps=5,
+        num_tasks=8,
+        progress=False,
+        unit="examples",
+      )
+
+  def test_training_interrupted_and_resumed_is_bitwise_the_same(self):
+    algorithm = supervised(
+      quadratic_loss, optax.chain(jsharp.sam(RHO), optax.sgd(0.01, momentum=0.9))
+    )
+    root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+    def go(name, num_steps):
+      with RunDirectory.open(root / name, identity={}) as run:
+        return train(
+          algorithm,
+          self.variables,
+          lambda step, data: batch_of(step),
+          None,
+          run=run,
+          num_steps=num_steps,
+          num_tasks=8,
+          progress=False,
+        )
+
+    whole = go("whole", 7)
+    go("cut", 3)
+    cut = go("cut", 7)
+    self.assertEqual(cut.resumed_from, 3)
+    self.assertTrue(same_bits(whole.state, cut.state))
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, make_block
+from jsharp.types import MetaAlgorithm, MetaState
+from tests import toy_runs
+
+_RUN_BLOCK = jax.jit(
+  make_block(toy_runs.algorithm(), toy_runs.sample_tasks, capacity=64)
+)
+
+
+def _start():
+  return toy_runs.algorithm().init(toy_runs.params())
+
+
+def _run(lengths):
+  state, rows = _start(), []
+  for length in lengths:
+    block = _RUN_BLOCK(state, jnp.int32(length), toy_runs.data())
+    assert block.finite and block.num_done == length
+    rows.append(jax.tree.map(lambda x, n=length: x[:n], block.metrics))
+    state = block.state
+  return state, jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+
+
+class BlocksTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ([1] * 60,), ([7] * 8 + [4],), ([30, 30],), ([1, 58, 1],), ([59, 1],)
+  )
+  def test_the_partition_does_not_change_a_bit(self, lengths):
+    state, metrics = _run([60])
+    self.assertEqual(state.step, 60)
+    other = _run(lengths)
+    self.assertTrue(toy_runs.same_bits(other, (state, metrics)))
+
+  def test_agrees_with_steps_one_by_one(self):
+    algorithm, state, losses = toy_runs.algorithm(), _start(), []
+    for _ in range(5):
+      tasks = toy_runs.sample_tasks(state.step, jnp.asarray(toy_runs.data()))
+      state, metrics = algorithm.step(state, tasks)
+      losses.append(metrics["loss"])
+    block_state, metrics = _run([5])
+    np.testing.assert_allclose(metrics["loss"], jnp.stack(losses), rtol=1e-5)
+    for a, b in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(block_state.params), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+  @parameterized.parameters((0, 0), (13, 2), (19, 3))
+  def test_stops_before_a_step_that_is_not_finite(self, step, task):
+    sample = toy_runs.sample_tasks_with_nan(step, task)
+    run_block = jax.jit(make_block(toy_runs.algorithm(), sample, capacity=64))
+    block = run_block(_start(), jnp.int32(20), toy_runs.data())
+    self.assertEqual((block.num_done, block.finite), (step, False))
+    bad = np.isfinite(block.metrics["loss"][step])
+    np.testing.assert_array_equal(bad, np.arange(toy_runs.NUM_TASKS) != task)
+    before = _run([step])[0] if step else _start()
+    self.assertTrue(toy_runs.same_bits(block.state, before))
+
+  def test_a_state_that_is_not_finite_is_not_taken(self):
+    def step(state, tasks):
+      grown = state.params * jnp.float32(1e19)
+      opt_state = (jnp.where(state.step == 1, jnp.nan, 1.0), state.opt_state[1])
+      return MetaState(state.step + 1, grown, opt_state), {"loss": tasks}
+
+    def run(params):
+      algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+      runner = BlockRunner(algorithm, lambda step, data: jnp.ones(2), num_tasks=2)
+      # An infinity that was there before, as in "best loss so far", is let be.
+      state = MetaState(jnp.int32(0), params, (jnp.float32(0.0), jnp.float32(jnp.inf)))
+      runner.compile(state, None)
+      for _ in range(4):
+        state, done = runner.run(state, None, 8)
+        if done.error:
+          break
+      return state, done.error
+
+    state, error = run(jnp.float32(1.0))
+    self.assertEqual((error.step, error.tasks, state.step), (2, (), 1))
+    self.assertIn("state after the outer update is not finite", str(error))
+    state, error = run(jnp.float32(1e20))
+    self.assertEqual((error.step, state.params), (1, jnp.float32(1e20)))
+    self.assertIsInstance(error, NonFiniteLossError)
+    self.assertIsInstance(error, FloatingPointError)
+
+  def test_a_metric_that_is_not_per_task_is_refused(self):
+    def step(state, tasks):
+      return state, {"loss": jnp.ones(3), "accuracy": jnp.float32(1.0)}
+
+    algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+    run_block = make_block(algorithm, lambda step, data: None, capacity=4)
+    with self.assertRaisesRegex(ValueError, r"'accuracy' has shape \(\).*num_tasks"):
+      jax.eval_shape(run_block, _start(), jnp.int32(1), None)
+
+  def test_compiles_once_and_grows_to_what_fits(self):
+    runner = BlockRunner(
+      toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
+    )
+    state, data = _start(), jnp.asarray(toy_runs.data())
+    runner.compile(state, data)
+    taken = []
+    for _ in range(5):
+      state, done = runner.run(state, data, 100)
+      taken.append(done.num_steps)
+      self.assertEqual(done.metrics["loss"].shape, (done.num_steps, 4))
+    self.assertEqual(taken, [1, 2, 4, 8, 16])
+    state, done = runner.run(state, data, 5)
+    self.assertEqual((done.num_steps, state.step), (5, 36))
+
+  def test_consumes_its_state(self):
+    runner = BlockRunner(
+      toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
+    )
+    state, data = _start(), jnp.asarray(toy_runs.data())
+    state = jax.tree.map(jnp.copy, state)
+    runner.compile(state, data)
+    runner.run(state, data, 1)
+    self.assertTrue(state.params["w"].is_deleted())
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,100 @@
+"""Several seeds in one program are the seeds by themselves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+import jsharp
+from jsharp import losses
+from jsharp.training.over_seeds import over_seeds
+from tests.algorithms import conformance_test as table
+
+NUM_SEEDS = 3
+
+
+@functools.cache
+def starts():
+  return jax.tree.map(lambda x: jnp.stack([x, 1.5 * x, -x]), table.start())
+
+
+@functools.cache
+def tasks():
+  orders = jnp.array([[0, 1], [2, 3], [4, 0]])  # other tasks for each seed
+  return jax.tree.map(lambda x: x[orders], table.tasks())
+
+
+def build(constructor, seed):
+  options = {"key": jax.random.key(seed)} if constructor is jsharp.meta_sgd else {}
+  return constructor(
+    losses.supervised(table.apply_fn, losses.cross_entropy),
+    optax.sgd(0.3),
+    optax.sgd(0.1, momentum=0.9),
+    num_inner_steps=1,
+    **options,
+  )
+
+
+def assert_close(actual, expected):
+  pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+  for a, b in pairs:
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+class OverSeedsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("maml", True),
+    ("meta_sgd", False),
+    ("maml_plus_plus", True),
+    ("reptile_keep_inner_state", False),
+  )
+  def test_each_seed_ends_as_by_itself(self, name, together):
+    with jax.enable_x64(True):
+      constructor = jsharp.meta_sgd if name == "meta_sgd" else table.ALGORITHMS[name]
+      members = [build(constructor, seed) for seed in range(NUM_SEEDS)]
+      joined = over_seeds(members, together=together)
+      step, state = jax.jit(joined.step), joined.init(starts())
+      for _ in range(2):
+        state, metrics = step(state, tasks())
+      self.assertEqual(int(state.step), 2)
+      single = jax.jit(members[0].step)
+      evaluated = jax.jit(joined.evaluate)(state.params, table.tasks())
+      for seed, member in enumerate(members):
+        row = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
+        alone = member.init(row(starts()))
+        for _ in range(2):
+          alone, expected = single(alone, row(tasks()))
+        assert_close((row(state.params), row(state.opt_state)), alone[1:])
+        both = jax.tree.map(lambda x: x.reshape(NUM_SEEDS, -1), metrics)
+        assert_close(row(both), expected)
+        measured = jax.jit(members[0].evaluate)(alone.params, table.tasks())
+        assert_close(jax.tree.map(lambda x: x[:, seed], evaluated), measured)  # noqa: B023
+
+  def test_another_number_of_rows_is_named(self):
+    with jax.enable_x64(True):  # The table keeps its arrays.
+      joined = over_seeds([build(jsharp.maml, seed) for seed in range(2)])
+      message = "2 algorithms, and an array of {} is .3.*leading axis must be 2"
+      with self.assertRaisesRegex(ValueError, message.format("params")):
+        joined.init(starts())
+      two = jax.tree.map(lambda x: x[:2], starts())
+      state = joined.init(two)
+      with self.assertRaisesRegex(ValueError, message.format("tasks")):
+        jax.eval_shape(joined.step, state, tasks())
+      many = state._replace(params=starts())
+      with self.assertRaisesRegex(ValueError, message.format("state")):
+        jax.eval_shape(joined.step, many, jax.tree.map(lambda x: x[:2], tasks()))
+      support = jax.tree.map(lambda x: x[0], table.tasks().support)
+      for fn, data in ((joined.adapt, support), (joined.evaluate, table.tasks())):
+        with self.assertRaisesRegex(ValueError, message.format("params")):
+          jax.eval_shape(fn, starts(), data)
+
+  def test_nobody_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "got none"):
+      over_seeds([])
+
+
+if __name__ == "__main__":
+  absltest.main()
