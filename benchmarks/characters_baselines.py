@@ -22,7 +22,7 @@ from jsharp import losses
 from jsharp.algorithms import maml
 from jsharp.data import Dataset, characters, sample_tasks, task_key
 from jsharp.evaluation.tasks import mean_and_ci95, transductive_and_inductive
-from jsharp.models import Conv4, as_functions, norm_mask
+from jsharp.models import Conv4, all_but_norm, as_functions
 from jsharp.types import Task
 
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters and tasks.")
@@ -77,13 +77,13 @@ def meta_learn(dataset: Dataset):
     Conv4(num_outputs=_WAY, num_filters=_NUM_FILTERS.value, stride=2)
   )
   algorithm = maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(_INNER_LR.value),
     optax.adam(_OUTER_LR.value),
     num_inner_steps=_NUM_INNER_STEPS.value,
     num_eval_inner_steps=_NUM_EVAL_INNER_STEPS.value,
     eval_query_loss_fn=transductive_and_inductive(apply_fn, losses.cross_entropy),
-    adapted_mask=norm_mask,
+    adapted_mask=all_but_norm,
   )
   draw = functools.partial(
     sample_tasks,

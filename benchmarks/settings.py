@@ -81,7 +81,7 @@ def make_problem(
     apply_fn = in_precision(apply_fn, precision)
   tasks = make_tasks(setting, seed)
   params = init_fn(jax.random.key(seed), tasks.support.inputs[0])
-  return params, losses.supervised(apply_fn, losses.cross_entropy), tasks
+  return params, losses.batch_loss(apply_fn, losses.cross_entropy), tasks
 
 
 def make_algorithm(name: str, loss_fn: LossFn, setting: dict[str, int], **options: Any):

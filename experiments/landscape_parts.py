@@ -122,7 +122,7 @@ def _rebuild(flags: str, image_shape: tuple[int, ...]) -> _Shared:
   networks = choices.networks(settings, image_shape, tasks.largest_way(settings))
   method = methods.make(settings, networks)
   kind = tasks.test_kind(settings)
-  loss_fn = losses.supervised(method.predict(settings.way), losses.cross_entropy)
+  loss_fn = losses.batch_loss(method.predict(settings.way), losses.cross_entropy)
   return _Shared(
     algorithm=method.build(settings.way),
     initial=method.params,

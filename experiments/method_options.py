@@ -10,7 +10,6 @@ from experiments import optimizers
 from experiments.method_flags import READERS, sharp_loops
 from jsharp import algorithms, models
 from jsharp.losses import Criterion
-from jsharp.types import Params
 
 
 class Networks(NamedTuple):
@@ -62,7 +61,7 @@ def constructor_options(
 ) -> dict[str, Any]:
   """The arguments of a constructor that are not common to all."""
   norm_stays = networks.has_norm and not settings.adapt_norm
-  masked = {"adapted_mask": models.norm_mask if norm_stays else None}
+  masked = {"adapted_mask": models.all_but_norm if norm_stays else None}
   head = models.part_mask(networks.head)
   match settings.algorithm:
     case "anil":
@@ -87,7 +86,7 @@ def constructor_options(
         "learn_rates": settings.learn_rates,
         "step_weights": weights if anneal_steps else None,
         "first_order_steps": settings.first_order_steps,
-        "per_step": is_norm if own_norm else None,
+        "per_step": models.norm_mask if own_norm else None,
         **masked,
       }
     case "imaml":
@@ -100,11 +99,6 @@ def constructor_options(
       flags = ("inner_batch_size", "eval_inner_batch_size", "keep_inner_state")
       return {flag: getattr(settings, flag) for flag in flags}
   return masked
-
-
-def is_norm(params: Params) -> Any:
-  """Marks the scales and offsets of normalisation."""
-  return jax.tree.map(lambda is_other: not is_other, models.norm_mask(params))
 
 
 def keeps_statistics(settings: SimpleNamespace, networks: Networks) -> bool:

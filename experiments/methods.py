@@ -23,8 +23,8 @@ from experiments.method_options import (
 from jsharp import algorithms, losses, models
 from jsharp.core import second_order as memory
 from jsharp.core.objectives import on_query
+from jsharp.models import first_outputs
 from jsharp.precision import in_precision
-from jsharp.training.mixture import first_outputs
 from jsharp.types import ApplyFn, LossFn, MetaAlgorithm, Params
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code
@@ -66,7 +66,7 @@ def make(settings: SimpleNamespace, networks: Networks) -> Method:
   )
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
-    loss_fn = losses.supervised(first_outputs(apply_fn, way), networks.criterion)
+    loss_fn = losses.batch_loss(first_outputs(apply_fn, way), networks.criterion)
     return _gradient_based(settings, networks, loss_fn, **options)
 
   return Method(
@@ -204,7 +204,7 @@ def _with_statistics(
       outputs, statistics = apply_fn(params, inputs, statistics=statistics)
       return outputs[..., :way], statistics
 
-    loss_fn = algorithms.supervised_with_statistics(cut, networks.criterion)
+    loss_fn = algorithms.batch_loss_with_statistics(cut, networks.criterion)
     options = {"statistics_decay": _STATISTICS_DECAY, **options}
     return _gradient_based(settings, networks, loss_fn, **options)
 
@@ -248,7 +248,7 @@ def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) ->
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     options.pop("num_eval_inner_steps", None)
-    loss_fn = losses.supervised(first_outputs(predict, way), networks.criterion)
+    loss_fn = losses.batch_loss(first_outputs(predict, way), networks.criterion)
     return algorithms.black_box(
       apply_fn,
       optimizers.outer(settings),
@@ -270,7 +270,7 @@ def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Met
 
   def build(way: int, **options: Any) -> MetaAlgorithm:
     options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}
-    loss_fn = losses.supervised(first_outputs(apply_fn, way), networks.criterion)
+    loss_fn = losses.batch_loss(first_outputs(apply_fn, way), networks.criterion)
     loss_fn, options = _remembering(settings, loss_fn, options)
     return algorithms.cavia(
       loss_fn,

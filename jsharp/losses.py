@@ -1,7 +1,7 @@
 """Criteria, and how a criterion and a model make a loss function.
 
 A criterion is `criterion(outputs, targets) -> (loss, metrics)`, a mean over
-examples. `supervised` joins it to a model: `loss_fn(params, batch)`.
+examples. `batch_loss` joins it to a model: `loss_fn(params, batch)`.
 `first_order` is a loss whose gradient is a constant to later derivatives.
 """
 
@@ -76,7 +76,7 @@ def squared_error(
   return jnp.mean(jnp.square(predictions - targets)), {}
 
 
-def supervised(apply_fn: ApplyFn, criterion: Criterion) -> LossFn:
+def batch_loss(apply_fn: ApplyFn, criterion: Criterion) -> LossFn:
   """The loss of a model on a batch.
 
   Args:
@@ -87,7 +87,7 @@ def supervised(apply_fn: ApplyFn, criterion: Criterion) -> LossFn:
     `loss_fn(params, batch) -> (loss, metrics)`.
 
   Example:
-    >>> loss_fn = supervised(lambda params, x: params * x, squared_error)
+    >>> loss_fn = batch_loss(lambda params, x: params * x, squared_error)
     >>> float(loss_fn(2.0, Batch(jnp.ones((3, 1)), jnp.ones((3, 1))))[0])
     1.0
   """

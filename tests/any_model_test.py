@@ -21,7 +21,7 @@ def line_tasks(num_tasks=3):
 
 def two_steps(apply_fn, params):
   algorithm = jsharp.sharp_maml(
-    losses.supervised(apply_fn, losses.squared_error),
+    losses.batch_loss(apply_fn, losses.squared_error),
     optax.sgd(0.1),
     optax.sgd(0.1, momentum=0.9),
     inner_rho=0.01,

@@ -64,7 +64,7 @@ def products(text):
 def meta_step(apply_fn, params):
   """A second-order meta-step, and arguments for it."""
   algorithm = maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.1),
     optax.sgd(0.1),
     num_inner_steps=1,

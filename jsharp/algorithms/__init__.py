@@ -1,6 +1,6 @@
 """Meta-learning algorithms: one file, one constructor, one paper."""
 
-from jsharp.algorithms._per_step import supervised_with_statistics
+from jsharp.algorithms._per_step import batch_loss_with_statistics
 from jsharp.algorithms._phases import annealed_step_weights
 from jsharp.algorithms.anil import anil
 from jsharp.algorithms.black_box import InContext, black_box, predict_in_context
@@ -27,6 +27,7 @@ __all__ = [
   "WithRidge",
   "anil",
   "annealed_step_weights",
+  "batch_loss_with_statistics",
   "black_box",
   "boil",
   "cavia",
@@ -43,5 +44,4 @@ __all__ = [
   "reptile",
   "ridge",
   "sharp_maml",
-  "supervised_with_statistics",
 ]

@@ -20,7 +20,7 @@ Given None it normalises by the batch and returns the batch's statistics; given
 statistics it normalises by these."""
 
 
-def supervised_with_statistics(
+def batch_loss_with_statistics(
   apply_fn: Callable[..., tuple[Any, Any]], criterion: Criterion
 ) -> StatisticsLossFn:
   """The loss of a model on a batch, and the statistics that it was normalised by.
@@ -38,7 +38,7 @@ def supervised_with_statistics(
     >>> def apply_fn(params, x, mean):
     ...   mean = x.mean() if mean is None else mean
     ...   return params * (x - mean), mean
-    >>> loss_fn = supervised_with_statistics(apply_fn, squared_error)
+    >>> loss_fn = batch_loss_with_statistics(apply_fn, squared_error)
     >>> loss, (_, mean) = loss_fn(2.0, Batch(jnp.array([0.0, 2.0]), jnp.zeros(2)), None)
     >>> float(loss), float(mean)
     (4.0, 1.0)

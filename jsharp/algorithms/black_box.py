@@ -29,7 +29,7 @@ import optax
 
 from jsharp.algorithms._bundle import bundle
 from jsharp.core.objectives import on_query
-from jsharp.losses import Criterion, cross_entropy, supervised
+from jsharp.losses import Criterion, batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 
@@ -83,7 +83,7 @@ def black_box(
   predict = predict_in_context(apply_fn)
   return bundle(
     InContext,
-    query_loss_fn or on_query(supervised(predict, criterion)),
+    query_loss_fn or on_query(batch_loss(predict, criterion)),
     outer_optimizer,
     eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,

@@ -38,7 +38,7 @@ def boil(
     head: `params -> pytree of bool`, the leaves that the inner loop leaves alone, for
       example `jsharp.models.part_mask("head")`.
     adapted_mask: a second mask: only leaves that it selects and that are not of the
-      head change, for example `jsharp.models.norm_mask`; all of the body if None.
+      head change, for example `jsharp.models.all_but_norm`; all of the body if None.
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:

@@ -109,7 +109,7 @@ def maml_plus_plus(
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task; with
       `statistics_decay`, `loss_fn(params, batch, statistics) -> (loss, (metrics,
-      statistics))`, as from `jsharp.algorithms.supervised_with_statistics`.
+      statistics))`, as from `jsharp.algorithms.batch_loss_with_statistics`.
     inner_optimizer: makes the updates that the rates multiply: `optax.sgd(1.0)` in the
       paper, `optax.chain(jsharp.sam(rho), optax.sgd(1.0))` for Sharp-MAML++.
     outer_optimizer: any optax optimizer, for parameters and rates together. A SAM link

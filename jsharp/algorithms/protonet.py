@@ -31,7 +31,7 @@ from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._embedding import embed, one_hot_labels
 from jsharp.core.objectives import on_query
-from jsharp.losses import cross_entropy, supervised
+from jsharp.losses import batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 _BEHIND = 1e3
@@ -111,7 +111,7 @@ def protonet(
   predict = predict_with_prototypes(apply_fn)
   return bundle(
     adapt,
-    query_loss_fn or on_query(supervised(predict, cross_entropy)),
+    query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
     eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,

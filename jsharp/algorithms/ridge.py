@@ -33,7 +33,7 @@ from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._embedding import embed, one_hot_labels
 from jsharp.core.objectives import on_query
-from jsharp.losses import cross_entropy, supervised
+from jsharp.losses import batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 _MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
@@ -146,7 +146,7 @@ def ridge(
   predict = predict_with_ridge(apply_fn)
   return bundle(
     adapt,
-    query_loss_fn or on_query(supervised(predict, cross_entropy)),
+    query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
     eval_query_loss_fn=eval_query_loss_fn,
     prepare=prepare,

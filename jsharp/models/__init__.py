@@ -4,7 +4,9 @@ from jsharp.models.attention import AttentionLearner, as_learner_functions
 from jsharp.models.context import ContextConv4, ContextMLP, as_context_functions
 from jsharp.models.conv4 import Conv4
 from jsharp.models.functions import (
+  all_but_norm,
   as_functions,
+  first_outputs,
   norm_mask,
   part_mask,
   with_statistics,
@@ -20,9 +22,11 @@ __all__ = [
   "Conv4",
   "ResNet",
   "WideResNet",
+  "all_but_norm",
   "as_context_functions",
   "as_functions",
   "as_learner_functions",
+  "first_outputs",
   "norm_mask",
   "part_mask",
   "with_statistics",

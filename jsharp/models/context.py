@@ -144,7 +144,7 @@ def as_context_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]
     `init_fn(key, inputs) -> params`, and
     `apply_fn(contextual, inputs, num_statistics=None) -> outputs` with `contextual` a
     pair `(params, context)` such as `jsharp.algorithms.cavia.Contextual`: what
-    `jsharp.losses.supervised` and the policies of `jsharp.normalization` take.
+    `jsharp.losses.batch_loss` and the policies of `jsharp.normalization` take.
 
   Example:
     >>> init_fn, apply_fn = as_context_functions(ContextMLP((40, 40, 1)))

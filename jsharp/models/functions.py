@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
-from jsharp.types import Variables
+from jsharp.types import ApplyFn, Params, Variables
 
 InitFn = Callable[[jax.Array, Any], Any]
 """`init_fn(key, inputs) -> params`."""
@@ -122,11 +122,34 @@ def _initial(path, statistic):
 
 
 def norm_mask(params: Any) -> Any:
-  """Marks the parameters that are not those of a normalisation layer.
+  """Marks the scales and offsets of normalisation layers.
+
+  A parameter belongs to a normalisation layer if the name of its module contains
+  "norm".
+
+  Args:
+    params: nested dicts, as from `module.init(...)["params"]`.
+
+  Returns:
+    A pytree of bool like `params`: True for normalisation scales and offsets.
+
+  Example:
+    >>> norm_mask({"conv_0": {"kernel": 1.0}, "norm_0": {"scale": 1.0}})
+    {'conv_0': {'kernel': False}, 'norm_0': {'scale': True}}
+  """
+
+  def is_norm(path, _):
+    return any("norm" in jax.tree_util.keystr((key,)).lower() for key in path[:-1])
+
+  return jax.tree_util.tree_map_with_path(is_norm, params)
+
+
+def all_but_norm(params: Any) -> Any:
+  """Marks the parameters that `norm_mask` does not mark.
 
   The scale and offset of batch normalisation are meta-learned, but the inner loop
-  leaves them alone, as in the authors' code of MAML and Sharp-MAML. A parameter
-  belongs to a normalisation layer if the name of its module contains "norm".
+  leaves them alone, as in the authors' code of MAML and Sharp-MAML: this is the mask
+  of what it adapts.
 
   Args:
     params: nested dicts, as from `module.init(...)["params"]`.
@@ -135,14 +158,10 @@ def norm_mask(params: Any) -> Any:
     A pytree of bool like `params`: False for normalisation scales and offsets.
 
   Example:
-    >>> norm_mask({"conv_0": {"kernel": 1.0}, "norm_0": {"scale": 1.0}})
+    >>> all_but_norm({"conv_0": {"kernel": 1.0}, "norm_0": {"scale": 1.0}})
     {'conv_0': {'kernel': True}, 'norm_0': {'scale': False}}
   """
-
-  def is_adapted(path, _):
-    return not any("norm" in jax.tree_util.keystr((key,)).lower() for key in path[:-1])
-
-  return jax.tree_util.tree_map_with_path(is_adapted, params)
+  return jax.tree.map(lambda is_norm: not is_norm, norm_mask(params))
 
 
 def part_mask(*modules: str) -> Callable[[Any], Any]:
@@ -184,3 +203,33 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     return marked
 
   return mask
+
+
+def first_outputs(apply_fn: ApplyFn, way: int) -> ApplyFn:
+  """A model that has more outputs than a task has classes, cut to these.
+
+  Args:
+    apply_fn: `apply_fn(params, inputs, ...) -> [n, at least way]`.
+    way: classes of the task; they are the first outputs.
+
+  Returns:
+    `apply_fn(params, inputs, ...) -> [n, way]`.
+
+  Raises:
+    ValueError: when called, if the model has fewer outputs.
+
+  Example:
+    >>> first_outputs(lambda params, x: x, 2)(None, jnp.ones((3, 5))).shape
+    (3, 2)
+  """
+
+  def cut(params: Params, inputs: Any, *args: Any, **options: Any) -> Any:
+    outputs = apply_fn(params, inputs, *args, **options)
+    if outputs.shape[-1] < way:
+      raise ValueError(
+        f"way is {way}, the model has {outputs.shape[-1]} outputs; give it at least "
+        "as many as the largest way"
+      )
+    return outputs[..., :way]
+
+  return cut

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jsharp.data.episodes import task_key
-from jsharp.types import ApplyFn, MetaAlgorithm, MetaState, Metrics, Params, Task
+from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 SampleFn = Callable[..., Task]
 
@@ -84,34 +84,3 @@ def mixture(
 
   draw.reads = reads  # type: ignore[attr-defined]  # for jsharp.data.prefetch
   return algorithms[0]._replace(step=step), draw
-
-
-def first_outputs(apply_fn: ApplyFn, way: int) -> ApplyFn:
-  """A model that has more outputs than a task has classes, cut to these.
-
-  Args:
-    apply_fn: `apply_fn(params, inputs, ...) -> [n, at least way]`.
-    way: classes of the task; they are the first outputs.
-
-  Returns:
-    `apply_fn(params, inputs, ...) -> [n, way]`.
-
-  Raises:
-    ValueError: when called, if the model has fewer outputs.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> first_outputs(lambda params, x: x, 2)(None, jnp.ones((3, 5))).shape
-    (3, 2)
-  """
-
-  def cut(params: Params, inputs: Any, *args: Any, **options: Any) -> Any:
-    outputs = apply_fn(params, inputs, *args, **options)
-    if outputs.shape[-1] < way:
-      raise ValueError(
-        f"way is {way}, the model has {outputs.shape[-1]} outputs; give it at least "
-        "as many as the largest way"
-      )
-    return outputs[..., :way]
-
-  return cut

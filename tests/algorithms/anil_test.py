@@ -49,7 +49,7 @@ def network(steps, constructor, **options):
   inputs = jnp.ones((2, 16, 24))
   batch = jsharp.Batch(inputs, jnp.zeros((2, 16), jnp.int32))
   algorithm = constructor(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.1),
     optax.sgd(0.1),
     num_inner_steps=steps,

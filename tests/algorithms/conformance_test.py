@@ -85,7 +85,7 @@ def compiled(constructor, **options):
 def build(constructor, **options):
   options.setdefault("num_inner_steps", 2)
   return constructor(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.3),
     optax.sgd(0.1, momentum=0.9),
     **options,
@@ -149,7 +149,7 @@ class ConformanceTest(parameterized.TestCase):
     params = algorithm.init(start()).params
     metrics, adapt = evaluate(params, tasks()), jax.jit(algorithm.adapt)
     query_loss_fn = getattr(constructor, "query_loss_fn", None) or objectives.on_query(
-      losses.supervised(apply_fn, losses.cross_entropy)
+      losses.batch_loss(apply_fn, losses.cross_entropy)
     )
     for i in range(NUM_TASKS):
       task = jax.tree.map(lambda x: x[i], tasks())  # noqa: B023

@@ -11,9 +11,9 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import losses
-from jsharp.algorithms import maml_plus_plus, supervised_with_statistics
+from jsharp.algorithms import batch_loss_with_statistics, maml_plus_plus
 from jsharp.algorithms._per_step import averaged
-from jsharp.models import MLP, norm_mask, with_statistics
+from jsharp.models import MLP, all_but_norm, with_statistics
 from jsharp.types import Variables
 
 STEPS, NUM_TASKS, LR = 2, 3, 0.2
@@ -23,11 +23,11 @@ INIT_FN, APPLY_FN = with_statistics(MLP((4, 2), normalize=True))
 def build(inner=None, outer=None, **options):
   options = {"num_inner_steps": STEPS, "inner_lr": LR, "learn_rates": False} | options
   return maml_plus_plus(
-    supervised_with_statistics(APPLY_FN, losses.squared_error),
+    batch_loss_with_statistics(APPLY_FN, losses.squared_error),
     inner or optax.sgd(1.0),
     outer or optax.sgd(0.1),
     statistics_decay=0.5,
-    adapted_mask=norm_mask,
+    adapted_mask=all_but_norm,
     **options,
   )
 
@@ -174,7 +174,7 @@ class StatisticsTest(parameterized.TestCase):
     everything = build(
       inner=optax.chain(link(), optax.sgd(1.0)),
       learn_rates=True,
-      per_step=lambda params: jax.tree.map(lambda keep: not keep, norm_mask(params)),
+      per_step=lambda params: jax.tree.map(lambda keep: not keep, all_but_norm(params)),
       step_weights=lambda step: jnp.array([0.5, 0.5]),
     )
     state, _ = jax.jit(outer.step)(outer.init(variables()), tasks())

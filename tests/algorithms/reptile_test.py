@@ -325,7 +325,7 @@ class SineWavesTest(absltest.TestCase):
     num_meta_steps = 1_500
     init_fn, apply_fn = as_functions(MLP((64, 64, 1), activation=jnp.tanh))
     algorithm = reptile(
-      losses.supervised(apply_fn, losses.squared_error),
+      losses.batch_loss(apply_fn, losses.squared_error),
       optax.sgd(0.02),
       optax.sgd(optax.linear_schedule(0.1, 0.0, num_meta_steps)),
       num_inner_steps=32,

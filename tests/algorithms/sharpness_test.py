@@ -30,7 +30,7 @@ def one_step(constructor, radii, start, tasks):
     inner = optax.chain(jsharp.sam(radii[0]), inner)
     outer = optax.chain(jsharp.sam(radii[1]), outer)
   algorithm = constructor(
-    losses.supervised(table.apply_fn, losses.cross_entropy),
+    losses.batch_loss(table.apply_fn, losses.cross_entropy),
     inner,
     outer,
     num_inner_steps=1,

@@ -25,7 +25,7 @@ from jsharp.analysis import (
   worst_case_rise,
 )
 from jsharp.core.objectives import on_query
-from jsharp.losses import cross_entropy, supervised
+from jsharp.losses import batch_loss, cross_entropy
 from jsharp.nn import conv2d, max_pool
 from tests import quadratics
 
@@ -253,7 +253,7 @@ class ThirdDerivativeTest(absltest.TestCase):
     def apply_fn(params, inputs):
       return max_pool(conv2d(inputs, params["kernel"])).mean((1, 2)) ** 2
 
-    loss_fn = supervised(apply_fn, cross_entropy)
+    loss_fn = batch_loss(apply_fn, cross_entropy)
     adapt = inner_loop(loss_fn, optax.sgd(0.7), num_steps=1)
     task_loss_fn = after_adaptation(adapt, on_query(loss_fn))
     draw = lambda *shape: np.random.default_rng(0).normal(size=shape)

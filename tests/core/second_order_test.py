@@ -42,7 +42,7 @@ def problem(dtype=jnp.float64, *, width=8, num_examples=6, num_tasks=3):
     Batch(draw(num_tasks, num_examples, 4), draw(num_tasks, num_examples, 2))
     for _ in range(2)
   )
-  return losses.supervised(network, criterion), params, Task(support, query)
+  return losses.batch_loss(network, criterion), params, Task(support, query)
 
 
 def meta_gradient(loss_fn, optimizer, params, tasks, *, num_steps, **options):
@@ -138,7 +138,7 @@ class MemoryTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*LOSSES)
   def test_integer_targets_and_a_loss_scaled_afterwards(self, less):
-    loss_fn = losses.supervised(lambda w, x: x @ w, losses.cross_entropy)
+    loss_fn = losses.batch_loss(lambda w, x: x @ w, losses.cross_entropy)
     batch = Batch(jnp.eye(3, 4), jnp.array([0, 2, 1]))
     weights = jnp.arange(12.0).reshape(4, 3) / 12
 

@@ -52,7 +52,7 @@ def sample_tasks(step, dataset, part=(0, 1), *, shot=1):
 def learner():
   init_fn, apply_fn = as_functions(MLP(features=(4, 3)))
   algorithm = algorithms.maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.1),
     optax.sgd(0.1),
     num_inner_steps=1,

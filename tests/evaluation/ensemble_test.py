@@ -32,7 +32,7 @@ def sample_task(index, data):
 
 def algorithm(query_loss_fn=None):
   return jsharp.maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.3),
     optax.sgd(0.1),
     num_inner_steps=2,

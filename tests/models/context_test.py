@@ -103,7 +103,7 @@ class ContextConv4Test(parameterized.TestCase):
     together = normalization.support_statistics(apply_fn)(contextual, task)
     np.testing.assert_allclose(together, apply_fn(contextual, images, 3)[3:], atol=1e-5)
     algorithm = cavia(
-      losses.supervised(apply_fn, losses.cross_entropy),
+      losses.batch_loss(apply_fn, losses.cross_entropy),
       optax.sgd(1.0),
       optax.adam(1e-3),
       context=jnp.zeros(SIZE),

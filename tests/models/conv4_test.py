@@ -6,11 +6,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jsharp.models import Conv4, as_functions, norm_mask
+from jsharp.models import Conv4, all_but_norm, as_functions
 
 
 def count(params, *, adapted):
-  leaves = zip(jax.tree.leaves(params), jax.tree.leaves(norm_mask(params)), strict=True)
+  leaves = zip(
+    jax.tree.leaves(params), jax.tree.leaves(all_but_norm(params)), strict=True
+  )
   return sum(leaf.size for leaf, is_adapted in leaves if is_adapted == adapted)
 
 

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jsharp.models import (
   MLP,
   Conv4,
+  all_but_norm,
   as_functions,
-  norm_mask,
   part_mask,
   with_statistics,
 )
@@ -50,7 +50,7 @@ class FunctionsTest(absltest.TestCase):
 
     params = as_functions(Net())[0](jax.random.key(0), jnp.ones([1, 2]))
     self.assertEqual(
-      norm_mask(params),
+      all_but_norm(params),
       {
         "Dense_0": {"kernel": True, "bias": True},
         "LayerNorm_0": {"scale": False, "bias": False},

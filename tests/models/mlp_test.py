@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.models import MLP, as_functions, norm_mask
+from jsharp.models import MLP, all_but_norm, as_functions
 
 
 class MLPTest(parameterized.TestCase):
@@ -21,7 +21,7 @@ class MLPTest(parameterized.TestCase):
       if layer < 2:
         hidden = np.maximum(hidden, 0)
     np.testing.assert_allclose(apply_fn(params, x), hidden, atol=1e-6)
-    self.assertTrue(all(jax.tree.leaves(norm_mask(params))))
+    self.assertTrue(all(jax.tree.leaves(all_but_norm(params))))
 
   def test_activation_is_an_attribute(self):
     init_fn, apply_fn = as_functions(MLP((4, 1), activation=jnp.tanh))

@@ -33,7 +33,7 @@ from tests.virtual_devices import run_on_eight
 
 NUM_TASKS = 8
 INIT_FN, APPLY_FN = as_functions(MLP(features=(8, 1)))
-LOSS_FN = losses.supervised(APPLY_FN, losses.squared_error)
+LOSS_FN = losses.batch_loss(APPLY_FN, losses.squared_error)
 
 
 def start():
@@ -111,7 +111,7 @@ class OnEightDevices(parameterized.TestCase):
 
   def test_images(self):
     init_fn, apply_fn = as_functions(Conv4(num_outputs=3, num_filters=4, stride=2))
-    loss_fn = losses.supervised(apply_fn, losses.cross_entropy)
+    loss_fn = losses.batch_loss(apply_fn, losses.cross_entropy)
     algorithm = algorithms.maml(
       loss_fn,
       optax.sgd(0.1),

@@ -11,7 +11,8 @@ from absl.testing import absltest
 import jsharp
 from jsharp import losses
 from jsharp.data import task_key
-from jsharp.training.mixture import first_outputs, mixture
+from jsharp.models import first_outputs
+from jsharp.training.mixture import mixture
 
 NUM_TASKS = 3
 
@@ -33,7 +34,7 @@ def sampler(way, shot):
 def member(way):
   apply_fn = first_outputs(lambda w, x: x @ w, way)
   return jsharp.maml(
-    losses.supervised(apply_fn, losses.cross_entropy),
+    losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.3),
     optax.sgd(0.1, momentum=0.9),
     num_inner_steps=2,

@@ -30,7 +30,7 @@ def tasks():
 def build(constructor, seed):
   options = {"key": jax.random.key(seed)} if constructor is jsharp.meta_sgd else {}
   return constructor(
-    losses.supervised(table.apply_fn, losses.cross_entropy),
+    losses.batch_loss(table.apply_fn, losses.cross_entropy),
     optax.sgd(0.3),
     optax.sgd(0.1, momentum=0.9),
     num_inner_steps=1,
