@@ -11,76 +11,83 @@ Finn, Abbeel and Levine (2017, table 2) report a mean squared error of 0.67, 0.3
 two CPU cores.
 """
 
+from __future__ import annotations
+
 import functools
-import math
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from experiments import _few_shot, _program
+from experiments._flags import Choice, Group, Program
+from experiments._program import Experiment, Parts
 
-from experiments import common_flags, method_flags, program, validators
+if TYPE_CHECKING:
+  from jsharp.core.execution import Execution
 
-DEFAULTS = {
-  "shot": 5,
-  "num_tasks": 25,
-  "num_steps": 70_000,
-  "num_eval_inner_steps": 10,
-  "eval_every": 1000,
-  "log_every": 500,
+_LEARNER: Mapping[str, str | Choice] = {
+  **_few_shot.LEARNER,
+  "network": "jsharp.models.mlp:SineNetwork",
 }
 
 
-def define_flags(flag_values: flags.FlagValues) -> None:
-  """Defines the flags of this experiment."""
-  common_flags.define_meta_learning(flag_values)
-  method_flags.define_methods(flag_values)
-  flags.DEFINE_float(
-    "max_phase",
-    math.pi,
-    "Phases are uniform from 0 to this, in radians: pi in MAML, 2 pi in Reptile's "
-    "demonstration.",
-    flag_values=flag_values,
+def _describe(parts: dict[str, Any]) -> Any:
+  from jsharp.learners import check_parts
+  from jsharp.training.runs import SineRun
+
+  description = SineRun(**parts)
+  check_parts(
+    description.algorithm,
+    description.sharpness,
+    precision=description.run.precision,
+    problem="regression",
   )
-  flags.DEFINE_integer(
-    "hidden_width", 40, "Units of either hidden layer.", flag_values=flag_values
-  )
-  flags.DEFINE_enum(
-    "activation",
-    "relu",
-    ("relu", "tanh"),
-    "Of the hidden layers: relu in MAML, tanh in Reptile's demonstration.",
-    flag_values=flag_values,
-  )
-  validators.positive(("max_phase",), flag_values, "pi is the papers' value.")
-  validators.positive(("hidden_width",), flag_values, "give a number of at least 1.")
-  common_flags.set_defaults(flag_values, DEFAULTS)
+  if description.training.ensemble > 1:
+    raise ValueError(
+      f"--ensemble={description.training.ensemble} averages class probabilities, and "
+      "sinusoid is a regression; drop it"
+    )
+  if description.training.num_seeds > 1:
+    raise ValueError(
+      f"--num_seeds={description.training.num_seeds} is for images; train sine waves one "
+      "seed after another"
+    )
+  return description
 
 
-def build(settings: SimpleNamespace) -> Any:
-  """Builds the parts of a run from the values of the flags."""
-  import jax
+def _words(description: Any) -> list[str]:
+  words = _few_shot.algorithm_words(description)
+  return ["sinusoid", *words, f"{description.tasks.shot}shot"]
+
+
+def build(description: Any, execution: Execution) -> Parts:
+  """Builds the parts of a run on sine waves from its description."""
   import jax.numpy as jnp
 
-  from experiments import choices, methods, session
+  from jsharp import losses
+  from jsharp.core.objectives import on_query
   from jsharp.data import sinusoid, task_key
-  from jsharp.evaluation.tasks import evaluate, mean_and_ci95, task_list
+  from jsharp.evaluation import evaluate, mean_and_ci95, task_list
 
-  method = methods.make(settings, _networks(settings))
-  algorithm = method.build(1)
-  stepping = [
-    method.build(1, num_eval_inner_steps=num_steps)
-    for num_steps in _measured_steps(settings)
-  ]
-  phases = (0.0, settings.max_phase)
-  train_shape = {"shot": settings.shot, "query_shot": settings.query_shot}
-  eval_shape = {"shot": settings.shot, "query_shot": settings.eval_query_shot}
+  tasks, testing = description.tasks, description.testing
+  training, network = description.training, description.network
+  ready = _few_shot.members(
+    description, execution, problem="regression", num_outputs=1, input_shape=(1,)
+  )
+  (learner,) = ready.learners
+  query_loss = on_query(losses.batch_loss(learner.apply_fn(1), losses.squared_error))
+  judged = ready.evaluator(1, query_loss)
+  steps = [{"num_steps": n} for n in range((learner.num_eval_steps or -1) + 1)]
+  stepping = [ready.evaluator(1, query_loss, **step) for step in steps or [{}]]
+  phases = (0.0, tasks.max_phase)
+  train_shape = {"shot": tasks.shot, "query_shot": tasks.query_shot}
+  eval_shape = {"shot": tasks.shot, "query_shot": tasks.eval_query_shot}
 
-  def draw(step: jax.Array, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
+  def draw(step: Any, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
     del data  # a sine wave is made of its key alone
     index, count = part
-    num_tasks = settings.num_tasks // count
+    num_tasks = training.num_tasks // count
     return sinusoid.sample_tasks(
-      task_key(settings.seed, step),
+      task_key(description.run.seed, step),
       num_tasks=num_tasks,
       first_task=index * num_tasks,
       phases=phases,
@@ -90,25 +97,21 @@ def build(settings: SimpleNamespace) -> Any:
   val_task, test_task = (
     task_list(
       lambda key, data: sinusoid.sample_task(key, phases=phases, **eval_shape),
-      seed=settings.eval_seed,
+      seed=testing.eval_seed,
       stream=stream,
     )
     for stream in ("val", "test")
   )
 
-  def after_each_step(params: Any, tasks: Any) -> dict[str, jax.Array]:
-    by_step = [algorithm.evaluate(params, tasks)["loss"] for algorithm in stepping]
+  def after_each_step(params: Any, tasks: Any) -> dict[str, Any]:
+    by_step = [evaluate_tasks(params, tasks)["loss"] for evaluate_tasks in stepping]
     return {"loss": jnp.stack(by_step, axis=1)}
 
   evaluate_sines = functools.partial(evaluate, data=None, chunk=100)
 
   def validate(params: Any, stop: Any) -> dict[str, float]:
     metrics = evaluate_sines(
-      algorithm.evaluate,
-      params,
-      val_task,
-      num_tasks=settings.val_tasks,
-      stop=stop,
+      judged, params, val_task, num_tasks=training.val_tasks, stop=stop
     )
     return {name: float(values.mean()) for name, values in metrics.items()}
 
@@ -117,7 +120,7 @@ def build(settings: SimpleNamespace) -> Any:
       after_each_step,
       trained.best_params,
       test_task,
-      num_tasks=settings.eval_tasks,
+      num_tasks=testing.eval_tasks,
       stop=stop,
     )
     by_step = [mean_and_ci95(losses) for losses in metrics["loss"].T]
@@ -125,68 +128,56 @@ def build(settings: SimpleNamespace) -> Any:
     return {
       "test_mse_by_step": list(means),
       "test_mse_by_step_ci95": list(half_widths),
-      "num_eval_tasks": settings.eval_tasks,
+      "num_eval_tasks": testing.eval_tasks,
       "per_task": metrics,
     }
 
-  width, activation = settings.hidden_width, settings.activation
-  return session.Parts(
-    algorithm=algorithm,
-    params=method.params,
+  width, activation = network.hidden_width, network.activation
+  return Parts(
+    algorithm=learner.algorithm(1),
+    params=learner.made.params,
     sample_tasks=draw,
     data=None,
-    **choices.loop(settings),
+    **_few_shot.loop(description),
     validate=validate,
     score=lambda metrics: -metrics["loss"],
     test=test,
-    identity={},
+    fingerprints={},
     protocol={
-      **choices.protocol(settings),
-      "task": {**train_shape, "eval_query_shot": settings.eval_query_shot},
+      **_few_shot.protocol(description),
+      "task": {**train_shape, "eval_query_shot": tasks.eval_query_shot},
       "model": f"mlp 1-{width}-{width}-1, {activation}, no normalisation",
-      "data": f"sine waves, amplitude 0.1 to 5, phase 0 to {settings.max_phase:.4g}, "
+      "data": f"sine waves, amplitude 0.1 to 5, phase 0 to {tasks.max_phase:.4g}, "
       "inputs -5 to 5",
     },
+    learners=ready.trained,
+    title=f"sinusoid: {' '.join(_few_shot.algorithm_words(description))}",
   )
 
 
-def _networks(settings: SimpleNamespace) -> Any:
-  import jax
-  import jax.numpy as jnp
-
-  from experiments import method_options
-  from jsharp import losses, models
-
-  hidden = (settings.hidden_width, settings.hidden_width)
-  activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[settings.activation]
-
-  def plain(num_outputs: int | None) -> Any:
-    features = hidden if num_outputs is None else (*hidden, num_outputs)
-    return models.MLP(features=features, activation=activation)
-
-  def context(size: int) -> Any:
-    return models.ContextMLP(
-      features=(*hidden, 1), activation=activation, context_size=size
-    )
-
-  return method_options.Networks(
-    plain=plain,
-    context=context,
-    head=f"dense_{len(hidden)}",
-    inputs=jnp.zeros((1, 1)),
-    targets=jnp.zeros((1, 1)),
-    num_outputs=1,
-    criterion=losses.squared_error,
-    has_norm=False,
-  )
-
-
-def _measured_steps(settings: SimpleNamespace) -> range:
-  """The numbers of inner steps after which the error is reported."""
-  if settings.algorithm in method_flags.WITHOUT_INNER_GRADIENT:
-    return range(1)
-  return range(settings.num_eval_inner_steps + 1)
-
+EXPERIMENT = Experiment(
+  Program(
+    "sinusoid",
+    (
+      Group("tasks", {"tasks": "jsharp.data.sinusoid:SineTasks"}),
+      Group("learner", _LEARNER),
+      Group("training", _few_shot.TRAINING),
+      Group("testing", _few_shot.TESTING),
+      Group("machine", _few_shot.MACHINE),
+    ),
+    {
+      "num_tasks": 25,
+      "num_steps": 70_000,
+      "num_eval_inner_steps": 10,
+      "eval_every": 1000,
+      "log_every": 500,
+    },
+    __doc__ or "",
+  ),
+  _describe,
+  _words,
+  build,
+)
 
 if __name__ == "__main__":
-  program.start("sinusoid", define_flags, build)
+  _program.main(EXPERIMENT)

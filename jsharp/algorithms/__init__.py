@@ -1,5 +1,6 @@
 """Meta-learning algorithms: one file, one constructor, one paper."""
 
+from jsharp.algorithms._options import Algorithm, Made, OuterLoop, Problem, Sharpness
 from jsharp.algorithms._per_step import batch_loss_with_statistics
 from jsharp.algorithms._phases import annealed_step_weights
 from jsharp.algorithms.anil import anil
@@ -17,10 +18,15 @@ from jsharp.algorithms.ridge import FittedRidge, WithRidge, predict_with_ridge, 
 from jsharp.algorithms.sharp_maml import sharp_maml
 
 __all__ = [
+  "Algorithm",
   "Contextual",
   "FittedRidge",
   "InContext",
+  "Made",
+  "OuterLoop",
   "PlusPlusParams",
+  "Problem",
+  "Sharpness",
   "WithInnerState",
   "WithPrototypes",
   "WithRates",

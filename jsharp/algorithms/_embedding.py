@@ -1,11 +1,13 @@
 """What algorithms that fit a head on an embedding share: features and labels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jsharp.types import ApplyFn, Params
+from jsharp.algorithms._options import Made, Problem
+from jsharp.types import ApplyFn, MetaAlgorithm, Params
 
 
 def embed(
@@ -72,3 +74,36 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
       "each needs one at least; pass the way of the tasks, or more examples"
     )
   return jax.nn.one_hot(labels, way, dtype=like.dtype)
+
+
+def made_of_embedding(
+  problem: Problem,
+  constructor: Callable[..., MetaAlgorithm],
+  prediction: Callable[[ApplyFn], ApplyFn],
+) -> Made:
+  """An algorithm that fits a head on the network without its own.
+
+  Args:
+    problem: what it is built for.
+    constructor: `constructor(apply_fn, outer_optimizer, *, way, execution)`.
+    prediction: `prediction(apply_fn) -> predict(adapted, inputs)`.
+
+  Returns:
+    What `Algorithm.make` returns.
+  """
+  init_fn, apply_fn = problem.functions(problem.module(None))
+
+  def algorithm(way: int) -> MetaAlgorithm:
+    return constructor(
+      apply_fn,
+      problem.outer.optimizer(problem.sharpness),
+      way=way,
+      execution=problem.execution,
+    )
+
+  return Made(
+    params=init_fn(problem.key, problem.inputs),
+    algorithm=algorithm,
+    predict=lambda way: prediction(apply_fn),
+    at_test={},
+  )

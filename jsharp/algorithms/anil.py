@@ -14,13 +14,26 @@ optimizers are free: `optax.chain(jsharp.sam(rho), optax.sgd(inner_lr))` perturb
 head alone. The paper's test without a head (NIL) is a `query_loss_fn` on features.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import optax
 
 from jsharp._checks import check_steps
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._hoisting import hoisted
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
 from jsharp.core.adaptation import inner_loop, join, split
 from jsharp.core.objectives import on_query
+from jsharp.models import part_mask
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -117,3 +130,28 @@ def _head_loop(
     return join(loop(adapted, support), others)
 
   return adapt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ANIL(InnerLoop):
+  """ANIL: the head alone adapts (Raghu et al. 2020)."""
+
+  name: ClassVar[str] = "anil"
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, self.inner_lr)
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      return anil(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        head=part_mask(problem.network.head),
+        num_inner_steps=self.num_inner_steps,
+        execution=problem.execution,
+      )
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    return constant_cost(support + query, sharpness.loops(self)[1])

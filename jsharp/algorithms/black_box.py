@@ -21,15 +21,27 @@ normalised by itself, and beside the one query example in that one's batch, wher
 lends its statistics and its own predictions are dropped.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import optax
 
 from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._options import (
+  Algorithm,
+  Made,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+)
 from jsharp.core.objectives import on_query
 from jsharp.losses import Criterion, batch_loss, cross_entropy
+from jsharp.models import AttentionLearner, as_learner_functions, first_outputs
+from jsharp.options import at_least, option
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
 
 
@@ -114,3 +126,45 @@ def predict_in_context(apply_fn: Callable[..., Any]) -> ApplyFn:
     return apply_fn(adapted.params, support.inputs, support.targets, inputs, **extra)
 
   return predict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlackBox(Algorithm):
+  """Attention over the support set (after Mishra et al. 2018)."""
+
+  name: ClassVar[str] = "black_box"
+  has_inner_gradient: ClassVar[bool] = False
+
+  width: int = option(64, "Width of a token.", check=at_least(1))
+  num_layers: int = option(3, "Layers of the transformer.", check=at_least(1))
+  num_heads: int = option(4, "Heads per layer.", check=at_least(1))
+
+  def make(self, problem: Problem) -> Made:
+    module = AttentionLearner(
+      problem.module(None),
+      num_outputs=problem.num_outputs,
+      width=self.width,
+      num_layers=self.num_layers,
+      num_heads=self.num_heads,
+    )
+    init_fn, apply_fn = problem.functions(module, as_learner_functions)
+    predict = predict_in_context(apply_fn)
+
+    def algorithm(way: int) -> MetaAlgorithm:
+      loss_fn = batch_loss(first_outputs(predict, way), problem.criterion)
+      return black_box(
+        apply_fn,
+        problem.outer.optimizer(problem.sharpness),
+        query_loss_fn=on_query(loss_fn),
+        execution=problem.execution,
+      )
+
+    return Made(
+      params=init_fn(problem.key, problem.inputs, problem.targets, problem.inputs),
+      algorithm=algorithm,
+      predict=functools.partial(first_outputs, predict),
+      at_test={},
+    )
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    return constant_cost(support + query, sharpness.loops(self)[1])

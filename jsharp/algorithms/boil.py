@@ -11,12 +11,15 @@ ANIL. Cost: MAML's. The authors' code takes one inner step of size 0.5 on a mean
 cross-entropy.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import optax
 
-from jsharp.algorithms.maml import maml
+from jsharp.algorithms._options import Problem
+from jsharp.algorithms.maml import MAML, maml
+from jsharp.models import part_mask
 from jsharp.types import LossFn, Mask, MetaAlgorithm, Params
 
 
@@ -69,3 +72,28 @@ def boil(
     return jax.tree.map(lambda a, b: bool(a and b), kept, adapted_mask(params))
 
   return maml(loss_fn, inner_optimizer, outer_optimizer, adapted_mask=body, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BOIL(MAML):
+  """BOIL: all but the head adapts (Oh et al. 2021)."""
+
+  name: ClassVar[str] = "boil"
+
+  def construct(
+    self,
+    loss_fn: LossFn,
+    problem: Problem,
+    inner_optimizer: optax.GradientTransformation,
+    options: dict[str, Any],
+  ) -> MetaAlgorithm:
+    return boil(
+      loss_fn,
+      inner_optimizer,
+      problem.outer.optimizer(problem.sharpness),
+      head=part_mask(problem.network.head),
+      num_inner_steps=self.num_inner_steps,
+      adapted_mask=self.mask(problem),
+      execution=problem.execution,
+      **options,
+    )

@@ -20,16 +20,30 @@ task to [-10, 10]; for that put `optax.clip(10.0)` in front of the outer optimiz
 which clips the mean.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import losses
 from jsharp._checks import check_steps
 from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  Phases,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+  constant_cost,
+)
 from jsharp.core.adaptation import inner_loop
 from jsharp.core.objectives import on_query
+from jsharp.models import as_context_functions, first_outputs
+from jsharp.options import at_least, option
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -141,3 +155,51 @@ def cavia(
     eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CAVIA(InnerLoop, SecondOrderOptions):
+  """CAVIA: a context vector adapts (Zintgraf et al. 2019)."""
+
+  name: ClassVar[str] = "cavia"
+
+  context_size: int | None = option(
+    None,
+    "Numbers that are adapted. Default: 100 for images, 5 for sine waves.",
+    check=at_least(1),
+  )
+
+  def make(self, problem: Problem) -> Made:
+    is_regression = problem.criterion is losses.squared_error
+    size = self.context_size or (5 if is_regression else 100)
+    module = problem.network.with_context(
+      problem.num_outputs, size, convolution=problem.execution.convolution
+    )
+    init_fn, apply_fn = problem.functions(module, as_context_functions)
+    optimizers = self.optimizers(problem, self.inner_lr)
+
+    def algorithm(way: int) -> MetaAlgorithm:
+      loss_fn = losses.batch_loss(first_outputs(apply_fn, way), problem.criterion)
+      loss_fn, options = self.remembering(loss_fn)
+      return cavia(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        context=jnp.zeros(size),
+        num_inner_steps=self.num_inner_steps,
+        execution=problem.execution,
+        **options,
+      )
+
+    return Made(
+      params=init_fn(problem.key, problem.inputs),
+      algorithm=algorithm,
+      predict=functools.partial(first_outputs, apply_fn),
+      at_test=optimizers["at_test"],
+    )
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    # It adapts few numbers, but their gradient passes through the whole network.
+    gradients, products = self.cost_of_steps(sharpness)
+    cost = self.num_inner_steps * (gradients + 2 * products) * support + query
+    return constant_cost(cost, sharpness.loops(self)[1])

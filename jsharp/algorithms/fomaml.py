@@ -9,11 +9,22 @@ unlike the link it also holds for inner optimizers that evaluate gradients
 themselves, such as SAM. Cost: `num_inner_steps + 1` gradients per task.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import optax
 
-from jsharp.algorithms.maml import maml
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  NormOptions,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
+from jsharp.algorithms.maml import MAML, maml
 from jsharp.losses import first_order
 from jsharp.types import LossFn, MetaAlgorithm
 
@@ -49,3 +60,34 @@ def fomaml(
     2.0
   """
   return maml(first_order(loss_fn), inner_optimizer, outer_optimizer, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FOMAML(InnerLoop, NormOptions):
+  """First-order MAML (Finn et al. 2017)."""
+
+  name: ClassVar[str] = "fomaml"
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, self.inner_lr)
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      return fomaml(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        num_inner_steps=self.num_inner_steps,
+        adapted_mask=self.mask(problem),
+        execution=problem.execution,
+      )
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, _ = self.cost_of_steps(sharpness)
+    cost = self.num_inner_steps * gradients * support + query
+    return constant_cost(cost, sharpness.loops(self)[1])
+
+  def exact(self) -> MAML:
+    values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return MAML(**values)

@@ -21,8 +21,9 @@ default. Here the inner steps descend on the regularised loss, and the matrix is
 paper's.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,19 @@ import optax
 
 from jsharp._checks import check_count, check_positive, check_steps
 from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  NormOptions,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
 from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
 from jsharp.core.objectives import on_query
+from jsharp.options import at_least, option, positive
 from jsharp.tree import inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
@@ -264,3 +276,48 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   carry = zero, start, start, inner_product(start, start)
   x, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
   return jax.tree.map(lambda a: (a.astype(scale.dtype) * scale).astype(a.dtype), x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IMAML(InnerLoop, NormOptions):
+  """Implicit MAML: the meta-gradient of a proximal problem (Rajeswaran et al. 2019)."""
+
+  name: ClassVar[str] = "imaml"
+  # Conjugate gradients on products of 8 bits leave the solution.
+  precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32")
+
+  proximity: float = option(
+    2.0,
+    "Weight of the squared distance to the meta-parameters in the inner problem, "
+    "lambda in the paper.",
+    check=positive("2 in the paper."),
+  )
+  num_cg_steps: int = option(5, "Steps of conjugate gradients.", check=at_least(1))
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, self.inner_lr)
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      return imaml(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        num_inner_steps=self.num_inner_steps,
+        proximity=self.proximity,
+        num_cg_steps=self.num_cg_steps,
+        adapted_mask=self.mask(problem),
+        execution=problem.execution,
+      )
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, _ = self.cost_of_steps(sharpness)
+    per_example = self.num_inner_steps * gradients + 2 * self.num_cg_steps + 2
+    return constant_cost(per_example * support + query, sharpness.loops(self)[1])
+
+  def without_derivative(self) -> str | None:
+    return (
+      "whose derivative is that of an idealised inner loop and not of the loss that is "
+      "drawn"
+    )

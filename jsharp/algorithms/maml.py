@@ -10,10 +10,24 @@ included. Cost of one meta-step and task: `num_inner_steps` support gradients
 and Hessian-vector products, and one query gradient.
 """
 
+import dataclasses
+from typing import Any, ClassVar
+
 import optax
 
 from jsharp._checks import check_steps
 from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  NormOptions,
+  Phases,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
 from jsharp.core.adaptation import inner_loop
 from jsharp.core.objectives import on_query
 from jsharp.types import Chunk, LossFn, Mask, MetaAlgorithm, TaskLossFn
@@ -92,3 +106,42 @@ def maml(
     eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAML(InnerLoop, NormOptions, SecondOrderOptions):
+  """MAML, exact second order (Finn et al. 2017)."""
+
+  name: ClassVar[str] = "maml"
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, self.inner_lr)
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      loss_fn, options = self.remembering(loss_fn)
+      return self.construct(loss_fn, problem, optimizers["inner_optimizer"], options)
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def construct(
+    self,
+    loss_fn: LossFn,
+    problem: Problem,
+    inner_optimizer: optax.GradientTransformation,
+    options: dict[str, Any],
+  ) -> MetaAlgorithm:
+    """Calls the constructor; what differs among the algorithms of this family."""
+    return maml(
+      loss_fn,
+      inner_optimizer,
+      problem.outer.optimizer(problem.sharpness),
+      num_inner_steps=self.num_inner_steps,
+      adapted_mask=self.mask(problem),
+      execution=problem.execution,
+      **options,
+    )
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, products = self.cost_of_steps(sharpness)
+    cost = self.num_inner_steps * (gradients + 2 * products) * support + query
+    return constant_cost(cost, sharpness.loops(self)[1])

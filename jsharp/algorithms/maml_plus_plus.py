@@ -33,8 +33,11 @@ derivatives that are switched off are not computed: every phase is a branch of i
 and with both the step takes up to four times as long to compile.
 """
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,20 +45,39 @@ import optax
 
 from jsharp._checks import check_count, check_rates, check_steps
 from jsharp.algorithms._bundle import evaluation
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  NormOptions,
+  Phases,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+  gradient_based,
+)
 from jsharp.algorithms._per_step import (
   at_step,
   averaged,
+  batch_loss_with_statistics,
   copied,
   row,
   rows_of,
   run_steps,
 )
-from jsharp.algorithms._phases import Order, StepWeightsFn, phased_gradient
+from jsharp.algorithms._phases import (
+  Order,
+  StepWeightsFn,
+  annealed_step_weights,
+  phased_gradient,
+)
 from jsharp.core.descent import descend
 from jsharp.core.transforms import learned_step_rates
+from jsharp.models import first_outputs, norm_mask, with_statistics
+from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
   Chunk,
+  LossFn,
   Mask,
   MetaAlgorithm,
   MetaState,
@@ -297,3 +319,130 @@ def maml_plus_plus(
     adapt, eval_query_loss_fn or query_loss_fn or on_query, task_chunk=task_chunk
   )
   return MetaAlgorithm(init, step, adapt, evaluate)
+
+
+_STATISTICS_DECAY = 0.9  # as in MAML++'s code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
+  """MAML++, its six parts each on its own (Antoniou et al. 2019)."""
+
+  name: ClassVar[str] = "maml_plus_plus"
+  own_defaults: ClassVar[tuple[str, ...]] = ("num_eval_inner_steps",)
+
+  multi_step_loss_steps: int = option(
+    5000,
+    "Meta-steps over which the weights of the losses after each inner step move to the "
+    "last one; 0 for the last one alone. 5000 in its code.",
+    check=at_least(0, "0 switches it off."),
+  )
+  first_order_steps: int = option(
+    0,
+    "Meta-steps with the first-order gradient before the exact one; 0 in the code, 50 "
+    "epochs in the paper.",
+    check=at_least(0, "0 switches it off."),
+  )
+  per_step_norm: bool = option(
+    True,
+    "A normalisation scale and offset of its own for each inner step.",
+  )
+  running_statistics: bool = option(
+    False,
+    "Normalise at validation and test by running statistics kept per inner step, as in "
+    "the paper. Its code, and the default, use those of the batch, which did far "
+    "better with one example per class (docs/results.md).",
+  )
+  learn_rates: bool = option(
+    True, "Learn a rate per parameter array and inner step, from --inner_lr."
+  )
+
+  def complete(self) -> None:
+    super().complete()
+    if self.running_statistics and self.second_order != "stored":
+      raise ValueError(
+        f"--second_order={self.second_order} goes with losses that keep no running "
+        "statistics; drop it, or --running_statistics"
+      )
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, 1.0)
+    if self.running_statistics and problem.network.has_norm:
+      return self._with_statistics(problem, optimizers)
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      loss_fn, options = self.remembering(loss_fn)
+      return self._construct(loss_fn, problem, optimizers, options)
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def _with_statistics(self, problem: Problem, optimizers: dict[str, Any]) -> Made:
+    module = problem.module(problem.num_outputs)
+    init_fn, apply_fn = problem.functions(module, with_statistics)
+
+    def predict(adapted: Any, inputs: Any, num_statistics: int | None = None) -> Any:
+      del num_statistics  # The statistics are not those of any batch.
+      return apply_fn(adapted.params, inputs, statistics=adapted.statistics)[0]
+
+    def algorithm(way: int) -> MetaAlgorithm:
+      def cut(params: Params, inputs: Any, statistics: Any) -> tuple[Any, Any]:
+        outputs, statistics = apply_fn(params, inputs, statistics=statistics)
+        return outputs[..., :way], statistics
+
+      loss_fn = batch_loss_with_statistics(cut, problem.criterion)
+      options = {"statistics_decay": _STATISTICS_DECAY}
+      return self._construct(loss_fn, problem, optimizers, options)
+
+    return Made(
+      params=init_fn(problem.key, problem.inputs),
+      algorithm=algorithm,
+      predict=functools.partial(first_outputs, predict),
+      at_test=optimizers["at_test"],
+    )
+
+  def _construct(
+    self,
+    loss_fn: Callable[..., Any],
+    problem: Problem,
+    optimizers: dict[str, Any],
+    options: dict[str, Any],
+  ) -> MetaAlgorithm:
+    weights = None
+    if self.multi_step_loss_steps:
+      weights = annealed_step_weights(
+        self.num_inner_steps, anneal_steps=self.multi_step_loss_steps
+      )
+    own_norm = problem.network.has_norm and self.per_step_norm
+    return maml_plus_plus(
+      loss_fn,
+      optimizers["inner_optimizer"],
+      problem.outer.optimizer(problem.sharpness),
+      num_inner_steps=self.num_inner_steps,
+      inner_lr=self.inner_lr,
+      learn_rates=self.learn_rates,
+      step_weights=weights,
+      first_order_steps=self.first_order_steps,
+      per_step=norm_mask if own_norm else None,
+      adapted_mask=self.mask(problem),
+      execution=problem.execution,
+      **options,
+    )
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, products = self.cost_of_steps(sharpness)
+    outer = 2 if sharpness.loops(self)[1] else 1
+
+    def cost(end: float) -> float:
+      exact = end > self.first_order_steps
+      per_step = gradients + (2 * products if exact else 0)
+      queries = self.num_inner_steps if end <= self.multi_step_loss_steps else 1
+      return outer * (self.num_inner_steps * per_step * support + queries * query)
+
+    switches = {float(self.first_order_steps), float(self.multi_step_loss_steps)}
+    return [(end, cost(end)) for end in sorted({*switches, math.inf} - {0.0})]
+
+  def adapts_norm(self) -> bool:
+    return self.adapt_norm and not self.per_step_norm
+
+  def last_phase(self) -> "MAMLPlusPlus":
+    return self.replace(multi_step_loss_steps=0, first_order_steps=0)

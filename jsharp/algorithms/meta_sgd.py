@@ -11,8 +11,9 @@ step. Cost of one meta-step and task: MAML's; the rates' gradient is a product o
 arrays that are there already. The state is twice the parameters.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,21 @@ import optax
 
 from jsharp._checks import check_rates, check_steps
 from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._options import (
+  InnerSteps,
+  Made,
+  NormOptions,
+  Phases,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
 from jsharp.core.adaptation import inner_loop, split
 from jsharp.core.objectives import on_query
 from jsharp.core.transforms import learned_rates
+from jsharp.options import interval, option
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -147,3 +160,41 @@ def meta_sgd(
     prepare=prepare,
     task_chunk=task_chunk,
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaSGD(InnerSteps, NormOptions, SecondOrderOptions):
+  """Meta-SGD: a learned rate per parameter (Li et al. 2017)."""
+
+  name: ClassVar[str] = "meta_sgd"
+
+  initial_rates: tuple[float, ...] = option(
+    (0.005, 0.1),
+    "LOW,HIGH between which the learned rates start, uniformly.",
+    check=interval("needs two numbers LOW,HIGH with LOW <= HIGH, as in 0.005,0.1."),
+  )
+
+  def make(self, problem: Problem) -> Made:
+    optimizers = self.optimizers(problem, 1.0)
+    low, high = self.initial_rates
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      loss_fn, options = self.remembering(loss_fn)
+      return meta_sgd(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        num_inner_steps=self.num_inner_steps,
+        inner_lr=(low, high),
+        key=jax.random.fold_in(problem.key, 1),
+        adapted_mask=self.mask(problem),
+        execution=problem.execution,
+        **options,
+      )
+
+    return gradient_based(problem, build, optimizers["at_test"])
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, products = self.cost_of_steps(sharpness)
+    cost = self.num_inner_steps * (gradients + 2 * products) * support + query
+    return constant_cost(cost, sharpness.loops(self)[1])

@@ -21,7 +21,8 @@ for 5-way 1-shot and 5-shot mini-ImageNet): give each its own constructor, the
 parameters are the same.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,15 @@ import optax
 
 from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
-from jsharp.algorithms._embedding import embed, one_hot_labels
+from jsharp.algorithms._embedding import embed, made_of_embedding, one_hot_labels
+from jsharp.algorithms._options import (
+  Algorithm,
+  Made,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+)
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
@@ -157,3 +166,18 @@ def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
     return jnp.where(present, logits, jax.lax.stop_gradient(lowest) - _BEHIND)
 
   return predict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtoNet(Algorithm):
+  """Prototypical networks: class means of an embedding (Snell et al. 2017)."""
+
+  name: ClassVar[str] = "protonet"
+  classifies: ClassVar[bool] = True
+  has_inner_gradient: ClassVar[bool] = False
+
+  def make(self, problem: Problem) -> Made:
+    return made_of_embedding(problem, protonet, predict_with_prototypes)
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    return constant_cost(support + query, sharpness.loops(self)[1])

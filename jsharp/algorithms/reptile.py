@@ -25,7 +25,8 @@ The authors' code (github.com/openai/supervised-reptile) and this file:
   batches of 5 at test.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,18 @@ import optax
 from jsharp._checks import check_count
 from jsharp.algorithms._bundle import evaluation, initialisation, meta_step
 from jsharp.algorithms._mini_batches import mini_batch_loop
+from jsharp.algorithms._options import (
+  InnerLoop,
+  Made,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+  gradient_based,
+)
 from jsharp.core.adaptation import join, split
 from jsharp.core.objectives import on_query, over_tasks
+from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
   Chunk,
@@ -208,3 +219,61 @@ def _split_inexact(tree: Any) -> tuple[Any, Any]:
   inexact = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
   averaged = jax.tree.map(lambda keep, x: x if keep else None, inexact, tree)
   return averaged, jax.tree.map(lambda keep, x: None if keep else x, inexact, tree)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reptile(InnerLoop):
+  """Reptile: no second derivative, no query gradient (Nichol et al. 2018)."""
+
+  name: ClassVar[str] = "reptile"
+
+  inner_batch_size: int | None = option(
+    None,
+    "Support examples per inner step in training; a step takes the next ones in turn. "
+    "Default: all.",
+    check=at_least(1),
+  )
+  eval_inner_batch_size: int | None = option(
+    None,
+    "The same at validation and test. Default: as --inner_batch_size.",
+    check=at_least(1),
+  )
+  keep_inner_state: bool = option(
+    False,
+    "Hand the inner optimizer's state on from task to task, as its code does.",
+  )
+
+  def make(self, problem: Problem) -> Made:
+    # What its inner loop leaves alone would never be learned: it has no mask. Nobody
+    # differentiates through its inner loop.
+    optimizers = self.optimizers(problem, self.inner_lr, eps_root=0.0)
+    at_test = optimizers["at_test"]
+    if self.eval_inner_batch_size is not None:
+      at_test = {**at_test, "batch_size": self.eval_inner_batch_size}
+
+    def build(loss_fn: LossFn) -> MetaAlgorithm:
+      return reptile(
+        loss_fn,
+        optimizers["inner_optimizer"],
+        problem.outer.optimizer(problem.sharpness),
+        num_inner_steps=self.num_inner_steps,
+        inner_batch_size=self.inner_batch_size,
+        keep_inner_state=self.keep_inner_state,
+        execution=problem.execution,
+      )
+
+    return gradient_based(problem, build, at_test)
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    gradients, _ = self.cost_of_steps(sharpness)
+    batch = min(self.inner_batch_size or support, support)
+    cost = self.num_inner_steps * gradients * batch
+    return constant_cost(cost, sharpness.loops(self)[1])
+
+  def adapts_norm(self) -> bool:
+    return True
+
+  def without_derivative(self) -> str | None:
+    if self.inner_optimizer == "adam":
+      return "whose inner Adam has no derivative where a gradient is zero"
+    return None

@@ -22,8 +22,9 @@ Batch normalisation: the support set is embedded as a batch of its own, and quer
 examples as the policy of `jsharp.normalization` says; the authors embed both in one.
 """
 
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,15 @@ import optax
 
 from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
-from jsharp.algorithms._embedding import embed, one_hot_labels
+from jsharp.algorithms._embedding import embed, made_of_embedding, one_hot_labels
+from jsharp.algorithms._options import (
+  Algorithm,
+  Made,
+  Phases,
+  Problem,
+  Sharpness,
+  constant_cost,
+)
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
@@ -223,3 +232,18 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
 
 def _with_ones(features: jax.Array) -> jax.Array:
   return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ridge(Algorithm):
+  """R2-D2: a closed-form ridge head (Bertinetto et al. 2019)."""
+
+  name: ClassVar[str] = "ridge"
+  classifies: ClassVar[bool] = True
+  has_inner_gradient: ClassVar[bool] = False
+
+  def make(self, problem: Problem) -> Made:
+    return made_of_embedding(problem, ridge, predict_with_ridge)
+
+  def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
+    return constant_cost(support + query, sharpness.loops(self)[1])

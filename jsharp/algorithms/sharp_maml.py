@@ -31,18 +31,21 @@ meta-gradient: about 2 for low (1 with a constant perturbation and one inner
 step), 2 for up, 4 for both.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jsharp.algorithms._bundle import meta_gradient, meta_step
-from jsharp.algorithms.maml import maml
+from jsharp.algorithms._options import Problem
+from jsharp.algorithms.maml import MAML, maml
 from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
 from jsharp.core.descent import descend
 from jsharp.core.objectives import after_adaptation, on_query
 from jsharp.core.transforms import stop_gradient
+from jsharp.options import option
 from jsharp.perturbations import sam_ascent, sharpness_aware
 from jsharp.types import AdaptFn, Batch, LossFn, Mask, MetaAlgorithm, Params, Task
 
@@ -235,3 +238,73 @@ def reusing_inner_loop(
     return join(point, point_rest)
 
   return adapt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SharpMAML(MAML):
+  """Sharp-MAML (Abbas et al. 2022); the radii are those of both loops."""
+
+  reuse_perturbation: bool = option(
+    False,
+    "sharp_maml_both: in the second pass take the inner perturbation of the first, as "
+    "in equation (14) of the paper, where the authors' code computes it anew.",
+  )
+
+  def complete(self) -> None:
+    super().complete()
+    if self.reuse_perturbation and self.sharp != "both":
+      raise ValueError(
+        f"--reuse_perturbation has no effect with --algorithm={self.name}: it takes "
+        "the inner perturbation in a second outer pass; drop it, or take "
+        "--algorithm=sharp_maml_both"
+      )
+
+  def construct(
+    self,
+    loss_fn: LossFn,
+    problem: Problem,
+    inner_optimizer: optax.GradientTransformation,
+    options: dict[str, Any],
+  ) -> MetaAlgorithm:
+    sharpness = problem.sharpness
+    inner, outer = sharpness.loops(self)
+    return sharp_maml(
+      loss_fn,
+      inner_optimizer,
+      problem.outer.optimizer(sharpness),
+      inner_rho=sharpness.inner_rho if inner else None,
+      outer_rho=sharpness.outer_rho if outer else None,
+      p=sharpness.p,
+      adaptive=sharpness.adaptive,
+      differentiate_perturbation=sharpness.differentiate_perturbation,
+      reuse_perturbation=self.reuse_perturbation,
+      sharp_adaptation=sharpness.at_test(self),
+      num_inner_steps=self.num_inner_steps,
+      adapted_mask=self.mask(problem),
+      execution=problem.execution,
+      **options,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharpMAMLLow(_SharpMAML):
+  """Sharp-MAML low: SAM in the inner loop (Abbas et al. 2022)."""
+
+  name: ClassVar[str] = "sharp_maml_low"
+  sharp: ClassVar[str] = "low"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharpMAMLUp(_SharpMAML):
+  """Sharp-MAML up: SAM in the outer loop (Abbas et al. 2022)."""
+
+  name: ClassVar[str] = "sharp_maml_up"
+  sharp: ClassVar[str] = "up"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharpMAMLBoth(_SharpMAML):
+  """Sharp-MAML both: SAM in either loop (Abbas et al. 2022)."""
+
+  name: ClassVar[str] = "sharp_maml_both"
+  sharp: ClassVar[str] = "both"

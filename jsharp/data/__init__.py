@@ -7,6 +7,7 @@ of its own (`jsharp.data.characters.load()`, ...), imported when first used.
 import importlib
 from types import ModuleType
 
+from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.episodes import (
   TaskIndices,
@@ -33,6 +34,8 @@ _SOURCES = (
 __all__ = [
   "Dataset",
   "HostImages",
+  "ImageSource",
+  "LabelledSource",
   "TaskIndices",
   "check_task_shape",
   "draw_distinct",

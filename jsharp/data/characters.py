@@ -13,11 +13,16 @@ operations that IEEE 754 rounds exactly (`+ - * /`, square root, comparisons).
 `docs/characters.md` says how hard the classes are to tell apart.
 """
 
+import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
+from jsharp.data import same_classes
+from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
+from jsharp.options import at_least, between, option
 
 NUM_CLASSES = {"train": 320, "val": 60, "test": 100}
 """Classes per split, which take consecutive characters in this order."""
@@ -200,3 +205,46 @@ def _render(curves: np.ndarray, pen: np.ndarray, size: int) -> np.ndarray:
   radius = (pen * half).astype(np.float32)[:, None, None]
   ink = np.clip(radius + np.float32(0.5) - np.sqrt(nearest), 0, 1)
   return (ink * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+NUM_TEST_DRAWINGS = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Characters(ImageSource):
+  """Characters drawn by jsharp itself; needs no files."""
+
+  name: ClassVar[str] = "characters"
+
+  image_size: int = option(
+    28,
+    "Height and width in pixels that images are resized to or drawn in.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    return load(size=self.image_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledCharacters(LabelledSource):
+  """Drawings of the same characters, 15 to train and 5 to test."""
+
+  name: ClassVar[str] = "characters"
+  mirrored: ClassVar[bool] = False
+
+  num_characters: int = option(
+    20,
+    "How many of the 320 training classes are used.",
+    check=between(2, 320),
+  )
+  image_size: int = option(
+    28,
+    "Height and width in pixels that images are resized to or drawn in.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    drawn = load(size=self.image_size)["train"]
+    chosen = same_classes.first_classes(drawn, self.num_characters)
+    return same_classes.split_classes(chosen, NUM_TEST_DRAWINGS)

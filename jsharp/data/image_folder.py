@@ -1,13 +1,17 @@
 """Any directory `split/class/image` as a few-shot dataset."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
 from jsharp.data import _pixels, splits
+from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
+from jsharp.options import at_least, option
 
 
 def load(
@@ -134,3 +138,23 @@ def _check_disjoint(root: pathlib.Path, classes: dict[str, dict]) -> None:
           f"data_dir={root}: the class {name} is in {where[name]} and in {split}. "
           "Test classes must not be seen in training: keep it in one split."
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder(ImageSource):
+  """Any directory split/class/image."""
+
+  name: ClassVar[str] = "image_folder"
+  files: ClassVar[str] = (
+    "pass the directory that holds train/, val/ and test/, each with a folder of "
+    "images per class, as --data_dir"
+  )
+
+  image_size: int = option(
+    84,
+    "Height and width in pixels that images are resized to.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    return load(directory, size=self.image_size)

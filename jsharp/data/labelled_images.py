@@ -1,14 +1,18 @@
 """Any directory or archive `split/class/image` with the same classes in every split."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from jsharp.data import _archives, _pixels, _prepared, splits
+from jsharp.data._options import LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
+from jsharp.options import at_least, option
 
 _Key = tuple[str, str, str]  # split, class, file name
 
@@ -147,3 +151,23 @@ def _key(root: pathlib.Path, path: str) -> _Key:
   if split is None:
     raise ValueError(f"{path} below {root} lies in no class folder. {_help(root)}")
   return split, folders[-2], folders[-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledImages(LabelledSource):
+  """train/class/image and test/class/image, the same classes in both."""
+
+  name: ClassVar[str] = "image_folder"
+  files: ClassVar[str] = (
+    "pass the directory that holds train/ and test/, each with a folder of images per "
+    "class, as --data_dir"
+  )
+
+  image_size: int | None = option(
+    None,
+    "Height and width in pixels that images are resized to. Default: as they are.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    return load(directory, size=self.image_size)

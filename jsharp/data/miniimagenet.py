@@ -6,15 +6,18 @@ allow non-commercial research and education. `docs/data.md` shows every layout.
 """
 
 import csv
+import dataclasses
 import io
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from jsharp.data import _archives, _pickles, _pixels, _prepared, splits
+from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 
 
@@ -289,3 +292,18 @@ class _Reader:
     if len(folders) > 1 and folders[-2] in splits.FOLDERS:
       _pixels.check_size(image, size, name=place)
     return key, _pixels.resize(image, size, method="LANCZOS"), True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MiniImageNet(ImageSource):
+  """Photographs of 100 classes, 84x84 (Vinyals et al. 2016)."""
+
+  name: ClassVar[str] = "miniimagenet"
+  files: ClassVar[str] = (
+    "put mini-ImageNet in one directory and pass it as --data_dir: the three CSV files "
+    "of Ravi and Larochelle beside images/, or folders or archives train, val, test "
+    "with a folder per class, or the pickle caches"
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    return load(directory)

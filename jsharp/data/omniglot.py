@@ -5,14 +5,18 @@
 background = 0: each pixel is the share of ink under it (area average).
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jsharp.data import _archives, _pixels, _prepared, splits
+from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
+from jsharp.options import at_least, option
 
 _ORIGINAL_SIZE = 105
 _PARTS = {
@@ -167,3 +171,37 @@ def _drawing(data: bytes, name: str, size: int) -> np.ndarray:
   paper = _pixels.decode(data, name=name, mode="L")
   _pixels.check_size(paper, _ORIGINAL_SIZE, name=name)
   return _pixels.resize(255 - paper, size, method="BOX")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Omniglot(ImageSource):
+  """Handwritten characters (Lake et al. 2015)."""
+
+  name: ClassVar[str] = "omniglot"
+  files: ClassVar[str] = (
+    "download images_background.zip and images_evaluation.zip from "
+    "https://github.com/brendenlake/omniglot/tree/master/python, put them in one "
+    "directory and pass it as --data_dir"
+  )
+
+  omniglot_split: Literal["vinyals", "mixed"] = option(
+    "vinyals",
+    "Characters of each Omniglot split: vinyals (1028 / 172 / 423) or mixed (1100 / "
+    "100 / 423 drawn at random, as in MAML's code).",
+  )
+  rotate_test: bool = option(
+    False,
+    "Omniglot: rotated characters are further classes in the test split too, as in "
+    "MAML's code, and not in training and validation only.",
+  )
+  image_size: int = option(
+    28,
+    "Height and width in pixels that images are resized to or drawn in.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    rotations = ("train", "val", "test") if self.rotate_test else ("train", "val")
+    return load(
+      directory, split=self.omniglot_split, rotations=rotations, size=self.image_size
+    )

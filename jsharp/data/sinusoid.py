@@ -6,13 +6,16 @@ of Deep Networks" (2017), section 5.1: amplitude uniform in [0.1, 5], phase in
 takes phases up to 2 pi), so they are arguments.
 """
 
+import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jsharp.data.episodes import sample_many
+from jsharp.options import Options, Role, at_least, option, positive
 from jsharp.types import Batch, Task
 
 Range = tuple[float, float]
@@ -121,3 +124,37 @@ def sample_tasks(
     inputs=inputs,
   )
   return sample_many(sample_one, key, num_tasks=num_tasks, first_task=first_task)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SineTasks(Options):
+  """Sine waves of unknown amplitude and phase."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  shot: int = option(5, "Support points per task.", check=at_least(1))
+  query_shot: int | None = option(
+    None,
+    "Query points per task. Default: as --shot.",
+    check=at_least(1),
+    role=Role.TRAINING,
+  )
+  eval_query_shot: int | None = option(
+    None,
+    "Query points at validation and test. Default: as --query_shot.",
+    check=at_least(1),
+  )
+  max_phase: float = option(
+    math.pi,
+    "Phases are uniform from 0 to this, in radians: pi in MAML, 2 pi in Reptile's "
+    "demonstration.",
+    check=positive("pi is the papers' value."),
+  )
+
+  def complete(self) -> None:
+    self._set("query_shot", self.shot)
+    self._set("eval_query_shot", self.query_shot)
+
+  def examples(self) -> list[tuple[int, int]]:
+    """Support and query points of a training task."""
+    return [(self.shot, self.query_shot or self.shot)]

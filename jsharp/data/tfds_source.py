@@ -5,16 +5,19 @@ images instead. The dataset's own splits are kept where their classes differ; ot
 all images are put together and the classes are divided.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jsharp.data import _pixels, splits
+from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
+from jsharp.options import at_least, option
 
 VAL_SHARE, TEST_SHARE = 0.16, 0.2
 """Shares of the classes where they are divided; the rest is for training."""
@@ -234,3 +237,35 @@ def _divide(name: str, found: dict[str, _Classes], seed: int) -> dict[str, _Clas
     split: {class_name: pooled[class_name] for class_name in sorted(class_names)}
     for split, class_names in parts.items()
   }
+
+
+_FILES = "pass the directory that tensorflow-datasets prepared it in as --data_dir"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDS(ImageSource):
+  """Already prepared by tensorflow-datasets, as tfds:NAME."""
+
+  name: ClassVar[str] = "tfds:"
+  files: ClassVar[str] = _FILES
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    return load(self.name.removeprefix("tfds:"), directory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledTFDS(LabelledSource):
+  """Already prepared by tensorflow-datasets, with its own splits, as tfds:NAME."""
+
+  name: ClassVar[str] = "tfds:"
+  files: ClassVar[str] = _FILES
+
+  image_size: int | None = option(
+    None,
+    "Height and width in pixels that images are resized to. Default: as they are.",
+    check=at_least(1),
+  )
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    name = self.name.removeprefix("tfds:")
+    return load_labelled(name, directory, size=self.image_size)

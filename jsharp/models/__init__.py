@@ -1,5 +1,6 @@
 """Networks as Linen modules, and the bridge to pure functions."""
 
+from jsharp.models._options import Network
 from jsharp.models.attention import AttentionLearner, as_learner_functions
 from jsharp.models.context import ContextConv4, ContextMLP, as_context_functions
 from jsharp.models.conv4 import Conv4
@@ -20,6 +21,7 @@ __all__ = [
   "ContextConv4",
   "ContextMLP",
   "Conv4",
+  "Network",
   "ResNet",
   "WideResNet",
   "all_but_norm",

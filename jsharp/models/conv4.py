@@ -1,13 +1,16 @@
 """The four-block convolutional network of the few-shot literature."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.models._options import Network
 from jsharp.nn import BatchNorm, conv2d, max_pool
+from jsharp.options import at_least, option
 
 _BLOCKS = 4
 
@@ -142,3 +145,44 @@ def dense(features: int, name: str, dtype: Any) -> nn.Dense:
   return nn.Dense(
     features, name=name, kernel_init=nn.initializers.glorot_uniform(), param_dtype=dtype
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4Options(Network):
+  """Four convolutions with max-pooling."""
+
+  name: ClassVar[str] = "conv4"
+  stride: ClassVar[int] = 1
+
+  num_filters: int = option(
+    64, "Filters per convolution of the conv4 models.", check=at_least(1)
+  )
+
+  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> Conv4:
+    return Conv4(
+      num_outputs=num_outputs,
+      num_filters=self.num_filters,
+      stride=self.stride,
+      convolution=convolution,
+    )
+
+  def with_context(
+    self, num_outputs: int, size: int, *, convolution: str = "auto"
+  ) -> Any:
+    from jsharp.models.context import ContextConv4
+
+    return ContextConv4(
+      num_outputs=num_outputs,
+      num_filters=self.num_filters,
+      stride=self.stride,
+      context_size=size,
+      convolution=convolution,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4StridedOptions(Conv4Options):
+  """Four convolutions with stride 2 in place of pooling, the fast one."""
+
+  name: ClassVar[str] = "conv4_strided"
+  stride: ClassVar[int] = 2

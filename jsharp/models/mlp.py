@@ -1,13 +1,16 @@
 """Fully connected networks: sinusoid regression, Omniglot without convolutions."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.models._options import Network
 from jsharp.nn import BatchNorm
+from jsharp.options import at_least, option
 
 
 class MLP(nn.Module):
@@ -72,3 +75,66 @@ class MLP(nn.Module):
           x = BatchNorm(name=f"norm_{layer}")(x, num_statistics)
         x = self.activation(x)
     return x
+
+
+_WIDTHS = (256, 128, 64, 64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPOptions(Network):
+  """The network without convolutions, 256-128-64-64."""
+
+  name: ClassVar[str] = "mlp"
+
+  @property
+  def head(self) -> str:
+    return f"dense_{len(_WIDTHS)}"
+
+  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+    features = _WIDTHS if num_outputs is None else (*_WIDTHS, num_outputs)
+    return MLP(features=features, normalize=True)
+
+  def with_context(
+    self, num_outputs: int, size: int, *, convolution: str = "auto"
+  ) -> Any:
+    from jsharp.models.context import ContextMLP
+
+    return ContextMLP(
+      features=(*_WIDTHS, num_outputs), normalize=True, context_size=size
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SineNetwork(Network):
+  """Two hidden layers without normalisation, for regression."""
+
+  name: ClassVar[str] = "sine_mlp"
+  has_norm: ClassVar[bool] = False
+
+  hidden_width: int = option(40, "Units of either hidden layer.", check=at_least(1))
+  activation: Literal["relu", "tanh"] = option(
+    "relu", "Of the hidden layers: relu in MAML, tanh in Reptile's demonstration."
+  )
+
+  @property
+  def head(self) -> str:
+    return "dense_2"
+
+  def _common(self) -> tuple[tuple[int, int], Callable[[jax.Array], jax.Array]]:
+    activations = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+    return (self.hidden_width, self.hidden_width), activations[self.activation]
+
+  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+    hidden, activation = self._common()
+    features = hidden if num_outputs is None else (*hidden, num_outputs)
+    return MLP(features=features, activation=activation)
+
+  def with_context(
+    self, num_outputs: int, size: int, *, convolution: str = "auto"
+  ) -> Any:
+    from jsharp.models.context import ContextMLP
+
+    hidden, activation = self._common()
+    return ContextMLP(
+      features=(*hidden, num_outputs), activation=activation, context_size=size
+    )

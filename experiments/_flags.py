@@ -1,0 +1,438 @@
+"""From descriptions to flags and back: names, defaults, help and refusals.
+
+A program names the descriptions that it is made of. Their options become absl flags; the
+values of the flags become the descriptions again. Nothing heavy is imported until then:
+`--help` and refusals read descriptions by `jsharp._catalogue`.
+"""
+
+import dataclasses
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from absl import flags
+
+from jsharp import _catalogue
+from jsharp.options import MISSING, Check, Field, Options, fields, fitted
+
+flags.disclaim_key_flags()
+
+
+class Choice(NamedTuple):
+  """A description that is chosen by name.
+
+  Attributes:
+    kind: what it is, as `jsharp._catalogue` knows it.
+    flag: the flag that names it.
+    help: of that flag.
+    default: its default; None where it may be left out.
+    hidden: names that make no sense in this program.
+    aliases: other names of the flag.
+  """
+
+  kind: str
+  flag: str
+  help: str
+  default: str | None
+  hidden: tuple[str, ...] = ()
+  aliases: tuple[str, ...] = ()
+
+
+class Group(NamedTuple):
+  """Flags that belong together.
+
+  Attributes:
+    title: what they belong to, a heading of the help.
+    parts: per attribute of the program's description a class, as "module:Class", or a
+      `Choice`.
+  """
+
+  title: str
+  parts: Mapping[str, str | Choice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The flags of one program.
+
+  Attributes:
+    name: as it is called.
+    groups: its flags.
+    defaults: its own defaults, in place of those of the descriptions.
+    summary: what `--help` begins with.
+  """
+
+  name: str
+  groups: tuple[Group, ...]
+  defaults: Mapping[str, Any]
+  summary: str
+
+  def parts(self) -> Iterator[tuple[str, str | Choice]]:
+    """Every attribute of its description and what makes it."""
+    for group in self.groups:
+      yield from group.parts.items()
+
+  def choices(self) -> dict[str, Choice]:
+    """The choices, by the attribute that they fill."""
+    return {name: part for name, part in self.parts() if isinstance(part, Choice)}
+
+  def define(self, values: flags.FlagValues, foreign: Sequence[str] = ()) -> None:
+    """Defines the flags on a `FlagValues`.
+
+    Args:
+      values: where they are defined.
+      foreign: names such as `module:Class` whose options are wanted too.
+    """
+    for choice in self.choices().values():
+      _define_choice(choice, values)
+    for name, owners in self.owners(foreign).items():
+      default = self.defaults.get(name, _common_default(owners))
+      _define_option([field for _, field in owners], default, values)
+
+  def owners(
+    self, foreign: Sequence[str] = ()
+  ) -> dict[str, list[tuple[type[Options], Field]]]:
+    """Per flag the descriptions that have such an option."""
+    found: dict[str, list[tuple[type[Options], Field]]] = {}
+    for _, part in self.parts():
+      for cls in _classes(part, foreign):
+        for field in fields(cls):
+          found.setdefault(field.name, []).append((cls, field))
+    return found
+
+  def parse(self, arguments: Sequence[str], values: flags.FlagValues) -> "Given":
+    """Defines the flags, parses a command line and tells where its flags came from.
+
+    Args:
+      arguments: the words after the program's name.
+      values: where flags are defined and parsed.
+
+    Returns:
+      What was given.
+
+    Raises:
+      flags.Error: for a flag that is unknown or refused.
+      ValueError: for a description of one's own that cannot be imported.
+    """
+    words = ["program", *arguments]
+    expanded = values.read_flags_from_files(words, force_gnu=False)
+    foreign = [n for n in self._chosen(expanded[1:]).values() if n and ":" in n]
+    self.define(values, foreign)
+    rest = values(words)
+    by_hand = flags.FlagValues()
+    self.define(by_hand, foreign)
+    by_hand(["program", *_without_flagfiles(arguments)], known_only=True)
+    typed = {name for name in by_hand if by_hand[name].present}
+    present = {
+      name for name in by_hand if values[name].present
+    }  # `values` may hold absl's own flags too.
+    return Given(self, values, frozenset(present), frozenset(typed), tuple(rest[1:]))
+
+  def _chosen(self, words: Sequence[str]) -> dict[str, str | None]:
+    """The names that a command line chooses, read before its flags are defined."""
+    probe = flags.FlagValues()
+    for choice in self.choices().values():
+      for flag in (choice.flag, *choice.aliases):
+        flags.DEFINE_string(flag, None, "", flag_values=probe)
+    probe(["program", *words], known_only=True)
+    return {flag: probe[flag].value for flag in probe}
+
+  def help(self, words: Sequence[str]) -> str:
+    """The help text: every flag by what it belongs to, of one algorithm."""
+    chosen = self._chosen(words)
+    foreign = [name for name in chosen.values() if name and ":" in name]
+    lines = [self.summary.strip(), ""]
+    for group in self.groups:
+      lines += [f"{group.title}:"]
+      for part in group.parts.values():
+        if isinstance(part, Choice):
+          lines += self._help_of_choice(part, chosen, foreign)
+        else:
+          lines += _help_of(_outline(part), self.defaults)
+      lines.append("")
+    lines.append("--flagfile=FILE reads flags from a file, one to a line.")
+    return "\n".join(lines)
+
+  def _help_of_choice(
+    self, choice: Choice, chosen: dict[str, str | None], foreign: Sequence[str]
+  ) -> list[str]:
+    default = self.defaults.get(choice.flag, choice.default)
+    given = [chosen[flag] for flag in (choice.flag, *choice.aliases) if chosen[flag]]
+    name = given[0] if given else default
+    names = _names(choice)
+    lines = _entry(f"--{choice.flag}", choice.help, default)
+    found = {cls.name: cls for cls in _classes(choice, foreign)}
+    if name in found:
+      lines += _help_of(found[name], self.defaults)
+    others = [other for other in names if other != name and fields(found[other])]
+    if others and choice.default is not None:
+      shown = ", ".join(others)
+      lines += _wrap(
+        f"({shown} have options of their own: --{choice.flag}=NAME --help)"
+      )
+    return lines
+
+
+class Given(NamedTuple):
+  """A parsed command line.
+
+  Attributes:
+    program: whose flags they are.
+    values: the values.
+    present: names of the flags that were given.
+    typed: those that were typed by hand, not read from a flagfile.
+    rest: words that are no flags.
+  """
+
+  program: Program
+  values: flags.FlagValues
+  present: frozenset[str]
+  typed: frozenset[str]
+  rest: tuple[str, ...]
+
+  def name_of(self, choice: Choice) -> str | None:
+    """What was chosen."""
+    for flag in (*choice.aliases, choice.flag):
+      if flag in self.present:
+        return self.values[flag].value
+    return self.program.defaults.get(choice.flag, choice.default)
+
+  def value(self, field: Field, own_defaults: Sequence[str] = ()) -> Any:
+    """The value of an option: given, the program's default, or its own."""
+    default = self.program.defaults.get(field.name, field.default)
+    if field.name in own_defaults:
+      default = field.default
+    if field.name not in self.present:
+      return default
+    return _converted(field, self.values[field.name].value)
+
+  def unread(self) -> list[str]:
+    """Flags that were given and that nothing chosen reads.
+
+    Raises:
+      ValueError: if one of them was typed by hand, with another value than its default.
+    """
+    read = set()
+    foreign = [n for c in self.program.choices().values() if (n := self.name_of(c))]
+    for _, part in self.program.parts():
+      if isinstance(part, Choice):
+        name = self.name_of(part)
+        classes = [c for c in _classes(part, foreign) if _is_named(c, name)]
+      else:
+        classes = [_outline(part)]
+      read |= {field.name for cls in classes for field in fields(cls)}
+    owners = self.program.owners(foreign)
+    left = sorted(n for n in self.present & owners.keys() if n not in read)
+    for name in left:
+      flag = self.values[name]
+      if name in self.typed and flag.value != flag.default:
+        raise ValueError(self._refusal(name, owners[name]))
+    return left
+
+  def _refusal(self, name: str, owners: list[tuple[type[Options], Field]]) -> str:
+    kind = owners[0][0].kind
+    (choice,) = [c for c in self.program.choices().values() if c.kind == kind][:1]
+    readers = ", ".join(cls.name for cls, _ in owners)
+    return (
+      f"--{name} has no effect with --{choice.flag}={self.name_of(choice)}; it belongs "
+      f"to {readers}: drop the one or change the other"
+    )
+
+  def build(self) -> dict[str, Any]:
+    """The descriptions, by the attribute that each fills; imports what they need.
+
+    Raises:
+      ValueError: naming the option, its value and the fix.
+    """
+    made: dict[str, Any] = {}
+    for attribute, part in self.program.parts():
+      if isinstance(part, Choice):
+        name = self.name_of(part)
+        if name is None:
+          made[attribute] = None
+          continue
+        cls = _catalogue.find(part.kind, name)
+      else:
+        cls = _catalogue.real(*part.split(":"))
+      own = getattr(cls, "own_defaults", ())
+      made[attribute] = cls(**{f.name: self.value(f, own) for f in fields(cls)})
+    return made
+
+  def text(self, description: Options) -> str:
+    """The flags of a description as the lines of a flagfile."""
+    wanted = {choice.flag for choice in self.program.choices().values()}
+    wanted |= {field.name for field in _all_fields(description)}
+    lines = []
+    for name in sorted(wanted & set(self.values)):
+      if name in self.present or name in self.program.defaults:
+        lines.append(self.values[name].serialize())
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def _all_fields(description: Options) -> Iterator[Field]:
+  for field in fields(type(description)):
+    value = getattr(description, field.name)
+    if isinstance(value, Options):
+      yield from _all_fields(value)
+    else:
+      yield field
+
+
+def _outline(part: str) -> type[Options]:
+  module, name = part.split(":")
+  return _catalogue.outline(module)[name]
+
+
+def _names(choice: Choice) -> list[str]:
+  known = _catalogue.outlines(choice.kind)
+  return [name for name in known if name not in choice.hidden]
+
+
+def _classes(part: str | Choice, foreign: Sequence[str]) -> list[type[Options]]:
+  if not isinstance(part, Choice):
+    return [_outline(part)]
+  known = _catalogue.outlines(part.kind)
+  own = [known[name] for name in _names(part)]
+  for name in foreign:
+    try:
+      found = _catalogue.find(part.kind, name)
+    except ValueError:
+      continue  # Of another kind; what names nothing at all is refused by `build`.
+    if found.name not in known and not any(_is_named(cls, name) for cls in own):
+      own.append(found)
+  return own
+
+
+def _is_named(cls: type[Options], name: str | None) -> bool:
+  """Whether a class is that of a name; `tfds:` is that of every `tfds:NAME`."""
+  prefix = cls.name.endswith(":") and name is not None and name.startswith(cls.name)
+  return cls.name == name or prefix
+
+
+def _common_default(owners: list[tuple[type[Options], Field]]) -> Any:
+  defaults = {repr(field.default): field.default for _, field in owners}
+  (default, *others) = defaults.values()
+  return None if others or default is MISSING else default
+
+
+def _define_choice(choice: Choice, values: flags.FlagValues) -> None:
+  names = [n if not n.endswith(":") else f"{n}NAME" for n in _names(choice)]
+  known = _names(choice)
+
+  def accepts(value: str | None) -> bool:
+    if value is None:
+      return True
+    head, colon, tail = value.partition(":")
+    return value in known if not colon else bool(head and tail)
+
+  for flag in (choice.flag, *choice.aliases):
+    default = choice.default if flag == choice.flag else None
+    flags.DEFINE_string(flag, default, choice.help, flag_values=values)
+    flags.register_validator(
+      flag,
+      accepts,
+      message=f"choose one of {', '.join(names)}, or your own as module:Class.",
+      flag_values=values,
+    )
+
+
+def _define_option(
+  same_name: list[Field], default: Any, values: flags.FlagValues
+) -> None:
+  first = same_name[0]
+  arguments = (first.name, default, first.help)
+  origin = typing.get_origin(first.type)
+  if origin is Literal:
+    found = dict.fromkeys(arg for f in same_name for arg in typing.get_args(f.type))
+    flags.DEFINE_enum(first.name, default, tuple(found), first.help, flag_values=values)
+    return
+  if origin is tuple:
+    listed = None if default is None else [str(entry) for entry in default]
+    flags.DEFINE_list(first.name, listed, first.help, flag_values=values)
+  else:
+    define = {
+      bool: flags.DEFINE_boolean,
+      int: flags.DEFINE_integer,
+      float: flags.DEFINE_float,
+      str: flags.DEFINE_string,
+    }[first.type]
+    define(*arguments, flag_values=values)
+  checks: list[Check] = [f.check for f in same_name if f.check is not None]
+  if checks:
+    flags.register_validator(
+      first.name,
+      lambda value: value is None or _accepted(same_name, value),
+      message=checks[0].message,
+      flag_values=values,
+    )
+
+
+def _accepted(same_name: list[Field], value: Any) -> bool:
+  """Whether a value of a flag suits one of the options of its name."""
+  for field in same_name:
+    try:
+      fitted(field, _converted(field, value))
+    except ValueError:
+      continue
+    return True
+  return False
+
+
+def _converted(field: Field, value: Any) -> Any:
+  """A flag's value as the option holds it: a list flag holds texts."""
+  if typing.get_origin(field.type) is not tuple or value is None:
+    return value
+  (kind, *_) = typing.get_args(field.type)
+  try:
+    return tuple(kind(entry) for entry in value)
+  except ValueError as error:
+    fix = field.check.message if field.check else f"needs {kind.__name__}s"
+    raise ValueError(f"{field.name}={','.join(value)}: {fix}") from error
+
+
+def _without_flagfiles(arguments: Sequence[str]) -> list[str]:
+  """The words of a command line that do not name a flagfile."""
+  kept, skip = [], False
+  for word in arguments:
+    bare = word.lstrip("-")
+    if skip:
+      skip = False
+    elif word.startswith("-") and bare == "flagfile":
+      skip = True
+    elif not (word.startswith("-") and bare.startswith("flagfile=")):
+      kept.append(word)
+  return kept
+
+
+def _help_of(cls: type[Options], defaults: Mapping[str, Any]) -> list[str]:
+  lines: list[str] = []
+  own = getattr(cls, "own_defaults", ())
+  for field in fields(cls):
+    default = field.default
+    if field.name in defaults and field.name not in own:
+      default = defaults[field.name]
+    head = f"--[no]{field.name}" if field.type is bool else f"--{field.name}"
+    text = field.help
+    if typing.get_origin(field.type) is Literal:
+      text = f"<{'|'.join(map(str, typing.get_args(field.type)))}> {text}"
+    lines += _entry(head, text, default)
+  return lines
+
+
+def _entry(head: str, text: str, default: Any) -> list[str]:
+  shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+  text = text if default in (None, MISSING) else f"{text} (default: {shown})"
+  return [f"  {head}:", *_wrap(text)]
+
+
+def _wrap(text: str) -> list[str]:
+  return textwrap.wrap(
+    text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+  )
+
+
+def say(line: str) -> None:
+  """One line on standard error, which a closed terminal does not turn into an error."""
+  print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,488 @@
+"""The way from a command line to a result, the same for every experiment that trains.
+
+Exit codes: 0 done; 1 training failed; 2 bad flags, data or run directory; 130 and
+143 interrupted by Ctrl-C and SIGTERM (the same command goes on).
+
+JAX is imported only once the flags are known to be good, so that `--help` and
+refusals are quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags, logging
+
+from experiments._flags import Given, Program, say
+from jsharp import options as descriptions
+from jsharp.options import Options
+
+if TYPE_CHECKING:
+  from jsharp.core.execution import Execution
+  from jsharp.learners import Learner
+  from jsharp.training import RunDirectory, StopSignal, TrainingResult
+  from jsharp.types import MetaAlgorithm, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+  """What an experiment is made of once its description and its data are known.
+
+  Attributes:
+    algorithm: the meta-learner.
+    params: its initial parameters.
+    sample_tasks: `sample_tasks(step, data) -> tasks`.
+    data: what `sample_tasks` reads.
+    loop: keyword arguments of `jsharp.train`: how long, how many tasks.
+    validate: `validate(params, stop) -> metrics`, means over the validation tasks;
+      None where there are none, then the last parameters are tested.
+    score: the validation metric, or a function of them, that is best when largest.
+    chosen_by: in words, what decides which parameters are tested.
+    test: `test(trained, stop) -> figures` for `result.json`; the number of test tasks
+      among them, and under "per_task" the metrics `[num_tasks]` of `test_tasks.csv`.
+    fingerprints: of the data, by split: other data make another run.
+    protocol: what, beside versions and device, a reader of the figures must know.
+    learners: `learners(params) -> {folder: learner}`, what the run saves at its end; the
+      folder "" is the run's own.
+    title: of the curves.
+    curves: further keyword arguments of `plot_curves`.
+    unit: what a step takes several of.
+  """
+
+  algorithm: MetaAlgorithm
+  params: Params
+  sample_tasks: Callable[[Any, Any], Any]
+  data: Any
+  loop: Mapping[str, Any]
+  validate: Callable[[Params, StopSignal], dict[str, float]] | None
+  score: str | Callable[[dict[str, float]], float]
+  chosen_by: str
+  test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
+  fingerprints: dict[str, str]
+  protocol: dict[str, Any]
+  learners: Callable[[Params], dict[str, Learner]]
+  title: str
+  curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  unit: str = "tasks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A question that is answered by training.
+
+  Attributes:
+    program: its flags.
+    describe: `describe(parts) -> description`, from what `Given.build` returns; the
+      description has `run`, `machine` and what `build` reads.
+    words: `words(description)`, what the default run directory is named after.
+    build: `build(description, execution) -> Parts`.
+    leaner: `leaner(description)`: descriptions of the same run in less memory, the
+      fastest first; None where it has no memory budget.
+  """
+
+  program: Program
+  describe: Callable[[dict[str, Any]], Any]
+  words: Callable[[Any], Sequence[str]]
+  build: Callable[[Any, Execution], Parts]
+  leaner: Callable[[Any], Iterator[tuple[Any, dict[str, Any]]]] | None = None
+
+  @property
+  def name(self) -> str:
+    """As it is called: `python -m experiments.NAME`."""
+    return self.program.name
+
+
+def main(experiment: Experiment) -> None:
+  """Runs an experiment as the program that was called; does not return."""
+  sys.exit(start(experiment, sys.argv[1:], flags.FLAGS))
+
+
+def start(
+  experiment: Experiment, arguments: Sequence[str], values: flags.FlagValues
+) -> int:
+  """Runs an experiment with a command line; returns the exit code."""
+  name = experiment.name
+  try:
+    if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
+      print(experiment.program.help([w for w in arguments if "help" not in w]))
+      return 0
+    given = experiment.program.parse(arguments, values)
+    if given.rest:
+      return refuse(name, f"{given.rest[0]!r} is no flag; flags start with --.")
+    if "verbosity" not in values or not values["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
+    description = described(experiment, given)
+    return run(experiment, description, given.text(description))
+  except flags.Error as error:
+    return refuse(name, f"{error}\n--help lists every flag.")
+  except ValueError as error:
+    return refuse(name, message(error))
+  except KeyboardInterrupt:
+    say(f"{name}: interrupted before training began.")
+    return 130
+
+
+def described(experiment: Experiment, given: Given) -> Any:
+  """The description that a command line asks for, its run directory included.
+
+  Raises:
+    ValueError: for flags that were typed and have no effect, or contradict each other.
+  """
+  left_out = given.unread()
+  parts = given.build()
+  algorithm, sharpness = parts.get("algorithm"), parts.get("sharpness")
+  if algorithm is not None and sharpness is not None:
+    ineffective = sharpness.ineffective(algorithm)
+    from_files = {f: v for f, v in ineffective.items() if f not in given.typed}
+    left_out += from_files
+    parts["sharpness"] = sharpness.replace(**from_files)
+  if left_out:
+    names = ", ".join(f"--{flag}" for flag in left_out)
+    say(f"{experiment.name}: left out, nothing chosen here reads them: {names}")
+  description = experiment.describe(parts)
+  if description.run.run_dir is None:
+    words = [word for word in experiment.words(description) if word]
+    plain = json.dumps(identity(experiment, description), sort_keys=True)
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:6]
+    name = "-".join([*words, f"seed{description.run.seed}", digest])
+    run_dir = str(pathlib.Path("runs", name.replace(":", "-").replace("/", "-")))
+    description = description.replace(run=description.run.replace(run_dir=run_dir))
+  return description
+
+
+def identity(experiment: Experiment, description: Options) -> dict[str, Any]:
+  """What makes a run this run and no other, ready for strict JSON."""
+  return {"experiment": experiment.name, **descriptions.identity(description)}
+
+
+def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
+  """Trains, tests and reports, or shows again what a finished run reported.
+
+  Args:
+    experiment: which.
+    description: what is run.
+    flags_text: the flags, for `flags.txt`.
+
+  Returns:
+    The exit code.
+  """
+  from jsharp.training import environment
+
+  run_dir = pathlib.Path(description.run.run_dir).expanduser()
+  if finished := _finished_result(experiment, description, run_dir):
+    return show(finished, run_dir)
+  machine = description.machine
+  training = getattr(description, "training", None)
+  environment.set_environment(machine, num_tasks=getattr(training, "num_tasks", None))
+  # Only now: they import JAX.
+  from jsharp._files import write_atomically
+  from jsharp.training import RunDirectory, execution_for, processes
+
+  with contextlib.ExitStack() as stack:
+    try:
+      if machine.is_distributed:
+        elsewhere = stack.enter_context(_joined(machine))
+        run_dir = elsewhere or run_dir
+      use_compilation_cache(description.run.compilation_cache_dir)
+      description = _with_devices(description)
+      execution = execution_for(
+        task_chunk=machine.task_chunk,
+        convolution=machine.convolution,
+        deterministic=machine.deterministic,
+      )
+      if machine.memory_budget is None or experiment.leaner is None:
+        parts = experiment.build(description, execution)
+      else:
+        parts = _fitting(experiment, description, execution)
+      directory = RunDirectory.open(
+        run_dir,
+        identity={
+          **identity(experiment, description),
+          "fingerprints": parts.fingerprints,
+        },
+      )
+    except (ValueError, OSError) as error:
+      code = refuse(experiment.name, message(error))
+      if machine.is_distributed and processes.has_joined():
+        processes.leave(code)
+      return code
+    stack.enter_context(directory)
+    write_atomically(run_dir / "flags.txt", flags_text.encode())
+    _write_description(experiment, description, parts, directory)
+    return _train(experiment, description, parts, directory)
+
+
+def _with_devices(description: Any) -> Any:
+  """Refuses devices that are not there or cannot share the tasks evenly.
+
+  Where their number was not given, it becomes what it is.
+
+  Raises:
+    ValueError: naming the flag and the nearest number that can.
+  """
+  import jax
+
+  from jsharp.training import environment
+  from jsharp.training.devices import task_mesh
+
+  machine, training = description.machine, getattr(description, "training", None)
+  if not hasattr(training, "num_tasks"):
+    return description
+  num_tasks, num_devices = training.num_tasks, machine.num_devices
+  if machine.is_distributed and num_devices in (None, 1):
+    num_devices = jax.device_count()
+  if num_devices is None:
+    there = jax.device_count()
+    wanted = environment.cores_for_tasks(num_tasks)
+    divided = jax.default_backend() == "cpu" and wanted <= there
+    num_devices = wanted if divided else 1
+  if num_devices > 1:
+    task_mesh(num_devices, num_tasks=num_tasks)
+  return description.replace(machine=machine.replace(num_devices=num_devices))
+
+
+def _fitting(experiment: Experiment, description: Any, execution: Execution) -> Parts:
+  """Builds a run, leaner and leaner, until its training step fits the budget.
+
+  Raises:
+    ValueError: if the leanest way does not fit.
+  """
+  from jsharp.training import memory_budget
+
+  assert experiment.leaner is not None
+  machine = description.machine
+  budget = memory_budget.in_bytes(machine.memory_budget)
+  for leaner, chosen in experiment.leaner(description):
+    way = execution.replace(task_chunk=chosen["task_chunk"])
+    parts = experiment.build(leaner, way)
+    needed = memory_budget.needed_bytes(
+      parts.algorithm,
+      parts.params,
+      parts.sample_tasks,
+      parts.data,
+      num_tasks=parts.loop["num_tasks"],
+      num_devices=machine.num_devices or 1,
+    )
+    words = " ".join(f"--{name}={value}" for name, value in chosen.items())
+    if needed <= budget:
+      print(f"memory: {needed:,} of {budget:,} bytes with {words}", flush=True)
+      facts = {"needed_bytes": needed, "budget_bytes": budget, **chosen}
+      parts.protocol["memory"] = facts
+      return parts
+  raise ValueError(
+    f"--memory_budget={machine.memory_budget} is {budget:,} bytes, and the leanest "
+    f"training step, {words}, needs {needed:,}; raise it, or make the model, the tasks "
+    "or the data smaller"
+  )
+
+
+@contextlib.contextmanager
+def _joined(machine: Any) -> Iterator[pathlib.Path | None]:
+  """Joins the other processes; yields a directory for the records that nobody needs.
+
+  It is None in the first process, which keeps records; another one prints nothing but
+  errors.
+
+  Raises:
+    ValueError: if flags are missing, or the others do not come.
+  """
+  from jsharp.training import processes
+
+  try:
+    processes.start(
+      coordinator=machine.coordinator,
+      num_processes=machine.num_processes,
+      process_id=machine.process_id,
+      timeout=machine.peer_timeout,
+    )
+  except RuntimeError as error:
+    raise ValueError(f"the other processes did not come: {error}") from error
+  if processes.is_first():
+    yield None
+    return
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    open(os.devnull, "w") as nowhere,
+    contextlib.redirect_stdout(nowhere),
+  ):
+    yield pathlib.Path(directory)
+
+
+def use_compilation_cache(directory: str) -> None:
+  """Keeps compiled programs in a directory that is this user's alone.
+
+  Args:
+    directory: created if needed; empty for no cache.
+
+  Raises:
+    OSError: if it cannot be created.
+    ValueError: if it belongs to someone else or others can write to it: they could
+      put native code there.
+  """
+  import jax
+
+  if not directory:
+    return
+  path = pathlib.Path(directory).expanduser()
+  path.mkdir(mode=0o700, parents=True, exist_ok=True)
+  status = path.stat()
+  if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    raise ValueError(
+      f"--compilation_cache_dir={path} can be written to by others, and what lies "
+      "there is run as native code; chmod 700 it, choose another one or pass "
+      "--compilation_cache_dir= for none"
+    )
+  jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def _write_description(
+  experiment: Experiment, description: Options, parts: Parts, directory: RunDirectory
+) -> None:
+  """Keeps what the run is, for whoever reads its checkpoints before it has ended."""
+  from jsharp.learners import to_json
+
+  directory.write_json(
+    "description.json",
+    {
+      "experiment": experiment.name,
+      "run": descriptions.to_json(description),
+      "learners": {
+        folder: to_json(learner.description)
+        for folder, learner in parts.learners(parts.params).items()
+      },
+    },
+  )
+
+
+def _train(
+  experiment: Experiment, description: Any, parts: Parts, directory: RunDirectory
+) -> int:
+  """Trains (or goes on training), tests the best checkpoint, saves and reports."""
+  from jsharp import learners
+  from jsharp._files import write_atomically
+  from jsharp.evaluation import curves, report
+  from jsharp.training import (
+    NonFiniteLossError,
+    Peers,
+    StopRequested,
+    StopSignal,
+    is_first,
+    train,
+  )
+
+  validate = parts.validate
+  with StopSignal() as stop:
+    try:
+      trained = train(
+        parts.algorithm,
+        parts.params,
+        parts.sample_tasks,
+        parts.data,
+        run=directory,
+        **parts.loop,
+        log_every=description.run.log_every,
+        checkpoint_seconds=description.run.checkpoint_seconds,
+        validate=None if validate is None else lambda params: validate(params, stop),
+        score=parts.score,
+        stop=stop,
+        unit=parts.unit,
+        progress=None if is_first() else False,
+        peers=Peers(timeout=description.machine.peer_timeout),
+      )
+      if trained.interrupted:
+        return _interrupted(experiment, description, stop)
+      if not is_first():
+        return 0  # The first one tests; the others wait for it as they end.
+      print(f"testing the checkpoint of step {trained.best_step}", flush=True)
+      figures = parts.test(trained, stop)
+      for folder, learner in parts.learners(trained.best_params).items():
+        learners.save(learner, directory.path / folder)
+    except StopRequested:
+      return _interrupted(experiment, description, stop)
+    except (NonFiniteLossError, OSError) as error:
+      say(f"{experiment.name}: {message(error)}")
+      return 1
+
+  if per_task := figures.pop("per_task", None):
+    table = report.csv_table(per_task)
+    write_atomically(directory.path / "test_tasks.csv", table.encode())
+  checkpoint = {
+    "step": trained.best_step,
+    "of": int(trained.state.step),
+    "chosen by": parts.chosen_by,
+  }
+  result = {
+    "experiment": experiment.name,
+    **figures,
+    f"{parts.unit}_per_second": trained.tasks_per_second,
+    "num_steps": parts.loop["num_steps"],
+    "protocol": {**parts.protocol, "checkpoint": checkpoint, **report.environment()},
+    "settings": identity(experiment, description),
+  }
+  directory.write_json("result.json", report.jsonable(result))
+  curves.plot_curves(
+    directory.read_metrics(),
+    directory.path / "curves.png",
+    title=parts.title,
+    best_step=trained.best_step,
+    **parts.curves,
+  )
+  return show(result, directory.path)
+
+
+def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
+  """Prints the protocol card and where the run lies; returns exit code 0."""
+  from jsharp.evaluation import report
+
+  print(report.protocol_card(result))
+  files = "result.json, config.json, model.safetensors, curves.png, metrics.jsonl"
+  print(f"{path}/: {files}, flags.txt")
+  return 0
+
+
+def _interrupted(experiment: Experiment, description: Any, stop: StopSignal) -> int:
+  say(
+    f"{experiment.name}: interrupted, everything is saved in "
+    f"{description.run.run_dir}; go on with the same command:\n"
+    f"  {shlex.join(sys.orig_argv)}"
+  )
+  return stop.exit_code
+
+
+def _finished_result(
+  experiment: Experiment, description: Any, run_dir: pathlib.Path
+) -> dict[str, Any] | None:
+  """The result of a run that has done all that is asked for, or None."""
+  try:
+    result = json.loads((run_dir / "result.json").read_text())
+  except (OSError, ValueError):
+    return None
+  asked = {"settings": identity(experiment, description)}
+  training, testing = (getattr(description, n, None) for n in ("training", "testing"))
+  if hasattr(training, "num_steps"):
+    asked["num_steps"] = training.num_steps
+  if hasattr(testing, "eval_tasks"):
+    asked["num_eval_tasks"] = testing.eval_tasks
+  return result if all(result.get(key) == asked[key] for key in asked) else None
+
+
+def message(error: Exception) -> str:
+  """An exception's message, without the number that `OSError` puts before it."""
+  return getattr(error, "strerror", None) or str(error)
+
+
+def refuse(name: str, text: str) -> int:
+  """Says why nothing was done; returns exit code 2."""
+  say(f"{name}: {text}")
+  return 2

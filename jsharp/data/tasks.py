@@ -1,0 +1,260 @@
+"""Kinds of few-shot tasks: their shapes, their noise, their distortion."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from jsharp.data.corruption import with_distortion, with_label_noise
+from jsharp.data.dataset import Dataset
+from jsharp.data.episodes import check_task_shape, sample_task
+from jsharp.options import (
+  Options,
+  Role,
+  at_least,
+  between,
+  each,
+  finite,
+  interval,
+  option,
+)
+from jsharp.types import Task
+
+NEUTRAL = {"rotation": 0.0, "shear": 0.0, "scale": 1.0}
+"""What can be distorted, and the value that distorts nothing."""
+
+_COUNT = at_least(1)
+_COUNTS = "needs whole numbers of at least 1, as in 5,10."
+_RANGE = "needs LOW,HIGH with LOW <= HIGH, as in 0.8,1.2."
+_NUMBERS = "needs finite numbers, as in 0,30,60."
+
+
+class Kind(NamedTuple):
+  """One kind of task.
+
+  Attributes:
+    name: what sets it apart, empty for the kind that a run is judged by.
+    shape: `way`, `shot` and `query_shot`.
+    support_label_noise: share of wrong support labels.
+    query_label_noise: share of wrong query labels.
+    distortion: `(low, high)` for each of rotation, shear and scale.
+  """
+
+  name: dict[str, Any]
+  shape: dict[str, int]
+  support_label_noise: float
+  query_label_noise: float
+  distortion: dict[str, tuple[float, float]]
+
+  def check(self, dataset: Dataset) -> None:
+    """Refuses a dataset that cannot give such tasks.
+
+    Raises:
+      ValueError: see `jsharp.data.check_task_shape`.
+    """
+    check_task_shape(dataset, **self.shape)
+
+  def sampler(self) -> Callable[..., Task]:
+    """`sample(key, dataset) -> Task`."""
+    sample: Callable[..., Task] = functools.partial(sample_task, **self.shape)  # type: ignore[arg-type]
+    if self.support_label_noise or self.query_label_noise:
+      sample = with_label_noise(
+        sample,
+        way=self.shape["way"],
+        support_rate=self.support_label_noise,
+        query_rate=self.query_label_noise,
+      )
+    if any(span != (NEUTRAL[name],) * 2 for name, span in self.distortion.items()):
+      sample = with_distortion(sample, **self.distortion)
+    return sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks(Options):
+  """Few-shot tasks of images: in training, at validation and test."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  way: int = option(
+    5, "Classes per task.", check=at_least(2, "a task needs at least 2 classes.")
+  )
+  shot: int = option(1, "Support examples per class and task.", check=_COUNT)
+  query_shot: int | None = option(
+    None,
+    "Query examples per class and task. In classification the query set is also one "
+    "normalisation batch, so this number changes the result. Default: as --shot.",
+    check=_COUNT,
+    role=Role.TRAINING,
+  )
+  eval_query_shot: int | None = option(
+    None,
+    "Query examples per class at validation and test. Default: as --query_shot.",
+    check=_COUNT,
+  )
+  train_way: tuple[int, ...] | None = option(
+    None,
+    "As --way, in training. Several numbers, as in 5,10,20: every meta-step draws one "
+    "of them. Default: as --way.",
+    check=each(_COUNT, _COUNTS),
+    role=Role.TRAINING,
+  )
+  train_shot: tuple[int, ...] | None = option(
+    None,
+    "As --shot, in training. Several numbers, as in 5,10,20: every meta-step draws one "
+    "of them. Default: as --shot.",
+    check=each(_COUNT, _COUNTS),
+    role=Role.TRAINING,
+  )
+  eval_way: tuple[int, ...] | None = option(
+    None,
+    "Further values of --way that the chosen checkpoint is tested with, each reported "
+    "by itself.",
+    check=each(_COUNT, _COUNTS),
+  )
+  eval_shot: tuple[int, ...] | None = option(
+    None,
+    "Further values of --shot that the chosen checkpoint is tested with, each reported "
+    "by itself.",
+    check=each(_COUNT, _COUNTS),
+  )
+  support_label_noise: float = option(
+    0.0,
+    "Share of wrong labels in the support sets, in training and at test.",
+    check=between(0, 1, "0.2 is 20 percent."),
+  )
+  query_label_noise: float = option(
+    0.0,
+    "Share of wrong labels in the query sets, in training; test labels are never "
+    "wrong.",
+    check=between(0, 1, "0.2 is 20 percent."),
+    role=Role.TRAINING,
+  )
+  eval_support_label_noise: tuple[float, ...] | None = option(
+    None,
+    "Shares of wrong support labels that the chosen checkpoint is tested with besides, "
+    "as in 0,0.2,0.4, each reported by itself.",
+    check=each(between(0, 1), "needs shares from 0 to 1."),
+  )
+  rotation: tuple[float, ...] | None = option(
+    None,
+    "Rotates the images of every task alike, in degrees, uniform from LOW to HIGH by "
+    "task, as in -20,20. In training, validation and test.",
+    check=interval(_RANGE),
+  )
+  eval_rotation: tuple[float, ...] | None = option(
+    None,
+    "Rotations that the chosen checkpoint is tested with besides, as in 0,30,60, each "
+    "reported by itself.",
+    check=each(finite(), _NUMBERS),
+  )
+  shear: tuple[float, ...] | None = option(
+    None,
+    "Shears the images of every task alike, in columns per row, uniform from LOW to "
+    "HIGH by task. In training, validation and test.",
+    check=interval(_RANGE),
+  )
+  eval_shear: tuple[float, ...] | None = option(
+    None,
+    "Shears that the chosen checkpoint is tested with besides, each reported by "
+    "itself.",
+    check=each(finite(), _NUMBERS),
+  )
+  scale: tuple[float, ...] | None = option(
+    None,
+    "Scales the images of every task alike, in times the size, uniform from LOW to "
+    "HIGH by task, as in 0.8,1.2. In training, validation and test.",
+    check=interval(_RANGE),
+  )
+  eval_scale: tuple[float, ...] | None = option(
+    None,
+    "Scales that the chosen checkpoint is tested with besides, each reported by "
+    "itself.",
+    check=each(finite(), _NUMBERS),
+  )
+
+  def complete(self) -> None:
+    self._set("query_shot", self.shot)
+    self._set("eval_query_shot", self.query_shot)
+
+  def training(self) -> list[Kind]:
+    """The kinds of task that training draws from, at least one."""
+    return [
+      Kind(
+        name={"way": way, "shot": shot},
+        shape={"way": way, "shot": shot, "query_shot": self.query_shot or shot},
+        support_label_noise=self.support_label_noise,
+        query_label_noise=self.query_label_noise,
+        distortion=self._distortion(),
+      )
+      for way, shot in itertools.product(
+        self.train_way or (self.way,), self.train_shot or (self.shot,)
+      )
+    ]
+
+  def test(self) -> Kind:
+    """The kind of task that validation and test measure."""
+    query_shot = self.eval_query_shot or self.shot
+    return Kind(
+      name={},
+      shape={"way": self.way, "shot": self.shot, "query_shot": query_shot},
+      support_label_noise=self.support_label_noise,
+      query_label_noise=0.0,
+      distortion=self._distortion(),
+    )
+
+  def variations(self) -> Iterator[Kind]:
+    """The further kinds of task that the chosen checkpoint is tested on."""
+    usual = self.test()
+    if self.eval_way or self.eval_shot:
+      for way, shot in itertools.product(
+        self.eval_way or (self.way,), self.eval_shot or (self.shot,)
+      ):
+        shape = {**usual.shape, "way": way, "shot": shot}
+        yield usual._replace(name={"way": way, "shot": shot}, shape=shape)
+    for rate in self.eval_support_label_noise or ():
+      yield usual._replace(name={"support_label_noise": rate}, support_label_noise=rate)
+    for kind in NEUTRAL:
+      for value in getattr(self, f"eval_{kind}") or ():
+        distortion = {**usual.distortion, kind: (value, value)}
+        yield usual._replace(name={kind: value}, distortion=distortion)
+
+  @property
+  def largest_way(self) -> int:
+    """The outputs that a network with a linear head needs."""
+    return max([self.way, *(self.train_way or ()), *(self.eval_way or ())])
+
+  def protocol(self) -> dict[str, Any]:
+    """What a reader of the figures must know of the tasks."""
+    kinds, usual = self.training(), self.test()
+    facts: dict[str, Any] = {
+      "way": self.way,
+      "shot": self.shot,
+      "eval_query_shot": self.eval_query_shot,
+      "query_shot": self.query_shot,
+    }
+    if [kind.name for kind in kinds] != [{"way": self.way, "shot": self.shot}]:
+      facts["in training"] = " or ".join(
+        f"{kind.shape['way']}-way {kind.shape['shot']}-shot" for kind in kinds
+      )
+    for name in ("support_label_noise", "query_label_noise"):
+      if rate := getattr(self, name):
+        facts[name] = rate
+    for name, span in usual.distortion.items():
+      if span != (NEUTRAL[name],) * 2:
+        facts[name] = f"{span[0]:g} to {span[1]:g}"
+    return facts
+
+  def examples(self) -> list[tuple[int, int]]:
+    """Support and query examples of each kind of training task."""
+    return [
+      (k.shape["way"] * k.shape["shot"], k.shape["way"] * k.shape["query_shot"])
+      for k in self.training()
+    ]
+
+  def _distortion(self) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for name, neutral in NEUTRAL.items():
+      low, high = getattr(self, name) or (neutral, neutral)
+      ranges[name] = (low, high)
+    return ranges

@@ -1,0 +1,222 @@
+"""Learners on disk: a directory with `config.json` and `model.safetensors`.
+
+A run that has ended has both beside its records; so has whatever `save` wrote. Of a run
+that goes on, `load` reads the description and a checkpoint.
+"""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jsharp import _catalogue, _leaf_archive, options
+from jsharp.core.execution import Execution
+from jsharp.learners import _store
+from jsharp.learners._description import Description
+from jsharp.learners._learner import Learner, build
+
+FORMAT = 1
+"""Version of the description in `config.json`; a later jsharp reads earlier ones."""
+
+RUN = "description.json"
+"""What a run keeps of itself from its first step on."""
+
+
+def to_json(description: Description) -> dict[str, Any]:
+  """A description as JSON holds it, with the version of its format.
+
+  Args:
+    description: of a learner.
+
+  Returns:
+    A table that `from_json` reads.
+
+  Example:
+    >>> from jsharp.algorithms.protonet import ProtoNet
+    >>> from jsharp.models.conv4 import Conv4Options
+    >>> description = Description(
+    ...   algorithm=ProtoNet(), network=Conv4Options(num_filters=8), num_outputs=5,
+    ...   input_shape=(28, 28, 1))
+    >>> to_json(description)["learner"]["network"]
+    {'name': 'conv4', 'num_filters': 8}
+    >>> from_json(to_json(description)) == description
+    True
+  """
+  return {"learner_format": FORMAT, "learner": options.to_json(description)}
+
+
+def from_json(content: Mapping[str, Any], *, where: str = "config.json") -> Description:
+  """Reads a description, strictly.
+
+  Args:
+    content: from `to_json`.
+    where: what is read, for messages.
+
+  Returns:
+    The description.
+
+  Raises:
+    ValueError: for a later format, a field that is unknown, missing, of another type or
+      out of range, an algorithm, network or dataset that cannot be imported; the
+      message names it and the fix.
+
+  Example:
+    >>> from_json({"learner_format": 9})
+    Traceback (most recent call last):
+    ValueError: config.json has learner_format 9, this version of jsharp reads 1; ...
+  """
+  version = content.get("learner_format")
+  if version != FORMAT:
+    raise ValueError(
+      f"{where} has learner_format {version!r}, this version of jsharp reads {FORMAT}; "
+      "upgrade jsharp, or read it with the version that wrote it"
+    )
+  return options.from_json(
+    Description,
+    content.get("learner"),
+    where=f"{where}: learner",
+    find=_catalogue.find,
+  )
+
+
+def save(learner: Learner, path: str | os.PathLike[str]) -> None:
+  """Saves a learner, all or nothing: what was there before is intact until then.
+
+  Args:
+    learner: what is saved: its description and its parameters.
+    path: a directory, made where it is missing; other files in it stay.
+
+  Raises:
+    ValueError: if a parameter is no array of numbers.
+    OSError: if it cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> from jsharp.algorithms.maml import MAML
+    >>> from jsharp.models.mlp import SineNetwork
+    >>> learner = build(Description(
+    ...   algorithm=MAML(), network=SineNetwork(), problem="regression",
+    ...   num_outputs=1, input_shape=(1,)))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   save(learner, directory)
+    ...   load(directory).description == learner.description
+    True
+  """
+  arrays = _leaf_archive.named_leaves(learner.params)
+  _store.write(path, to_json(learner.description), arrays)
+
+
+def load(
+  path: str | os.PathLike[str],
+  *,
+  step: int | None = None,
+  execution: Execution | None = None,
+) -> Learner:
+  """Loads a learner that a run has trained or `save` has written.
+
+  Args:
+    path: a run directory, or a directory with `config.json` and `model.safetensors`.
+    step: of a run, the parameters of this meta-step, if a checkpoint of it was kept;
+      None for the best validated ones, as it was tested.
+    execution: how it is computed; `Execution()` if None.
+
+  Returns:
+    The learner, ready to adapt.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: for a damaged file, one of a later version, arrays that do not fit the
+      description, a step without checkpoint; the message names it and the fix.
+
+  Example:
+    >>> load("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: /nowhere holds no learner: no config.json with ...
+  """
+  directory = pathlib.Path(path).expanduser()
+  if step is None and _store.holds(directory):
+    config, arrays = _store.read(directory)
+    description = from_json(config, where=str(directory / _store.CONFIG))
+    return _filled(description, arrays, directory / _store.WEIGHTS, execution)
+  if not (directory / RUN).is_file():
+    raise FileNotFoundError(
+      f"{directory} holds no learner: no {_store.CONFIG} with {_store.WEIGHTS}, and no "
+      f"{RUN} of a run; name a run directory or what jsharp.save wrote"
+    )
+  description = _of_run(directory / RUN)
+  checkpoint, arrays = _of_checkpoint(directory / "checkpoints", step)
+  return _filled(description, arrays, checkpoint, execution)
+
+
+def _filled(
+  description: Description,
+  arrays: dict[str, np.ndarray],
+  path: pathlib.Path,
+  execution: Execution | None,
+) -> Learner:
+  learner = build(description, execution=execution)
+  return learner.replace(_leaf_archive.fill(learner.params, arrays, path))
+
+
+def _of_run(path: pathlib.Path) -> Description:
+  try:
+    learners = json.loads(path.read_text())["learners"]
+    names = list(learners)
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is damaged ({error}); restore a copy of it, or let the run end, which "
+      "writes config.json"
+    ) from error
+  if names != [""]:
+    raise ValueError(
+      f"{path.parent} holds {len(names)} learners side by side; when the run has ended, "
+      f"load one of them by name, as {path.parent / names[0]}"
+    )
+  return from_json(learners[""], where=str(path))
+
+
+def _of_checkpoint(
+  directory: pathlib.Path, step: int | None
+) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+  """The parameters of a checkpoint by their names."""
+  wanted = r"\d+" if step is None else f"{step:08d}"
+  kinds = ("best", "step") if step is None else ("best", "top", "path", "step")
+  for kind in kinds:
+    pattern = re.compile(rf"{kind}_{wanted}\.npz")
+    for path in sorted(directory.glob(f"{kind}_*.npz"), reverse=True):
+      if pattern.fullmatch(path.name):
+        return path, _parameters(path, kind)
+  kept = sorted(path.name for path in directory.glob("*.npz"))
+  what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+  raise ValueError(
+    f"{directory} has {what}; it has {', '.join(kept) or 'none'}: let the run validate "
+    "once, or name one of these steps"
+  )
+
+
+def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
+  try:
+    step = int(path.stem.partition("_")[2])
+    metadata, arrays = _leaf_archive.from_bytes(path.read_bytes(), step)
+  except OSError:
+    raise
+  except Exception as error:  # Damaged bytes can fail in any way.
+    raise ValueError(
+      f"{path} is damaged ({error}); name another step, or restore a copy of it"
+    ) from error
+  if metadata["format"] != _leaf_archive.FORMAT:
+    raise ValueError(
+      f"{path} has format {metadata['format']}, this version reads "
+      f"{_leaf_archive.FORMAT}; use the version that wrote it"
+    )
+  if kind != "step":
+    return arrays
+  return {
+    name.removeprefix("params/"): array
+    for name, array in arrays.items()
+    if name == "params" or name.startswith("params/")
+  }

@@ -1,0 +1,152 @@
+"""A learner: an algorithm on a network, with the parameters that it has learned."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jsharp import losses
+from jsharp.algorithms import Made, Problem
+from jsharp.core.execution import Execution
+from jsharp.learners._description import Description
+from jsharp.losses import Criterion
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """An algorithm with its network and parameters, ready for tasks.
+
+  Made by `build`, `jsharp.load` or the end of a run.
+
+  Attributes:
+    description: what it is.
+    params: what is meta-learned, as `algorithm(way).adapt` takes it.
+    made: the parts that `jsharp.algorithms.Algorithm.make` built.
+    criterion: `criterion(outputs, targets) -> (loss, metrics)` of its problem.
+  """
+
+  description: Description
+  params: Params
+  made: Made
+  criterion: Criterion
+
+  def algorithm(self, way: int | None = None) -> MetaAlgorithm:
+    """The bundle of pure functions for tasks of some way.
+
+    Args:
+      way: classes per task, at most the network's outputs for a linear head; all
+        outputs if None.
+    """
+    return self.made.algorithm(self._way(way))
+
+  def apply_fn(self, way: int | None = None) -> ApplyFn:
+    """`apply_fn(adapted, inputs, num_statistics=None) -> [n, way]` after adaptation."""
+    return self.made.predict(self._way(way))
+
+  def adapt(self, support: Batch, *, way: int | None = None, **options: Any) -> Any:
+    """Adapts to the support set of one task, as at test.
+
+    Args:
+      support: inputs `[n, *input_shape]` float in [0, 1] for images, and labels `[n]`
+        in `[0, way)` or targets `[n, num_outputs]`.
+      way: classes of the task; all outputs if None.
+      **options: keyword arguments of `MetaAlgorithm.adapt` in place of those of the
+        description, such as `num_steps`.
+
+    Returns:
+      What `predict` takes.
+
+    Raises:
+      ValueError: if the inputs are of another shape than the learner's.
+
+    Example:
+      See `build`.
+    """
+    self._check(support.inputs)
+    algorithm = self.algorithm(way)
+    return algorithm.adapt(self.params, support, **{**self.made.at_test, **options})
+
+  def predict(self, adapted: Any, inputs: Any, *, way: int | None = None) -> jax.Array:
+    """Outputs for examples, which are one normalisation batch (transductive).
+
+    Args:
+      adapted: from `adapt`.
+      inputs: `[n, *input_shape]`.
+      way: classes of the task; all outputs if None.
+
+    Returns:
+      `[n, way]` logits, or `[n, num_outputs]` numbers of a regression.
+    """
+    self._check(inputs)
+    return self.apply_fn(way)(adapted, inputs)
+
+  @property
+  def num_eval_steps(self) -> int | None:
+    """Inner steps at test; None for an algorithm without any."""
+    return self.made.at_test.get("num_steps")
+
+  def replace(self, params: Params) -> "Learner":
+    """The same learner with other parameters."""
+    return dataclasses.replace(self, params=params)
+
+  def _way(self, way: int | None) -> int:
+    return self.description.num_outputs if way is None else way
+
+  def _check(self, inputs: Any) -> None:
+    wanted = self.description.input_shape
+    if jnp.shape(inputs)[1:] != wanted:
+      raise ValueError(
+        f"inputs must be [n, {', '.join(map(str, wanted))}], got "
+        f"{list(jnp.shape(inputs))}; resize them to what the learner was trained on"
+      )
+
+
+def build(
+  description: Description, *, seed: int = 0, execution: Execution | None = None
+) -> Learner:
+  """Builds the learner that a description describes, with initial parameters.
+
+  Args:
+    description: what it is.
+    seed: of the initial parameters.
+    execution: how it is computed; `Execution()` if None.
+
+  Returns:
+    The learner; `params` are initial ones.
+
+  Raises:
+    ValueError: if the network does not fit the inputs, or parts do not go together.
+
+  Example:
+    >>> from jsharp.algorithms.maml import MAML
+    >>> from jsharp.models.mlp import SineNetwork
+    >>> learner = build(Description(
+    ...   algorithm=MAML(), network=SineNetwork(), problem="regression",
+    ...   num_outputs=1, input_shape=(1,)))
+    >>> x = jnp.ones((5, 1))
+    >>> adapted = learner.adapt(Batch(x, x))
+    >>> learner.predict(adapted, x).shape
+    (5, 1)
+  """
+  is_regression = description.problem == "regression"
+  criterion = losses.squared_error if is_regression else losses.cross_entropy
+  shape = (1, description.num_outputs) if is_regression else (1,)
+  made = description.algorithm.make(
+    Problem(
+      network=description.network,
+      num_outputs=description.num_outputs,
+      inputs=jnp.zeros((1, *description.input_shape), jnp.float32),
+      targets=jnp.zeros(shape, jnp.float32 if is_regression else jnp.int32),
+      criterion=criterion,
+      key=jax.random.key(seed),
+      sharpness=description.sharpness,
+      outer=description.outer,
+      precision=description.precision,
+      execution=execution or Execution(),
+    )
+  )
+  algorithm = made.algorithm(description.num_outputs)
+  params = algorithm.init(made.params).params
+  return Learner(description, params, made, criterion)

@@ -1,0 +1,63 @@
+"""What has to be asked of XLA before JAX starts, and how many cores serve a step."""
+
+import os
+import platform
+from collections.abc import Mapping
+
+from jsharp.training.options import Machine
+
+# Without instructions that multiply and add in one rounding, which XLA uses or not as a
+# program's fusions fall.
+_SAME_BITS: Mapping[str, str] = {
+  "x86_64": "--xla_cpu_max_isa=AVX",
+  "AMD64": "--xla_cpu_max_isa=AVX",
+}
+_SAME_BITS_GPU = "--xla_gpu_deterministic_ops=true"
+_VIRTUAL_DEVICES = "--xla_force_host_platform_device_count"
+
+
+def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
+  """Asks XLA for the same bits everywhere and for virtual CPU devices.
+
+  JAX must not have started yet. The CPU is divided among `num_devices` devices, or as
+  many as `cores_for_tasks`, unless XLA_FLAGS says among how many or there are several
+  processes; other platforms take no notice.
+
+  Args:
+    machine: what was asked for.
+    num_tasks: tasks per meta-step; None leaves the CPU whole.
+
+  Example:
+    >>> set_environment(Machine())
+  """
+  flags_given = os.environ.get("XLA_FLAGS", "").split()
+  asked: list[str | None] = []
+  if machine.deterministic:
+    asked += [_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU]
+    # XLA divides sums among the threads that it has: 16 devices' worth, below.
+    os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
+  divided = any(flag.startswith(_VIRTUAL_DEVICES) for flag in flags_given)
+  if num_tasks is not None and not (divided or machine.is_distributed):
+    num_devices = machine.num_devices or cores_for_tasks(num_tasks)
+    if num_devices > 1:
+      asked.append(f"{_VIRTUAL_DEVICES}={num_devices}")
+      # Collectives can deadlock with fewer threads than devices.
+      threads = max(2 * num_devices, os.cpu_count() or 1)
+      os.environ.setdefault("NPROC", str(threads))
+  if asked:
+    missing = [flag for flag in asked if flag and flag not in flags_given]
+    os.environ["XLA_FLAGS"] = " ".join(flags_given + missing)
+
+
+def cores_for_tasks(num_tasks: int) -> int:
+  """The most cores that this process may use and that divide a number of tasks.
+
+  Example:
+    >>> cores_for_tasks(1)
+    1
+  """
+  if hasattr(os, "sched_getaffinity"):
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  return next(n for n in range(min(cores, num_tasks), 0, -1) if num_tasks % n == 0)

@@ -1,0 +1,63 @@
+"""Whole runs as descriptions: data, tasks, learner, loop and machine."""
+
+import dataclasses
+
+from jsharp.algorithms import Algorithm, OuterLoop, Sharpness
+from jsharp.data import ImageSource
+from jsharp.data.sinusoid import SineTasks
+from jsharp.data.tasks import Tasks
+from jsharp.models import Network
+from jsharp.options import Options, Role, option
+from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaRun(Options):
+  """What every run that meta-learns is made of."""
+
+  algorithm: Algorithm = option()
+  sharpness: Sharpness = option()
+  network: Network = option()
+  outer: OuterLoop = option(role=Role.TRAINING)
+  training: MetaTraining = option(role=Role.TRAINING)
+  testing: Testing = option(role=Role.TESTING)
+  run: Run = option(role=Role.MACHINE)
+  machine: Machine = option(role=Role.MACHINE)
+
+  def phases(self) -> list[tuple[float, float]]:
+    """`(end, gradients per task)` of each phase, the mean over the kinds of task."""
+    each = [
+      self.algorithm.phases(support, query, self.sharpness)
+      for support, query in self.examples()
+    ]
+    return [
+      (same[0][0], sum(cost for _, cost in same) / len(same))
+      for same in zip(*each, strict=True)
+    ]
+
+  def examples(self) -> list[tuple[int, int]]:
+    """Support and query examples of each kind of training task."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewShotRun(MetaRun):
+  """A run on few-shot tasks of images."""
+
+  data: ImageSource = option(role=Role.TESTING)
+  test_data: ImageSource | None = option(None, role=Role.TESTING)
+  placement: Placement = option(Placement(), role=Role.MACHINE)
+  tasks: Tasks = option(role=Role.TESTING)
+
+  def examples(self) -> list[tuple[int, int]]:
+    return self.tasks.examples()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SineRun(MetaRun):
+  """A run on sine waves."""
+
+  tasks: SineTasks = option(role=Role.TESTING)
+
+  def examples(self) -> list[tuple[int, int]]:
+    return self.tasks.examples()
