@@ -177,6 +177,7 @@ EXPERIMENT = Experiment(
   _describe,
   _words,
   build,
+  _few_shot.leaner,
 )
 
 if __name__ == "__main__":
