@@ -1,4 +1,4 @@
-"""Few-shot experiments: what those on images share, and what all that meta-learn share."""
+"""Few-shot experiments: what those on images share, and what all of them share."""
 
 from __future__ import annotations
 
@@ -304,8 +304,8 @@ def load(description: Any) -> dict[str, Dataset]:
   if other.image_shape != shape:
     raise ValueError(
       f"the images of --test_dataset={description.test_data.name} are "
-      f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a model "
-      "takes one shape: where only height and width differ pass --image_size, where "
+      f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a "
+      "model takes one shape: where only height and width differ pass --image_size, where "
       "the channels differ the two cannot be combined"
     )
   return {**splits, "test": other}

@@ -53,8 +53,8 @@ class Parts:
       among them, and under "per_task" the metrics `[num_tasks]` of `test_tasks.csv`.
     fingerprints: of the data, by split: other data make another run.
     protocol: what, beside versions and device, a reader of the figures must know.
-    learners: `learners(params) -> {folder: learner}`, what the run saves at its end; the
-      folder "" is the run's own.
+    learners: `learners(params) -> {folder: learner}`, what the run saves at its end;
+      the folder "" is the run's own.
     title: of the curves.
     curves: further keyword arguments of `plot_curves`.
     unit: what a step takes several of.

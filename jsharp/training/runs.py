@@ -43,12 +43,12 @@ class MetaRun(AnyRun):
   def complete(self) -> None:
     """Refuses a memory budget that decides on what the algorithm says."""
     algorithm, budget = self.algorithm, self.machine.memory_budget
-    if budget is not None and isinstance(algorithm, SecondOrderOptions):
-      if (mode := algorithm.second_order) != "stored":
-        raise ValueError(
-          f"--memory_budget decides on --second_order, got --second_order={mode} too; "
-          "drop one of them"
-        )
+    has_mode = isinstance(algorithm, SecondOrderOptions)
+    if budget is not None and has_mode and algorithm.second_order != "stored":
+      raise ValueError(
+        "--memory_budget decides on --second_order, got --second_order="
+        f"{algorithm.second_order} too; drop one of them"
+      )
 
   @property
   def num_tasks(self) -> int:
