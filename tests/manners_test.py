@@ -17,6 +17,7 @@ ROOMS = (
   ("algorithms", "analysis"),
   ("training",),
   ("evaluation",),
+  ("learners",),
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 

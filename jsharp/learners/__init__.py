@@ -1,0 +1,1 @@
+"""Trained learners: saved, loaded and used."""
