@@ -66,11 +66,8 @@ def build(settings: SimpleNamespace) -> Any:
   from jsharp.evaluation.tasks import evaluate, mean_and_ci95, task_list
 
   method = methods.make(settings, _networks(settings))
-  algorithm = method.build(1)
-  stepping = [
-    method.build(1, num_eval_inner_steps=num_steps)
-    for num_steps in _measured_steps(settings)
-  ]
+  algorithm, evaluate_tasks = method.build(1), method.evaluator(1)
+  stepping = [method.evaluator(1, **chosen) for chosen in _measured_steps(settings)]
   phases = (0.0, settings.max_phase)
   train_shape = {"shot": settings.shot, "query_shot": settings.query_shot}
   eval_shape = {"shot": settings.shot, "query_shot": settings.eval_query_shot}
@@ -97,14 +94,14 @@ def build(settings: SimpleNamespace) -> Any:
   )
 
   def after_each_step(params: Any, tasks: Any) -> dict[str, jax.Array]:
-    by_step = [algorithm.evaluate(params, tasks)["loss"] for algorithm in stepping]
+    by_step = [evaluate_one(params, tasks)["loss"] for evaluate_one in stepping]
     return {"loss": jnp.stack(by_step, axis=1)}
 
   evaluate_sines = functools.partial(evaluate, data=None, chunk=100)
 
   def validate(params: Any, stop: Any) -> dict[str, float]:
     metrics = evaluate_sines(
-      algorithm.evaluate,
+      evaluate_tasks,
       params,
       val_task,
       num_tasks=settings.val_tasks,
@@ -181,11 +178,11 @@ def _networks(settings: SimpleNamespace) -> Any:
   )
 
 
-def _measured_steps(settings: SimpleNamespace) -> range:
-  """The numbers of inner steps after which the error is reported."""
+def _measured_steps(settings: SimpleNamespace) -> list[dict[str, int]]:
+  """The numbers of inner steps after which the error is reported, as keywords."""
   if settings.algorithm in method_flags.WITHOUT_INNER_GRADIENT:
-    return range(1)
-  return range(settings.num_eval_inner_steps + 1)
+    return [{}]
+  return [{"num_steps": n} for n in range(settings.num_eval_inner_steps + 1)]
 
 
 if __name__ == "__main__":

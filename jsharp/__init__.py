@@ -26,7 +26,8 @@ from jsharp.algorithms import (
   sharp_maml,
 )
 from jsharp.core.adaptation import inner_loop
-from jsharp.core.objectives import after_adaptation, over_tasks
+from jsharp.core.execution import Execution
+from jsharp.core.objectives import after_adaptation, on_query, over_tasks
 from jsharp.core.transforms import learned_rates, learned_step_rates, stop_gradient
 from jsharp.perturbations import (
   asam,
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
   "Batch",
+  "Execution",
   "MetaAlgorithm",
   "MetaState",
   "Task",
@@ -94,6 +96,7 @@ __all__ = [
   "meta_sgd",
   "momentum_sam",
   "normalization",
+  "on_query",
   "oppose",
   "over_tasks",
   "pmean",

@@ -42,7 +42,7 @@ def boil(
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: as `jsharp.algorithms.maml` does; when called, if no leaf is left.

@@ -33,7 +33,7 @@ def fomaml(
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: as `jsharp.algorithms.maml` does.

@@ -19,7 +19,7 @@ def adapted(*arguments):
   algorithm = made.build(1)
   support = sines.sample_task(jax.random.key(3), shot=5, query_shot=5).support
   params = algorithm.init(made.params).params
-  return jax.jit(algorithm.adapt)(params, support), made.params
+  return jax.jit(made.adapt(1))(params, support), made.params
 
 
 class MethodsTest(parameterized.TestCase):
