@@ -22,7 +22,7 @@ setup(
   install_requires=requirements,
   extras_require={
     "test": ["pytest>=8.2", "pytest-xdist>=3.6"],
-    "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+    "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
   },
 )
