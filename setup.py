@@ -12,8 +12,8 @@ requirements = [
   for line in (ROOT / "requirements.txt").read_text().splitlines()
   if line and not line.startswith("#")
 ]
-match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/__init__.py").read_text())
-assert match, "jsharp/__init__.py must define __version__"
+match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/_version.py").read_text())
+assert match, "jsharp/_version.py must define __version__"
 
 setup(
   version=match.group(1),

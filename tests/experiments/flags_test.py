@@ -10,7 +10,7 @@ import sys
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
+from experiments import _program, miniimagenet, omniglot, sinusoid
 from jsharp import _catalogue
 from jsharp.options import Options, fields
 
@@ -338,7 +338,9 @@ class HelpTest(parameterized.TestCase):
     text = omniglot.EXPERIMENT.program.help([f"--algorithm={algorithm}"])
     for field in fields(_catalogue.outlines("algorithm")[algorithm]):
       self.assertRegex(text, rf"--(\[no\])?{field.name}:")
-    self.assertRegex(text, r"(?s)maml_plus_plus,.* have\s+other\s+options: --algorithm=NAME")
+    self.assertRegex(
+      text, r"(?s)maml_plus_plus,.* have\s+other\s+options: --algorithm=NAME"
+    )
 
 
 def _names_in(description):

@@ -405,7 +405,7 @@ class DamageTest(_Folder):
 
   def test_a_learner_of_another_version_in_this_format(self):
     for version in ("0.0.1", "9.0"):
-      with mock.patch("jsharp.__version__", version):
+      with mock.patch("jsharp.learners._store.__version__", version):
         write(self.path, *LEARNERS["A"])
       self.assertIn(f'"version": "{version}"', (self.path / CONFIG).read_text())
       self.assertEqual(self._kind(), "A")
