@@ -101,6 +101,7 @@ def _describe(parts: dict[str, Any]) -> Any:
   description = FewShotRun(**parts)
   check_parts(
     description.algorithm,
+    description.network,
     description.sharpness,
     precision=description.run.precision,
     problem="classification",

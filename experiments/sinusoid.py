@@ -37,6 +37,7 @@ def _describe(parts: dict[str, Any]) -> Any:
   description = SineRun(**parts)
   check_parts(
     description.algorithm,
+    description.network,
     description.sharpness,
     precision=description.run.precision,
     problem="regression",

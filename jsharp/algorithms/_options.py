@@ -111,6 +111,13 @@ class Algorithm(Options):
     """Builds the algorithm for a network."""
     raise NotImplementedError
 
+  def check(self, network: Network) -> None:
+    """Refuses options that do not go with a network.
+
+    Raises:
+      ValueError: naming the option, its value and the fix.
+    """
+
   def phases(self, support: int, query: int, sharpness: "Sharpness") -> Phases:
     """What a task with so many examples costs, in gradients of single examples.
 

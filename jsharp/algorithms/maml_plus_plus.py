@@ -74,7 +74,7 @@ from jsharp.algorithms._phases import (
 from jsharp.core.adaptation import chosen_steps
 from jsharp.core.descent import descend
 from jsharp.core.transforms import learned_step_rates
-from jsharp.models import first_outputs, norm_mask, with_statistics
+from jsharp.models import Network, first_outputs, norm_mask, with_statistics
 from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
@@ -351,6 +351,18 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
       raise ValueError(
         f"--second_order={self.second_order} goes with losses that keep no running "
         "statistics; drop it, or --running_statistics"
+      )
+
+  def check(self, network: Network) -> None:
+    own = self.learn_rates
+    if network.has_norm:
+      own = own or self.per_step_norm or self.running_statistics
+    trained, tested = self.num_inner_steps, self.num_eval_inner_steps or 0
+    if own and tested > trained:
+      raise ValueError(
+        f"--num_eval_inner_steps={tested} must be at most --num_inner_steps={trained}: "
+        "later steps have no rates, scales or statistics; train with more inner steps, "
+        "or pass --nolearn_rates and --noper_step_norm without --running_statistics"
       )
 
   def make(self, problem: Problem) -> Made:
