@@ -102,12 +102,20 @@ class Program:
           found.setdefault(field.name, []).append((cls, field))
     return found
 
-  def parse(self, arguments: Sequence[str], values: flags.FlagValues) -> "Given":
+  def parse(
+    self,
+    arguments: Sequence[str],
+    values: flags.FlagValues,
+    *,
+    background: Sequence[str] = (),
+  ) -> "Given":
     """Defines the flags, parses a command line and tells where its flags came from.
 
     Args:
       arguments: the words after the program's name.
       values: where flags are defined and parsed.
+      background: words read before them, as those of a flagfile are: what nothing
+        reads of them is no error.
 
     Returns:
       What was given.
@@ -116,7 +124,7 @@ class Program:
       flags.Error: for a flag that is unknown or refused.
       ValueError: for a description of one's own that cannot be imported.
     """
-    words = ["program", *arguments]
+    words = ["program", *background, *arguments]
     expanded = values.read_flags_from_files(words, force_gnu=False)
     foreign = [n for n in self._chosen(expanded[1:]).values() if n and ":" in n]
     self.define(values, foreign)
@@ -129,6 +137,14 @@ class Program:
       name for name in by_hand if values[name].present
     }  # `values` may hold absl's own flags too.
     return Given(self, values, frozenset(present), frozenset(typed), tuple(rest[1:]))
+
+  def flags_of(self, selected: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from `jsharp.options.select` of its description, by names of flags."""
+    choices, found = self.choices(), {}
+    for path, value in selected.items():
+      choice = choices.get(path)
+      found.setdefault(choice.flag if choice else path.rpartition(".")[2], value)
+    return found
 
   def _chosen(self, words: Sequence[str]) -> dict[str, str | None]:
     """The names that a command line chooses, read before its flags are defined."""

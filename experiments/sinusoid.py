@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import _few_shot, _program
 from experiments._flags import Choice, Group, Program
-from experiments._program import Experiment, Parts
+from experiments._program import Experiment, Measure, Parts
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution

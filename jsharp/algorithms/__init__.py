@@ -1,6 +1,13 @@
 """Meta-learning algorithms: one file, one constructor, one paper."""
 
-from jsharp.algorithms._options import Algorithm, Made, OuterLoop, Problem, Sharpness
+from jsharp.algorithms._options import (
+  Algorithm,
+  Made,
+  OuterLoop,
+  Phases,
+  Problem,
+  Sharpness,
+)
 from jsharp.algorithms._per_step import batch_loss_with_statistics
 from jsharp.algorithms._phases import annealed_step_weights
 from jsharp.algorithms.anil import anil
@@ -24,6 +31,7 @@ __all__ = [
   "InContext",
   "Made",
   "OuterLoop",
+  "Phases",
   "PlusPlusParams",
   "Problem",
   "Sharpness",
