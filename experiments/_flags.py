@@ -1,8 +1,8 @@
 """From descriptions to flags and back: names, defaults, help and refusals.
 
-A program names the descriptions that it is made of. Their options become absl flags; the
-values of the flags become the descriptions again. Nothing heavy is imported until then:
-`--help` and refusals read descriptions by `jsharp._catalogue`.
+A program names the descriptions that it is made of. Their options become absl flags;
+the values of the flags become the descriptions again. Nothing heavy is imported until
+then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 """
 
 import dataclasses

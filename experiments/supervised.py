@@ -53,7 +53,7 @@ def build(settings: SimpleNamespace) -> Any:
   image = jnp.zeros((1, *train.images.shape[1:]), jnp.float32)
   variables = init_fn(jax.random.key(settings.seed), image)
   optimizer = supervised_parts.make_optimizer(settings, **length)
-  centre = jsharp.centre if settings.algorithm == "momentum_sam" else None
+  centre = jsharp.perturbations.centre if settings.algorithm == "momentum_sam" else None
   algorithm = supervised(loss_fn, optimizer, centre=centre)
 
   draw = functools.partial(

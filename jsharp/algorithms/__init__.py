@@ -6,6 +6,7 @@ from jsharp.algorithms._options import (
   OuterLoop,
   Phases,
   Problem,
+  SecondOrderOptions,
   Sharpness,
 )
 from jsharp.algorithms._per_step import batch_loss_with_statistics
@@ -34,6 +35,7 @@ __all__ = [
   "Phases",
   "PlusPlusParams",
   "Problem",
+  "SecondOrderOptions",
   "Sharpness",
   "WithInnerState",
   "WithPrototypes",

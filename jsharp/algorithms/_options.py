@@ -139,6 +139,14 @@ class Algorithm(Options):
     """Whether the inner loop changes the scale and offset of normalisation."""
     return False
 
+  def leaner(self) -> "list[Algorithm]":
+    """The same algorithm in less memory, the fastest way first; itself at the start."""
+    return [self]
+
+  def uses_running_statistics(self) -> bool:
+    """Whether running statistics normalise at validation and test."""
+    return False
+
   def last_phase(self) -> "Algorithm":
     """The algorithm as it is at the end of training, for measuring its speed."""
     return self
@@ -236,6 +244,9 @@ class SecondOrderOptions(Algorithm):
     "inner steps on).",
     role=Role.MACHINE,
   )
+
+  def leaner(self) -> list[Algorithm]:
+    return [self, self.replace(second_order="forward_over_reverse")]
 
   def remembering(self, loss_fn: LossFn) -> tuple[LossFn, dict[str, Any]]:
     """The loss of the inner loop, and constructor options that keep the query's."""

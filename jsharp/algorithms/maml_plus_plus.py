@@ -46,6 +46,7 @@ import optax
 from jsharp._checks import check_count, check_rates, check_steps
 from jsharp.algorithms._bundle import evaluation
 from jsharp.algorithms._options import (
+  Algorithm,
   InnerLoop,
   Made,
   NormOptions,
@@ -443,6 +444,12 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
 
   def adapts_norm(self) -> bool:
     return self.adapt_norm and not self.per_step_norm
+
+  def leaner(self) -> list[Algorithm]:
+    return [self] if self.running_statistics else super().leaner()
+
+  def uses_running_statistics(self) -> bool:
+    return self.running_statistics
 
   def last_phase(self) -> "MAMLPlusPlus":
     return self.replace(multi_step_loss_steps=0, first_order_steps=0)

@@ -1,6 +1,7 @@
 """Measurements of a trained model's loss surface."""
 
 from jsharp.analysis._estimates import Estimate
+from jsharp.analysis.drawing import plot_contours, plot_lines, plot_surfaces
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,
@@ -43,6 +44,9 @@ __all__ = [
   "meta_objective",
   "one_task",
   "per_task",
+  "plot_contours",
+  "plot_lines",
+  "plot_surfaces",
   "principal_directions",
   "project",
   "rank_correlation",
