@@ -5,6 +5,7 @@ the values of the flags become the descriptions again. Nothing heavy is imported
 then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 """
 
+import contextlib
 import dataclasses
 import sys
 import textwrap
@@ -140,7 +141,8 @@ class Program:
 
   def flags_of(self, selected: Mapping[str, Any]) -> dict[str, Any]:
     """Values from `jsharp.options.select` of its description, by names of flags."""
-    choices, found = self.choices(), {}
+    choices = self.choices()
+    found: dict[str, Any] = {}
     for path, value in selected.items():
       choice = choices.get(path)
       found.setdefault(choice.flag if choice else path.rpartition(".")[2], value)
@@ -449,6 +451,19 @@ def _wrap(text: str) -> list[str]:
   )
 
 
+def words(values: Mapping[str, Any]) -> list[str]:
+  """Flags by name as the words of a command line."""
+  found = []
+  for name, value in values.items():
+    if isinstance(value, bool):
+      found.append(f"--{name}" if value else f"--no{name}")
+    else:
+      listed = value if isinstance(value, list | tuple) else [value]
+      found.append(f"--{name}={','.join(map(str, listed))}")
+  return found
+
+
 def say(line: str) -> None:
   """One line on standard error, which a closed terminal does not turn into an error."""
-  print(line, file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)

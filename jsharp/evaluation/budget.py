@@ -1,13 +1,16 @@
-"""Budgets in gradients of single examples: what a run costs, how far a budget goes.
+"""Budgets of training: in meta-steps, in gradients of single examples, in minutes.
 
-The unit is a forward and a backward pass of the whole network for one example; what
-an algorithm's steps cost in it is part of its description
+The unit of a gradient is a forward and a backward pass of the whole network for one
+example. What a meta-step costs in it is part of an algorithm's description
 (`jsharp.algorithms.Algorithm.phases`).
 """
 
 import math
+from typing import Any, NamedTuple
 
 from jsharp.algorithms import Phases
+
+UNITS = ("steps", "gradients", "minutes")
 
 
 def gradients_per_task(phases: Phases, num_steps: int) -> float:
@@ -33,11 +36,11 @@ def gradients_per_task(phases: Phases, num_steps: int) -> float:
 
 
 def steps_paid(phases: Phases, amount: float, *, num_tasks: int) -> float:
-  """How many meta-steps a budget pays for.
+  """How many meta-steps a number of gradients pays for.
 
   Args:
     phases: as for `gradients_per_task`.
-    amount: the budget in gradients of single examples, for all tasks together.
+    amount: gradients of single examples, of all tasks together.
     num_tasks: tasks per meta-step.
 
   Returns:
@@ -55,3 +58,70 @@ def steps_paid(phases: Phases, amount: float, *, num_tasks: int) -> float:
     amount -= price * (end - begin)
     begin = end
   return begin + amount / price
+
+
+class Budget(NamedTuple):
+  """What every run of a comparison may cost.
+
+  Attributes:
+    unit: "steps" (meta-steps), "gradients" (of single examples) or "minutes" (of
+      training).
+    amount: how many.
+  """
+
+  unit: str
+  amount: float
+
+  @classmethod
+  def from_table(cls, table: Any) -> "Budget":
+    """Reads a budget from a table with one entry, as TOML has it.
+
+    Args:
+      table: such as `{"steps": 2000}`.
+
+    Raises:
+      ValueError: if it is no table of one positive number.
+    """
+    if not isinstance(table, dict) or len(table) != 1 or table.keys() - set(UNITS):
+      raise ValueError(
+        f"budget must name exactly one of {', '.join(UNITS)}, got {table!r}; for "
+        "example [budget] and below it steps = 2000"
+      )
+    ((unit, amount),) = table.items()
+    if type(amount) not in (int, float) or not 0 < amount < math.inf:
+      raise ValueError(f"budget.{unit} must be a positive number, got {amount!r}")
+    return cls(unit, float(amount))
+
+  def num_steps(
+    self, phases: Phases, *, num_tasks: int, tasks_per_second: float | None = None
+  ) -> int:
+    """The whole meta-steps that it pays for.
+
+    Args:
+      phases: as for `gradients_per_task`.
+      num_tasks: tasks per meta-step.
+      tasks_per_second: for a budget in minutes, as measured in the last phase; a task
+        of another phase takes longer or shorter in proportion to its gradients.
+
+    Raises:
+      ValueError: if it pays for less than one.
+
+    Example:
+      >>> phases = [(10.0, 5.0), (math.inf, 20.0)]
+      >>> Budget("gradients", 900.0).num_steps(phases, num_tasks=2)
+      30
+      >>> Budget("minutes", 1.0).num_steps(phases, num_tasks=2, tasks_per_second=0.75)
+      30
+    """
+    steps = self.amount
+    if self.unit == "gradients":
+      steps = steps_paid(phases, self.amount, num_tasks=num_tasks)
+    elif self.unit == "minutes":
+      assert tasks_per_second is not None
+      gradients = 60 * self.amount * tasks_per_second * phases[-1][1]
+      steps = steps_paid(phases, gradients, num_tasks=num_tasks)
+    if steps < 1:
+      raise ValueError(
+        f"the budget of {self.amount:g} {self.unit} does not pay for one meta-step"
+      )
+    return int(steps)
