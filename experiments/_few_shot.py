@@ -176,7 +176,8 @@ class Members(NamedTuple):
 
   def evaluator(self, way: int, query_loss_fn: Any, **adapt: Any) -> Callable[..., Any]:
     """`evaluate_tasks(params, tasks) -> metrics` by some query loss."""
-    from jsharp.evaluation import evaluator, evaluator_over_seeds
+    from jsharp.evaluation import evaluator
+    from jsharp.training.over_seeds import evaluator_over_seeds
 
     first = self.learners[0]
     options = {**first.made.at_test, **adapt}
@@ -187,7 +188,7 @@ class Members(NamedTuple):
     )
     if len(self.learners) == 1:
       return evaluate
-    return evaluator_over_seeds(evaluate, len(self.learners))
+    return evaluator_over_seeds(evaluate, num_seeds=len(self.learners))
 
   def trained(self, params: Any) -> dict[str, Learner]:
     """The learners with trained parameters, by the folder that each is saved in."""
@@ -305,8 +306,8 @@ def load(description: Any) -> dict[str, Dataset]:
     raise ValueError(
       f"the images of --test_dataset={description.test_data.name} are "
       f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a "
-      "model takes one shape: where only height and width differ pass --image_size, where "
-      "the channels differ the two cannot be combined"
+      "model takes one shape: where only height and width differ pass --image_size, "
+      "where the channels differ the two cannot be combined"
     )
   return {**splits, "test": other}
 

@@ -211,7 +211,8 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
   from jsharp._files import write_atomically
-  from jsharp.training import RunDirectory, execution_for, processes
+  from jsharp.core.execution import Execution
+  from jsharp.training import RunDirectory, processes
 
   with contextlib.ExitStack() as stack:
     try:
@@ -220,10 +221,8 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
         run_dir = elsewhere or run_dir
       use_compilation_cache(description.run.compilation_cache_dir)
       description = _with_devices(description)
-      execution = execution_for(
-        task_chunk=machine.task_chunk,
-        convolution=machine.convolution,
-        deterministic=machine.deterministic,
+      execution = Execution(
+        task_chunk="in_order" if machine.deterministic else machine.task_chunk
       )
       if machine.memory_budget is None or experiment.leaner is None:
         parts = experiment.build(description, execution)
@@ -238,7 +237,9 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
       )
     except (ValueError, OSError) as error:
       code = refuse(experiment.name, message(error))
-      if machine.is_distributed and processes.has_joined():
+      import jax
+
+      if machine.is_distributed and jax.distributed.is_initialized():
         processes.leave(code)
       return code
     stack.enter_context(directory)
@@ -288,7 +289,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
   machine = description.machine
   budget = memory_budget.in_bytes(machine.memory_budget)
   for leaner, chosen in experiment.leaner(description):
-    way = execution.replace(task_chunk=chosen["task_chunk"])
+    way = dataclasses.replace(execution, task_chunk=chosen["task_chunk"])
     parts = experiment.build(leaner, way)
     needed = memory_budget.needed_bytes(
       parts.algorithm,
@@ -396,14 +397,8 @@ def _train(
   from jsharp import learners
   from jsharp._files import write_atomically
   from jsharp.evaluation import curves, report
-  from jsharp.training import (
-    NonFiniteLossError,
-    Peers,
-    StopRequested,
-    StopSignal,
-    is_first,
-    train,
-  )
+  from jsharp.training import NonFiniteLossError, StopRequested, StopSignal, train
+  from jsharp.training.processes import Peers, is_first
 
   validate = parts.validate
   with StopSignal() as stop:

@@ -22,6 +22,7 @@ _MODULES = (
   "core",
   "data",
   "evaluation",
+  "learners",
   "losses",
   "models",
   "nn",
@@ -50,14 +51,18 @@ _MODULE_OF = {
   "ridge": "jsharp.algorithms",
   "sharp_maml": "jsharp.algorithms",
   "after_adaptation": "jsharp.core",
+  "Execution": "jsharp.core",
   "inner_loop": "jsharp.core",
+  "on_query": "jsharp.core",
   "learned_rates": "jsharp.core",
   "learned_step_rates": "jsharp.core",
   "over_tasks": "jsharp.core",
   "stop_gradient": "jsharp.core",
   "evaluate": "jsharp.evaluation",
   "mean_and_ci95": "jsharp.evaluation",
-  # Add `load` and `save` of jsharp.learners here and to the imports below.
+  "build": "jsharp.learners",
+  "load": "jsharp.learners",
+  "save": "jsharp.learners",
   "asam": "jsharp.perturbations",
   "friendly_sam": "jsharp.perturbations",
   "functional_sam": "jsharp.perturbations",
@@ -88,6 +93,7 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp import core as core
   from jsharp import data as data
   from jsharp import evaluation as evaluation
+  from jsharp import learners as learners
   from jsharp import losses as losses
   from jsharp import models as models
   from jsharp import nn as nn
@@ -111,14 +117,19 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp.algorithms.reptile import reptile as reptile
   from jsharp.algorithms.ridge import ridge as ridge
   from jsharp.algorithms.sharp_maml import sharp_maml as sharp_maml
+  from jsharp.core import Execution as Execution
   from jsharp.core import after_adaptation as after_adaptation
   from jsharp.core import inner_loop as inner_loop
   from jsharp.core import learned_rates as learned_rates
   from jsharp.core import learned_step_rates as learned_step_rates
+  from jsharp.core import on_query as on_query
   from jsharp.core import over_tasks as over_tasks
   from jsharp.core import stop_gradient as stop_gradient
   from jsharp.evaluation import evaluate as evaluate
   from jsharp.evaluation import mean_and_ci95 as mean_and_ci95
+  from jsharp.learners import build as build
+  from jsharp.learners import load as load
+  from jsharp.learners import save as save
   from jsharp.perturbations import asam as asam
   from jsharp.perturbations import friendly_sam as friendly_sam
   from jsharp.perturbations import functional_sam as functional_sam

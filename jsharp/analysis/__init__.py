@@ -9,7 +9,7 @@ from jsharp.analysis.hessian import (
   largest_eigenvalues,
 )
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
-from jsharp.analysis.meta_loss import meta_objective, one_task, per_task
+from jsharp.analysis.meta_loss import meta_objective, per_task
 from jsharp.analysis.ranks import (
   RankCorrelation,
   kendall_tau,
@@ -42,7 +42,6 @@ __all__ = [
   "largest_eigenvalues",
   "line",
   "meta_objective",
-  "one_task",
   "per_task",
   "plot_contours",
   "plot_lines",

@@ -8,6 +8,7 @@ from jsharp.core.adaptation import (
   split,
 )
 from jsharp.core.descent import ValueAndGradFn, descend
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import (
   after_adaptation,
   on_query,
@@ -23,6 +24,7 @@ from jsharp.core.transforms import (
 )
 
 __all__ = [
+  "Execution",
   "LearnedStepRatesState",
   "ValueAndGradFn",
   "adapted_value_and_grad",

@@ -13,6 +13,7 @@ from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
 from jsharp.evaluation.report import csv_table, environment, protocol_card, summarise
 from jsharp.evaluation.tasks import (
   evaluate,
+  evaluator,
   mean_and_ci95,
   task_list,
   transductive_and_inductive,
@@ -26,6 +27,7 @@ __all__ = [
   "environment",
   "evaluate",
   "evaluate_ensemble",
+  "evaluator",
   "half_width_over_seeds",
   "interval",
   "log_probabilities",
