@@ -117,8 +117,7 @@ class Plan:
         tasks_per_second=tasks_per_second,
       )
     except ValueError as error:
-      message = f"methods.{method}: {error}; raise it or lower num_tasks"
-      raise ValueError(message) from error
+      raise ValueError(f"methods.{method}: {error}") from error
 
   def record(self) -> dict[str, Any]:
     """All that decides what is trained and tested, ready for JSON; no directories."""

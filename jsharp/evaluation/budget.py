@@ -122,6 +122,7 @@ class Budget(NamedTuple):
       steps = steps_paid(phases, gradients, num_tasks=num_tasks)
     if steps < 1:
       raise ValueError(
-        f"the budget of {self.amount:g} {self.unit} does not pay for one meta-step"
+        f"the budget of {self.amount:g} {self.unit} does not pay for one meta-step; "
+        "raise it or lower num_tasks"
       )
     return int(steps)

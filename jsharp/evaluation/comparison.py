@@ -133,7 +133,7 @@ def compare(
   """
   arrays = {name: np.asarray(values, np.float64) for name, values in results.items()}
   if baseline is None:
-    return [Row(n, *v.shape, interval(v), None) for n, v in arrays.items()]
+    return [_row(name, values, None) for name, values in arrays.items()]
   if baseline not in results:
     raise ValueError(
       f"baseline {baseline!r} is not among the methods {', '.join(results)}"
@@ -155,8 +155,13 @@ def compare(
         f"{reference.shape}; a paired comparison needs the same ones"
       )
     difference = None if name == baseline else interval(values - reference)
-    rows.append(Row(name, *values.shape, interval(values), difference))
+    rows.append(_row(name, values, difference))
   return rows
+
+
+def _row(name: str, values: np.ndarray, difference: Interval | None) -> Row:
+  value, (num_seeds, num_tasks) = interval(values), values.shape
+  return Row(name, num_seeds, num_tasks, value, difference)
 
 
 def markdown(
