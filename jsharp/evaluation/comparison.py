@@ -40,8 +40,7 @@ class Row(NamedTuple):
     num_seeds: runs.
     num_tasks: test tasks.
     value: what was measured.
-    difference: from the baseline; None for the baseline itself, and where there is
-      no baseline.
+    difference: from the baseline; None for the baseline itself, or without one.
   """
 
   name: str
