@@ -184,11 +184,16 @@ class Program:
     found = {cls.name: cls for cls in _classes(choice, foreign)}
     if name in found:
       lines += _help_of(found[name], self.defaults)
-    others = [other for other in names if other != name and fields(found[other])]
+    shown = {field.name for field in fields(found[name])} if name in found else set()
+    others = [
+      other
+      for other in names
+      if any(field.name not in shown for field in fields(found[other]))
+    ]
     if others and choice.default is not None:
-      shown = ", ".join(others)
+      have = "has" if len(others) == 1 else "have"
       lines += _wrap(
-        f"({shown} have options of their own: --{choice.flag}=NAME --help)"
+        f"({', '.join(others)} {have} other options: --{choice.flag}=NAME --help)"
       )
     return lines
 
@@ -230,7 +235,8 @@ class Given(NamedTuple):
     """Flags that were given and that nothing chosen reads.
 
     Raises:
-      ValueError: if one of them was typed by hand, with another value than its default.
+      ValueError: if one of them is an algorithm's and was typed by hand, with another
+        value than its default: nobody should believe in an effect that is not there.
     """
     read = set()
     foreign = _foreign(map(self.name_of, self.program.choices().values()))
@@ -245,7 +251,8 @@ class Given(NamedTuple):
     left = sorted(n for n in self.present & owners.keys() if n not in read)
     for name in left:
       flag = self.values[name]
-      if name in self.typed and flag.value != flag.default:
+      is_of_algorithm = owners[name][0][0].kind == "algorithm"
+      if is_of_algorithm and name in self.typed and flag.value != flag.default:
         raise ValueError(self._refusal(name, owners[name]))
     return left
 

@@ -164,7 +164,7 @@ def _measures(options: Mapping[str, Any]) -> dict[str, Measure]:
   key = jax.random.fold_in(jax.random.key(options["seed"]), 2)
 
   def eigenvalue(parts: landscape_parts.Parts, stop: StopSignal) -> dict[str, float]:
-    found = analysis.eigenvalues(
+    found = analysis.largest_eigenvalues(
       parts.loss,
       parts.params,
       num_steps=options["hessian_steps"],

@@ -11,7 +11,7 @@ import jax
 from experiments.method_flags import SECOND_ORDER
 from experiments.session import Parts
 from jsharp.training.devices import replicate, task_mesh
-from jsharp.training.dispatch import BlockRunner
+from jsharp.training.dispatch import Dispatcher
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
 _UNITS |= {"GIB": 2**30}
@@ -89,11 +89,11 @@ def needed_bytes(parts: Parts) -> int:
   if loop.get("num_devices", 1) > 1:
     mesh = task_mesh(loop["num_devices"], num_tasks=loop["num_tasks"])
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
-  blocks = BlockRunner(
+  dispatcher = Dispatcher(
     parts.algorithm, parts.sample_tasks, num_tasks=loop["num_tasks"], mesh=mesh
   )
-  blocks.compile(state, data)
-  needed = blocks.needed_bytes
+  dispatcher.compile(state, data)
+  needed = dispatcher.needed_bytes
   if needed is None:
     raise ValueError(
       "--memory_budget needs a compiler that says how much memory a program takes, "

@@ -14,7 +14,7 @@ is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from jsharp._version import __version__ as __version__
 
 _MODULES = (
   "algorithms",

@@ -115,6 +115,10 @@ def check_nonnegative(name: str, value: Any) -> None:
 
   Example:
     >>> check_nonnegative("rho", 0.05)
+    >>> check_nonnegative("rho", -1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: rho must be finite and at least 0, got -1.0; pass for example rho=0.05
   """
   if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
     raise ValueError(

@@ -39,8 +39,9 @@ def one_core_each() -> bool:
   less arithmetic win that threads would have to wait for each other in.
 
   Example:
-    >>> one_core_each() in (True, False)
-    True
+    >>> with assume_one_core_each(False):
+    ...   one_core_each()
+    False
   """
   assumed = _ASSUMED.get()
   if assumed is not None:

@@ -1,4 +1,4 @@
-"""The nouns shared by every room: batches, tasks, state, the algorithm bundle.
+"""The types that all of jsharp shares: batches, tasks, state, the algorithm bundle.
 
 All of them are NamedTuples, so they are pytrees: `jax.tree.map`, `jax.jit` and
 `jax.vmap` accept them as they are. Build and read them by name.

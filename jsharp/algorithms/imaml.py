@@ -50,7 +50,7 @@ from jsharp.core.adaptation import (
 )
 from jsharp.core.objectives import on_query
 from jsharp.options import at_least, option, positive
-from jsharp.tree import inner_product, length, unit
+from jsharp.tree import add_scaled, inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -258,9 +258,6 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   scale = length(vector)
   start = unit(vector)
 
-  def along(x: Params, step: jax.Array, direction: Params) -> Params:
-    return jax.tree.map(lambda a, b: a + step.astype(a.dtype) * b, x, direction)
-
   def step(_: Any, carry: Any) -> Any:
     x, residual, direction, square = carry
     product = matrix(direction)
@@ -269,13 +266,13 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
     curvature = jnp.where(jnp.isinf(curvature), jnp.nan, curvature)
     goes_on = ~((curvature <= 0) | (square == 0))
     size = square / jnp.where(goes_on, curvature, 1)
-    residual = along(residual, -size, product)
+    residual = add_scaled(residual, -size, product)
     new_square = inner_product(residual, residual)
     ratio = new_square / jnp.where(goes_on, square, 1)
     new = (
-      along(x, size, direction),
+      add_scaled(x, size, direction),
       residual,
-      along(residual, ratio, direction),
+      add_scaled(residual, ratio, direction),
       new_square,
     )
     # Nothing changes at a stop, so the next step comes to the same end.

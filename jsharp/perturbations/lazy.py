@@ -10,7 +10,7 @@ from jsharp._checks import check_count, check_nonnegative
 from jsharp.perturbations.ascent import sam_ascent
 from jsharp.perturbations.link import check_update_arguments
 from jsharp.perturbations.variants import sam
-from jsharp.tree import length, orthogonal_part, unit
+from jsharp.tree import add_scaled, length, orthogonal_part, unit
 
 
 def sam_every(
@@ -169,9 +169,7 @@ def looksam(
 
     def reuse() -> tuple[Any, Any, Any]:
       size = alpha * length(updates)
-      again = jax.tree.map(
-        lambda g, v: g + size.astype(g.dtype) * v, updates, state.flat
-      )
+      again = add_scaled(updates, size, state.flat)
       return again, state.ascent, state.flat
 
     gradient, ascent_state, flat = jax.lax.cond(state.step % every == 0, look, reuse)

@@ -175,8 +175,8 @@ def parts_of_cpu() -> Mesh | None:
     A mesh with the one axis "parts"; None where there is one device, or they are not.
 
   Example:
-    >>> parts_of_cpu() is None or jax.device_count() > 1
-    True
+    >>> print(parts_of_cpu())  # with one device
+    None
   """
   several = jax.local_device_count() > 1 and jax.process_count() == 1
   if not several or jax.default_backend() != "cpu" or not one_core_each():

@@ -1,4 +1,4 @@
-"""The meta-training loop: blocks of steps, records, checkpoints, resuming.
+"""The meta-training loop: dispatches, records, checkpoints, resuming.
 
 Parameters, optimizer state and the tasks drawn depend on nothing but the initial
 parameters, the data and the step. So a run that was killed goes on from its newest
@@ -25,7 +25,7 @@ import numpy as np
 from jsharp._checks import check_count, check_nonnegative
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.devices import one_copy, replicate, task_mesh
-from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, SampleFn
+from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
 from jsharp.training.processes import Peers, is_first
 from jsharp.training.records import Records
 from jsharp.training.run_directory import RunDirectory
@@ -108,12 +108,12 @@ def train(
     log_every: meta-steps per line of metrics.
     eval_every: meta-steps between validations; the last step is always validated.
     checkpoint_seconds: at most about so much work is lost when the process is
-      killed; 0 saves after every block of steps.
+      killed; 0 saves after every dispatch.
     validate: `validate(params) -> metrics`, plain numbers. It may call
       `stop.check()`; a validation cut short is made up for on resume.
     score: which of the validation's metrics decides what is best, larger is better;
       or a function of all of them. The earlier of two equal ones stays.
-    stop: looked at between blocks, which take about a second.
+    stop: looked at between dispatches, which take about a second.
     progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
       nothing.
     unit: what `num_tasks` counts, as the records, the display and errors name it.
@@ -171,7 +171,7 @@ def train(
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
   stop = stop or StopSignal()
   checkpoints = Checkpoints(run.path / "checkpoints")
-  # A copy: the blocks consume their argument, and `params` stay the caller's.
+  # A copy: a dispatch consumes its argument, and `params` stay the caller's.
   state = jax.tree.map(
     lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), algorithm.init(params)
   )
@@ -185,7 +185,7 @@ def train(
   # written and before the checkpoint that could know of it.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
-  blocks = BlockRunner(
+  dispatcher = Dispatcher(
     algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
   )
   if mesh is None:
@@ -227,8 +227,8 @@ def train(
           judged = True
         except StopRequested:
           interrupted = True
-      interrupted, blocks.length = peers.agree(
-        stop=interrupted or stop.requested, length=blocks.length
+      interrupted, dispatcher.length = peers.agree(
+        stop=interrupted or stop.requested, length=dispatcher.length
       )
       if interrupted and not stop.requested:
         stop.request()  # Another process was asked to.
@@ -237,13 +237,13 @@ def train(
         saved_at = save()
       if over:
         break
-      if not blocks.compiled:
+      if not dispatcher.compiled:
         records.note("compiling the training step")
-        blocks.compile(state, data)
+        dispatcher.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
       with peers.patience("the other processes"):
-        state, done = blocks.run(state, data, boundary)
+        state, done = dispatcher.run(state, data, boundary)
       step += done.num_steps
       records.add(step, done)
       if done.error:

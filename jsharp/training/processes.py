@@ -2,7 +2,7 @@
 
 All of them run the same program on the same tasks and states; the first one alone
 keeps records and checkpoints. They have to agree on what only one of them knows: a
-signal that asked for a stop, the length of the next block, the checkpoint to go on
+signal that asked for a stop, the length of the next dispatch, the checkpoint to go on
 from.
 
 A process that dies is noticed by JAX's own heartbeats, which end the others. One that
@@ -98,8 +98,10 @@ def leave(code: int) -> NoReturn:
     code: the exit code.
 
   Example:
-    >>> callable(leave)
-    True
+    >>> import subprocess
+    >>> code = "from jsharp.training import processes; processes.leave(3)"
+    >>> subprocess.run([sys.executable, "-c", code]).returncode
+    3
   """
   sys.stdout.flush()
   sys.stderr.flush()

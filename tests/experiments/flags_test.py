@@ -10,14 +10,14 @@ import sys
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
+from experiments import _program, miniimagenet, omniglot, sinusoid
 from jsharp import _catalogue
 from jsharp.options import Options, fields
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = {
   module.EXPERIMENT.name: module.EXPERIMENT
-  for module in (miniimagenet, omniglot, sinusoid, supervised)
+  for module in (miniimagenet, omniglot, sinusoid)
 }
 META_LEARNING = ("miniimagenet", "omniglot", "sinusoid")
 FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
@@ -286,14 +286,19 @@ class UnreadTest(parameterized.TestCase):
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "--proximity has no effect .*imaml: drop"),
     (["--algorithm=protonet", "--inner_lr=3"], "--inner_lr has no effect .*protonet"),
-    (["--model=mlp", "--num_filters=3"], "--num_filters has no effect .*mlp.* conv4"),
-    (["--dataset=characters", "--rotate_test"], "--rotate_test has no .* omniglot:"),
     (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
     (["--reuse_perturbation"], "--reuse_perturbation has no .*sharp_maml_both"),
   )
   def test_those_typed_by_hand_are_refused(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):
       self.describe(*arguments)
+
+  @parameterized.parameters(
+    (["--model=mlp", "--num_filters=3"], "left out.*: --num_filters$"),
+    (["--dataset=characters", "--rotate_test"], "left out.*: --rotate_test$"),
+  )
+  def test_those_of_another_network_or_dataset_are_left_out(self, arguments, message):
+    self.assertRegex(self.describe(*arguments)[1].strip(), message)
 
   def test_a_flag_typed_after_its_flagfile_counts_as_typed(self):
     path = ROOT / "experiments" / "flagfiles" / "quickstart.txt"
@@ -333,7 +338,9 @@ class HelpTest(parameterized.TestCase):
     text = omniglot.EXPERIMENT.program.help([f"--algorithm={algorithm}"])
     for field in fields(_catalogue.outlines("algorithm")[algorithm]):
       self.assertRegex(text, rf"--(\[no\])?{field.name}:")
-    self.assertRegex(text, r"maml_plus_plus, .* have\s+options of their own")
+    self.assertRegex(
+      text, r"(?s)maml_plus_plus,.* have\s+other\s+options: --algorithm=NAME"
+    )
 
 
 def _names_in(description):

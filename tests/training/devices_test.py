@@ -23,7 +23,7 @@ from jsharp.data import sinusoid, task_key
 from jsharp.evaluation import tasks as evaluation
 from jsharp.models import MLP, Conv4, as_functions
 from jsharp.training import devices
-from jsharp.training.dispatch import make_block
+from jsharp.training.dispatch import make_dispatch
 from jsharp.training.loop import train
 from jsharp.training.mixture import mixture
 from jsharp.training.over_seeds import over_seeds
@@ -68,12 +68,12 @@ def sine_learner(name="maml", **options):
 
 
 def steps(algorithm, draw, num_devices, params, *, num_steps=3, data=None):
-  """The block after some steps, on the host."""
+  """The dispatch of some steps, on the host."""
   mesh = devices.task_mesh(num_devices, num_tasks=NUM_TASKS)
-  run_block = make_block(algorithm, draw, capacity=num_steps, mesh=mesh)
+  dispatch = make_dispatch(algorithm, draw, capacity=num_steps, mesh=mesh)
   state = devices.replicate(algorithm.init(params), mesh)
   data = devices.replicate(data, mesh)
-  return jax.device_get(jax.jit(run_block)(state, jnp.int32(num_steps), data))
+  return jax.device_get(jax.jit(dispatch)(state, jnp.int32(num_steps), data))
 
 
 class OnEightDevices(parameterized.TestCase):
@@ -158,9 +158,9 @@ class OnEightDevices(parameterized.TestCase):
       broken = jnp.where(number == 5, jnp.nan, 1.0)[:, None, None]
       return jax.tree.map(lambda x: x * broken, tasks)
 
-    block = steps(sine_learner(), draw, 4, start())
-    self.assertEqual((bool(block.finite), int(block.num_done)), (False, 0))
-    self.assertEqual(np.flatnonzero(np.isnan(block.metrics["loss"][0])).tolist(), [5])
+    result = steps(sine_learner(), draw, 4, start())
+    self.assertEqual((bool(result.finite), int(result.num_done)), (False, 0))
+    self.assertEqual(np.flatnonzero(np.isnan(result.metrics["loss"][0])).tolist(), [5])
 
   def test_a_run_goes_on_with_another_number_of_devices(self):
     algorithm = sine_learner(task_chunk="in_order")
@@ -260,7 +260,7 @@ class DevicesTest(absltest.TestCase):
     # As --deterministic has it: else products and sums are contracted, or not, as
     # fusions fall.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX"
-    run_on_eight(self, "tests.devices_test", num_tests=16, xla_flags=flags)
+    run_on_eight(self, "tests.training.devices_test", num_tests=16, xla_flags=flags)
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):
