@@ -5,6 +5,7 @@ the values of the flags become the descriptions again. Nothing heavy is imported
 then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 """
 
+import contextlib
 import dataclasses
 import sys
 import textwrap
@@ -102,12 +103,20 @@ class Program:
           found.setdefault(field.name, []).append((cls, field))
     return found
 
-  def parse(self, arguments: Sequence[str], values: flags.FlagValues) -> "Given":
+  def parse(
+    self,
+    arguments: Sequence[str],
+    values: flags.FlagValues,
+    *,
+    background: Sequence[str] = (),
+  ) -> "Given":
     """Defines the flags, parses a command line and tells where its flags came from.
 
     Args:
       arguments: the words after the program's name.
       values: where flags are defined and parsed.
+      background: words read before them, as those of a flagfile are: what nothing
+        reads of them is no error.
 
     Returns:
       What was given.
@@ -116,7 +125,7 @@ class Program:
       flags.Error: for a flag that is unknown or refused.
       ValueError: for a description of one's own that cannot be imported.
     """
-    words = ["program", *arguments]
+    words = ["program", *background, *arguments]
     expanded = values.read_flags_from_files(words, force_gnu=False)
     foreign = _foreign(self._chosen(expanded[1:]).values())
     self.define(values, foreign)
@@ -129,6 +138,15 @@ class Program:
       name for name in by_hand if values[name].present
     }  # `values` may hold absl's own flags too.
     return Given(self, values, frozenset(present), frozenset(typed), tuple(rest[1:]))
+
+  def flags_of(self, selected: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from `jsharp.options.select` of its description, by names of flags."""
+    choices = self.choices()
+    found: dict[str, Any] = {}
+    for path, value in selected.items():
+      choice = choices.get(path)
+      found.setdefault(choice.flag if choice else path.rpartition(".")[2], value)
+    return found
 
   def _chosen(self, words: Sequence[str]) -> dict[str, str | None]:
     """The names that a command line chooses, read before its flags are defined."""
@@ -445,6 +463,19 @@ def _wrap(text: str) -> list[str]:
   )
 
 
+def words(values: Mapping[str, Any]) -> list[str]:
+  """Flags by name as the words of a command line."""
+  found = []
+  for name, value in values.items():
+    if isinstance(value, bool):
+      found.append(f"--{name}" if value else f"--no{name}")
+    else:
+      listed = value if isinstance(value, list | tuple) else [value]
+      found.append(f"--{name}={','.join(map(str, listed))}")
+  return found
+
+
 def say(line: str) -> None:
   """One line on standard error, which a closed terminal does not turn into an error."""
-  print(line, file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 
@@ -77,6 +77,20 @@ class Parts:
   unit: str = "tasks"
 
 
+class Measure(NamedTuple):
+  """The test figure that comparisons of an experiment's runs read.
+
+  Attributes:
+    column: of `test_tasks.csv`; None for the last one.
+    scale: what it is multiplied by in tables; 100 for percent.
+    label: what tables call it.
+  """
+
+  column: str | None = "accuracy"
+  scale: float = 100.0
+  label: str = "accuracy, %"
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A question that is answered by training.
@@ -89,6 +103,7 @@ class Experiment:
     build: `build(description, execution) -> Parts`.
     leaner: `leaner(description)`: descriptions of the same run in less memory, the
       fastest first; None where it has no memory budget.
+    measure: what comparisons read.
   """
 
   program: Program
@@ -96,6 +111,7 @@ class Experiment:
   words: Callable[[Any], Sequence[str]]
   build: Callable[[Any, Execution], Parts]
   leaner: Callable[[Any], Iterator[tuple[Any, dict[str, Any]]]] | None = None
+  measure: Measure = Measure()
 
   @property
   def name(self) -> str:
@@ -139,18 +155,10 @@ def described(experiment: Experiment, given: Given) -> Any:
   Raises:
     ValueError: for flags that were typed and have no effect, or contradict each other.
   """
-  left_out = given.unread()
-  parts = given.build()
-  algorithm, sharpness = parts.get("algorithm"), parts.get("sharpness")
-  if algorithm is not None and sharpness is not None:
-    ineffective = sharpness.ineffective(algorithm)
-    from_files = {f: v for f, v in ineffective.items() if f not in given.typed}
-    left_out += from_files
-    parts["sharpness"] = sharpness.replace(**from_files)
+  description, left_out = describe(experiment, given)
   if left_out:
     names = ", ".join(f"--{flag}" for flag in left_out)
     say(f"{experiment.name}: left out, nothing chosen here reads them: {names}")
-  description = experiment.describe(parts)
   if description.run.run_dir is None:
     words = [word for word in experiment.words(description) if word]
     plain = json.dumps(identity(experiment, description), sort_keys=True)
@@ -159,6 +167,23 @@ def described(experiment: Experiment, given: Given) -> Any:
     run_dir = str(pathlib.Path("runs", name.replace(":", "-").replace("/", "-")))
     description = description.replace(run=description.run.replace(run_dir=run_dir))
   return description
+
+
+def describe(experiment: Experiment, given: Given) -> tuple[Any, list[str]]:
+  """The description that a command line asks for, and the flags that it left out.
+
+  Raises:
+    ValueError: for flags that were typed and have no effect, or contradict each other.
+  """
+  left_out = given.unread()
+  parts = given.build()
+  algorithm, sharpness = parts.get("algorithm"), parts.get("sharpness")
+  if algorithm is not None and sharpness is not None:
+    ineffective = sharpness.ineffective(algorithm)
+    from_files = {f: v for f, v in ineffective.items() if f not in given.typed}
+    left_out += from_files
+    parts["sharpness"] = sharpness.replace(**from_files)
+  return experiment.describe(parts), left_out
 
 
 def identity(experiment: Experiment, description: Options) -> dict[str, Any]:

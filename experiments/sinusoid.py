@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import _few_shot, _program
 from experiments._flags import Choice, Group, Program
-from experiments._program import Experiment, Parts
+from experiments._program import Experiment, Measure, Parts
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
@@ -179,6 +179,7 @@ EXPERIMENT = Experiment(
   _words,
   build,
   _few_shot.leaner,
+  Measure(None, 1.0, "mean squared error"),
 )
 
 if __name__ == "__main__":

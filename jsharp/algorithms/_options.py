@@ -125,8 +125,14 @@ class Algorithm(Options):
     Hessian-vector product counts as two. Free are a forward pass that only measures,
     and steps of a head alone. What `second_order` computes a second time is not
     priced: it belongs to the machine.
+
+    Raises:
+      ValueError: if the algorithm has no price.
     """
-    raise NotImplementedError
+    raise ValueError(
+      f"--algorithm={self.name} has no price in gradients; give its description a "
+      "method phases, as those in jsharp/algorithms have"
+    )
 
   def without_derivative(self) -> str | None:
     """Why the loss after adaptation has no derivative to measure; None if it has."""

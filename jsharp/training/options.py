@@ -213,9 +213,11 @@ class Placement(Options):
 
   role: ClassVar[Role] = Role.MACHINE
 
-  data_dir: str | None = option(None, "Directory that holds the files of the dataset.")
+  data_dir: str | None = option(
+    None, "Directory that holds the files of the dataset.", shared=True
+  )
   test_data_dir: str | None = option(
-    None, "Directory of --test_dataset. Default: as --data_dir."
+    None, "Directory of --test_dataset. Default: as --data_dir.", shared=True
   )
   images: Literal["auto", "device", "host"] = option(
     "auto",
