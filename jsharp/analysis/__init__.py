@@ -1,6 +1,7 @@
 """Measurements of a trained model's loss surface."""
 
 from jsharp.analysis._estimates import Estimate
+from jsharp.analysis.gap import generalisation_gap
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,
@@ -8,7 +9,10 @@ from jsharp.analysis.hessian import (
   largest_eigenvalues,
 )
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
+from jsharp.analysis.measures import Measures, rank_correlations, sharpness_table
 from jsharp.analysis.meta_loss import meta_objective, one_task, per_task
+from jsharp.analysis.objective import NetworkAlone, network_alone, objective
+from jsharp.analysis.plane import Plane
 from jsharp.analysis.ranks import (
   RankCorrelation,
   kendall_tau,
@@ -22,11 +26,15 @@ from jsharp.analysis.trajectory import (
   Projection,
   principal_directions,
   project,
+  square_axes,
 )
 
 __all__ = [
   "Eigenvalues",
   "Estimate",
+  "Measures",
+  "NetworkAlone",
+  "Plane",
   "PrincipalDirections",
   "Projection",
   "RankCorrelation",
@@ -35,18 +43,24 @@ __all__ = [
   "direction",
   "eigenvalues",
   "filter_normalise",
+  "generalisation_gap",
   "hessian_vector_product",
   "kendall_tau",
   "lanczos",
   "largest_eigenvalues",
   "line",
   "meta_objective",
+  "network_alone",
+  "objective",
   "one_task",
   "per_task",
   "principal_directions",
   "project",
   "rank_correlation",
+  "rank_correlations",
+  "sharpness_table",
   "spearman_rho",
+  "square_axes",
   "surface",
   "trace",
   "worst_case_rise",
