@@ -34,7 +34,7 @@ def build(settings: SimpleNamespace) -> Any:
 
   import jsharp
   from experiments import session, supervised_parts
-  from jsharp.algorithms.supervised import classifier, supervised
+  from jsharp.algorithms.supervised import classifier, examples_evaluator, supervised
   from jsharp.analysis import largest_eigenvalues
   from jsharp.data import examples
   from jsharp.evaluation.tasks import evaluate, mean_and_ci95
@@ -53,8 +53,9 @@ def build(settings: SimpleNamespace) -> Any:
   image = jnp.zeros((1, *train.images.shape[1:]), jnp.float32)
   variables = init_fn(jax.random.key(settings.seed), image)
   optimizer = supervised_parts.make_optimizer(settings, **length)
-  centre = jsharp.centre if settings.algorithm == "momentum_sam" else None
+  centre = jsharp.perturbations.centre if settings.algorithm == "momentum_sam" else None
   algorithm = supervised(loss_fn, optimizer, centre=centre)
+  evaluate_examples = examples_evaluator(loss_fn)
 
   draw = functools.partial(
     examples.sample_batch,
@@ -65,7 +66,7 @@ def build(settings: SimpleNamespace) -> Any:
 
   def measure(variables: Variables, data: Any, stop: Any) -> dict[str, np.ndarray]:
     return evaluate(
-      algorithm.evaluate,
+      evaluate_examples,
       variables,
       examples.example_at,
       data,

@@ -1,6 +1,7 @@
 """Measurements of a trained model's loss surface."""
 
 from jsharp.analysis._estimates import Estimate
+from jsharp.analysis.drawing import plot_contours, plot_lines, plot_surfaces
 from jsharp.analysis.gap import generalisation_gap
 from jsharp.analysis.hessian import (
   Eigenvalues,
@@ -10,7 +11,7 @@ from jsharp.analysis.hessian import (
 )
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
 from jsharp.analysis.measures import Measures, rank_correlations, sharpness_table
-from jsharp.analysis.meta_loss import meta_objective, one_task, per_task
+from jsharp.analysis.meta_loss import meta_objective, per_task
 from jsharp.analysis.objective import NetworkAlone, network_alone, objective
 from jsharp.analysis.plane import Plane
 from jsharp.analysis.ranks import (
@@ -52,8 +53,10 @@ __all__ = [
   "meta_objective",
   "network_alone",
   "objective",
-  "one_task",
   "per_task",
+  "plot_contours",
+  "plot_lines",
+  "plot_surfaces",
   "principal_directions",
   "project",
   "rank_correlation",

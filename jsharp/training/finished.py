@@ -7,7 +7,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from jsharp import _catalogue, options
-from jsharp.training.runs import WholeRun
+from jsharp.training.runs import AnyRun
 
 _DESCRIPTION = "description.json"
 _IDENTITY = "run.json"
@@ -33,7 +33,7 @@ class FinishedRun(NamedTuple):
 
   path: pathlib.Path
   experiment: str
-  description: WholeRun
+  description: AnyRun
   result: dict[str, Any]
   fingerprints: dict[str, str]
   digest: str
@@ -73,7 +73,7 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
       "training run"
     ) from error
   description = options.from_json(
-    WholeRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find
+    AnyRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find
   )
   try:
     result = json.loads((path / _RESULT).read_text())
@@ -108,7 +108,7 @@ def check_comparable(first: FinishedRun, other: FinishedRun) -> None:
     ValueError: naming what differs.
 
   Example:
-    >>> run = FinishedRun(pathlib.Path("A"), "omniglot", WholeRun(), {}, {"test": "1"},
+    >>> run = FinishedRun(pathlib.Path("A"), "omniglot", AnyRun(), {}, {"test": "1"},
     ...   "", 1, 1, False)
     >>> other = run._replace(path=pathlib.Path("B"), fingerprints={"test": "2"})
     >>> check_comparable(run, other)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from jsharp.algorithms import Algorithm, OuterLoop, Sharpness
+from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
 from jsharp.data import ImageSource
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
@@ -13,10 +13,22 @@ from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WholeRun(Options):
-  """What every run is, as `jsharp.training.read_run` reads it."""
+class AnyRun(Options):
+  """What every run is made of: where it lies and what it runs on."""
 
   kind: ClassVar[str] = "run"
+
+  run: Run = option(role=Role.MACHINE)
+  machine: Machine = option(role=Role.MACHINE)
+
+  @property
+  def num_tasks(self) -> int | None:
+    """Tasks per step that devices can share; None if there is nothing to share."""
+    return None
+
+  def asked(self) -> dict[str, Any]:
+    """What the result of the finished run has to report, for being what is asked."""
+    return {}
 
   def comparable(self) -> dict[str, Any]:
     """What runs must share to be compared, by name: how they are tested."""
@@ -24,7 +36,7 @@ class WholeRun(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaRun(WholeRun):
+class MetaRun(AnyRun):
   """What every run that meta-learns is made of."""
 
   algorithm: Algorithm = option()
@@ -33,8 +45,26 @@ class MetaRun(WholeRun):
   outer: OuterLoop = option(role=Role.TRAINING)
   training: MetaTraining = option(role=Role.TRAINING)
   testing: Testing = option(role=Role.TESTING)
-  run: Run = option(role=Role.MACHINE)
-  machine: Machine = option(role=Role.MACHINE)
+
+  def complete(self) -> None:
+    """Refuses a memory budget that decides on what the algorithm says."""
+    algorithm, budget = self.algorithm, self.machine.memory_budget
+    has_mode = isinstance(algorithm, SecondOrderOptions)
+    if budget is not None and has_mode and algorithm.second_order != "stored":
+      raise ValueError(
+        "--memory_budget decides on --second_order, got --second_order="
+        f"{algorithm.second_order} too; drop one of them"
+      )
+
+  @property
+  def num_tasks(self) -> int:
+    return self.training.num_tasks
+
+  def asked(self) -> dict[str, Any]:
+    return {
+      "num_steps": self.training.num_steps,
+      "num_eval_tasks": self.testing.eval_tasks,
+    }
 
   def comparable(self) -> dict[str, Any]:
     """What runs must share to be compared: how they are tested, and their network."""
