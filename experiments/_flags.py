@@ -213,7 +213,7 @@ class Given(NamedTuple):
       default = field.default
     if field.name not in self.present:
       if default is MISSING:
-        raise ValueError(f"--{field.name} is missing. {field.help}")
+        raise ValueError(f"--{field.name} is missing: {field.help}")
       return default
     return _converted(field, self.values[field.name].value)
 

@@ -166,14 +166,14 @@ class Work:
     self, number: int, measured: Measured
   ) -> Callable[[int], dict[str, np.ndarray]]:
     """`row -> metrics`, as `Records.rows` returns them."""
-    points, path = measured.path(), self.records.path(number)
-    if not self.plane.is_random:
-      if path is None or list(points) != path["steps"]:
-        raise ValueError(
-          f"--runs: the path that {self.runs[number].files.path} has kept is no more "
-          "the one that this picture was begun with; put its files back, or draw anew "
-          "with another --out"
-        )
+    points = {} if self.plane.is_random else measured.path()
+    path = self.records.path(number)
+    if not self.plane.is_random and (path is None or list(points) != path["steps"]):
+      raise ValueError(
+        f"--runs: the path that {self.runs[number].files.path} has kept is no more the "
+        "one that this picture was begun with; put its files back, or draw anew with "
+        "another --out"
+      )
     axes = self.records.axes(self.plane, len(self.runs))[number]
     key = jax.random.key(self.landscape.seed)
     directions = self.plane.directions(key, measured.params, list(points.values()))

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments._landscape_measures import Records
 from experiments._landscape_runs import Run
-from jsharp import analysis
+from jsharp import analysis, options
 from jsharp._files import write_atomically
 from jsharp.analysis import Plane
 from jsharp.evaluation import report
@@ -149,20 +149,12 @@ def _write_figures(
   paths = [records.path(number) for number in range(len(runs))]
   shares = [path["share"] if path else None for path in paths]
   correlations = analysis.rank_correlations(list(figures.values()), seed=landscape.seed)
+  what = ("objective", "checkpoint", "split", "num_tasks", "gap_tasks", "seed")
   content = {
-    "objective": landscape.objective,
-    "checkpoint": landscape.checkpoint,
-    "split": landscape.split,
-    "num_tasks": landscape.num_tasks,
-    "gap_tasks": landscape.gap_tasks,
-    "seed": landscape.seed,
+    **{name: options.to_json(landscape)[name] for name in what},
     "runs": [
-      {
-        "name": run.name,
-        "run_dir": str(run.files.path),
-        "path_share": share,
-        **figures[run.name],
-      }
+      {"name": run.name, "run_dir": str(run.files.path), "path_share": share}
+      | figures[run.name]
       for run, share in zip(runs, shares, strict=True)
     ],
     "rank_correlations": {
@@ -172,10 +164,9 @@ def _write_figures(
     "environment": report.environment(),
   }
   directory.write_json("sharpness.json", report.jsonable(content))
-  further = {}
-  if any(share is not None for share in shares):
-    cells = ["not kept" if share is None else _percent(share) for share in shares]
-    further["path within the plane"] = cells
+  cells = ["not kept" if share is None else _percent(share) for share in shares]
+  is_kept = any(share is not None for share in shares)
+  further = {"path within the plane": cells} if is_kept else {}
   table = analysis.sharpness_table(figures, correlations, further=further)
   text = (
     f"{_WHAT[landscape.objective]}, {landscape.num_tasks} {landscape.split} tasks, "

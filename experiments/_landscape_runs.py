@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from experiments import _few_shot
-from jsharp import analysis, evaluation, learners
+from jsharp import analysis, evaluation, learners, training
 from jsharp.analysis import Plane
 from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource
 from jsharp.data.placement import placed
 from jsharp.data.tasks import Tasks
-from jsharp.training import Checkpoints, StopSignal
-from jsharp.training.finished import FinishedRun, check_comparable, read_run
 from jsharp.training.options import Placement
 from jsharp.training.runs import FewShotRun
 from jsharp.types import Metrics, Params
@@ -35,7 +33,7 @@ class Run(NamedTuple):
   """
 
   name: str
-  files: FinishedRun
+  files: training.FinishedRun
   description: FewShotRun
 
   def step(self, checkpoint: str) -> int:
@@ -51,14 +49,14 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
       drawn as asked for, or its tasks or network differ from those of the first one.
   """
   try:
-    found = [read_run(directory) for directory in landscape.runs]
+    found = [training.read_run(directory) for directory in landscape.runs]
     if len({run.path.resolve() for run in found}) < len(found):
       raise ValueError(
         f"{','.join(landscape.runs)} names a directory twice; name each run once"
       )
     runs = [_checked(files, landscape, plane) for files in found]
     for other in found[1:]:
-      check_comparable(found[0], other)
+      training.check_comparable(found[0], other)
   except ValueError as error:
     raise ValueError(f"--runs: {error}") from error
   names = [run.name for run in runs]
@@ -69,7 +67,7 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
   return [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
 
 
-def _checked(files: FinishedRun, landscape: Landscape, plane: Plane) -> Run:
+def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) -> Run:
   """A run by itself, refused where it cannot be drawn."""
   path, description = files.path, files.description
   if not isinstance(description, FewShotRun):
@@ -111,7 +109,7 @@ class Measured(NamedTuple):
   params: Params
   loss: Callable[[Params], jax.Array]
   metrics: Callable[[Params], Metrics]
-  gap: Callable[[StopSignal], dict[str, float]]
+  gap: Callable[[training.StopSignal], dict[str, float]]
   path: Callable[[], dict[int, Params]]
 
 
@@ -147,7 +145,7 @@ def load(run: Run, landscape: Landscape) -> Measured:
   except ValueError as error:
     raise ValueError(str(error).replace("of=", "--objective=")) from error
 
-  def gap(stop: StopSignal) -> dict[str, float]:
+  def gap(stop: training.StopSignal) -> dict[str, float]:
     return analysis.generalisation_gap(
       _evaluator(network.adapt, network.query_loss_fn, execution=execution),
       network.params,
@@ -157,7 +155,8 @@ def load(run: Run, landscape: Landscape) -> Measured:
     )
 
   def path() -> dict[int, Params]:
-    points = Checkpoints(files.path / "checkpoints").restore_path(learner.params)
+    kept = training.Checkpoints(files.path / "checkpoints")
+    points = kept.restore_path(learner.params)
     return {
       point.step: analysis.network_alone(learner.replace(point.tree), tasks.way).params
       for point in points
@@ -206,8 +205,8 @@ def _trained(run: Run, checkpoint: str, execution: Execution) -> learners.Learne
   except ValueError as error:
     other = "last" if checkpoint == "best" else "best"
     raise ValueError(
-      f"--runs: {path} reports step {step} as its {checkpoint} checkpoint: {error}; "
-      f"or pass --checkpoint={other}"
+      f"--runs: {path} reports step {step} as its {checkpoint} checkpoint, which "
+      f"cannot be read: {error}; or pass --checkpoint={other}"
     ) from error
   exact = _built(loaded.description.exact(), execution=execution)
   return exact.replace(loaded.params)

@@ -20,7 +20,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from absl import flags
 
@@ -139,11 +139,9 @@ def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
 
   runs = _landscape_runs.read(landscape, plane)
   _program.use_compilation_cache(landscape.compilation_cache_dir)
-  identity = {
-    name: value
-    for part in (landscape, plane, measures)
-    for name, value in options.identity(part).items()
-  }
+  identity: dict[str, Any] = {}
+  for part in (landscape, plane, measures):
+    identity |= options.identity(part)
   identity["runs"] = [
     {"name": run.name, "step": run.step(landscape.checkpoint), "run": run.files.digest}
     for run in runs

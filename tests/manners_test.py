@@ -10,13 +10,15 @@ SOURCES = sorted((ROOT / "jsharp").rglob("*.py"))
 
 # Rooms from the bottom up; a module may import from rooms strictly below its own.
 ROOMS = (
-  ("types", "tree", "_checks", "_files", "_leaf_archive", "_cores"),
-  ("losses", "normalization", "precision", "nn", "data"),
+  ("options", "types", "tree", "_checks", "_files", "_leaf_archive", "_cores"),
+  ("_catalogue", "losses", "normalization", "precision", "nn", "data"),
   ("models", "perturbations"),
   ("core",),
-  ("algorithms", "analysis"),
+  ("algorithms",),
+  ("learners",),
   ("training",),
   ("evaluation",),
+  ("analysis",),
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 

@@ -14,6 +14,7 @@ from jsharp.evaluation.report import csv_table, environment, protocol_card, summ
 from jsharp.evaluation.tasks import (
   evaluate,
   evaluator,
+  first_tasks,
   mean_and_ci95,
   task_list,
   transductive_and_inductive,
@@ -28,6 +29,7 @@ __all__ = [
   "evaluate",
   "evaluate_ensemble",
   "evaluator",
+  "first_tasks",
   "half_width_over_seeds",
   "interval",
   "log_probabilities",
