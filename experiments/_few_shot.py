@@ -12,10 +12,11 @@ from experiments._program import Experiment, Parts
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.data import Dataset
+  from jsharp.data import Dataset, ImageSource
   from jsharp.data.tasks import Kind
   from jsharp.learners import Learner
   from jsharp.training import StopSignal, TrainingResult
+  from jsharp.training.options import Placement
   from jsharp.types import MetaAlgorithm, Task
 
 ALGORITHM = Choice("algorithm", "algorithm", "The meta-learning algorithm.", "maml")
@@ -288,7 +289,9 @@ def protocol(description: Any) -> dict[str, Any]:
   }
 
 
-def load(description: Any) -> dict[str, Dataset]:
+def load(
+  source: ImageSource, test_source: ImageSource | None, placement: Placement
+) -> dict[str, Dataset]:
   """The splits of a run: those of its dataset, `test` perhaps of another one.
 
   Raises:
@@ -296,19 +299,17 @@ def load(description: Any) -> dict[str, Dataset]:
       and no directory was given.
     OSError: if the data cannot be read.
   """
-  placement = description.placement
-  splits = description.data.load(placement.data_dir)
-  if description.test_data is None:
+  splits = source.load(placement.data_dir)
+  if test_source is None:
     return splits
-  elsewhere = placement.test_data_dir or placement.data_dir
-  other = description.test_data.load(elsewhere)["test"]
+  other = test_source.load(placement.test_data_dir or placement.data_dir)["test"]
   shape = splits["train"].image_shape
   if other.image_shape != shape:
     raise ValueError(
-      f"the images of --test_dataset={description.test_data.name} are "
-      f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a "
-      "model takes one shape: where only height and width differ pass --image_size, "
-      "where the channels differ the two cannot be combined"
+      f"the images of --test_dataset={test_source.name} are {other.image_shape}, those "
+      f"of --dataset={source.name} {shape}; a model takes one shape: where only height "
+      "and width differ pass --image_size, where the channels differ the two cannot be "
+      "combined"
     )
   return {**splits, "test": other}
 
@@ -322,7 +323,7 @@ def build(description: Any, execution: Execution) -> Parts:
   """
   from jsharp.data.placement import placed
 
-  datasets = load(description)
+  datasets = load(description.data, description.test_data, description.placement)
   tasks = description.tasks
   usual, further = tasks.test(), list(tasks.variations())
   for split, kinds in (

@@ -41,17 +41,20 @@ class Choice(NamedTuple):
   aliases: tuple[str, ...] = ()
 
 
+Part = str | type[Options] | Choice
+
+
 class Group(NamedTuple):
   """Flags that belong together.
 
   Attributes:
     title: what they belong to, a heading of the help.
-    parts: per attribute of the program's description a class, as "module:Class", or a
-      `Choice`.
+    parts: per attribute of the program's description a class, as "module:Class" or,
+      where it needs nothing heavy, itself; or a `Choice`.
   """
 
   title: str
-  parts: Mapping[str, str | Choice]
+  parts: Mapping[str, Part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Program:
   defaults: Mapping[str, Any]
   summary: str
 
-  def parts(self) -> Iterator[tuple[str, str | Choice]]:
+  def parts(self) -> Iterator[tuple[str, Part]]:
     """Every attribute of its description and what makes it."""
     for group in self.groups:
       yield from group.parts.items()
@@ -223,11 +226,17 @@ class Given(NamedTuple):
     return self.program.defaults.get(choice.flag, choice.default)
 
   def value(self, field: Field, own_defaults: Sequence[str] = ()) -> Any:
-    """The value of an option: given, the program's default, or its own."""
+    """The value of an option: given, the program's default, or its own.
+
+    Raises:
+      ValueError: if it has none.
+    """
     default = self.program.defaults.get(field.name, field.default)
     if field.name in own_defaults:
       default = field.default
     if field.name not in self.present:
+      if default is MISSING:
+        raise ValueError(f"--{field.name} is missing: {field.help}")
       return default
     return _converted(field, self.values[field.name].value)
 
@@ -280,7 +289,7 @@ class Given(NamedTuple):
           continue
         cls = _catalogue.find(part.kind, name)
       else:
-        cls = _catalogue.real(*part.split(":"))
+        cls = _real(part)
       own = getattr(cls, "own_defaults", ())
       made[attribute] = cls(**{f.name: self.value(f, own) for f in fields(cls)})
     return made
@@ -310,9 +319,15 @@ def _all_fields(description: Options) -> Iterator[Field]:
       yield field
 
 
-def _outline(part: str) -> type[Options]:
+def _outline(part: str | type[Options]) -> type[Options]:
+  if isinstance(part, type):
+    return part
   module, name = part.split(":")
   return _catalogue.outline(module)[name]
+
+
+def _real(part: str | type[Options]) -> type[Options]:
+  return part if isinstance(part, type) else _catalogue.real(*part.split(":"))
 
 
 def _names(choice: Choice) -> list[str]:
@@ -320,7 +335,7 @@ def _names(choice: Choice) -> list[str]:
   return [name for name in known if name not in choice.hidden]
 
 
-def _classes(part: str | Choice, foreign: Sequence[str]) -> list[type[Options]]:
+def _classes(part: Part, foreign: Sequence[str]) -> list[type[Options]]:
   if not isinstance(part, Choice):
     return [_outline(part)]
   known = _catalogue.outlines(part.kind)

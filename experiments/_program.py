@@ -128,24 +128,48 @@ def start(
   experiment: Experiment, arguments: Sequence[str], values: flags.FlagValues
 ) -> int:
   """Runs an experiment with a command line; returns the exit code."""
-  name = experiment.name
+
+  def then(given: Given) -> int:
+    description = described(experiment, given)
+    return run(experiment, description, given.text(description))
+
+  return call(experiment.program, arguments, values, then)
+
+
+def call(
+  program: Program,
+  arguments: Sequence[str],
+  values: flags.FlagValues,
+  then: Callable[[Given], int],
+) -> int:
+  """Calls a program with a command line: helps, refuses or hands on what was given.
+
+  Args:
+    program: which.
+    arguments: the words after its name.
+    values: where flags are defined and parsed.
+    then: what it does; a ValueError from it is a refusal.
+
+  Returns:
+    The exit code.
+  """
+  name = program.name
   try:
     if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
-      print(experiment.program.help([w for w in arguments if "help" not in w]))
+      print(program.help([w for w in arguments if "help" not in w]))
       return 0
-    given = experiment.program.parse(arguments, values)
+    given = program.parse(arguments, values)
     if given.rest:
       return refuse(name, f"{given.rest[0]!r} is no flag; flags start with --.")
     if "verbosity" not in values or not values["verbosity"].present:
       logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
-    description = described(experiment, given)
-    return run(experiment, description, given.text(description))
+    return then(given)
   except flags.Error as error:
     return refuse(name, f"{error}\n--help lists every flag.")
   except ValueError as error:
     return refuse(name, message(error))
   except KeyboardInterrupt:
-    say(f"{name}: interrupted before training began.")
+    say(f"{name}: interrupted before it began.")
     return 130
 
 

@@ -24,6 +24,7 @@ _PACKAGES = {
   "dataset": "data",
   "labelled dataset": "data",
   "sharpness-aware optimizer": "perturbations",
+  "run": "training",
 }
 
 

@@ -126,6 +126,48 @@ def principal_directions(
   return PrincipalDirections(first, second, sizes[:2] ** 2 / (sizes**2).sum())
 
 
+def square_axes(
+  paths: Sequence[np.ndarray],
+  num_points: int,
+  *,
+  extent: float = 1.0,
+  margin: float = 0.12,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Axes of planes that hold whole trajectories, in squares of one size.
+
+  Args:
+    paths: of each plane the coordinates `[length, 2]`, as in `Projection`.
+    num_points: points along each axis; 1 is the origin alone.
+    extent: 1 for a square around the trajectory and the origin; other numbers move its
+      sides towards the origin or away from it.
+    margin: beyond the trajectory on every side, as a share of the longest side that any
+      of the trajectories needs.
+
+  Returns:
+    For each plane the coordinates along its two directions, `[num_points]` each.
+
+  Raises:
+    ValueError: if `num_points` is not positive.
+
+  Example:
+    >>> axes = square_axes([np.array([[-2.0, 0.0]]), np.array([[0.0, 1.0]])], 2)
+    >>> [[axis.tolist() for axis in plane] for plane in axes]
+    [[[-2.24, 0.24], [-1.24, 1.24]], [[-1.24, 1.24], [-0.74, 1.74]]]
+  """
+  if check_count("num_points", num_points) == 1:
+    return [(np.zeros(1), np.zeros(1)) for _ in paths]
+  corners = [(np.minimum(path.min(0), 0), np.maximum(path.max(0), 0)) for path in paths]
+  side = max(float((high - low).max()) for low, high in corners)
+  half = (0.5 + margin) * side
+  found = []
+  for corner in corners:
+    middle = np.mean(corner, axis=0)
+    low, high = extent * (middle - half), extent * (middle + half)
+    alphas, betas = np.linspace(low, high, num_points, axis=1)
+    found.append((alphas, betas))
+  return found
+
+
 def _flat(tree: Params) -> np.ndarray:
   return np.concatenate(
     [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)]

@@ -23,6 +23,7 @@ from jsharp.evaluation.report import (
 from jsharp.evaluation.tasks import (
   evaluate,
   evaluator,
+  first_tasks,
   mean_and_ci95,
   task_list,
   transductive_and_inductive,
@@ -39,6 +40,7 @@ __all__ = [
   "evaluate",
   "evaluate_ensemble",
   "evaluator",
+  "first_tasks",
   "gradients_per_task",
   "half_width_over_seeds",
   "interval",

@@ -193,6 +193,36 @@ def task_list(
   return lambda index, data: sample_one(jax.random.fold_in(key, index), data)
 
 
+def first_tasks(
+  sample_task: Callable[[jax.Array, Any], Task], data: Any, *, num_tasks: int
+) -> Task:
+  """The first tasks of a list, all at once.
+
+  Args:
+    sample_task: `sample_task(index, data) -> Task`, as from `task_list`. Compiled once
+      per object.
+    data: the pytree that `sample_task` reads.
+    num_tasks: how many.
+
+  Returns:
+    The tasks, `[num_tasks, ...]`.
+
+  Raises:
+    ValueError: if `num_tasks` is not positive.
+
+  Example:
+    >>> first_tasks(lambda index, data: index + data, 5, num_tasks=3).tolist()
+    [5, 6, 7]
+  """
+  indices = jnp.arange(check_count("num_tasks", num_tasks))
+  return _drawn(indices, data, sample_task=sample_task)
+
+
+@functools.partial(jax.jit, static_argnames="sample_task")
+def _drawn(indices, data, *, sample_task):
+  return jax.vmap(sample_task, in_axes=(0, None))(indices, data)
+
+
 def mean_and_ci95(values: Any) -> tuple[float, float]:
   """Mean over tasks and the half-width of its 95 % interval, as in the papers.
 

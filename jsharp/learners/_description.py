@@ -58,6 +58,14 @@ class Description(Options):
       problem=self.problem,
     )
 
+  def exact(self) -> "Description":
+    """The same learner with the exact derivatives of the values that it computes.
+
+    Training may leave terms of a derivative out, as first-order MAML does.
+    """
+    sharpness = self.sharpness.replace(differentiate_perturbation=True)
+    return self.replace(algorithm=self.algorithm.exact(), sharpness=sharpness)
+
 
 def check_parts(
   algorithm: Algorithm,

@@ -8,6 +8,7 @@ from jsharp.training.devices import (
   task_mesh,
 )
 from jsharp.training.dispatch import NonFiniteLossError, SampleFn
+from jsharp.training.finished import FinishedRun, check_comparable, read_run
 from jsharp.training.loop import TrainingResult, train
 from jsharp.training.mixture import mixture
 from jsharp.training.over_seeds import over_seeds
@@ -16,6 +17,7 @@ from jsharp.training.stop_signal import StopRequested, StopSignal
 
 __all__ = [
   "Checkpoints",
+  "FinishedRun",
   "NonFiniteLossError",
   "Restored",
   "RunDirectory",
@@ -23,10 +25,12 @@ __all__ = [
   "StopRequested",
   "StopSignal",
   "TrainingResult",
+  "check_comparable",
   "mixture",
   "on_devices",
   "one_copy",
   "over_seeds",
+  "read_run",
   "replicate",
   "task_mesh",
   "train",

@@ -1,20 +1,22 @@
 """Whole runs as descriptions: data, tasks, learner, loop and machine."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
 from jsharp.data import ImageSource
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
 from jsharp.models import Network
-from jsharp.options import Options, Role, option
+from jsharp.options import Options, Role, option, select
 from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnyRun(Options):
   """What every run is made of: where it lies and what it runs on."""
+
+  kind: ClassVar[str] = "run"
 
   run: Run = option(role=Role.MACHINE)
   machine: Machine = option(role=Role.MACHINE)
@@ -27,6 +29,10 @@ class AnyRun(Options):
   def asked(self) -> dict[str, Any]:
     """What the result of the finished run has to report, for being what is asked."""
     return {}
+
+  def comparable(self) -> dict[str, Any]:
+    """What runs must share to be compared, by name: how they are tested."""
+    return select(self, lambda field: field.role is Role.TESTING and field.identity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,11 @@ class MetaRun(AnyRun):
       "num_eval_tasks": self.testing.eval_tasks,
     }
 
+  def comparable(self) -> dict[str, Any]:
+    """What runs must share to be compared: how they are tested, and their network."""
+    network = select(self.network, lambda field: True, "network.")
+    return {**super().comparable(), "network": self.network.name, **network}
+
   def phases(self) -> list[tuple[float, float]]:
     """`(end, gradients per task)` of each phase, the mean over the kinds of task."""
     each = [
@@ -80,6 +91,8 @@ class MetaRun(AnyRun):
 class FewShotRun(MetaRun):
   """A run on few-shot tasks of images."""
 
+  name: ClassVar[str] = "few_shot"
+
   data: ImageSource = option(role=Role.TESTING)
   test_data: ImageSource | None = option(None, role=Role.TESTING)
   placement: Placement = option(Placement(), role=Role.MACHINE)
@@ -92,6 +105,8 @@ class FewShotRun(MetaRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SineRun(MetaRun):
   """A run on sine waves."""
+
+  name: ClassVar[str] = "sines"
 
   tasks: SineTasks = option(role=Role.TESTING)
 

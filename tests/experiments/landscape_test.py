@@ -13,31 +13,24 @@ import types
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from absl.testing import absltest, parameterized
 from jax.flatten_util import ravel_pytree
 
 import jsharp
 from experiments import (
+  _few_shot,
+  _landscape_runs,
+  _program,
   landscape,
-  landscape_parts,
-  landscape_plane,
-  landscape_runs,
-  landscape_session,
-  methods,
   omniglot,
-  program,
-  session,
+  sinusoid,
 )
-from jsharp import analysis, models
-from jsharp.analysis import drawing
-from jsharp.core import objectives
-from jsharp.evaluation import evaluator
-from jsharp.training import stop_signal
-from jsharp.training.checkpoints import Checkpoints
+from jsharp import analysis, options, training
+from jsharp.analysis import plane
+from jsharp.core.execution import Execution
+from jsharp.training import Checkpoints
 from tests import toy_runs
 
 TRAINING = (
@@ -69,18 +62,22 @@ EVALUATE = jax.jit(lambda function, params: function(params))
 
 
 def untrained(algorithm, params, sample_tasks, data, *, run, **_):
-  """In place of `jsharp.training.loop.train`: leaves what a run of two steps leaves."""
+  """In place of `jsharp.training.train`: leaves what a run of two steps leaves."""
   state = algorithm.init(params)
   checkpoints = Checkpoints(run.path / "checkpoints")
   checkpoints.save(2, state, extra={})
   checkpoints.save_best(2, state.params, extra={"score": 0.0})
   return types.SimpleNamespace(
-    state=state._replace(step=2), best_step=2, interrupted=False, tasks_per_second=1.0
+    state=state._replace(step=2),
+    best_step=2,
+    best_params=state.params,
+    interrupted=False,
+    tasks_per_second=1.0,
   )
 
 
-def build(settings):
-  parts = omniglot.build(settings)
+def build(description, execution):
+  parts = omniglot.EXPERIMENT.build(description, execution)
   return dataclasses.replace(parts, test=lambda trained, stop: {"num_eval_tasks": 2})
 
 
@@ -88,33 +85,34 @@ def build(settings):
 def finished():
   """The directory of a run, as the program writes it, which the tests only read."""
   directory = tempfile.TemporaryDirectory()
-  values = flags.FlagValues()
-  omniglot.define_flags(values)
-  values(["omniglot", *TRAINING, f"--run_dir={directory.name}/run"])
+  experiment = dataclasses.replace(omniglot.EXPERIMENT, build=build)
+  arguments = [*TRAINING, f"--run_dir={directory.name}/run", "--eval_tasks=2"]
   with (
     jax.numpy_dtype_promotion("standard"),
     contextlib.redirect_stdout(io.StringIO()),
-    mock.patch.object(session, "train", untrained),
+    mock.patch.object(training, "train", untrained),
   ):
-    assert program.run("omniglot", omniglot.define_flags, build, values) == 0
+    assert _program.start(experiment, arguments, flags.FlagValues()) == 0
   return directory
 
 
 def measure(runs, out, *arguments):
   """Returns exit code, standard output and standard error."""
-  values = flags.FlagValues()
-  landscape.define_flags(values)
-  values(
-    ["landscape", f"--runs={','.join(map(str, runs))}", f"--out={out}", *arguments]
-  )
+  words = [f"--runs={','.join(map(str, runs))}", f"--out={out}", *arguments]
   stdout, stderr = io.StringIO(), io.StringIO()
   with (
     contextlib.redirect_stdout(stdout),
     contextlib.redirect_stderr(stderr),
     jax.numpy_dtype_promotion("standard"),
   ):
-    code = landscape.run(values)
+    code = landscape.start(words, flags.FlagValues())
   return code, stdout.getvalue(), stderr.getvalue()
+
+
+def described(experiment, *arguments):
+  """What a run with these flags is."""
+  given = experiment.program.parse(arguments, flags.FlagValues())
+  return _program.described(experiment, given)
 
 
 class LandscapeTest(parameterized.TestCase):
@@ -123,34 +121,46 @@ class LandscapeTest(parameterized.TestCase):
     self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     self.run = pathlib.Path(finished().name) / "run"
 
-  def sibling(self, name, scale=1.0, params=None, **changes):
+  def sibling(self, name, *arguments, scale=1.0):
     """A copy of the run with other flags and other best parameters."""
     path = self.root / name
     shutil.copytree(self.run, path)
-    lines = (path / "flags.txt").read_text().splitlines()
-    kept = [x for x in lines if x.lstrip("-").split("=")[0] not in changes]
-    kept += [f"--{key}={value}" for key, value in changes.items()]
-    (path / "flags.txt").write_text("\n".join(kept) + "\n")
-    if scale != 1:
-      params = jax.tree.map(lambda x: x * scale, self.load().params)
-    if params is not None:
-      Checkpoints(path / "checkpoints").save_best(2, params, extra={"score": 0.0})
+    description = described(omniglot.EXPERIMENT, *TRAINING, *arguments)
+    self.describe(path, description)
+    size = description.data.image_size
+    with jax.numpy_dtype_promotion("standard"):
+      members = _few_shot.members(
+        description,
+        Execution(),
+        problem="classification",
+        num_outputs=description.tasks.largest_way,
+        input_shape=(size, size, 1),
+        source=description.data,
+      )
+      learner = members.learners[0]
+      params = jax.tree.map(lambda x: x * scale, learner.params)
+    jsharp.save(learner.replace(params), path)
     return path
+
+  def describe(self, path, description):
+    """Makes a run pass for another one."""
+    record = json.loads((path / "description.json").read_text())
+    record["run"] = options.to_json(description)
+    (path / "description.json").write_text(json.dumps(record))
 
   def maml(self):
     """A copy of the run that passes for one of MAML."""
-    flags = {"algorithm": "maml", "num_eval_inner_steps": 1, "inner_lr": 0.1}
-    init_fn, _ = models.as_functions(models.MLP((256, 128, 64, 64, 2), normalize=True))
-    params = jax.jit(init_fn)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    return self.sibling("maml", params=params, **flags)
+    arguments = ("--algorithm=maml", "--num_eval_inner_steps=1", "--inner_lr=0.1")
+    return self.sibling("maml", *arguments)
 
   def load(self, path=None, **changes):
     """What is measured of the run."""
-    (run,) = landscape_runs.read([str(path or self.run)])
-    options = {"data_dir": None, "checkpoint": "best", "split": "test", "seed": 0}
-    options |= {"num_tasks": 3, "objective": "meta", "task_chunk": None, **changes}
+    asked = landscape.Landscape(
+      runs=(str(path or self.run),), out="out", num_tasks=3, measure=False, **changes
+    )
+    (run,) = _landscape_runs.read(asked, analysis.Plane())
     with jax.numpy_dtype_promotion("standard"):
-      return landscape_parts.load(run, options)
+      return _landscape_runs.load(run, asked)
 
   def with_path(self, path, points):
     """Gives a run a kept path: `points` are distances along two directions."""
@@ -171,7 +181,11 @@ class LandscapeTest(parameterized.TestCase):
       return np.asarray(EVALUATE(parts.metrics, parts.params)["loss"])
 
   def test_pictures_table_and_resuming(self):
-    runs = [self.run, self.sibling("b", 0.5, seed=1), self.sibling("c", 2.0, seed=2)]
+    runs = [
+      self.run,
+      self.sibling("b", "--seed=1", scale=0.5),
+      self.sibling("c", "--seed=2", scale=2.0),
+    ]
     self.with_path(runs[1], [(1, 0), (0, 1), (0, 0)])
     whole, cut = self.root / "whole", self.root / "cut"
     code, out, err = measure(runs, whole, *MEASURING)
@@ -229,7 +243,7 @@ class LandscapeTest(parameterized.TestCase):
 
     with (
       self.subTest("drawing again computes nothing"),
-      mock.patch.object(landscape_parts, "load", side_effect=AssertionError),
+      mock.patch.object(_landscape_runs, "load", side_effect=AssertionError),
     ):
       self.assertEqual(measure(runs, whole, *MEASURING, "--ceiling=2")[0], 0)
     with self.subTest("other settings are refused"):
@@ -241,13 +255,12 @@ class LandscapeTest(parameterized.TestCase):
   def test_the_planes_of_paths(self):
     bend = np.array([(-3.0, -1.0), (-2.0, 0.5), (1.0, -0.25)])
     later = [(9.0, 9.0)]  # Of a longer run that is not finished.
-    one, at = self.with_path(self.sibling("one", seed=1), [*bend, *later])
-    two, _ = self.with_path(self.sibling("two", seed=2), [*(-0.5 * bend), *later])
+    one, at = self.with_path(self.sibling("one", "--seed=1"), [*bend, *later])
+    two, _ = self.with_path(self.sibling("two", "--seed=2"), [*(-0.5 * bend), *later])
     arguments = (*MEASURING, "--plane=path", "--nomeasure", "--extent=1")
     whole, cut = self.root / "whole", self.root / "cut"
-    with mock.patch.object(
-      drawing, "plot_contours", wraps=drawing.plot_contours
-    ) as plot:
+    plot_contours = analysis.plot_contours
+    with mock.patch.object(analysis, "plot_contours", wraps=plot_contours) as plot:
       code, out, err = measure([one, two], whole, *arguments)
     self.assertEqual(code, 0, err)
     arrays = np.load(whole / "landscape.npz")
@@ -274,8 +287,8 @@ class LandscapeTest(parameterized.TestCase):
       np.testing.assert_allclose(sides, 1.24 * np.ptp(path[:, 0]), rtol=1e-6)
       lines = (whole / "metrics.jsonl").read_text().splitlines()
       records = [json.loads(line) for line in lines]
-      options = {"plane": "path", "extent": 0.5, "grid": 3}
-      nearer, _ = landscape_plane.axes(options, records, 0)
+      paths = [np.array(r["path"]["coordinates"]) for r in records if "path" in r]
+      (nearer, _), _ = analysis.Plane(plane="path", extent=0.5, grid=3).axes(2, paths)
       np.testing.assert_allclose(nearer, alphas[0] / 2)
 
     with self.subTest("what the picture says"):
@@ -317,7 +330,7 @@ class LandscapeTest(parameterized.TestCase):
 
   def interrupted(self, runs, out, *arguments):
     """A start that gets a SIGTERM while it computes its second row."""
-    surface, calls = analysis.surface, []
+    surface, calls = plane.surface, []
 
     def counting(*arguments, **options):
       calls.append(1)
@@ -325,7 +338,7 @@ class LandscapeTest(parameterized.TestCase):
         signal.raise_signal(signal.SIGTERM)
       return surface(*arguments, **options)
 
-    with mock.patch.object(analysis, "surface", counting):
+    with mock.patch.object(plane, "surface", counting):
       return measure(runs, out, *(arguments or MEASURING))
 
   def test_lines_around_adapted_parameters(self):
@@ -350,84 +363,30 @@ class LandscapeTest(parameterized.TestCase):
     best, last = self.load(), self.load(checkpoint="last", split="val")
     self.assertTrue(toy_runs.same_bits(last.params, best.params))
 
-  def test_every_figure_of_the_table(self):
-    values = flags.FlagValues()
-    landscape.define_flags(values)
-    values(["landscape", "--runs=a", "--out=b", "--radii=0.1,0.2", "--trace_samples=2"])
-    options = {name: values[name].value for name in values}
-    loss = lambda w: 2 * w[0] ** 2 + w[1] ** 2 / 2
-    gap = lambda w, stop: {}
-    parts = landscape_parts.Parts(jnp.array([0.0, 1.0]), loss, None, gap, dict)
-    with jax.numpy_dtype_promotion("standard"):
-      found = {
-        name: measure(parts, stop_signal.StopSignal())
-        for name, measure in landscape_session._measures(options).items()
-      }
-    self.assertEqual(found.pop("gap"), {})
-    value = {name: figures["value"] for name, figures in found.items()}
-    self.assertAlmostEqual(value["largest eigenvalue"], 4, places=4)
-    self.assertAlmostEqual(value["trace"], 5, places=4)
-    self.assertBetween(value["worst rise, rho 0.1"], 0.105, 0.12)
-    self.assertGreater(value["worst rise, rho 0.2"], value["worst rise, rho 0.1"])
-    # Relative to (0, 1) only the second coordinate moves.
-    adaptive = "adaptive, rho"
-    self.assertAlmostEqual(value[f"worst rise, {adaptive} 0.5"], 0.625, places=4)
-    average = found["average rise, rho 1"]
-    self.assertLess(abs(average["value"] - 1.25), 4 * average["standard_error"])
-    average = found[f"average rise, {adaptive} 10"]
-    self.assertLess(abs(average["value"] - 25), 4 * average["standard_error"])
-
-  def test_what_is_learned_beside_the_network_is_held(self):
-    loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
-    algorithm = jsharp.meta_sgd(
-      loss_fn,
-      optax.sgd(1.0),
-      optax.sgd(0.1),
-      num_inner_steps=1,
-    )
-    batch = jsharp.Batch(None, jnp.ones((2, 3)))
-    tasks = jsharp.Task(batch, batch)
-    point = algorithm.init(jnp.float32(3.0)).params
-    query_loss_fn = objectives.on_query(loss_fn)
-    shared = landscape_parts._Shared(
-      algorithm=algorithm,
-      initial=None,
-      kind=None,
-      sample_one=None,
-      adapt=algorithm.adapt,
-      query_loss_fn=query_loss_fn,
-      task_loss_fn=None,
-      evaluate=evaluator(algorithm.adapt, query_loss_fn),
-    )
-    held, params = landscape_parts._network_alone(shared, point)
-    self.assertEqual(params, 3.0)
-    for w in (params, params + 1):
-      expected = shared.evaluate(point._replace(params=w), tasks)["loss"]
-      np.testing.assert_array_equal(held.evaluate(w, tasks)["loss"], expected)
-      one = jax.tree.map(lambda x: x[0], tasks)
-      np.testing.assert_array_equal(held.task_loss_fn(w, one)[0], expected[0])
-
   def test_refuses_what_is_no_finished_run(self):
     unfinished = self.sibling("unfinished")
     (unfinished / "result.json").unlink()
+    sines = self.sibling("sines")
+    self.describe(sines, described(sinusoid.EXPERIMENT))
     for runs, message in (
       ([self.root], "is not a run directory .*name the --run_dir"),
       ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
-      ([self.sibling("implicit", algorithm="imaml")], "run of imaml.*--nomeasure"),
-      ([self.sibling("seeds", num_seeds=2)], "holds 2 seeds side by side"),
+      ([self.sibling("implicit", "--algorithm=imaml")], "run of imaml.*--nomeasure"),
+      ([self.sibling("seeds", "--num_seeds=2")], "holds 2 seeds side by side"),
       (
-        [self.sibling("adam", algorithm="reptile", inner_optimizer="adam")],
+        [self.sibling("adam", "--algorithm=reptile", "--inner_optimizer=adam")],
         "inner Adam has no derivative.*--nomeasure",
       ),
+      ([sines], "landscapes are drawn of few-shot tasks of images"),
       ([self.run, self.run], "names a directory twice"),
       (
-        [self.run, self.sibling("other", shot=2, image_size=16)],
+        [self.run, self.sibling("other", "--shot=2", "--image_size=16")],
         "(?s)other tasks or another network.*image_size: 8 there, 16 here.*shot: 1 "
         "there, 2 here",
       ),
       (
-        [self.run, self.sibling("wider", model="conv4")],
-        "model: mlp there, conv4 here",
+        [self.run, self.sibling("wider", "--model=conv4")],
+        "network: mlp there, conv4 here",
       ),
     ):
       code, stdout, err = measure(runs, self.root / "never", *MEASURING)
@@ -438,11 +397,13 @@ class LandscapeTest(parameterized.TestCase):
 
   def test_refuses_other_data_and_a_missing_checkpoint(self):
     path = self.sibling("b")
-    for file in (path / "checkpoints").glob("best_*"):
+    for file in (path / "config.json", *(path / "checkpoints").glob("*.npz")):
       file.unlink()
     code, _, err = measure([path], self.root / "out", *MEASURING)
     self.assertEqual(code, 2)
-    self.assertRegex(err, "step 2 as its best checkpoint, and has none;.*last")
+    self.assertRegex(
+      err, "step 2 as its best checkpoint, .*has no checkpoint of step 2.*=last"
+    )
     run_json = path / "run.json"
     run_json.write_text(run_json.read_text().replace('"test": "', '"test": "0'))
     code, _, err = measure([path], self.root / "out2", *MEASURING)
@@ -451,17 +412,19 @@ class LandscapeTest(parameterized.TestCase):
 
   @parameterized.parameters("fomaml", "sharp_maml_low")
   def test_derivatives_are_exact_whatever_training_left_out(self, algorithm):
-    flags = {"algorithm": algorithm, "differentiate_perturbation": "false"}
-    path = self.sibling("first_order", **flags)
+    arguments = (f"--algorithm={algorithm}", "--nodifferentiate_perturbation")
+    path = self.sibling("first_order", *arguments)
     with (
-      mock.patch.object(methods, "make", side_effect=InterruptedError) as make,
+      mock.patch.object(
+        _landscape_runs, "_built", side_effect=InterruptedError
+      ) as made,
       self.assertRaises(InterruptedError),
     ):
       self.load(path)
-    settings = make.call_args.args[0]
+    (description,) = made.call_args.args
     exact = {"fomaml": "maml"}.get(algorithm, algorithm)
-    self.assertEqual(settings.algorithm, exact)
-    self.assertTrue(settings.differentiate_perturbation)
+    self.assertEqual(description.algorithm.name, exact)
+    self.assertTrue(description.sharpness.differentiate_perturbation)
 
   @parameterized.parameters(
     ("--grid=0", "grid=0: .*at least 1"),
@@ -471,8 +434,9 @@ class LandscapeTest(parameterized.TestCase):
     ("--objective=both", "objective"),
   )
   def test_refuses_flags(self, argument, message):
+    arguments = [f"--runs={self.run}", "--out=out", argument]
     with self.assertRaisesRegex(flags.Error, message):
-      measure([self.run], self.root / "out", argument)
+      landscape.PROGRAM.parse(arguments, flags.FlagValues())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""What is computed of each run: its path, the points of its picture, its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from experiments import _landscape_runs
+from experiments._landscape_runs import Measured, Run
+from jsharp.analysis import Measures, Plane
+from jsharp.evaluation.report import jsonable
+from jsharp.training import RunDirectory, StopSignal
+
+if TYPE_CHECKING:
+  from experiments.landscape import Landscape
+
+
+class Records:
+  """What was computed so far, by the numbers of the runs: a line of metrics.jsonl each.
+
+  Args:
+    directory: where they are kept.
+  """
+
+  def __init__(self, directory: RunDirectory):
+    self._directory = directory
+    self._all = directory.read_metrics()
+
+  def is_empty(self) -> bool:
+    """Whether nothing was computed yet."""
+    return not self._all
+
+  def add(self, number: int, values: Mapping[str, Any]) -> None:
+    """Keeps what was computed of a run; what is not finite is written as a word."""
+    record = {"run": number, **jsonable(values)}
+    self._directory.append_metrics(record)
+    self._all.append(json.loads(json.dumps(record)))
+
+  def of(self, number: int) -> list[dict[str, Any]]:
+    """All records of a run."""
+    return [record for record in self._all if record["run"] == number]
+
+  def path(self, number: int) -> Mapping[str, Any] | None:
+    """Where a run's path lies in its plane, None where it kept none.
+
+    `steps` and `coordinates` of its points, and `share`: how much of their summed
+    squared distances from the parameters that are drawn lies in the plane.
+    """
+    found = [record["path"] for record in self.of(number) if "path" in record]
+    return found[0] if found else None
+
+  def rows(self, number: int) -> dict[int, Mapping[str, Any]]:
+    """The rows of a run's picture: of a plane metrics `[grid]`, means over tasks.
+
+    A line is one row, `[grid, num_tasks]`.
+    """
+    return {record["row"]: record for record in self.of(number) if "row" in record}
+
+  def figures(self, number: int) -> dict[str, dict[str, float]]:
+    """The figures of a run's sharpness, and of its gap."""
+    return {
+      record["measure"]: {
+        name: float(value)
+        for name, value in record.items()
+        if name not in ("run", "measure")
+      }
+      for record in self.of(number)
+      if "measure" in record
+    }
+
+  def axes(self, plane: Plane, num_runs: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The coordinates along each direction for every run, `[grid]` each."""
+    paths = [self.path(number) for number in range(num_runs)]
+    return plane.axes(
+      num_runs, [np.array(path["coordinates"]) for path in paths if path]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What has to be computed, and how far it is."""
+
+  landscape: Landscape
+  plane: Plane
+  measures: Measures
+  runs: Sequence[Run]
+  records: Records
+  stop: StopSignal
+
+  def complete(self) -> None:
+    """Computes what is missing.
+
+    Raises:
+      ValueError: as `_landscape_runs.load` does; if a path spans no plane or has
+        changed.
+      StopRequested: what was computed until then is kept.
+    """
+    for number, run in enumerate(self.runs):  # Before all else: axes depend on it.
+      is_wanted = run.files.has_path and not self.plane.is_line
+      if is_wanted and not self.records.of(number):
+        self.stop.check()
+        if found := self._projected(run):
+          self.records.add(number, {"path": found})
+    for number in range(len(self.runs)):
+      for values in self._missing(number):
+        self.records.add(number, values)
+
+  def _projected(self, run: Run) -> dict[str, Any] | None:
+    """What `Records.path` returns.
+
+    None if all points of the path are damaged and the plane is another one.
+    """
+    measured = _landscape_runs.load(run, self.landscape)
+    path = measured.path()
+    if not path and self.plane.is_random:
+      return None
+    key = jax.random.key(self.landscape.seed)
+    try:
+      seen = self.plane.project(key, measured.params, list(path.values()))
+    except ValueError as error:
+      if self.plane.is_random:
+        raise
+      raise ValueError(
+        f"--plane=path: the path that {run.files.path} has kept spans no plane; train "
+        "it anew with a smaller --eval_every, or take --plane=random"
+      ) from error
+    coordinates = seen.coordinates.tolist()
+    return {"steps": list(path), "coordinates": coordinates, "share": seen.share}
+
+  def _missing(self, number: int) -> Iterator[dict[str, Any]]:
+    """The records of one run that are not there yet, one after another."""
+    run, records, num_rows = self.runs[number], self.records, self.plane.num_rows
+    rows = [row for row in range(num_rows) if row not in records.rows(number)]
+    wanted = self._figures() if self.landscape.measure else {}
+    names = [name for name in wanted if name not in records.figures(number)]
+    if not rows and not names:
+      return
+    self.stop.check()
+    print(f"{run.name}: loading {run.files.path}", flush=True)
+    measured = _landscape_runs.load(run, self.landscape)
+    if rows:
+      row_fn = self._row_function(number, measured)
+    started = time.monotonic()
+    for count, row in enumerate(rows, start=1):
+      self.stop.check()
+      yield {"row": row, **{name: x.tolist() for name, x in row_fn(row).items()}}
+      seconds = (time.monotonic() - started) / count * (len(rows) - count)
+      shown = f"row {row + 1} of {num_rows}, {seconds:.0f} s left"
+      print(f"{run.name}: {shown}", flush=True)
+    for name in names:
+      self.stop.check()
+      started = time.monotonic()
+      values = wanted[name](measured)
+      yield {"measure": name, **values}
+      shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+      seconds = time.monotonic() - started
+      print(f"{run.name}: {name}: {shown} ({seconds:.0f} s)", flush=True)
+
+  def _row_function(
+    self, number: int, measured: Measured
+  ) -> Callable[[int], dict[str, np.ndarray]]:
+    """`row -> metrics`, as `Records.rows` returns them."""
+    points = {} if self.plane.is_random else measured.path()
+    path = self.records.path(number)
+    if not self.plane.is_random and (path is None or list(points) != path["steps"]):
+      raise ValueError(
+        f"--runs: the path that {self.runs[number].files.path} has kept is no more the "
+        "one that this picture was begun with; put its files back, or draw anew with "
+        "another --out"
+      )
+    axes = self.records.axes(self.plane, len(self.runs))[number]
+    key = jax.random.key(self.landscape.seed)
+    directions = self.plane.directions(key, measured.params, list(points.values()))
+
+    def row_fn(row: int) -> dict[str, np.ndarray]:
+      found = self.plane.row(row, measured.metrics, measured.params, directions, axes)
+      values = {name: np.asarray(x, np.float64) for name, x in found.items()}
+      if self.plane.is_line:
+        return values
+      return {name: each.mean(-1) for name, each in values.items()}
+
+    return row_fn
+
+  def _figures(self) -> dict[str, Callable[[Measured], dict[str, float]]]:
+    """Every figure of the table by its name."""
+    key = jax.random.fold_in(jax.random.key(self.landscape.seed), 2)
+    figures: dict[str, Any] = {"gap": lambda measured: measured.gap(self.stop)}
+    for name, measure in self.measures.by_name(key).items():
+      figures[name] = lambda measured, measure=measure: measure(
+        measured.loss, measured.params, self.stop.check
+      )
+    return figures

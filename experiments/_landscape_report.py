@@ -1,0 +1,177 @@
+"""What `experiments.landscape` leaves behind: arrays, tables, pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments._landscape_measures import Records
+from experiments._landscape_runs import Run
+from jsharp import analysis, options
+from jsharp._files import write_atomically
+from jsharp.analysis import Plane
+from jsharp.evaluation import report
+from jsharp.training import RunDirectory
+
+if TYPE_CHECKING:
+  from experiments.landscape import Landscape
+
+_LEAST_SHARE = 0.1  # A path of which a plane shows less is not drawn on it.
+_PRINCIPAL = ("first principal direction", "second principal direction")
+_WHAT = {
+  "meta": "Query loss after adaptation",
+  "task": "Query loss without adaptation",
+  "adapted": "Query loss around the adapted parameters",
+}
+
+
+def write(
+  directory: RunDirectory,
+  landscape: Landscape,
+  plane: Plane,
+  runs: Sequence[Run],
+  records: Records,
+) -> None:
+  """Writes everything that follows from the records, and prints the table."""
+  names = [run.name for run in runs]
+  paths = {name: records.path(number) for number, name in enumerate(names)}
+  alphas, betas = np.stack(records.axes(plane, len(runs)), axis=1)
+  arrays = {
+    name: np.stack([_grid(records, number, name) for number in range(len(runs))])
+    for name in ("loss", "accuracy")
+  }
+  contents: dict[str, Any] = {"runs": np.array(names), **arrays}
+  is_shared = plane.is_random
+  contents |= {"axis": alphas[0]} if is_shared else {"alphas": alphas, "betas": betas}
+  for number, path in enumerate(paths.values()):
+    if path:
+      contents[f"path_{number}"] = np.array(path["coordinates"])
+      contents[f"path_steps_{number}"] = np.array(path["steps"])
+  buffer = io.BytesIO()
+  np.savez(buffer, **contents)
+  write_atomically(directory.path / "landscape.npz", buffer.getvalue())
+  written = ["landscape.npz"]
+  losses = dict(zip(names, arrays["loss"], strict=True))
+  words = _words(landscape)
+  if plane.is_line:
+    analysis.plot_lines(losses, alphas[0], directory.path / "lines.png", **words)
+    written += ["lines.png"]
+  elif plane.grid > 1:
+    written += _draw_planes(directory, words, is_shared, losses, (alphas, betas), paths)
+  for name, path in paths.items():
+    if path:
+      undrawn = "" if _is_drawn(path) else "; it is not drawn"
+      print(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
+  if landscape.measure:
+    _write_figures(directory, landscape, runs, records)
+    written += ["sharpness.json", "sharpness.md"]
+  print(f"{directory.path}/: {', '.join(written)}")
+
+
+def _grid(records: Records, number: int, name: str) -> np.ndarray:
+  """A metric `[grid, grid]` of a plane, `[grid, num_tasks]` of a line."""
+  rows = [row[name] for _, row in sorted(records.rows(number).items())]
+  # A line is one row.
+  return np.array(rows[0] if np.ndim(rows[0]) == 2 else rows, np.float64)
+
+
+def _words(landscape: Landscape) -> dict[str, Any]:
+  plural = "" if landscape.num_tasks == 1 else "s"
+  tasks = f"{landscape.num_tasks} {landscape.split} task{plural}"
+  return {
+    "title": f"{_WHAT[landscape.objective]}, {tasks}",
+    "label": "cross-entropy (nats)",
+    "ceiling": landscape.ceiling,
+  }
+
+
+def _draw_planes(
+  directory: RunDirectory,
+  words: dict[str, Any],
+  is_shared: bool,
+  losses: Mapping[str, np.ndarray],
+  axes: tuple[np.ndarray, np.ndarray],
+  paths: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
+  """Draws planes: the same random one for all runs, or each run's own."""
+  headings = {name: _heading(name, path) for name, path in paths.items()}
+  drawn = {
+    headings[name]: np.array(path["coordinates"])
+    for name, path in paths.items()
+    if path and _is_drawn(path)
+  }
+  panels = {headings[name]: values for name, values in losses.items()}
+  x, y = (dict(zip(panels, axis, strict=True)) for axis in axes)
+  if is_shared:
+    x, y = axes[0][0], axes[1][0]
+  else:
+    of = "its path" if len(losses) == 1 else "each run's own path"
+    words["title"] += f"\nin the plane of {of}"
+    words["directions"] = _PRINCIPAL
+  contours, surfaces = (directory.path / f"{n}.png" for n in ("contours", "surfaces"))
+  analysis.plot_surfaces(panels, x, y, surfaces, **words)
+  if drawn:
+    words["title"] += "; o start, + centre"
+  if not is_shared:
+    words["directions"] = tuple(f"{which} (distance)" for which in _PRINCIPAL)
+  analysis.plot_contours(panels, x, y, contours, trajectories=drawn, **words)
+  return [contours.name, surfaces.name]
+
+
+def _heading(name: str, path: Mapping[str, Any] | None) -> str:
+  """What stands above a panel: the run, and what is to be seen of its path."""
+  if not path:
+    return name
+  shown = _percent(path["share"])
+  if not _is_drawn(path):
+    return f"{name}\npath not drawn: {shown} of it in this plane"
+  steps = path["steps"]
+  return f"{name}\nsteps {steps[0]} to {steps[-1]}: {shown} of the path"
+
+
+def _is_drawn(path: Mapping[str, Any]) -> bool:
+  """Whether a plane shows enough of a path for its picture to say something."""
+  return path["share"] >= _LEAST_SHARE
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.{3 if share > 0.01 else 2}g} %"
+
+
+def _write_figures(
+  directory: RunDirectory, landscape: Landscape, runs: Sequence[Run], records: Records
+) -> None:
+  """Writes and prints figures per run, and over runs the rank correlations."""
+  figures = {run.name: records.figures(number) for number, run in enumerate(runs)}
+  paths = [records.path(number) for number in range(len(runs))]
+  shares = [path["share"] if path else None for path in paths]
+  correlations = analysis.rank_correlations(list(figures.values()), seed=landscape.seed)
+  what = ("objective", "checkpoint", "split", "num_tasks", "gap_tasks", "seed")
+  content = {
+    **{name: options.to_json(landscape)[name] for name in what},
+    "runs": [
+      {"name": run.name, "run_dir": str(run.files.path), "path_share": share}
+      | figures[run.name]
+      for run, share in zip(runs, shares, strict=True)
+    ],
+    "rank_correlations": {
+      measure: {outcome: found._asdict() for outcome, found in by_outcome.items()}
+      for measure, by_outcome in correlations.items()
+    },
+    "environment": report.environment(),
+  }
+  directory.write_json("sharpness.json", report.jsonable(content))
+  cells = ["not kept" if share is None else _percent(share) for share in shares]
+  is_kept = any(share is not None for share in shares)
+  further = {"path within the plane": cells} if is_kept else {}
+  table = analysis.sharpness_table(figures, correlations, further=further)
+  text = (
+    f"{_WHAT[landscape.objective]}, {landscape.num_tasks} {landscape.split} tasks, "
+    f"{landscape.checkpoint} checkpoint. Gap: training minus test classes, "
+    f"{landscape.gap_tasks} tasks each.\n\n{table}"
+  )
+  write_atomically(directory.path / "sharpness.md", text.encode())
+  print(f"\n{text}")

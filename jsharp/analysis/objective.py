@@ -1,0 +1,158 @@
+"""The loss of a learner around its parameters: whose landscape is drawn.
+
+Three losses of the query set of a task can be drawn:
+
+    meta     after adaptation, as a function of the meta-parameters
+    task     of the same parameters without adaptation
+    adapted  around the task's own adapted parameters
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from jsharp import losses
+from jsharp.core.objectives import after_adaptation, on_query
+from jsharp.learners import Learner
+from jsharp.types import AdaptFn, Params, Task, TaskLossFn
+
+_MAX_KEPT = 16  # Functions made before, so that they are compiled once.
+
+
+class NetworkAlone(NamedTuple):
+  """A learner as a function of its network's parameters alone.
+
+  Attributes:
+    params: the network's parameters.
+    adapt: `adapt(params, support) -> adapted`, as at test. What the learner has learned
+      besides, such as step sizes, is a constant in it.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`, transductive.
+  """
+
+  params: Params
+  adapt: AdaptFn
+  query_loss_fn: TaskLossFn
+
+
+def network_alone(learner: Learner, way: int | None = None) -> NetworkAlone:
+  """Holds everything that a learner has learned but its network's parameters.
+
+  Learned rates, running statistics, copies of leaves per inner step and states of
+  optimizers become constants. A learner that has none of these shares its functions,
+  and so what is compiled of them, with every `Learner.replace` of it.
+
+  Args:
+    learner: trained.
+    way: classes per task; all outputs if None.
+
+  Returns:
+    Functions of the network's parameters.
+
+  Example:
+    >>> from jsharp.algorithms.meta_sgd import MetaSGD
+    >>> from jsharp.learners import Description, build
+    >>> from jsharp.models.mlp import SineNetwork
+    >>> learner = build(Description(
+    ...   algorithm=MetaSGD(), network=SineNetwork(), problem="regression",
+    ...   num_outputs=1, input_shape=(1,)))
+    >>> alone = network_alone(learner)
+    >>> type(learner.params).__name__, sorted(alone.params["params"])
+    ('WithRates', ['dense_0', 'dense_1', 'dense_2'])
+  """
+  made = learner.made
+  adapt, query_loss_fn = _functions(
+    made.algorithm,
+    made.predict,
+    learner.criterion,
+    learner.description.num_outputs if way is None else way,
+    tuple(made.at_test.items()),
+  )
+  point = learner.params
+  if "params" not in getattr(point, "_fields", ()):
+    return NetworkAlone(point, adapt, query_loss_fn)
+
+  def adapt_holding_others(params: Params, support: Any) -> Any:
+    return adapt(point._replace(params=params), support)
+
+  return NetworkAlone(point.params, adapt_holding_others, query_loss_fn)
+
+
+def objective(
+  network: NetworkAlone,
+  tasks: Task,
+  *,
+  of: Literal["meta", "task", "adapted"] = "meta",
+) -> tuple[TaskLossFn, Any]:
+  """The loss of one task around the parameters of a network, see this module.
+
+  Args:
+    network: from `network_alone`.
+    tasks: `[num_tasks, ...]`.
+    of: whose loss. "adapted" moves the adapted parameters of every task by what the
+      given parameters are moved by, so at `network.params` it equals "meta".
+
+  Returns:
+    `(task_loss_fn, items)` for `jsharp.analysis.meta_objective` and `per_task`:
+    `task_loss_fn(params, item) -> (loss, metrics)`, and the pytree of items
+    `[num_tasks, ...]`.
+
+  Raises:
+    ValueError: if "task" or "adapted" is asked of an algorithm that adapts something
+      else than all parameters of a network.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp.types import Batch
+    >>> network = NetworkAlone(
+    ...   params=jnp.float32(4), adapt=lambda w, support: w - support.inputs,
+    ...   query_loss_fn=lambda w, task: (w * task.query.inputs, {}))
+    >>> tasks = Task(Batch(jnp.array([1.0, 3.0]), None), Batch(jnp.ones(2), None))
+    >>> for of in ("meta", "task", "adapted"):
+    ...   loss_fn, items = objective(network, tasks, of=of)
+    ...   jax.vmap(loss_fn, (None, 0))(jnp.float32(5), items)[0].tolist()
+    [4.0, 2.0]
+    [5.0, 5.0]
+    [4.0, 2.0]
+  """
+  if of == "meta":
+    return _after_adaptation(network.adapt, network.query_loss_fn), tasks
+  params = network.params
+  adapt_all = jax.jit(
+    lambda: jax.lax.map(lambda support: network.adapt(params, support), tasks.support)
+  )
+  shapes = jax.tree.map(lambda x: x.shape[1:], jax.eval_shape(adapt_all))
+  if shapes != jax.tree.map(lambda x: x.shape, params):
+    raise ValueError(
+      f"of={of} needs an algorithm that adapts the network's parameters and "
+      "meta-learns nothing else; take of=meta"
+    )
+  if of == "task":
+    return network.query_loss_fn, tasks
+  moved = jax.tree.map(lambda a, w: a - w[None], adapt_all(), params)
+  return _around_adapted(network.query_loss_fn), (moved, tasks)
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def _functions(
+  algorithm: Callable[[int], Any],
+  predict: Callable[[int], Any],
+  criterion: losses.Criterion,
+  way: int,
+  at_test: tuple[tuple[str, Any], ...],
+) -> tuple[AdaptFn, TaskLossFn]:
+  adapt = functools.partial(algorithm(way).adapt, **dict(at_test))
+  return adapt, on_query(losses.batch_loss(predict(way), criterion))
+
+
+_after_adaptation = functools.lru_cache(maxsize=_MAX_KEPT)(after_adaptation)
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def _around_adapted(query_loss_fn: TaskLossFn) -> TaskLossFn:
+  def around_adapted(params: Params, item: Any) -> Any:
+    by, task = item
+    return query_loss_fn(jax.tree.map(jax.numpy.add, params, by), task)
+
+  return around_adapted

@@ -1,0 +1,133 @@
+"""A run that has ended, as its directory describes it."""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from jsharp import _catalogue, options
+from jsharp.training.runs import AnyRun
+
+_DESCRIPTION = "description.json"
+_IDENTITY = "run.json"
+_RESULT = "result.json"
+
+
+class FinishedRun(NamedTuple):
+  """A run that has ended.
+
+  `jsharp.load(run.path)` loads the learner that it has trained.
+
+  Attributes:
+    path: its directory.
+    experiment: the program that ran it.
+    description: what was run, such as a `jsharp.training.FewShotRun`.
+    result: the content of `result.json`.
+    fingerprints: of its data, by split.
+    digest: 16 hexadecimal digits of its identity: its settings and its data.
+    best_step: meta-steps before the parameters that were tested.
+    last_step: meta-steps in all.
+    has_path: whether it kept the parameters of every validation.
+  """
+
+  path: pathlib.Path
+  experiment: str
+  description: AnyRun
+  result: dict[str, Any]
+  fingerprints: dict[str, str]
+  digest: str
+  best_step: int
+  last_step: int
+  has_path: bool
+
+
+def read_run(path: str | os.PathLike[str]) -> FinishedRun:
+  """Reads what a run was and what came out of it.
+
+  Args:
+    path: the directory of the run.
+
+  Returns:
+    The run. Its parameters are not read.
+
+  Raises:
+    ValueError: if it is no run directory, the run has not ended, or this version of
+      jsharp does not know a part of its description; the message names the fix.
+
+  Example:
+    >>> read_run("/nowhere")
+    Traceback (most recent call last):
+    ValueError: /nowhere is not a run directory (no readable run.json); ...
+  """
+  path = pathlib.Path(path).expanduser()
+  try:
+    identity = (path / _IDENTITY).read_bytes()
+    fingerprints = json.loads(identity)["identity"]["fingerprints"]
+    record = json.loads((path / _DESCRIPTION).read_text())
+    experiment, content = record["experiment"], record["run"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    missing = _DESCRIPTION if (path / _IDENTITY).is_file() else _IDENTITY
+    raise ValueError(
+      f"{path} is not a run directory (no readable {missing}); name the --run_dir of a "
+      "training run"
+    ) from error
+  description = options.from_json(
+    AnyRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find
+  )
+  try:
+    result = json.loads((path / _RESULT).read_text())
+    checkpoint = result["protocol"]["checkpoint"]
+    best_step, last_step = checkpoint["step"], checkpoint["of"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is not finished (no readable {_RESULT}); finish it with\n"
+      f"  python -m experiments.{experiment} --flagfile={path / 'flags.txt'}"
+    ) from error
+  return FinishedRun(
+    path=path,
+    experiment=experiment,
+    description=description,
+    result=result,
+    fingerprints=fingerprints,
+    digest=hashlib.sha256(identity).hexdigest()[:16],
+    best_step=best_step,
+    last_step=last_step,
+    has_path=any((path / "checkpoints").glob("path_*.npz")),
+  )
+
+
+def check_comparable(first: FinishedRun, other: FinishedRun) -> None:
+  """Refuses runs that differ in their tests, their network or their data.
+
+  Args:
+    first: a run.
+    other: another one.
+
+  Raises:
+    ValueError: naming what differs.
+
+  Example:
+    >>> run = FinishedRun(pathlib.Path("A"), "omniglot", AnyRun(), {}, {"test": "1"},
+    ...   "", 1, 1, False)
+    >>> other = run._replace(path=pathlib.Path("B"), fingerprints={"test": "2"})
+    >>> check_comparable(run, other)
+    Traceback (most recent call last):
+    ValueError: B has other tasks or another network than A:
+      the data themselves, by their fingerprints
+    Compare runs that share these
+  """
+  there, here = (run.description.comparable() for run in (first, other))
+  differing = [
+    f"  {name}: {there.get(name)} there, {here.get(name)} here"
+    for name in there | here
+    if there.get(name) != here.get(name)
+  ]
+  if not differing and first.fingerprints != other.fingerprints:
+    differing = ["  the data themselves, by their fingerprints"]
+  if differing:
+    raise ValueError(
+      f"{other.path} has other tasks or another network than {first.path}:\n"
+      + "\n".join(differing)
+      + "\nCompare runs that share these"
+    )

@@ -1,0 +1,148 @@
+"""The losses of a learner around its parameters, and the generalisation gap."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jsharp.algorithms.maml import MAML
+from jsharp.algorithms.meta_sgd import MetaSGD
+from jsharp.algorithms.protonet import ProtoNet
+from jsharp.analysis import (
+  average_case_rise,
+  generalisation_gap,
+  meta_objective,
+  network_alone,
+  objective,
+  per_task,
+)
+from jsharp.core import on_query
+from jsharp.evaluation import evaluator, first_tasks, task_list
+from jsharp.learners import Description, build
+from jsharp.losses import batch_loss, cross_entropy, squared_error
+from jsharp.models.mlp import MLPOptions, SineNetwork
+from jsharp.types import Batch, Task
+
+SHAPE = (4, 4, 1)
+
+
+@functools.cache
+def regression(algorithm):
+  return build(
+    Description(
+      algorithm=algorithm,
+      network=SineNetwork(hidden_width=5),
+      problem="regression",
+      num_outputs=1,
+      input_shape=(1,),
+    )
+  )
+
+
+def tasks(num_tasks=3):
+  support, query = jax.random.normal(jax.random.key(1), (2, num_tasks, 4, 1))
+  return Task(Batch(support, jnp.sin(support)), Batch(query, jnp.sin(query)))
+
+
+def moved(params, by):
+  return jax.tree.map(lambda w: w + jnp.float32(by), params)
+
+
+class ObjectiveTest(parameterized.TestCase):
+  def test_what_is_learned_beside_the_network_is_held(self):
+    learner = regression(MetaSGD(inner_lr=0.1))
+    point, algorithm = learner.params, learner.algorithm()
+    loss_fn = on_query(batch_loss(learner.apply_fn(), squared_error))
+    network = network_alone(learner)
+    measure = per_task(*objective(network, tasks()))
+    self.assertIs(network.params, point.params)
+    for params in (network.params, moved(network.params, 0.1)):
+      everything = point._replace(params=params)
+      expected = evaluator(algorithm.adapt, loss_fn)(everything, tasks())
+      np.testing.assert_array_equal(measure(params)["loss"], expected["loss"])
+      held = evaluator(network.adapt, network.query_loss_fn)(params, tasks())
+      np.testing.assert_array_equal(held["loss"], expected["loss"])
+
+  def test_three_objectives(self):
+    learner = regression(MAML(inner_lr=0.1, num_eval_inner_steps=2))
+    network = network_alone(learner)
+    away = moved(network.params, 0.1)
+    adapt = functools.partial(learner.algorithm().adapt, num_steps=2)
+    singles = [jax.tree.map(lambda x, i=i: x[i], tasks()) for i in range(3)]
+    adapted = [adapt(network.params, task.support) for task in singles]
+    expected = {
+      "meta": [adapt(away, task.support) for task in singles],
+      "task": [away] * 3,
+      "adapted": [moved(params, 0.1) for params in adapted],
+    }
+    for of, points in expected.items():
+      found = per_task(*objective(network, tasks(), of=of))(away)["loss"]
+      pairs = zip(points, singles, strict=True)
+      losses = [network.query_loss_fn(point, task)[0] for point, task in pairs]
+      np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=of)
+
+  def test_adapted_is_meta_at_the_centre(self):
+    network = network_alone(regression(MAML(inner_lr=0.1)))
+    losses = [
+      per_task(*objective(network, tasks(), of=of))(network.params)["loss"]
+      for of in ("meta", "adapted")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+  @parameterized.parameters("task", "adapted")
+  def test_refuses_what_adapts_something_else(self, of):
+    learner = build(
+      Description(
+        algorithm=ProtoNet(),
+        network=MLPOptions(),
+        num_outputs=2,
+        input_shape=SHAPE,
+      )
+    )
+    images = jnp.zeros((1, 2, *SHAPE))
+    batch = Batch(images, jnp.array([[0, 1]]))
+    network = network_alone(learner, way=2)
+    with self.assertRaisesRegex(ValueError, f"of={of} needs an algorithm that adapts"):
+      objective(network, Task(batch, batch), of=of)
+
+  def test_learners_of_one_build_are_compiled_once(self):
+    learner, traced = regression(MAML(inner_lr=0.2)), []
+    for scale in (0.0, 0.5):
+      network = network_alone(learner.replace(moved(learner.params, scale)))
+      task_loss_fn, items = objective(network, tasks())
+      loss = meta_objective(task_loss_fn, items)
+      traced.append((task_loss_fn, jax.tree.structure(loss)))
+      average_case_rise(
+        loss, network.params, rho=0.1, num_samples=2, key=jax.random.key(0)
+      )
+    self.assertEqual(*traced)
+
+
+class GapTest(absltest.TestCase):
+  def test_means_over_both_splits(self):
+    loss_fn = on_query(batch_loss(lambda w, x: x @ w, cross_entropy))
+    evaluate_tasks = evaluator(lambda w, support: w, loss_fn)
+
+    def sample_one(key, data):
+      x = data + jax.random.normal(key, (6, 2))
+      return Task(Batch(x, None), Batch(x, jnp.arange(6) % 2))
+
+    data = {"train": jnp.float32(0), "test": jnp.float32(3)}
+    splits = {
+      name: (task_list(sample_one, seed=3, stream=name), data[name]) for name in data
+    }
+    found = generalisation_gap(evaluate_tasks, jnp.eye(2), splits, num_tasks=5)
+    for name, (sample_task, at) in splits.items():
+      metrics = evaluate_tasks(jnp.eye(2), first_tasks(sample_task, at, num_tasks=5))
+      for metric, values in metrics.items():
+        self.assertAlmostEqual(found[f"{name}_{metric}"], values.mean(), places=5)
+    for metric in ("loss", "accuracy"):
+      gap = found[f"train_{metric}"] - found[f"test_{metric}"]
+      self.assertEqual(found[f"{metric}_gap"], gap)
+    self.assertLen(found, 6)
+
+
+if __name__ == "__main__":
+  absltest.main()
