@@ -3,12 +3,22 @@
 import dataclasses
 
 from jsharp.algorithms import Algorithm, OuterLoop, Sharpness
-from jsharp.data import ImageSource
+from jsharp.algorithms.supervised import OrdinaryTraining
+from jsharp.analysis.hessian import HessianOptions
+from jsharp.data import ImageSource, LabelledSource, Preparation
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
-from jsharp.models import Network
+from jsharp.models import ClassifierNetwork, Network
 from jsharp.options import Options, Role, option
-from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testing
+from jsharp.perturbations import SharpOptimizer
+from jsharp.training.options import (
+  Files,
+  Machine,
+  MetaTraining,
+  Placement,
+  Run,
+  Testing,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,3 +71,18 @@ class SineRun(MetaRun):
 
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrdinaryRun(Options):
+  """A run of ordinary classification."""
+
+  data: LabelledSource = option(role=Role.TESTING)
+  files: Files = option(Files(), role=Role.MACHINE)
+  preparation: Preparation = option(Preparation(), role=Role.TRAINING)
+  algorithm: SharpOptimizer = option(role=Role.TRAINING)
+  network: ClassifierNetwork = option()
+  training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
+  hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
+  run: Run = option(role=Role.MACHINE)
+  machine: Machine = option(Machine(), role=Role.MACHINE)
