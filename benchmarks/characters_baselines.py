@@ -21,7 +21,11 @@ from absl import app, flags
 from jsharp import losses
 from jsharp.algorithms import maml
 from jsharp.data import Dataset, characters, sample_tasks, task_key
-from jsharp.evaluation.tasks import mean_and_ci95, transductive_and_inductive
+from jsharp.evaluation.tasks import (
+  evaluator,
+  mean_and_ci95,
+  transductive_and_inductive,
+)
 from jsharp.models import Conv4, all_but_norm, as_functions
 from jsharp.types import Task
 
@@ -72,7 +76,7 @@ def evaluate(evaluate_tasks, params, dataset: Dataset) -> Any:
 
 
 def meta_learn(dataset: Dataset):
-  """Returns the algorithm and the parameters after `--num_steps`."""
+  """Returns the evaluation and the parameters after `--num_steps`."""
   init_fn, apply_fn = as_functions(
     Conv4(num_outputs=_WAY, num_filters=_NUM_FILTERS.value, stride=2)
   )
@@ -81,8 +85,6 @@ def meta_learn(dataset: Dataset):
     optax.sgd(_INNER_LR.value),
     optax.adam(_OUTER_LR.value),
     num_inner_steps=_NUM_INNER_STEPS.value,
-    num_eval_inner_steps=_NUM_EVAL_INNER_STEPS.value,
-    eval_query_loss_fn=transductive_and_inductive(apply_fn, losses.cross_entropy),
     adapted_mask=all_but_norm,
   )
   draw = functools.partial(
@@ -108,7 +110,9 @@ def meta_learn(dataset: Dataset):
       print(
         f"  step {i + 1}: query accuracy {accuracy:.3f}, {seconds:.0f} s", flush=True
       )
-  return algorithm, state.params
+  adapt = functools.partial(algorithm.adapt, num_steps=_NUM_EVAL_INNER_STEPS.value)
+  query_loss_fn = transductive_and_inductive(apply_fn, losses.cross_entropy)
+  return evaluator(adapt, query_loss_fn), state.params
 
 
 def main(argv: list[str]) -> None:
@@ -127,9 +131,9 @@ def main(argv: list[str]) -> None:
 
   nearest = evaluate(lambda _, tasks: nearest_neighbour_accuracy(tasks), None, test)
   report("nearest neighbour on pixels", nearest)
-  algorithm, params = meta_learn(splits["train"])
+  evaluate_tasks, params = meta_learn(splits["train"])
   start = time.perf_counter()
-  metrics = evaluate(algorithm.evaluate, params, test)
+  metrics = evaluate(evaluate_tasks, params, test)
   report("meta-learned Conv4, transductive", metrics["accuracy"])
   report("meta-learned Conv4, inductive", metrics["accuracy_inductive"])
   print(f"  testing took {time.perf_counter() - start:.0f} s")

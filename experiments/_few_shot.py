@@ -1,4 +1,4 @@
-"""Few-shot experiments: what those on images share, and what all that meta-learn share."""
+"""Few-shot experiments: what those on images share, and what all of them share."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def image_experiment(
     defaults,
     summary,
   )
-  return Experiment(program, _describe, functools.partial(_words, name), build, _leaner)
+  return Experiment(program, _describe, functools.partial(_words, name), build, leaner)
 
 
 def _describe(parts: dict[str, Any]) -> Any:
@@ -130,15 +130,12 @@ def algorithm_words(description: Any) -> list[str]:
   return [name] if sharpness == "none" else [name, f"sharp_{sharpness}"]
 
 
-def _leaner(description: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+def leaner(description: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
   """The same run in less memory, the fastest way first."""
   import jax
 
-  algorithm = description.algorithm
-  modes = [getattr(algorithm, "second_order", "stored")]
-  if modes == ["stored"] and hasattr(algorithm, "second_order"):
-    if not getattr(algorithm, "running_statistics", False):
-      modes.append("forward_over_reverse")
+  from jsharp.algorithms import SecondOrderOptions
+
   if jax.default_backend() == "cpu":  # one task at a time is fastest and leanest
     chunks = [1]
   else:
@@ -146,11 +143,12 @@ def _leaner(description: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     while chunks[-1] > 1:
       chunks.append(-(-chunks[-1] // 2))
   for chunk in chunks:
-    for mode in modes:
-      leaner = description
-      if mode != "stored":
-        leaner = description.replace(algorithm=algorithm.replace(second_order=mode))
-      yield leaner, {"task_chunk": chunk, "second_order": mode}
+    for algorithm in description.algorithm.leaner():
+      mode = "stored"
+      if isinstance(algorithm, SecondOrderOptions):
+        mode = algorithm.second_order
+      chosen = {"task_chunk": chunk, "second_order": mode}
+      yield description.replace(algorithm=algorithm), chosen
 
 
 class Members(NamedTuple):
@@ -178,7 +176,8 @@ class Members(NamedTuple):
 
   def evaluator(self, way: int, query_loss_fn: Any, **adapt: Any) -> Callable[..., Any]:
     """`evaluate_tasks(params, tasks) -> metrics` by some query loss."""
-    from jsharp.evaluation import evaluator, evaluator_over_seeds
+    from jsharp.evaluation import evaluator
+    from jsharp.training.over_seeds import evaluator_over_seeds
 
     first = self.learners[0]
     options = {**first.made.at_test, **adapt}
@@ -189,7 +188,7 @@ class Members(NamedTuple):
     )
     if len(self.learners) == 1:
       return evaluate
-    return evaluator_over_seeds(evaluate, len(self.learners))
+    return evaluator_over_seeds(evaluate, num_seeds=len(self.learners))
 
   def trained(self, params: Any) -> dict[str, Learner]:
     """The learners with trained parameters, by the folder that each is saved in."""
@@ -261,7 +260,7 @@ def protocol(description: Any) -> dict[str, Any]:
   outer, run = description.outer, description.run
   own = options.select(algorithm, lambda field: field.role is not Role.MACHINE)
   steps = ("num_inner_steps", "num_eval_inner_steps", "inner_optimizer", "inner_lr")
-  inner = {n.removeprefix("inner_opt") and n: own.pop(n) for n in steps if n in own}
+  inner = {name: own.pop(name) for name in steps if name in own}
   if "inner_optimizer" in inner:
     inner = {"optimizer": inner.pop("inner_optimizer"), **inner}
   last = run.seed + description.training.num_seeds - 1
@@ -306,9 +305,9 @@ def load(description: Any) -> dict[str, Dataset]:
   if other.image_shape != shape:
     raise ValueError(
       f"the images of --test_dataset={description.test_data.name} are "
-      f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a model "
-      "takes one shape: where only height and width differ pass --image_size, where "
-      "the channels differ the two cannot be combined"
+      f"{other.image_shape}, those of --dataset={description.data.name} {shape}; a "
+      "model takes one shape: where only height and width differ pass --image_size, "
+      "where the channels differ the two cannot be combined"
     )
   return {**splits, "test": other}
 
@@ -412,7 +411,7 @@ def _normalisation(description: Any) -> dict[str, Any]:
     "transductive": "the whole query set",
     "inductive": "support set and one query example",
   }
-  if getattr(algorithm, "running_statistics", False) and description.network.has_norm:
+  if algorithm.uses_running_statistics() and description.network.has_norm:
     both = "of the batch in training, running ones per step at test"
     statistics = {"statistics": both}
   return {**statistics, "scale and offset adapted": algorithm.adapts_norm()}

@@ -1,15 +1,15 @@
 """From descriptions to flags and back: names, defaults, help and refusals.
 
-A program names the descriptions that it is made of. Their options become absl flags; the
-values of the flags become the descriptions again. Nothing heavy is imported until then:
-`--help` and refusals read descriptions by `jsharp._catalogue`.
+A program names the descriptions that it is made of. Their options become absl flags;
+the values of the flags become the descriptions again. Nothing heavy is imported until
+then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 """
 
 import dataclasses
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from absl import flags
@@ -118,7 +118,7 @@ class Program:
     """
     words = ["program", *arguments]
     expanded = values.read_flags_from_files(words, force_gnu=False)
-    foreign = [n for n in self._chosen(expanded[1:]).values() if n and ":" in n]
+    foreign = _foreign(self._chosen(expanded[1:]).values())
     self.define(values, foreign)
     rest = values(words)
     by_hand = flags.FlagValues()
@@ -142,7 +142,7 @@ class Program:
   def help(self, words: Sequence[str]) -> str:
     """The help text: every flag by what it belongs to, of one algorithm."""
     chosen = self._chosen(words)
-    foreign = [name for name in chosen.values() if name and ":" in name]
+    foreign = _foreign(chosen.values())
     lines = [self.summary.strip(), ""]
     for group in self.groups:
       lines += [f"{group.title}:"]
@@ -215,7 +215,7 @@ class Given(NamedTuple):
       ValueError: if one of them was typed by hand, with another value than its default.
     """
     read = set()
-    foreign = [n for c in self.program.choices().values() if (n := self.name_of(c))]
+    foreign = _foreign(map(self.name_of, self.program.choices().values()))
     for _, part in self.program.parts():
       if isinstance(part, Choice):
         name = self.name_of(part)
@@ -269,6 +269,11 @@ class Given(NamedTuple):
       if name in self.present or name in self.program.defaults:
         lines.append(self.values[name].serialize())
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def _foreign(names: Iterable[str | None]) -> list[str]:
+  """Those of names that stand outside of the library, as module:Class."""
+  return [name for name in names if name and ":" in name]
 
 
 def _all_fields(description: Options) -> Iterator[Field]:

@@ -53,8 +53,8 @@ class Parts:
       among them, and under "per_task" the metrics `[num_tasks]` of `test_tasks.csv`.
     fingerprints: of the data, by split: other data make another run.
     protocol: what, beside versions and device, a reader of the figures must know.
-    learners: `learners(params) -> {folder: learner}`, what the run saves at its end; the
-      folder "" is the run's own.
+    learners: `learners(params) -> {folder: learner}`, what the run saves at its end;
+      the folder "" is the run's own.
     title: of the curves.
     curves: further keyword arguments of `plot_curves`.
     unit: what a step takes several of.
@@ -83,8 +83,8 @@ class Experiment:
 
   Attributes:
     program: its flags.
-    describe: `describe(parts) -> description`, from what `Given.build` returns; the
-      description has `run`, `machine` and what `build` reads.
+    describe: `describe(parts) -> description`, from what `Given.build` returns: a
+      `jsharp.training.runs.AnyRun`.
     words: `words(description)`, what the default run directory is named after.
     build: `build(description, execution) -> Parts`.
     leaner: `leaner(description)`: descriptions of the same run in less memory, the
@@ -183,11 +183,11 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   if finished := _finished_result(experiment, description, run_dir):
     return show(finished, run_dir)
   machine = description.machine
-  training = getattr(description, "training", None)
-  environment.set_environment(machine, num_tasks=getattr(training, "num_tasks", None))
+  environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
   from jsharp._files import write_atomically
-  from jsharp.training import RunDirectory, execution_for, processes
+  from jsharp.core.execution import Execution
+  from jsharp.training import RunDirectory, processes
 
   with contextlib.ExitStack() as stack:
     try:
@@ -196,10 +196,8 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
         run_dir = elsewhere or run_dir
       use_compilation_cache(description.run.compilation_cache_dir)
       description = _with_devices(description)
-      execution = execution_for(
-        task_chunk=machine.task_chunk,
-        convolution=machine.convolution,
-        deterministic=machine.deterministic,
+      execution = Execution(
+        task_chunk="in_order" if machine.deterministic else machine.task_chunk
       )
       if machine.memory_budget is None or experiment.leaner is None:
         parts = experiment.build(description, execution)
@@ -214,7 +212,9 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
       )
     except (ValueError, OSError) as error:
       code = refuse(experiment.name, message(error))
-      if machine.is_distributed and processes.has_joined():
+      import jax
+
+      if machine.is_distributed and jax.distributed.is_initialized():
         processes.leave(code)
       return code
     stack.enter_context(directory)
@@ -236,10 +236,10 @@ def _with_devices(description: Any) -> Any:
   from jsharp.training import environment
   from jsharp.training.devices import task_mesh
 
-  machine, training = description.machine, getattr(description, "training", None)
-  if not hasattr(training, "num_tasks"):
+  machine, num_tasks = description.machine, description.num_tasks
+  if num_tasks is None:
     return description
-  num_tasks, num_devices = training.num_tasks, machine.num_devices
+  num_devices = machine.num_devices
   if machine.is_distributed and num_devices in (None, 1):
     num_devices = jax.device_count()
   if num_devices is None:
@@ -264,7 +264,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
   machine = description.machine
   budget = memory_budget.in_bytes(machine.memory_budget)
   for leaner, chosen in experiment.leaner(description):
-    way = execution.replace(task_chunk=chosen["task_chunk"])
+    way = dataclasses.replace(execution, task_chunk=chosen["task_chunk"])
     parts = experiment.build(leaner, way)
     needed = memory_budget.needed_bytes(
       parts.algorithm,
@@ -372,14 +372,8 @@ def _train(
   from jsharp import learners
   from jsharp._files import write_atomically
   from jsharp.evaluation import curves, report
-  from jsharp.training import (
-    NonFiniteLossError,
-    Peers,
-    StopRequested,
-    StopSignal,
-    is_first,
-    train,
-  )
+  from jsharp.training import NonFiniteLossError, StopRequested, StopSignal, train
+  from jsharp.training.processes import Peers, is_first
 
   validate = parts.validate
   with StopSignal() as stop:
@@ -468,12 +462,7 @@ def _finished_result(
     result = json.loads((run_dir / "result.json").read_text())
   except (OSError, ValueError):
     return None
-  asked = {"settings": identity(experiment, description)}
-  training, testing = (getattr(description, n, None) for n in ("training", "testing"))
-  if hasattr(training, "num_steps"):
-    asked["num_steps"] = training.num_steps
-  if hasattr(testing, "eval_tasks"):
-    asked["num_eval_tasks"] = testing.eval_tasks
+  asked = {"settings": identity(experiment, description), **description.asked()}
   return result if all(result.get(key) == asked[key] for key in asked) else None
 
 

@@ -19,9 +19,9 @@ from jsharp.evaluation.tasks import evaluate, task_list, transductive_and_induct
 from jsharp.normalization import transductive
 from jsharp.training.loop import TrainingResult
 from jsharp.training.mixture import mixture
-from jsharp.training.over_seeds import over_seeds
+from jsharp.training.over_seeds import evaluator_over_seeds, over_seeds
 from jsharp.training.stop_signal import StopSignal
-from jsharp.types import MetaAlgorithm, Params, Task
+from jsharp.types import MetaAlgorithm, Metrics, Params, Task, TaskLossFn
 
 
 def build(settings: SimpleNamespace) -> Parts:
@@ -51,7 +51,7 @@ def build(settings: SimpleNamespace) -> Parts:
     for seed in range(settings.seed, settings.seed + settings.num_seeds)
   ]
   algorithm, draw = _training(settings, members, training)
-  judged = _joined(members, settings.way)
+  judged = _evaluator(members, settings.way)
   val_task = _fixed_tasks(settings, usual, "val")
   params = members[0].params
   if settings.num_seeds > 1:
@@ -60,7 +60,7 @@ def build(settings: SimpleNamespace) -> Parts:
 
   def validate(params: Params, stop: StopSignal) -> dict[str, float]:
     metrics = evaluate(
-      judged.evaluate,
+      judged,
       params,
       val_task,
       datasets["val"],
@@ -176,10 +176,20 @@ def _training(
   return mixture(algorithms, samplers, seed=settings.seed)
 
 
-def _joined(members: list[methods.Method], way: int, **options: Any) -> MetaAlgorithm:
+def _joined(members: list[methods.Method], way: int) -> MetaAlgorithm:
   """The algorithm of one seed, or of several side by side."""
-  algorithms = [member.build(way, **options) for member in members]
+  algorithms = [member.build(way) for member in members]
   return algorithms[0] if len(algorithms) == 1 else over_seeds(algorithms)
+
+
+def _evaluator(
+  members: list[methods.Method], way: int, query_loss_fn: TaskLossFn | None = None
+) -> Callable[[Params, Any], Metrics]:
+  """The same for what measures it."""
+  one = members[0].evaluator(way, query_loss_fn)
+  if len(members) == 1:
+    return one
+  return evaluator_over_seeds(one, num_seeds=len(members))
 
 
 def _summary(metrics: dict[str, np.ndarray], prefix: str = "test_") -> dict[str, float]:
@@ -207,13 +217,9 @@ def _measure(
   """Every metric `[num_eval_tasks]`, or one per task and seed, under both policies."""
   way = kind.shape["way"]
   predict = members[0].predict(way)
-  learner = _joined(
-    members,
-    way,
-    eval_query_loss_fn=transductive_and_inductive(predict, losses.cross_entropy),
-  )
+  query_loss_fn = transductive_and_inductive(predict, losses.cross_entropy)
   return evaluate(
-    learner.evaluate,
+    _evaluator(members, way, query_loss_fn),
     params,
     _fixed_tasks(settings, kind, "test"),
     data,
@@ -233,7 +239,7 @@ def _measure_ensemble(
   way = kind.shape["way"]
   query_loss_fn = log_probabilities(transductive(members[0].predict(way)))
   return evaluate_ensemble(
-    _joined(members, way, eval_query_loss_fn=query_loss_fn).evaluate,
+    _evaluator(members, way, query_loss_fn),
     [one.tree for one in trained.top],
     _fixed_tasks(settings, kind, "test"),
     data,

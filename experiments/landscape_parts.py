@@ -10,14 +10,13 @@ import jax
 
 from experiments import choices, methods, tasks
 from experiments.landscape_runs import Run
-from jsharp import losses
-from jsharp.analysis import meta_objective, one_task, per_task
-from jsharp.core.objectives import on_query
+from jsharp.analysis import meta_objective, per_task
+from jsharp.core.objectives import after_adaptation
 from jsharp.data import Dataset
-from jsharp.evaluation.tasks import evaluate, task_list
+from jsharp.evaluation.tasks import evaluate, evaluator, task_list
 from jsharp.training.checkpoints import Checkpoints
 from jsharp.training.stop_signal import StopSignal
-from jsharp.types import MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import AdaptFn, MetaAlgorithm, Metrics, Params, TaskLossFn
 
 _OF_DATA = (
   "dataset",
@@ -98,7 +97,10 @@ class _Shared(NamedTuple):
   initial: Params
   kind: tasks.Kind
   sample_one: Callable[..., Any]
+  adapt: AdaptFn
   query_loss_fn: TaskLossFn
+  task_loss_fn: TaskLossFn
+  evaluate: Callable[[Params, Any], Metrics]
 
 
 def _frozen(flags: Mapping[str, Any]) -> str:
@@ -122,13 +124,19 @@ def _rebuild(flags: str, image_shape: tuple[int, ...]) -> _Shared:
   networks = choices.networks(settings, image_shape, tasks.largest_way(settings))
   method = methods.make(settings, networks)
   kind = tasks.test_kind(settings)
-  loss_fn = losses.batch_loss(method.predict(settings.way), losses.cross_entropy)
+  adapt, query_loss_fn = (
+    method.adapt(settings.way),
+    method.query_loss_fn(settings.way),
+  )
   return _Shared(
     algorithm=method.build(settings.way),
     initial=method.params,
     kind=kind,
     sample_one=kind.sampler(),
-    query_loss_fn=on_query(loss_fn),
+    adapt=adapt,
+    query_loss_fn=query_loss_fn,
+    task_loss_fn=after_adaptation(adapt, query_loss_fn),
+    evaluate=evaluator(adapt, query_loss_fn, execution=method.execution),
   )
 
 
@@ -165,16 +173,16 @@ def _network_alone(shared: _Shared, point: Any) -> tuple[_Shared, Params]:
   Learned rates, running statistics, copies per inner step and optimizer states are
   meta-learned or carried beside them; here they are constants.
   """
-  algorithm = shared.algorithm
 
   def evaluate(params: Params, tasks: Any) -> Any:
-    return algorithm.evaluate(point._replace(params=params), tasks)
+    return shared.evaluate(point._replace(params=params), tasks)
 
   def adapt(params: Params, support: Any) -> Any:
-    return algorithm.adapt(point._replace(params=params), support)
+    return shared.adapt(point._replace(params=params), support)
 
-  held = algorithm._replace(evaluate=evaluate, adapt=adapt)
-  return shared._replace(algorithm=held), point.params
+  task_loss_fn = after_adaptation(adapt, shared.query_loss_fn)
+  held = shared._replace(evaluate=evaluate, adapt=adapt, task_loss_fn=task_loss_fn)
+  return held, point.params
 
 
 def _network_path(path: Callable[[], dict[int, Any]]) -> dict[int, Params]:
@@ -204,11 +212,11 @@ def _objective(
   shared: _Shared, options: Mapping[str, Any], params: Params, fixed: Any
 ) -> tuple[TaskLossFn, Any]:
   """The loss of one item as a function of the parameters, and the items."""
-  algorithm, query_loss_fn = shared.algorithm, shared.query_loss_fn
+  query_loss_fn = shared.query_loss_fn
   if options["objective"] == "meta":
-    return one_task(algorithm.evaluate), fixed
+    return shared.task_loss_fn, fixed
   adapt_all = jax.jit(
-    lambda: jax.lax.map(lambda support: algorithm.adapt(params, support), fixed.support)
+    lambda: jax.lax.map(lambda support: shared.adapt(params, support), fixed.support)
   )
   shapes = jax.tree.map(lambda x: x.shape[1:], jax.eval_shape(adapt_all))
   if shapes != jax.tree.map(lambda x: x.shape, params):
@@ -241,7 +249,7 @@ def _gap(
   means: dict[str, float] = {}
   for split in ("train", "test"):
     metrics = evaluate(
-      shared.algorithm.evaluate,
+      shared.evaluate,
       params,
       _task_list(shared.sample_one, options["seed"], split),
       data.splits[split],

@@ -1,5 +1,6 @@
 """What the flags of single algorithms mean to their constructors."""
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -9,7 +10,18 @@ import jax
 from experiments import optimizers
 from experiments.method_flags import READERS, sharp_loops
 from jsharp import algorithms, models
+from jsharp.core.execution import Execution
+from jsharp.evaluation import evaluator
 from jsharp.losses import Criterion
+from jsharp.normalization import query_loss, transductive
+from jsharp.types import (
+  AdaptFn,
+  ApplyFn,
+  MetaAlgorithm,
+  Metrics,
+  Params,
+  TaskLossFn,
+)
 
 
 class Networks(NamedTuple):
@@ -34,6 +46,44 @@ class Networks(NamedTuple):
   num_outputs: int
   criterion: Criterion
   has_norm: bool
+
+
+class Method(NamedTuple):
+  """An algorithm with its model, ready for tasks of any way up to the model's.
+
+  Attributes:
+    params: the model's initial parameters.
+    build: `build(way) -> MetaAlgorithm`.
+    predict: `predict(way) -> apply_fn(adapted, inputs, num_statistics=None)`.
+    criterion: `criterion(outputs, targets) -> (loss, metrics)`.
+    adaptation: the keywords of `MetaAlgorithm.adapt` in validation and test.
+    execution: how to execute an evaluation.
+  """
+
+  params: Params
+  build: Callable[[int], MetaAlgorithm]
+  predict: Callable[[int], ApplyFn]
+  criterion: Criterion
+  adaptation: dict[str, Any]
+  execution: Execution
+
+  def adapt(self, way: int, **options: Any) -> AdaptFn:
+    """`adapt(params, support) -> adapted` as in validation and test."""
+    return functools.partial(self.build(way).adapt, **{**self.adaptation, **options})
+
+  def query_loss_fn(self, way: int) -> TaskLossFn:
+    """The loss of a task's query set, transductive."""
+    return query_loss(transductive(self.predict(way)), self.criterion)
+
+  def evaluator(
+    self, way: int, query_loss_fn: TaskLossFn | None = None, /, **options: Any
+  ) -> Callable[[Params, Any], Metrics]:
+    """`evaluate_tasks(params, tasks) -> metrics`; options go to `adapt`."""
+    return evaluator(
+      self.adapt(way, **options),
+      query_loss_fn or self.query_loss_fn(way),
+      execution=self.execution,
+    )
 
 
 def relevant(settings: SimpleNamespace) -> dict[str, Any]:
@@ -96,9 +146,43 @@ def constructor_options(
         **masked,
       }
     case "reptile":  # What its inner loop leaves alone would never be learned.
-      flags = ("inner_batch_size", "eval_inner_batch_size", "keep_inner_state")
+      flags = ("inner_batch_size", "keep_inner_state")
       return {flag: getattr(settings, flag) for flag in flags}
   return masked
+
+
+def adaptation(settings: SimpleNamespace) -> dict[str, Any]:
+  """The keywords of `MetaAlgorithm.adapt` in validation and test."""
+  if settings.algorithm in ("protonet", "ridge", "black_box"):
+    return {}
+  options: dict[str, Any] = {"num_steps": settings.num_eval_inner_steps}
+  if settings.algorithm == "reptile":
+    options["batch_size"] = settings.eval_inner_batch_size
+  return {**options, **optimizers.at_evaluation(settings)}
+
+
+def has_rows(settings: SimpleNamespace, networks: Networks) -> bool:
+  """Whether MAML++ learns or keeps something for each inner step."""
+  own_norm = networks.has_norm and settings.per_step_norm
+  return settings.learn_rates or own_norm or keeps_statistics(settings, networks)
+
+
+def method_of(
+  settings: SimpleNamespace,
+  networks: Networks,
+  params: Params,
+  build: Callable[[int], MetaAlgorithm],
+  predict: Callable[[int], ApplyFn],
+) -> Method:
+  """The method that the flags ask for, from its parts."""
+  return Method(
+    params=params,
+    build=build,
+    predict=predict,
+    criterion=networks.criterion,
+    adaptation=adaptation(settings),
+    execution=Execution(task_chunk=settings.task_chunk),
+  )
 
 
 def keeps_statistics(settings: SimpleNamespace, networks: Networks) -> bool:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,21 @@ from experiments.method_flags import (
   sharp_loops,
 )
 from experiments.method_options import (
+  Method,
   Networks,
   constructor_options,
+  has_rows,
   keeps_statistics,
+  method_of,
 )
 from jsharp import algorithms, losses, models
 from jsharp.core import second_order as memory
 from jsharp.core.objectives import on_query
 from jsharp.models import first_outputs
 from jsharp.precision import in_precision
-from jsharp.types import ApplyFn, LossFn, MetaAlgorithm, Params
+from jsharp.types import LossFn, MetaAlgorithm, Params
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code
-
-
-class Method(NamedTuple):
-  """An algorithm with its model, ready for tasks of any way up to the model's.
-
-  Attributes:
-    params: the model's initial parameters.
-    build: `build(way, **options) -> MetaAlgorithm`; options of the constructors, such
-      as `eval_query_loss_fn` and `num_eval_inner_steps`.
-    predict: `predict(way) -> apply_fn(adapted, inputs, num_statistics=None)`.
-  """
-
-  params: Params
-  build: Callable[..., MetaAlgorithm]
-  predict: Callable[[int], ApplyFn]
 
 
 def make(settings: SimpleNamespace, networks: Networks) -> Method:
@@ -65,15 +53,13 @@ def make(settings: SimpleNamespace, networks: Networks) -> Method:
     settings, models.as_functions, networks.plain(networks.num_outputs)
   )
 
-  def build(way: int, **options: Any) -> MetaAlgorithm:
+  def build(way: int) -> MetaAlgorithm:
     loss_fn = losses.batch_loss(first_outputs(apply_fn, way), networks.criterion)
-    return _gradient_based(settings, networks, loss_fn, **options)
+    return _gradient_based(settings, networks, loss_fn)
 
-  return Method(
-    params=init_fn(key, networks.inputs),
-    build=build,
-    predict=functools.partial(first_outputs, apply_fn),
-  )
+  params = init_fn(key, networks.inputs)
+  predict = functools.partial(first_outputs, apply_fn)
+  return method_of(settings, networks, params, build, predict)
 
 
 def check(settings: SimpleNamespace, networks: Networks) -> None:
@@ -108,6 +94,17 @@ def check(settings: SimpleNamespace, networks: Networks) -> None:
         f"--sharpness={settings.sharpness}; drop it, or choose --sharpness=low, up or "
         "both"
       )
+  if (
+    name == "maml_plus_plus"
+    and settings.num_eval_inner_steps > settings.num_inner_steps
+    and has_rows(settings, networks)
+  ):
+    raise ValueError(
+      f"--num_eval_inner_steps={settings.num_eval_inner_steps} must be at most "
+      f"--num_inner_steps={settings.num_inner_steps} with --algorithm={name}: later "
+      "steps have no rates, copies or statistics; train with more inner steps, or pass "
+      "--nolearn_rates --noper_step_norm --norunning_statistics"
+    )
   if settings.second_order != "stored" and keeps_statistics(settings, networks):
     raise ValueError(
       f"--second_order={settings.second_order} goes with losses that keep no running "
@@ -148,7 +145,6 @@ def _gradient_based(
   name = settings.algorithm
   options = {
     "num_inner_steps": settings.num_inner_steps,
-    "num_eval_inner_steps": settings.num_eval_inner_steps,
     "task_chunk": settings.task_chunk,
     **constructor_options(settings, networks),
     **options,
@@ -158,7 +154,7 @@ def _gradient_based(
     inner, outer = sharp_loops(settings)
     return algorithms.sharp_maml(
       loss_fn,
-      optimizers.inner(settings)["inner_optimizer"],
+      optimizers.inner(settings),
       optimizers.outer(settings),
       inner_rho=settings.inner_rho if inner else None,
       outer_rho=settings.outer_rho if outer else None,
@@ -172,8 +168,8 @@ def _gradient_based(
   constructor = getattr(algorithms, name)
   return constructor(
     loss_fn,
-    outer_optimizer=optimizers.outer(settings),
-    **optimizers.inner(settings),
+    optimizers.inner(settings),
+    optimizers.outer(settings),
     **options,
   )
 
@@ -199,18 +195,19 @@ def _with_statistics(
     del num_statistics  # The statistics are not those of any batch.
     return apply_fn(adapted.params, inputs, statistics=adapted.statistics)[0]
 
-  def build(way: int, **options: Any) -> MetaAlgorithm:
+  def build(way: int) -> MetaAlgorithm:
     def cut(params: Params, inputs: Any, statistics: Any) -> tuple[Any, Any]:
       outputs, statistics = apply_fn(params, inputs, statistics=statistics)
       return outputs[..., :way], statistics
 
     loss_fn = algorithms.batch_loss_with_statistics(cut, networks.criterion)
-    options = {"statistics_decay": _STATISTICS_DECAY, **options}
-    return _gradient_based(settings, networks, loss_fn, **options)
+    return _gradient_based(
+      settings, networks, loss_fn, statistics_decay=_STATISTICS_DECAY
+    )
 
-  return Method(
-    init_fn(key, networks.inputs), build, functools.partial(first_outputs, predict)
-  )
+  params = init_fn(key, networks.inputs)
+  predictor = functools.partial(first_outputs, predict)
+  return method_of(settings, networks, params, build, predictor)
 
 
 def _embedding_method(
@@ -222,17 +219,13 @@ def _embedding_method(
     "ridge": (algorithms.ridge, algorithms.predict_with_ridge),
   }[settings.algorithm]
 
-  def build(way: int, **options: Any) -> MetaAlgorithm:
-    options.pop("num_eval_inner_steps", None)
+  def build(way: int) -> MetaAlgorithm:
     return constructor(
-      apply_fn,
-      optimizers.outer(settings),
-      way=way,
-      task_chunk=settings.task_chunk,
-      **options,
+      apply_fn, optimizers.outer(settings), way=way, task_chunk=settings.task_chunk
     )
 
-  return Method(init_fn(key, networks.inputs), build, lambda way: prediction(apply_fn))
+  params = init_fn(key, networks.inputs)
+  return method_of(settings, networks, params, build, lambda way: prediction(apply_fn))
 
 
 def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Method:
@@ -246,19 +239,18 @@ def _black_box(settings: SimpleNamespace, networks: Networks, key: jax.Array) ->
   init_fn, apply_fn = _functions(settings, models.as_learner_functions, module)
   predict = algorithms.predict_in_context(apply_fn)
 
-  def build(way: int, **options: Any) -> MetaAlgorithm:
-    options.pop("num_eval_inner_steps", None)
+  def build(way: int) -> MetaAlgorithm:
     loss_fn = losses.batch_loss(first_outputs(predict, way), networks.criterion)
     return algorithms.black_box(
       apply_fn,
       optimizers.outer(settings),
       query_loss_fn=lambda adapted, task: loss_fn(adapted, task.query),
       task_chunk=settings.task_chunk,
-      **options,
     )
 
   params = init_fn(key, networks.inputs, networks.targets, networks.inputs)
-  return Method(params, build, functools.partial(first_outputs, predict))
+  predictor = functools.partial(first_outputs, predict)
+  return method_of(settings, networks, params, build, predictor)
 
 
 def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Method:
@@ -268,20 +260,19 @@ def _cavia(settings: SimpleNamespace, networks: Networks, key: jax.Array) -> Met
     settings, models.as_context_functions, networks.context(size)
   )
 
-  def build(way: int, **options: Any) -> MetaAlgorithm:
-    options = {"num_eval_inner_steps": settings.num_eval_inner_steps, **options}
+  def build(way: int) -> MetaAlgorithm:
     loss_fn = losses.batch_loss(first_outputs(apply_fn, way), networks.criterion)
-    loss_fn, options = _remembering(settings, loss_fn, options)
+    loss_fn, options = _remembering(settings, loss_fn, {})
     return algorithms.cavia(
       loss_fn,
-      outer_optimizer=optimizers.outer(settings),
+      optimizers.inner(settings),
+      optimizers.outer(settings),
       context=jnp.zeros(size),
       num_inner_steps=settings.num_inner_steps,
       task_chunk=settings.task_chunk,
-      **optimizers.inner(settings),
       **options,
     )
 
-  return Method(
-    init_fn(key, networks.inputs), build, functools.partial(first_outputs, apply_fn)
-  )
+  params = init_fn(key, networks.inputs)
+  predictor = functools.partial(first_outputs, apply_fn)
+  return method_of(settings, networks, params, build, predictor)

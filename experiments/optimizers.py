@@ -34,27 +34,37 @@ def outer(settings: SimpleNamespace) -> optax.GradientTransformation:
   return optax.chain(*links) if len(links) > 1 else links[0]
 
 
-def inner(settings: SimpleNamespace) -> dict[str, Any]:
-  """`inner_optimizer` and, where it differs, `eval_inner_optimizer`."""
+def inner(settings: SimpleNamespace) -> optax.GradientTransformation:
+  """The inner optimizer of training."""
+  plain = _plain(settings)
+  if settings.sharpness not in ("low", "both"):
+    return plain
+  ascent = sam_ascent(settings.inner_rho, p=settings.p, adaptive=settings.adaptive)
+  if not settings.differentiate_perturbation:
+    ascent = optax.with_extra_args_support(optax.chain(ascent, stop_gradient()))
+  return optax.chain(sharpness_aware(ascent), plain)
+
+
+def at_evaluation(settings: SimpleNamespace) -> dict[str, Any]:
+  """The inner optimizer of validation and test, as a keyword of `adapt`.
+
+  Empty where `adapt` takes the right one without being told.
+  """
+  if settings.sharpness not in ("low", "both"):
+    return {}
+  sharp = sharp_adaptation(settings)
+  return {"optimizer": inner(settings) if sharp else _plain(settings)}
+
+
+def _plain(settings: SimpleNamespace) -> optax.GradientTransformation:
   # The rates of these, learned or not, stand behind the optimizer.
   behind = settings.algorithm in ("meta_sgd", "maml_plus_plus")
   lr = 1.0 if behind else settings.inner_lr
   if settings.inner_optimizer == "adam":
     # No one differentiates through Reptile's; elsewhere a zero gradient must not.
     eps_root = 0.0 if settings.algorithm == "reptile" else 1e-8
-    plain = optax.adam(lr, b1=0.0, eps_root=eps_root)
-  else:
-    plain = optax.sgd(lr)
-  if settings.sharpness not in ("low", "both"):
-    return {"inner_optimizer": plain}
-  ascent = sam_ascent(settings.inner_rho, p=settings.p, adaptive=settings.adaptive)
-  if not settings.differentiate_perturbation:
-    ascent = optax.with_extra_args_support(optax.chain(ascent, stop_gradient()))
-  sharp = optax.chain(sharpness_aware(ascent), plain)
-  return {
-    "inner_optimizer": sharp,
-    "eval_inner_optimizer": sharp if sharp_adaptation(settings) else plain,
-  }
+    return optax.adam(lr, b1=0.0, eps_root=eps_root)
+  return optax.sgd(lr)
 
 
 def schedule(settings: SimpleNamespace) -> str | None:

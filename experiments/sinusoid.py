@@ -48,8 +48,8 @@ def _describe(parts: dict[str, Any]) -> Any:
     )
   if description.training.num_seeds > 1:
     raise ValueError(
-      f"--num_seeds={description.training.num_seeds} is for images; train sine waves one "
-      "seed after another"
+      f"--num_seeds={description.training.num_seeds} is for images; train sine waves "
+      "one seed after another"
     )
   return description
 
@@ -177,6 +177,7 @@ EXPERIMENT = Experiment(
   _describe,
   _words,
   build,
+  _few_shot.leaner,
 )
 
 if __name__ == "__main__":

@@ -32,34 +32,6 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
   return int(value)
 
 
-def check_steps(
-  num_inner_steps: Any, num_eval_inner_steps: Any, *, minimum: int = 0
-) -> tuple[int, int]:
-  """Returns the numbers of inner steps in training and in evaluation.
-
-  Args:
-    num_inner_steps: what the caller passed for training.
-    num_eval_inner_steps: what the caller passed for evaluation; None for the same.
-    minimum: the smallest `num_inner_steps`; evaluation may always take none.
-
-  Returns:
-    Both as `int`.
-
-  Raises:
-    ValueError: if one of them is no integer or too small.
-
-  Example:
-    >>> check_steps(5, None), check_steps(5, 10)
-    ((5, 5), (5, 10))
-  """
-  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=minimum)
-  if num_eval_inner_steps is None:
-    return num_inner_steps, num_inner_steps
-  return num_inner_steps, check_count(
-    "num_eval_inner_steps", num_eval_inner_steps, minimum=0
-  )
-
-
 def check_positive(name: str, value: Any, *, example: float) -> Any:
   """Returns `value` if it is a finite number above 0; lets arrays pass.
 

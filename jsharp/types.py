@@ -24,8 +24,10 @@ LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
 TaskLossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
 """`task_loss_fn(params, task) -> (loss, metrics)`."""
 
-AdaptFn = Callable[[Params, Any], Params]
-"""`adapt(params, support) -> adapted`."""
+AdaptFn = Callable[..., Params]
+"""`adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`.
+
+The keywords are static. None means as in training."""
 
 Chunk = int | Literal["in_order"] | None
 """How many tasks are computed at a time, see `jsharp.core.objectives.over_tasks`."""
@@ -97,9 +99,10 @@ class MetaAlgorithm(NamedTuple):
     step: `step(state, tasks) -> (MetaState, metrics)`, one meta-step. Metrics
       are per task: `{"loss": [num_tasks], ...}`. There is no key: randomness
       lives in the sampler.
-    adapt: `adapt(params, support) -> adapted`, one task as at evaluation. It
-      needs no outer optimizer, so it is all that deployment needs.
-    evaluate: `evaluate(params, tasks) -> metrics`, per task.
+    adapt: `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`, one
+      task. It adapts as training does, unless a keyword gives another number of inner
+      steps or another inner optimizer. Both are static. It is all that deployment
+      needs, and what `jsharp.evaluation.evaluator` measures.
 
   `tasks` is a `Task` with a leading axis; in ordinary training
   (`jsharp.algorithms.supervised`) it is a `Batch`, and metrics are per example.
@@ -108,4 +111,3 @@ class MetaAlgorithm(NamedTuple):
   init: Callable[[Params], MetaState]
   step: Callable[[MetaState, Any], tuple[MetaState, Metrics]]
   adapt: AdaptFn
-  evaluate: Callable[[Params, Any], Metrics]

@@ -38,17 +38,16 @@ class ChecksTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "lr must be a finite number, got"):
       checks.check_rates("lr", value)
 
-  def test_numbers_of_steps(self):
-    self.assertEqual(checks.check_steps(np.int32(3), None), (3, 3))
-    self.assertEqual(checks.check_steps(3, 0, minimum=1), (3, 0))
-    for steps, message in (
-      ((-1, None), "num_inner_steps .* at least 0, got -1"),
-      ((1, 1.5), "num_eval_inner_steps .* got 1.5"),
+  def test_counts(self):
+    self.assertEqual(checks.check_count("num_inner_steps", np.int32(3)), 3)
+    self.assertEqual(checks.check_count("num_inner_steps", 0, minimum=0), 0)
+    for value, minimum, message in (
+      (-1, 0, "num_inner_steps .* at least 0, got -1"),
+      (1.5, 0, "num_inner_steps .* got 1.5"),
+      (0, 1, "num_inner_steps .* at least 1, got 0"),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        checks.check_steps(*steps)
-    with self.assertRaisesRegex(ValueError, "num_inner_steps .* at least 1, got 0"):
-      checks.check_steps(0, 2, minimum=1)
+        checks.check_count("num_inner_steps", value, minimum=minimum)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
 """Meta-learning algorithms: one file, one constructor, one paper."""
 
-from jsharp.algorithms._options import Algorithm, Made, OuterLoop, Problem, Sharpness
+from jsharp.algorithms._options import (
+  Algorithm,
+  Made,
+  OuterLoop,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+)
 from jsharp.algorithms._per_step import batch_loss_with_statistics
 from jsharp.algorithms._phases import annealed_step_weights
 from jsharp.algorithms.anil import anil
@@ -26,6 +33,7 @@ __all__ = [
   "OuterLoop",
   "PlusPlusParams",
   "Problem",
+  "SecondOrderOptions",
   "Sharpness",
   "WithInnerState",
   "WithPrototypes",

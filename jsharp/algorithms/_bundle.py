@@ -100,33 +100,6 @@ def meta_step(
   return step
 
 
-def evaluation(
-  adapt: AdaptFn, query_loss_fn: TaskLossFn, *, task_chunk: Chunk
-) -> Callable[[Params, Task], Metrics]:
-  """Adapts to every task and measures its query set.
-
-  Args:
-    adapt: `adapt(params, support) -> adapted`.
-    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
-    task_chunk: see `jsharp.core.objectives.over_tasks`.
-
-  Returns:
-    `evaluate(params, tasks) -> metrics`, per task.
-
-  Example:
-    >>> from jsharp.types import Batch
-    >>> evaluate = evaluation(
-    ...   lambda w, support: w, lambda w, task: (w * task.query, {}), task_chunk=None)
-    >>> evaluate(2.0, Task(jnp.zeros(2), jnp.array([1.0, 3.0])))["loss"].tolist()
-    [2.0, 6.0]
-  """
-  task_loss_fn = after_adaptation(adapt, query_loss_fn)
-  evaluate_tasks = over_tasks(
-    lambda params, task: ((), task_loss_fn(params, task)[1]), chunk=task_chunk
-  )
-  return lambda params, tasks: evaluate_tasks(params, tasks)[1]
-
-
 def initialisation(
   outer_optimizer: optax.GradientTransformation,
 ) -> Callable[[Params], MetaState]:
@@ -155,25 +128,22 @@ def bundle(
   query_loss_fn: TaskLossFn,
   outer_optimizer: optax.GradientTransformation,
   *,
-  eval_adapt: AdaptFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   prepare: Callable[[Params], Params] = lambda params: params,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
 
   Args:
-    adapt: `adapt(params, support) -> adapted`, as in training.
+    adapt: `adapt(params, support) -> adapted`, as in training. The bundle offers it as
+      it is.
     query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
     outer_optimizer: any optax optimizer.
-    eval_adapt: `adapt` of the bundle and of `evaluate`; that of training if None.
-    eval_query_loss_fn: the loss that `evaluate` measures; that of training if None.
     prepare: `prepare(params) -> params`: what is meta-learned, made of a model's
       initial parameters; for algorithms that learn more than these.
     task_chunk: see `jsharp.core.objectives.over_tasks`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Example:
     >>> from jsharp.types import Batch
@@ -185,7 +155,6 @@ def bundle(
     >>> float(state.params)
     1.5
   """
-  eval_adapt = eval_adapt or adapt
   gradient_fn = meta_gradient(
     after_adaptation(adapt, query_loss_fn), task_chunk=task_chunk
   )
@@ -193,8 +162,41 @@ def bundle(
   return MetaAlgorithm(
     init=lambda params: init(prepare(params)),
     step=meta_step(gradient_fn, outer_optimizer),
-    adapt=eval_adapt,
-    evaluate=evaluation(
-      eval_adapt, eval_query_loss_fn or query_loss_fn, task_chunk=task_chunk
-    ),
+    adapt=adapt,
   )
+
+
+def without_inner_loop(name: str, adapt: Callable[[Params, Any], Any]) -> AdaptFn:
+  """`adapt` of an algorithm that has no inner loop to change.
+
+  Args:
+    name: of the algorithm, for messages.
+    adapt: `adapt(params, support) -> adapted`.
+
+  Returns:
+    The same function, which refuses the keywords that other algorithms take.
+
+  Raises:
+    ValueError: when called, if a keyword is not None.
+
+  Example:
+    >>> adapt = without_inner_loop("protonet", lambda params, support: params)
+    >>> adapt(1.0, None)
+    1.0
+    >>> adapt(1.0, None, num_steps=3)
+    Traceback (most recent call last):
+    ValueError: protonet has no inner loop, so adapt takes no num_steps, got 3; ...
+  """
+
+  def fixed(
+    params: Params, support: Any, *, num_steps: Any = None, optimizer: Any = None
+  ) -> Params:
+    for keyword, value in (("num_steps", num_steps), ("optimizer", optimizer)):
+      if value is not None:
+        raise ValueError(
+          f"{name} has no inner loop, so adapt takes no {keyword}, got {value!r}; "
+          "leave it out"
+        )
+    return adapt(params, support)
+
+  return fixed

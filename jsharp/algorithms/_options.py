@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
   def module(self, num_outputs: int | None) -> Any:
     """The network as a Linen module, computed as the problem says."""
-    return self.network.module(num_outputs, convolution=self.execution.convolution)
+    return self.network.module(num_outputs)
 
 
 class Made(NamedTuple):
@@ -131,6 +131,14 @@ class Algorithm(Options):
 
   def adapts_norm(self) -> bool:
     """Whether the inner loop changes the scale and offset of normalisation."""
+    return False
+
+  def leaner(self) -> "list[Algorithm]":
+    """The same algorithm in less memory, the fastest way first; itself at the start."""
+    return [self]
+
+  def uses_running_statistics(self) -> bool:
+    """Whether running statistics normalise at validation and test."""
     return False
 
   def last_phase(self) -> "Algorithm":
@@ -230,6 +238,9 @@ class SecondOrderOptions(Algorithm):
     "inner steps on).",
     role=Role.MACHINE,
   )
+
+  def leaner(self) -> list[Algorithm]:
+    return [self, self.replace(second_order="forward_over_reverse")]
 
   def remembering(self, loss_fn: LossFn) -> tuple[LossFn, dict[str, Any]]:
     """The loss of the inner loop, and constructor options that keep the query's."""

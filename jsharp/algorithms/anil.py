@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import optax
 
-from jsharp._checks import check_steps
+from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._hoisting import hoisted
 from jsharp.algorithms._options import (
@@ -35,7 +35,6 @@ from jsharp.core.adaptation import inner_loop, join, split
 from jsharp.core.objectives import on_query
 from jsharp.models import part_mask
 from jsharp.types import (
-  AdaptFn,
   Batch,
   Chunk,
   LossFn,
@@ -53,10 +52,7 @@ def anil(
   *,
   head: Mask,
   num_inner_steps: int,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds ANIL.
@@ -70,16 +66,12 @@ def anil(
     head: `params -> pytree of bool`, the leaves that the inner loop changes, for
       example `jsharp.models.part_mask("head")`; any other part will do.
     num_inner_steps: inner steps in training.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if a count is out of range; when called, if `head` selects no leaf.
@@ -98,38 +90,31 @@ def anil(
     >>> float(adapted["body"]), float(adapted["head"]["scale"])
     (1.0, 1.5)
   """
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps
-  )
-  return bundle(
-    _head_loop(loss_fn, inner_optimizer, head, num_inner_steps),
-    query_loss_fn or on_query(loss_fn),
-    outer_optimizer,
-    eval_adapt=_head_loop(
-      loss_fn, eval_inner_optimizer or inner_optimizer, head, num_eval_inner_steps
-    ),
-    eval_query_loss_fn=eval_query_loss_fn,
-    task_chunk=task_chunk,
-  )
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
 
-
-def _head_loop(
-  loss_fn: LossFn,
-  optimizer: optax.GradientTransformation,
-  head: Mask,
-  num_steps: int,
-) -> AdaptFn:
-  def adapt(params: Params, support: Batch) -> Params:
+  def adapt(
+    params: Params,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> Params:
     adapted, others = split(params, head, name="head")
     head_loss = hoisted(
       lambda adapted: loss_fn(join(adapted, others), support), adapted
     )
     loop = inner_loop(
-      lambda adapted, _: head_loss(adapted), optimizer, num_steps=num_steps
+      lambda adapted, _: head_loss(adapted), inner_optimizer, num_steps=num_inner_steps
     )
-    return join(loop(adapted, support), others)
+    adapted = loop(adapted, support, num_steps=num_steps, optimizer=optimizer)
+    return join(adapted, others)
 
-  return adapt
+  return bundle(
+    adapt,
+    query_loss_fn or on_query(loss_fn),
+    outer_optimizer,
+    task_chunk=task_chunk,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +133,7 @@ class ANIL(InnerLoop):
         problem.outer.optimizer(problem.sharpness),
         head=part_mask(problem.network.head),
         num_inner_steps=self.num_inner_steps,
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

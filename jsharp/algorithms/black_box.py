@@ -29,7 +29,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import optax
 
-from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._bundle import bundle, without_inner_loop
 from jsharp.algorithms._options import (
   Algorithm,
   Made,
@@ -63,7 +63,6 @@ def black_box(
   *,
   criterion: Criterion = cross_entropy,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds a black-box learner; `adapt` gives an `InContext`.
@@ -75,11 +74,10 @@ def black_box(
     criterion: `criterion(outputs, targets) -> (loss, metrics)` on the query set.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_in_context`; `criterion` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     task_chunk: how many tasks are batched at a time, the memory dial.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -94,10 +92,9 @@ def black_box(
   """
   predict = predict_in_context(apply_fn)
   return bundle(
-    InContext,
+    without_inner_loop("black_box", InContext),
     query_loss_fn or on_query(batch_loss(predict, criterion)),
     outer_optimizer,
-    eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
 
@@ -156,7 +153,7 @@ class BlackBox(Algorithm):
         apply_fn,
         problem.outer.optimizer(problem.sharpness),
         query_loss_fn=on_query(loss_fn),
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
       )
 
     return Made(

@@ -45,7 +45,7 @@ def boil(
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: as `jsharp.algorithms.maml` does; when called, if no leaf is left.
@@ -94,6 +94,6 @@ class BOIL(MAML):
       head=part_mask(problem.network.head),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      execution=problem.execution,
+      task_chunk=problem.execution.task_chunk,
       **options,
     )

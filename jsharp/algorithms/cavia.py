@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp import losses
-from jsharp._checks import check_steps
+from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._options import (
   InnerLoop,
@@ -45,7 +45,6 @@ from jsharp.core.objectives import on_query
 from jsharp.models import as_context_functions, first_outputs
 from jsharp.options import at_least, option
 from jsharp.types import (
-  AdaptFn,
   Batch,
   Chunk,
   LossFn,
@@ -74,10 +73,7 @@ def cavia(
   *,
   context: Params,
   num_inner_steps: int,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds CAVIA.
@@ -91,18 +87,13 @@ def cavia(
     context: arrays of the context's shapes and dtypes, such as `jnp.zeros(5)`; their
       values are not used. Every task starts from zeros.
     num_inner_steps: inner steps in training.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
-      None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(contextual, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     task_chunk: how many tasks are batched at a time; None takes what suits the
       backend.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`; `init` takes and
+    The bundle of pure functions `init`, `step`, `adapt`; `init` takes and
     the state holds plain `params`, `adapt` returns a `Contextual`.
 
   Raises:
@@ -132,27 +123,28 @@ def cavia(
       context=jax.tree.map(lambda _: True, contextual.context),
     )
 
-  def adaptation(optimizer: optax.GradientTransformation, num_steps: int) -> AdaptFn:
-    loop = inner_loop(
-      loss_fn, optimizer, num_steps=num_steps, adapted_mask=context_only
-    )
-
-    def adapt(params: Params, support: Batch) -> Contextual:
-      return loop(Contextual(params, zeros()), support)
-
-    return adapt
-
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps
+  loop = inner_loop(
+    loss_fn,
+    inner_optimizer,
+    num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
+    adapted_mask=context_only,
   )
+
+  def adapt(
+    params: Params,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> Contextual:
+    start = Contextual(params, zeros())
+    adapted: Contextual = loop(start, support, num_steps=num_steps, optimizer=optimizer)
+    return adapted
+
   return bundle(
-    adaptation(inner_optimizer, num_inner_steps),
+    adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    eval_adapt=adaptation(
-      eval_inner_optimizer or inner_optimizer, num_eval_inner_steps
-    ),
-    eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
 
@@ -172,9 +164,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
   def make(self, problem: Problem) -> Made:
     is_regression = problem.criterion is losses.squared_error
     size = self.context_size or (5 if is_regression else 100)
-    module = problem.network.with_context(
-      problem.num_outputs, size, convolution=problem.execution.convolution
-    )
+    module = problem.network.with_context(problem.num_outputs, size)
     init_fn, apply_fn = problem.functions(module, as_context_functions)
     optimizers = self.optimizers(problem, self.inner_lr)
 
@@ -187,7 +177,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
         problem.outer.optimizer(problem.sharpness),
         context=jnp.zeros(size),
         num_inner_steps=self.num_inner_steps,
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
         **options,
       )
 

@@ -44,7 +44,7 @@ def fomaml(
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: as `jsharp.algorithms.maml` does.
@@ -78,7 +78,7 @@ class FOMAML(InnerLoop, NormOptions):
         problem.outer.optimizer(problem.sharpness),
         num_inner_steps=self.num_inner_steps,
         adapted_mask=self.mask(problem),
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

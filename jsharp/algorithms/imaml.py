@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp._checks import check_count, check_positive, check_steps
+from jsharp._checks import check_count, check_positive
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._options import (
   InnerLoop,
@@ -41,7 +41,13 @@ from jsharp.algorithms._options import (
   constant_cost,
   gradient_based,
 )
-from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
+from jsharp.core.adaptation import (
+  adapted_value_and_grad,
+  chosen_steps,
+  inner_loop,
+  join,
+  split,
+)
 from jsharp.core.objectives import on_query
 from jsharp.options import at_least, option, positive
 from jsharp.tree import inner_product, length, unit
@@ -66,10 +72,7 @@ def imaml(
   num_inner_steps: int,
   proximity: float,
   num_cg_steps: int = 5,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
@@ -87,20 +90,15 @@ def imaml(
       inner steps do not settle and the formula is no derivative; a larger weight
       keeps it nearer to where it started.
     num_cg_steps: steps of conjugate gradients, at least 1.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
-      None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None. The others are meta-learned, their effect on the solution included.
     task_chunk: how many tasks are batched at a time; None takes what suits the
       backend.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if a count is out of range or `proximity` is not above 0.
@@ -116,26 +114,18 @@ def imaml(
     >>> metrics["loss"].tolist(), float(state.params)  # One step solves it: half-way.
     ([2.25, 0.25], 2.0)
   """
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps
-  )
-  adaptation = functools.partial(
-    implicit_adaptation,
+  adapt = implicit_adaptation(
     loss_fn,
+    inner_optimizer,
+    num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
     proximity=proximity,
     num_cg_steps=num_cg_steps,
     adapted_mask=adapted_mask,
-  )
-  adapt = adaptation(inner_optimizer, num_steps=num_inner_steps)
-  eval_adapt = adaptation(
-    eval_inner_optimizer or inner_optimizer, num_steps=num_eval_inner_steps
   )
   return bundle(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    eval_adapt=eval_adapt,
-    eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
 
@@ -164,7 +154,8 @@ def implicit_adaptation(
       problem.
 
   Returns:
-    `adapt(params, support) -> adapted`.
+    `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`, as from
+    `jsharp.inner_loop`.
 
   Raises:
     ValueError: if a count is out of range or `proximity` is not above 0.
@@ -178,11 +169,12 @@ def implicit_adaptation(
     (2.0, 0.25)
   """
   proximity = check_positive("proximity", proximity, example=2.0)
-  num_steps = check_count("num_steps", num_steps, minimum=0)
+  usual_steps = check_count("num_steps", num_steps, minimum=0)
+  usual_optimizer = optimizer
   num_cg_steps = check_count("num_cg_steps", num_cg_steps)
 
-  @jax.custom_vjp
-  def adapt(params: Params, support: Batch) -> Params:
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+  def solve(num_steps: int, optimizer: Any, params: Params, support: Batch) -> Params:
     def regularised(point: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
       loss, metrics = loss_fn(point, batch)
       difference = jax.tree.map(jnp.subtract, point, params)
@@ -194,11 +186,16 @@ def implicit_adaptation(
     )
     return loop(params, support)
 
-  def forward(params: Params, support: Batch) -> tuple[Params, Any]:
-    adapted = adapt(params, support)
+  def forward(
+    num_steps: int, optimizer: Any, params: Params, support: Batch
+  ) -> tuple[Params, Any]:
+    adapted = solve(num_steps, optimizer, params, support)
     return adapted, (params, support, adapted)
 
-  def backward(residuals: Any, cotangent: Params) -> tuple[Params, None]:
+  def backward(
+    num_steps: int, optimizer: Any, residuals: Any, cotangent: Params
+  ) -> tuple[Params, None]:
+    del num_steps, optimizer
     params, support, adapted = residuals
     solution, _ = split(adapted, adapted_mask)
     vector, by_others = split(cotangent, adapted_mask)
@@ -217,8 +214,20 @@ def implicit_adaptation(
     direct = join(jax.tree.map(jnp.zeros_like, vector), by_others)
     return jax.tree.map(jnp.subtract, direct, pull_back(x)[0]), None
 
-  adapt.defvjp(forward, backward)
-  return lambda params, support: adapt(jax.tree.map(jnp.asarray, params), support)
+  solve.defvjp(forward, backward)
+
+  def adapt(
+    params: Params,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> Params:
+    length = chosen_steps(num_steps, usual_steps)
+    params = jax.tree.map(jnp.asarray, params)
+    return solve(length, optimizer or usual_optimizer, params, support)
+
+  return adapt
 
 
 def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Params:
@@ -306,7 +315,7 @@ class IMAML(InnerLoop, NormOptions):
         proximity=self.proximity,
         num_cg_steps=self.num_cg_steps,
         adapted_mask=self.mask(problem),
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import optax
 
-from jsharp._checks import check_steps
+from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._options import (
   InnerLoop,
@@ -39,10 +39,7 @@ def maml(
   outer_optimizer: optax.GradientTransformation,
   *,
   num_inner_steps: int,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
@@ -56,20 +53,15 @@ def maml(
       2.0 for a mean cross-entropy.
     outer_optimizer: any optax optimizer, `optax.adam(1e-3)` in the paper's code.
     num_inner_steps: inner steps in training.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training
-      if None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop
       changes; all if None. The others are meta-learned all the same.
     task_chunk: how many tasks are batched at a time, the memory dial; None
       takes what suits the backend.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if a count is out of range.
@@ -85,25 +77,16 @@ def maml(
     >>> metrics["loss"].tolist(), float(state.params)
     ([2.25, 0.25], 2.5)
   """
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps
-  )
-  query_loss_fn = query_loss_fn or on_query(loss_fn)
   adapt = inner_loop(
-    loss_fn, inner_optimizer, num_steps=num_inner_steps, adapted_mask=adapted_mask
-  )
-  eval_adapt = inner_loop(
     loss_fn,
-    eval_inner_optimizer or inner_optimizer,
-    num_steps=num_eval_inner_steps,
+    inner_optimizer,
+    num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
     adapted_mask=adapted_mask,
   )
   return bundle(
     adapt,
-    query_loss_fn,
+    query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    eval_adapt=eval_adapt,
-    eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
 
@@ -137,7 +120,7 @@ class MAML(InnerLoop, NormOptions, SecondOrderOptions):
       problem.outer.optimizer(problem.sharpness),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      execution=problem.execution,
+      task_chunk=problem.execution.task_chunk,
       **options,
     )
 

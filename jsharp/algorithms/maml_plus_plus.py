@@ -17,8 +17,9 @@ The parts, in the paper's words and in arguments here:
 - per-step scale and offset of batch normalisation: `per_step`, which takes any leaves;
 - per-step running statistics: `statistics_decay`. In the paper and here they normalise
   at evaluation, which makes it inductive; in the released code they are averaged but
-  never used, which is `use_running_statistics=False`. With one example per class they
-  did badly here (docs/results.md), since training adapts by the batch's statistics;
+  never used, which is `adapt(..., use_running_statistics=False)`. With one example per
+  class they did badly here (docs/results.md), since training adapts by the batch's
+  statistics;
 - cosine annealing of the outer step size is the outer optimizer's affair:
   `optax.adam(optax.cosine_decay_schedule(1e-3, num_steps, alpha=0.01))`.
 
@@ -43,9 +44,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp._checks import check_count, check_rates, check_steps
-from jsharp.algorithms._bundle import evaluation
+from jsharp._checks import check_count, check_rates
 from jsharp.algorithms._options import (
+  Algorithm,
   InnerLoop,
   Made,
   NormOptions,
@@ -70,6 +71,7 @@ from jsharp.algorithms._phases import (
   annealed_step_weights,
   phased_gradient,
 )
+from jsharp.core.adaptation import chosen_steps
 from jsharp.core.descent import descend
 from jsharp.core.transforms import learned_step_rates
 from jsharp.models import first_outputs, norm_mask, with_statistics
@@ -118,11 +120,7 @@ def maml_plus_plus(
   first_order_steps: int = 0,
   per_step: Mask | None = None,
   statistics_decay: float | None = None,
-  use_running_statistics: bool = True,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
@@ -148,15 +146,8 @@ def maml_plus_plus(
       the released code; None keeps none. They average training's support losses (rows
       0 to `num_inner_steps - 1`) and last query loss (the last row) over tasks, and
       over meta-steps with equal weights until an exponential mean would forget faster.
-    use_running_statistics: whether `adapt` and `evaluate` normalise by them rather than
-      by the batch.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
-      None. No more than that if anything belongs to single steps.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None, and always with `statistics_decay`.
-    eval_query_loss_fn: the same for `evaluate`; that of training if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None.
     task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
@@ -164,9 +155,12 @@ def maml_plus_plus(
   Returns:
     The bundle of pure functions. `state.params` are `PlusPlusParams`;
     `adapt(plus_plus_params, support)` returns the model's adapted parameters with the
-    row for the query set. With `statistics_decay`, `init` takes `Variables(params,
-    statistics)`, as from `jsharp.models.with_statistics`, and `adapt` returns some
-    (statistics None for those of the batch). The metric "loss" is that after the last
+    row for the query set. Where anything belongs to single steps, its `num_steps` is
+    `num_inner_steps` at most; its `optimizer` stands in front of the rates. With
+    `statistics_decay`, `init` takes `Variables(params, statistics)`, as from
+    `jsharp.models.with_statistics`, and `adapt` returns some. It normalises by the
+    running statistics, or, with `use_running_statistics=False`, by the batch, and the
+    statistics that it returns are then None. The metric "loss" is that after the last
     inner step, whatever the weights.
 
   Raises:
@@ -181,21 +175,11 @@ def maml_plus_plus(
     >>> float(state.params.params), state.params.rates.tolist()
     (2.6875, [3.375, 0.875])
   """
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps, minimum=1
-  )
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps)
   first_order_steps = check_count("first_order_steps", first_order_steps, minimum=0)
   inner_lr, _ = check_rates("inner_lr", inner_lr)
   keeps_statistics = statistics_decay is not None
-  if num_eval_inner_steps > num_inner_steps and (
-    learn_rates or per_step is not None or keeps_statistics
-  ):
-    raise ValueError(
-      f"num_eval_inner_steps must be at most num_inner_steps={num_inner_steps}, got "
-      f"{num_eval_inner_steps}: later steps have no rates, copies or statistics; train "
-      "with more inner steps, or pass learn_rates=False without per_step and "
-      "statistics_decay"
-    )
+  has_rows = learn_rates or per_step is not None or keeps_statistics
   if statistics_decay is not None and not 0 <= statistics_decay < 1:
     raise ValueError(
       f"statistics_decay must be in [0, 1), got {statistics_decay!r}; pass 0.9, say"
@@ -203,7 +187,7 @@ def maml_plus_plus(
   if keeps_statistics and query_loss_fn is not None:
     raise ValueError(
       "query_loss_fn does not return statistics, got one with statistics_decay="
-      f"{statistics_decay!r}; change loss_fn, or eval_query_loss_fn for evaluation"
+      f"{statistics_decay!r}; change loss_fn. Evaluation takes a query loss of its own"
     )
 
   def full_loss_fn(params: Params, batch: Batch, statistics: Any) -> tuple[Any, Any]:
@@ -294,31 +278,35 @@ def maml_plus_plus(
     point = point._replace(statistics=statistics)
     return MetaState(state.step + 1, point, opt_state), metrics
 
-  def adapt(point: PlusPlusParams, support: Batch) -> Any:
+  def adapt(
+    point: PlusPlusParams,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    use_running_statistics: bool = True,
+  ) -> Any:
+    length = chosen_steps(num_steps, num_inner_steps)
+    if length > num_inner_steps and has_rows:
+      raise ValueError(
+        f"num_steps must be at most num_inner_steps={num_inner_steps}, got {length}: "
+        "later steps have no rates, copies or statistics; train with more inner steps, "
+        "or with learn_rates=False and without per_step and statistics_decay"
+      )
     running = point.statistics if use_running_statistics else None
     adapted, at = at_step(point.params, point.per_step, adapted_mask)
 
     def support_at(i: Any, adapted: Params) -> Any:
       return full_loss_fn(at(i, adapted), support, row(running, i))
 
-    chain = with_rates(eval_inner_optimizer or inner_optimizer, point)
-    adapted, _, _ = run_steps(
-      chain, support_at, adapted, num_steps=num_eval_inner_steps
-    )
-    params = at(num_eval_inner_steps, adapted)
+    chain = with_rates(optimizer or inner_optimizer, point)
+    adapted, _, _ = run_steps(chain, support_at, adapted, num_steps=length)
+    params = at(length, adapted)
     if keeps_statistics:
-      return Variables(params, row(running, num_eval_inner_steps))
+      return Variables(params, row(running, length))
     return params
 
-  def on_query(adapted: Any, task: Task) -> tuple[jax.Array, Metrics]:
-    params, statistics = adapted if keeps_statistics else (adapted, None)
-    loss, (metrics, _) = full_loss_fn(params, task.query, statistics)
-    return loss, metrics
-
-  evaluate = evaluation(
-    adapt, eval_query_loss_fn or query_loss_fn or on_query, task_chunk=task_chunk
-  )
-  return MetaAlgorithm(init, step, adapt, evaluate)
+  return MetaAlgorithm(init, step, adapt)
 
 
 _STATISTICS_DECAY = 0.9  # as in MAML++'s code
@@ -424,7 +412,7 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
       first_order_steps=self.first_order_steps,
       per_step=norm_mask if own_norm else None,
       adapted_mask=self.mask(problem),
-      execution=problem.execution,
+      task_chunk=problem.execution.task_chunk,
       **options,
     )
 
@@ -443,6 +431,12 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
 
   def adapts_norm(self) -> bool:
     return self.adapt_norm and not self.per_step_norm
+
+  def leaner(self) -> list[Algorithm]:
+    return [self] if self.running_statistics else super().leaner()
+
+  def uses_running_statistics(self) -> bool:
+    return self.running_statistics
 
   def last_phase(self) -> "MAMLPlusPlus":
     return self.replace(multi_step_loss_steps=0, first_order_steps=0)

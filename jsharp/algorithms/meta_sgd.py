@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp._checks import check_rates, check_steps
+from jsharp._checks import check_count, check_rates
 from jsharp.algorithms._bundle import bundle
 from jsharp.algorithms._options import (
   InnerSteps,
@@ -37,7 +37,6 @@ from jsharp.core.objectives import on_query
 from jsharp.core.transforms import learned_rates
 from jsharp.options import interval, option
 from jsharp.types import (
-  AdaptFn,
   Batch,
   Chunk,
   LossFn,
@@ -71,10 +70,7 @@ def meta_sgd(
   num_inner_steps: int,
   inner_lr: float | Sequence[float] = (0.005, 0.1),
   key: jax.Array | None = None,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
@@ -91,19 +87,16 @@ def meta_sgd(
       `(low, high)` from which each is drawn uniformly.
     key: the key of that draw. None takes one of its own, always the same, that is
       not `jax.random.key(0)`: parameters are often drawn with that.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`; that of
-      training if None.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes,
       which are those with rates; all if None.
     task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
 
   Returns:
     The bundle of pure functions. `init(params)` sets up a state whose `params` are
-    `WithRates`; `adapt(with_rates, support)` returns parameters of the model alone.
+    `WithRates`; `adapt(with_rates, support)` returns parameters of the model alone. Its
+    `optimizer` stands in front of the rates, as `inner_optimizer` does.
 
   Raises:
     ValueError: if a count is out of range, or `inner_lr` is neither a finite number
@@ -119,9 +112,7 @@ def meta_sgd(
     >>> float(state.params.params), float(state.params.rates)
     (2.5, 5.25)
   """
-  num_inner_steps, num_eval_inner_steps = check_steps(
-    num_inner_steps, num_eval_inner_steps
-  )
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps, minimum=0)
   low, high = check_rates("inner_lr", inner_lr, is_range_allowed=True)
   rates_key = jax.random.fold_in(jax.random.key(0), _RATES) if key is None else key
 
@@ -137,26 +128,25 @@ def meta_sgd(
     ]
     return WithRates(params, jax.tree.unflatten(structure, rates))
 
-  def adapt_with(optimizer: optax.GradientTransformation, num_steps: int) -> AdaptFn:
-    def adapt(with_rates: WithRates, support: Batch) -> Params:
-      loop = inner_loop(
-        loss_fn,
-        optax.chain(optimizer, learned_rates(with_rates.rates)),
-        num_steps=num_steps,
-        adapted_mask=adapted_mask,
-      )
-      return loop(with_rates.params, support)
-
-    return adapt
+  def adapt(
+    with_rates: WithRates,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> Params:
+    loop = inner_loop(
+      loss_fn,
+      optax.chain(optimizer or inner_optimizer, learned_rates(with_rates.rates)),
+      num_steps=num_inner_steps,
+      adapted_mask=adapted_mask,
+    )
+    return loop(with_rates.params, support, num_steps=num_steps)
 
   return bundle(
-    adapt_with(inner_optimizer, num_inner_steps),
+    adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    eval_adapt=adapt_with(
-      eval_inner_optimizer or inner_optimizer, num_eval_inner_steps
-    ),
-    eval_query_loss_fn=eval_query_loss_fn,
     prepare=prepare,
     task_chunk=task_chunk,
   )
@@ -188,7 +178,7 @@ class MetaSGD(InnerSteps, NormOptions, SecondOrderOptions):
         inner_lr=(low, high),
         key=jax.random.fold_in(problem.key, 1),
         adapted_mask=self.mask(problem),
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
         **options,
       )
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
-from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._bundle import bundle, without_inner_loop
 from jsharp.algorithms._embedding import embed, made_of_embedding, one_hot_labels
 from jsharp.algorithms._options import (
   Algorithm,
@@ -67,7 +67,6 @@ def protonet(
   *,
   way: int,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds a prototypical network; `adapt` gives a `WithPrototypes`.
@@ -83,11 +82,10 @@ def protonet(
     way: the number of classes of a task.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_prototypes`; cross-entropy on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     task_chunk: how many tasks are batched at a time, the memory dial.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if `way` is below 2; at the first trace, if the embedding is no matrix
@@ -101,7 +99,8 @@ def protonet(
     >>> algorithm.adapt(1.0, support).prototypes.tolist()
     [[1.0], [10.0]]
     >>> tasks = jax.tree.map(lambda x: x[None], Task(support, query))
-    >>> algorithm.evaluate(1.0, tasks)["accuracy"].tolist()
+    >>> _, metrics = algorithm.step(algorithm.init(1.0), tasks)
+    >>> metrics["accuracy"].tolist()
     [1.0]
   """
   way = check_count("way", way, minimum=2)
@@ -119,10 +118,9 @@ def protonet(
 
   predict = predict_with_prototypes(apply_fn)
   return bundle(
-    adapt,
+    without_inner_loop("protonet", adapt),
     query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
-    eval_query_loss_fn=eval_query_loss_fn,
     task_chunk=task_chunk,
   )
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
-from jsharp.algorithms._bundle import evaluation, initialisation, meta_step
+from jsharp.algorithms._bundle import initialisation, meta_step
 from jsharp.algorithms._mini_batches import mini_batch_loop
 from jsharp.algorithms._options import (
   InnerLoop,
@@ -44,7 +44,7 @@ from jsharp.algorithms._options import (
   constant_cost,
   gradient_based,
 )
-from jsharp.core.adaptation import join, split
+from jsharp.core.adaptation import chosen_steps, join, split
 from jsharp.core.objectives import on_query, over_tasks
 from jsharp.options import at_least, option
 from jsharp.types import (
@@ -80,12 +80,8 @@ def reptile(
   *,
   num_inner_steps: int,
   inner_batch_size: int | None = None,
-  num_eval_inner_steps: int | None = None,
-  eval_inner_batch_size: int | None = None,
-  eval_inner_optimizer: optax.GradientTransformation | None = None,
   keep_inner_state: bool = False,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
@@ -102,26 +98,21 @@ def reptile(
       set this is joint training.
     inner_batch_size: examples per inner step, see `mini_batches`; the whole support
       set if None.
-    num_eval_inner_steps: inner steps of `adapt` and `evaluate`; as in training if
-      None.
-    eval_inner_batch_size: examples per inner step of `adapt` and `evaluate`; as in
-      training if None.
-    eval_inner_optimizer: the inner optimizer of `adapt` and `evaluate`, which starts
-      anew for every task; that of training if None.
     keep_inner_state: whether the inner optimizer's state outlives the task. Then
       `params` of the bundle's functions and of the state is a `WithInnerState`.
       A whole number in the state, such as Adam's count, is the same for all tasks.
     query_loss_fn: `(adapted, task) -> (loss, metrics)`, what the metrics measure;
       `loss_fn` on the query set if None. Nothing is learned from it.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None. The others are not learned: they have no `params - adapted`.
     task_chunk: how many tasks are batched at a time; None takes what suits the
       backend.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`. Metrics are those
-    of the query set after adaptation.
+    The bundle of pure functions `init`, `step`, `adapt`. Metrics are those of the query
+    set after adaptation. `adapt` also takes `batch_size=None`, the examples per inner
+    step, as in training if None. An `optimizer` that it is given starts anew for every
+    task, with `keep_inner_state` too.
 
   Raises:
     ValueError: if a count is out of range; when called, if a mini-batch is larger than
@@ -136,27 +127,15 @@ def reptile(
     1.75
   """
   query_loss_fn = query_loss_fn or on_query(loss_fn)
-  loops = [
-    mini_batch_loop(
-      loss_fn,
-      optimizer,
-      num_steps=check_count(f"num_{prefix}inner_steps", num_steps, minimum=minimum),
-      batch_size=batch_size,
-      adapted_mask=adapted_mask,
-      name=f"{prefix}inner_batch_size",
-    )
-    for prefix, optimizer, minimum, num_steps, batch_size in (
-      ("", inner_optimizer, 1, num_inner_steps, inner_batch_size),
-      (
-        "eval_",
-        eval_inner_optimizer or inner_optimizer,
-        0,
-        num_inner_steps if num_eval_inner_steps is None else num_eval_inner_steps,
-        inner_batch_size if eval_inner_batch_size is None else eval_inner_batch_size,
-      ),
-    )
-  ]
-  loop, eval_loop = loops
+  num_inner_steps = check_count("num_inner_steps", num_inner_steps)
+  loop = mini_batch_loop(
+    loss_fn,
+    inner_optimizer,
+    num_steps=num_inner_steps,
+    batch_size=inner_batch_size,
+    adapted_mask=adapted_mask,
+    name="inner_batch_size",
+  )
 
   def fresh(params: Params, optimizer: Any = inner_optimizer) -> Any:
     return optimizer.init(split(params, adapted_mask)[0])
@@ -170,11 +149,26 @@ def reptile(
 
   mapped = over_tasks(one_task, chunk=task_chunk)
 
-  def adapt(start: Any, support: Batch) -> Params:
+  def adapt(
+    start: Any,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    batch_size: int | None = None,
+  ) -> Params:
     params, inner_state = start if keep_inner_state else (start, None)
-    if eval_inner_optimizer is not None or not keep_inner_state:
-      inner_state = fresh(params, eval_inner_optimizer or inner_optimizer)
-    return eval_loop(params, inner_state, support)[0]
+    if optimizer is not None or not keep_inner_state:
+      inner_state = fresh(params, optimizer or inner_optimizer)
+    adapting_loop = mini_batch_loop(
+      loss_fn,
+      optimizer or inner_optimizer,
+      num_steps=chosen_steps(num_steps, num_inner_steps),
+      batch_size=inner_batch_size if batch_size is None else batch_size,
+      adapted_mask=adapted_mask,
+      name="inner_batch_size" if batch_size is None else "batch_size",
+    )
+    return adapting_loop(params, inner_state, support)[0]
 
   init_params = initialisation(outer_optimizer)
 
@@ -204,14 +198,7 @@ def reptile(
       state = state._replace(params=WithInnerState(state.params, inner_state))
     return state, metrics
 
-  return MetaAlgorithm(
-    init=init,
-    step=step,
-    adapt=adapt,
-    evaluate=evaluation(
-      adapt, eval_query_loss_fn or query_loss_fn, task_chunk=task_chunk
-    ),
-  )
+  return MetaAlgorithm(init, step, adapt)
 
 
 def _split_inexact(tree: Any) -> tuple[Any, Any]:
@@ -259,7 +246,7 @@ class Reptile(InnerLoop):
         num_inner_steps=self.num_inner_steps,
         inner_batch_size=self.inner_batch_size,
         keep_inner_state=self.keep_inner_state,
-        execution=problem.execution,
+        task_chunk=problem.execution.task_chunk,
       )
 
     return gradient_based(problem, build, at_test)

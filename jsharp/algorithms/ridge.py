@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
-from jsharp.algorithms._bundle import bundle
+from jsharp.algorithms._bundle import bundle, without_inner_loop
 from jsharp.algorithms._embedding import embed, made_of_embedding, one_hot_labels
 from jsharp.algorithms._options import (
   Algorithm,
@@ -89,12 +89,11 @@ def ridge(
   scale: float = 10.0,
   offset: float = 0.0,
   query_loss_fn: TaskLossFn | None = None,
-  eval_query_loss_fn: TaskLossFn | None = None,
   task_chunk: Chunk = None,
 ) -> MetaAlgorithm:
   """Builds R2-D2: `init` makes a `WithRidge`, `adapt` a `FittedRidge` of it.
 
-  `adapt` and `evaluate` take `state.params`, the `WithRidge`. A class without support
+  `adapt` takes `state.params`, the `WithRidge`. A class without support
   examples has the logit `offset` everywhere.
 
   Args:
@@ -110,11 +109,10 @@ def ridge(
     offset: what is added to start with.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_ridge`; cross-entropy on the query set if None.
-    eval_query_loss_fn: the same for `evaluate`; `query_loss_fn` if None.
     task_chunk: how many tasks are batched at a time, the memory dial.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if `way` is below 2, `penalty` is not positive, or one of the starting
@@ -154,10 +152,9 @@ def ridge(
 
   predict = predict_with_ridge(apply_fn)
   return bundle(
-    adapt,
+    without_inner_loop("ridge", adapt),
     query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
-    eval_query_loss_fn=eval_query_loss_fn,
     prepare=prepare,
     task_chunk=task_chunk,
   )

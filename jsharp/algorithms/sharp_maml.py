@@ -85,13 +85,13 @@ def sharp_maml(
     reuse_perturbation: whether the second pass of Sharp-MAML both reuses the
       inner perturbations of the first, equation (14) of the paper, generalised
       to several inner steps: step by step.
-    sharp_adaptation: whether `adapt` and `evaluate` take SAM steps; None for
-      the authors' choice: low does, up and both do not.
+    sharp_adaptation: whether `adapt` takes SAM steps where it is given no optimizer;
+      None for the authors' choice: low does, up and both do not.
     num_inner_steps: inner steps in training.
     **options: further keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`, `evaluate`.
+    The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if neither radius is given, one is out of range, or an option
@@ -145,17 +145,19 @@ def sharp_maml(
     sharp_inner,
     outer_optimizer,
     num_inner_steps=num_inner_steps,
-    eval_inner_optimizer=sharp_inner if sharp_adaptation else inner_optimizer,
     **options,
   )
+  adapt, adapted_mask = algorithm.adapt, options.get("adapted_mask")
+  if not sharp_adaptation:
+    plain_adapt = inner_loop(
+      loss_fn, inner_optimizer, num_steps=num_inner_steps, adapted_mask=adapted_mask
+    )
+    algorithm = algorithm._replace(adapt=plain_adapt)
   if not reuse_perturbation:
     return algorithm
 
-  adapted_mask, task_chunk = options.get("adapted_mask"), options.get("task_chunk")
+  task_chunk = options.get("task_chunk")
   query_loss_fn = options.get("query_loss_fn") or on_query(loss_fn)
-  adapt = inner_loop(
-    loss_fn, sharp_inner, num_steps=num_inner_steps, adapted_mask=adapted_mask
-  )
   adapt_reusing = reusing_inner_loop(
     loss_fn,
     inner_ascent,
@@ -281,7 +283,7 @@ class _SharpMAML(MAML):
       sharp_adaptation=sharpness.at_test(self),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      execution=problem.execution,
+      task_chunk=problem.execution.task_chunk,
       **options,
     )
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
 from jsharp.options import Options, Role, at_least, between, option, positive
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Metrics, Params, Variables
@@ -51,8 +52,8 @@ def supervised(
 
   Returns:
     The bundle. `init(variables)`; `step(state, batch)`, whose metrics are `[batch]`;
-    `adapt` returns its argument; `evaluate(variables, batch)` with `train=False`.
-    `state.params` is a `Variables`.
+    `adapt` returns its argument. `state.params` is a `Variables`.
+    `examples_evaluator` measures it.
 
   Example:
     >>> def loss_fn(variables, batch, train):
@@ -92,10 +93,31 @@ def supervised(
       params, opt_state = centre(params, opt_state), (params, opt_state)
     return MetaState(state.step + 1, Variables(params, statistics), opt_state), metrics
 
-  def evaluate(variables: Variables, batch: Batch) -> Metrics:
-    return loss_fn(variables, batch, False)[0]
+  adapt = without_inner_loop("supervised", lambda params, support: params)
+  return MetaAlgorithm(init, step, adapt)
 
-  return MetaAlgorithm(init, step, lambda params, support: params, evaluate)
+
+def examples_evaluator(
+  loss_fn: ExampleLossFn,
+) -> Callable[[Variables, Batch], Metrics]:
+  """Measures examples one by one, for `jsharp.evaluation.tasks.evaluate`.
+
+  Args:
+    loss_fn: `loss_fn(variables, batch, train) -> (metrics, statistics)`.
+
+  Returns:
+    `evaluate_examples(variables, batch) -> metrics`, per example, with `train=False`.
+
+  Example:
+    >>> def loss_fn(variables, batch, train):
+    ...   errors = variables.params * batch.inputs - batch.targets
+    ...   return {"loss": errors**2}, variables.statistics
+    >>> evaluate_examples = examples_evaluator(loss_fn)
+    >>> batch = Batch(jnp.ones(2), jnp.array([1.0, 2.0]))
+    >>> evaluate_examples(Variables(jnp.float32(0.0), ()), batch)["loss"].tolist()
+    [1.0, 4.0]
+  """
+  return lambda variables, batch: loss_fn(variables, batch, False)[0]
 
 
 def classifier(

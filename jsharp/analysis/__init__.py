@@ -1,6 +1,7 @@
 """Measurements of a trained model's loss surface."""
 
 from jsharp.analysis._estimates import Estimate
+from jsharp.analysis.drawing import plot_contours, plot_lines, plot_surfaces
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,
@@ -8,7 +9,7 @@ from jsharp.analysis.hessian import (
   largest_eigenvalues,
 )
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
-from jsharp.analysis.meta_loss import meta_objective, one_task, per_task
+from jsharp.analysis.meta_loss import meta_objective, per_task
 from jsharp.analysis.ranks import (
   RankCorrelation,
   kendall_tau,
@@ -41,8 +42,10 @@ __all__ = [
   "largest_eigenvalues",
   "line",
   "meta_objective",
-  "one_task",
   "per_task",
+  "plot_contours",
+  "plot_lines",
+  "plot_surfaces",
   "principal_directions",
   "project",
   "rank_correlation",

@@ -19,33 +19,6 @@ from jsharp.types import Metrics, Params, TaskLossFn
 _MAX_KEPT = 16  # Functions made before, so that they are compiled once.
 
 
-@functools.lru_cache(maxsize=_MAX_KEPT)
-def one_task(evaluate: Callable[[Params, Any], Metrics]) -> TaskLossFn:
-  """Turns an evaluation of many tasks into the loss of one.
-
-  Args:
-    evaluate: `evaluate(params, tasks) -> metrics`, each `[num_tasks]`, as in
-      `jsharp.MetaAlgorithm`: what it calls `"loss"` is the loss.
-
-  Returns:
-    `task_loss_fn(params, task) -> (loss, metrics)`, the same object for the same
-    `evaluate`.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> task_loss_fn = one_task(lambda w, tasks: {"loss": w * tasks})
-    >>> float(task_loss_fn(2.0, jnp.array(3.0))[0])
-    6.0
-  """
-
-  def task_loss_fn(params: Params, task: Any) -> tuple[jax.Array, Metrics]:
-    metrics = evaluate(params, jax.tree.map(lambda x: x[None], task))
-    only = {name: value[0] for name, value in metrics.items()}
-    return only["loss"], only
-
-  return task_loss_fn
-
-
 def meta_objective(
   task_loss_fn: TaskLossFn, tasks: Any, *, chunk: int | None = None
 ) -> Callable[[Params], jax.Array]:
@@ -58,7 +31,7 @@ def meta_objective(
 
   Args:
     task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`, such as
-      `one_task(algorithm.evaluate)` or `jsharp.after_adaptation(...)`.
+      `jsharp.after_adaptation(algorithm.adapt, query_loss_fn)`.
     tasks: a pytree with leading axes `[num_tasks, ...]`.
     chunk: how many tasks are batched at a time, see `jsharp.over_tasks`.
 

@@ -1,1 +1,45 @@
 """Both loops: adaptation, steps, objectives, links, and how they are computed."""
+
+from jsharp.core.adaptation import (
+  adapted_value_and_grad,
+  inner_loop,
+  join,
+  repeated,
+  split,
+)
+from jsharp.core.descent import ValueAndGradFn, descend
+from jsharp.core.execution import Execution
+from jsharp.core.objectives import (
+  after_adaptation,
+  on_query,
+  over_tasks,
+  sum_over_devices,
+)
+from jsharp.core.second_order import forward_over_reverse, recomputed
+from jsharp.core.transforms import (
+  LearnedStepRatesState,
+  learned_rates,
+  learned_step_rates,
+  stop_gradient,
+)
+
+__all__ = [
+  "Execution",
+  "LearnedStepRatesState",
+  "ValueAndGradFn",
+  "adapted_value_and_grad",
+  "after_adaptation",
+  "descend",
+  "forward_over_reverse",
+  "inner_loop",
+  "join",
+  "learned_rates",
+  "learned_step_rates",
+  "on_query",
+  "over_tasks",
+  "recomputed",
+  "repeated",
+  "split",
+  "stop_gradient",
+  "sum_over_devices",
+]

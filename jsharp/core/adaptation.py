@@ -126,6 +126,26 @@ def repeated(
   return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *each)
 
 
+def chosen_steps(num_steps: int | None, usual: int) -> int:
+  """The number of inner steps of one call of `adapt`.
+
+  Args:
+    num_steps: what the caller of `adapt` passed.
+    usual: the number to take if that is None.
+
+  Returns:
+    One of the two.
+
+  Raises:
+    ValueError: if `num_steps` is neither None nor an integer of at least 0.
+
+  Example:
+    >>> chosen_steps(None, 5), chosen_steps(0, 5)
+    (5, 0)
+  """
+  return usual if num_steps is None else check_count("num_steps", num_steps, minimum=0)
+
+
 def inner_loop(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -148,7 +168,8 @@ def inner_loop(
       (they see None in their place).
 
   Returns:
-    `adapt(params, support) -> adapted`.
+    `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`. The
+    keywords, both static, replace this function's arguments for one call.
 
   Raises:
     ValueError: if `num_steps` is no integer of at least 0.
@@ -156,22 +177,30 @@ def inner_loop(
   Example:
     >>> loss_fn = lambda w, x: ((w - x) ** 2, {})
     >>> adapt = inner_loop(loss_fn, optax.sgd(0.25), num_steps=2)
-    >>> float(adapt(1.0, 0.0))
-    0.25
+    >>> float(adapt(1.0, 0.0)), float(adapt(1.0, 0.0, num_steps=3))
+    (0.25, 0.125)
   """
-  num_steps = check_count("num_steps", num_steps, minimum=0)
-  optimizer = optax.with_extra_args_support(optimizer)
+  usual_steps = check_count("num_steps", num_steps, minimum=0)
+  usual_optimizer = optimizer
 
-  def adapt(params: Params, support: Batch) -> Params:
+  def adapt(
+    params: Params,
+    support: Batch,
+    *,
+    num_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> Params:
+    length = chosen_steps(num_steps, usual_steps)
+    chain = optax.with_extra_args_support(optimizer or usual_optimizer)
     params = jax.tree.map(jnp.asarray, params)
     adapted, others = split(params, adapted_mask)
     value_and_grad_fn: ValueAndGradFn = adapted_value_and_grad(loss_fn, others, support)
 
     def step(carry: tuple[Params, Any], _: Any) -> tuple[tuple[Params, Any], None]:
-      adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
+      adapted, opt_state, _ = descend(chain, value_and_grad_fn, *carry)
       return (adapted, opt_state), None
 
-    carry, _ = repeated(step, (adapted, optimizer.init(adapted)), length=num_steps)
+    carry, _ = repeated(step, (adapted, chain.init(adapted)), length=length)
     return join(carry[0], others)
 
   return adapt

@@ -29,9 +29,9 @@ def log_probabilities(predict: PredictFn) -> TaskLossFn:
       `jsharp.normalization.transductive(apply_fn)`.
 
   Returns:
-    `query_loss_fn(adapted, task) -> (0, metrics)` for `eval_query_loss_fn`; the
-    metrics are the logarithms of the class probabilities, which do not underflow, and
-    the labels of the query set.
+    `query_loss_fn(adapted, task) -> (0, metrics)` for `jsharp.evaluation.evaluator`.
+    The metrics are the logarithms of the class probabilities, which do not underflow,
+    and the labels of the query set.
 
   Example:
     >>> from jsharp.types import Batch
@@ -67,8 +67,7 @@ def evaluate_ensemble(
   Every member adapts to the task by itself; only the predictions are averaged.
 
   Args:
-    evaluate_tasks: `MetaAlgorithm.evaluate` of an algorithm that was built with
-      `eval_query_loss_fn=log_probabilities(predict)`.
+    evaluate_tasks: `evaluator(algorithm.adapt, log_probabilities(predict))`.
     members: meta-learned parameters, at least one.
     sample_task: `sample_task(index, data) -> Task`, as for `evaluate`.
     data: what `sample_task` reads.

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jsharp._checks import check_count
+from jsharp.core.execution import Execution
+from jsharp.core.objectives import after_adaptation, over_tasks
 from jsharp.data.episodes import Stream, task_key
 from jsharp.losses import Criterion
 from jsharp.normalization import per_query, query_loss, transductive
@@ -25,10 +27,53 @@ from jsharp.training.devices import (
   replicate,
 )
 from jsharp.training.stop_signal import StopSignal
-from jsharp.types import ApplyFn, Metrics, Params, Task, TaskLossFn
+from jsharp.types import AdaptFn, ApplyFn, Metrics, Params, Task, TaskLossFn
 
 DEFAULT_CHUNK = 20
 """Tasks per call of the compiled evaluation: a pause of seconds at most on a CPU."""
+
+
+def evaluator(
+  adapt: AdaptFn, query_loss_fn: TaskLossFn, *, execution: Execution = Execution()
+) -> Callable[[Params, Any], Metrics]:
+  """Puts an evaluation together: how to adapt, and what to measure afterwards.
+
+  Training decides neither. `functools.partial(algorithm.adapt, num_steps=10)` adapts a
+  trained learner with more steps, and
+  `jsharp.normalization.query_loss(policy(apply_fn), criterion)` measures it under
+  another policy. Keep the result: `evaluate` compiles once per object.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`, such as `MetaAlgorithm.adapt`.
+    query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+    execution: how to execute it; only `task_chunk` matters here.
+
+  Returns:
+    `evaluate_tasks(params, tasks) -> metrics`, per task, the loss among them as
+    `"loss"`.
+
+  Example:
+    >>> import functools
+    >>> import optax
+    >>> from jsharp import Batch, maml
+    >>> from jsharp.losses import batch_loss, squared_error
+    >>> apply_fn = lambda w, x: w * x
+    >>> algorithm = maml(batch_loss(apply_fn, squared_error), optax.sgd(0.25),
+    ...   optax.sgd(0.1), num_inner_steps=1)
+    >>> batch = Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)))
+    >>> query_loss_fn = query_loss(transductive(apply_fn), squared_error)
+    >>> for num_steps in (0, 1, 2):
+    ...   adapt = functools.partial(algorithm.adapt, num_steps=num_steps)
+    ...   evaluator(adapt, query_loss_fn)(4.0, Task(batch, batch))["loss"].tolist()
+    [16.0, 16.0]
+    [4.0, 4.0]
+    [1.0, 1.0]
+  """
+  task_loss_fn = after_adaptation(adapt, query_loss_fn)
+  mapped = over_tasks(
+    lambda params, task: ((), task_loss_fn(params, task)[1]), chunk=execution.task_chunk
+  )
+  return lambda params, tasks: mapped(params, tasks)[1]
 
 
 def _evaluate_chunk(params, data, start, *, evaluate_tasks, sample_task, chunk, mesh):
@@ -71,8 +116,8 @@ def evaluate(
   into devices with a core each (`jsharp.training.devices`) computes on all of them.
 
   Args:
-    evaluate_tasks: `MetaAlgorithm.evaluate`: `(params, tasks) -> metrics`, each
-      metric `[chunk]` or `[chunk, ...]`.
+    evaluate_tasks: `(params, tasks) -> metrics`, such as from `evaluator`, each metric
+      `[chunk]` or `[chunk, ...]`.
     params: the meta-learned parameters.
     sample_task: `sample_task(index, data) -> Task`, pure; the whole list of tasks
       is this function.
@@ -192,7 +237,7 @@ def transductive_and_inductive(apply_fn: ApplyFn, criterion: Criterion) -> TaskL
     criterion: `criterion(outputs, targets) -> (loss, metrics)`.
 
   Returns:
-    `query_loss_fn(params, task) -> (loss, metrics)` for `eval_query_loss_fn`.
+    `query_loss_fn(params, task) -> (loss, metrics)` for `evaluator`.
 
   Example:
     >>> from jsharp.losses import cross_entropy

@@ -192,8 +192,8 @@ def _of_run(path: pathlib.Path) -> Description | ClassifierDescription:
     ) from error
   if names != [""]:
     raise ValueError(
-      f"{path.parent} holds {len(names)} learners side by side; when the run has ended, "
-      f"load one of them by name, as {path.parent / names[0]}"
+      f"{path.parent} holds {len(names)} learners side by side; when the run has "
+      f"ended, load one of them by name, as {path.parent / names[0]}"
     )
   return from_json(learners[""], where=str(path))
 

@@ -163,7 +163,6 @@ class Conv4Options(Network):
       num_outputs=num_outputs,
       num_filters=self.num_filters,
       stride=self.stride,
-      convolution=convolution,
     )
 
   def with_context(
@@ -176,7 +175,6 @@ class Conv4Options(Network):
       num_filters=self.num_filters,
       stride=self.stride,
       context_size=size,
-      convolution=convolution,
     )
 
 

@@ -103,6 +103,6 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
     raise ValueError(
       "SAM stands inside optax.masked or optax.partition, where it sees a part of the "
       "parameters and grad_fn needs them all; put the mask into the ascent: "
-      "jsharp.sharpness_aware(jsharp.restrict(jsharp.sam_ascent(rho), to=mask)), or "
-      "optax.partition of ascents"
+      "jsharp.sharpness_aware(jsharp.perturbations.restrict(jsharp.sam_ascent(rho), "
+      "to=mask)), or optax.partition of ascents"
     )

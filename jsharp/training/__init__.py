@@ -1,1 +1,33 @@
 """The training loop with its records, checkpoints, devices and processes."""
+
+from jsharp.training.checkpoints import Checkpoints, Restored
+from jsharp.training.devices import (
+  on_devices,
+  one_copy,
+  replicate,
+  task_mesh,
+)
+from jsharp.training.dispatch import NonFiniteLossError, SampleFn
+from jsharp.training.loop import TrainingResult, train
+from jsharp.training.mixture import mixture
+from jsharp.training.over_seeds import over_seeds
+from jsharp.training.run_directory import RunDirectory
+from jsharp.training.stop_signal import StopRequested, StopSignal
+
+__all__ = [
+  "Checkpoints",
+  "NonFiniteLossError",
+  "Restored",
+  "RunDirectory",
+  "SampleFn",
+  "StopRequested",
+  "StopSignal",
+  "TrainingResult",
+  "mixture",
+  "on_devices",
+  "one_copy",
+  "over_seeds",
+  "replicate",
+  "task_mesh",
+  "train",
+]

@@ -101,7 +101,7 @@ def make_block(
   Example:
     >>> def step(state, tasks):
     ...   return MetaState(state.step + 1, state.params + tasks, ()), {"loss": tasks}
-    >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+    >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
     >>> run_block = make_block(algorithm, lambda step, data: data, capacity=8)
     >>> state = MetaState(jnp.int32(0), jnp.zeros(2), ())
     >>> block = jax.jit(run_block)(state, 3, jnp.array([1.0, 2.0]))
@@ -191,7 +191,7 @@ class BlockRunner:
   Example:
     >>> def step(state, tasks):
     ...   return MetaState(state.step + 1, state.params + tasks, ()), {"loss": tasks}
-    >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+    >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
     >>> runner = BlockRunner(algorithm, lambda step, data: data, num_tasks=1)
     >>> state = MetaState(jnp.int32(0), jnp.zeros(1), ())
     >>> runner.compile(state, jnp.ones(1))

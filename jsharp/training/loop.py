@@ -146,7 +146,7 @@ def train(
     ...   return MetaState(state.step + 1, moved, ()), {"loss": losses}
     >>> mean = MetaAlgorithm(
     ...   init=lambda params: MetaState(jnp.int32(0), params, ()),
-    ...   step=step, adapt=None, evaluate=None)
+    ...   step=step, adapt=None)
     >>> batch = Batch(jnp.zeros(4), jnp.ones(4))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...   with RunDirectory.open(directory, identity={}) as run:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jsharp.training.devices import replicate, task_mesh
-from jsharp.training.dispatch import Dispatcher
+from jsharp.training.dispatch import BlockRunner as Dispatcher
 from jsharp.types import MetaAlgorithm, Params
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}

@@ -34,8 +34,8 @@ def mixture(
       keys are those of `jsharp.data.task_key`'s stream "member".
 
   Returns:
-    An algorithm and the sampler that goes with it. `init`, `adapt` and `evaluate`
-    are those of the first member; evaluate other shapes by their own members.
+    An algorithm and the sampler that goes with it. `init` and `adapt` are those of the
+    first member; adapt to other shapes by their own members.
 
   Raises:
     ValueError: if there is no member, or not one sampler for each.

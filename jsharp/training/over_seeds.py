@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsharp._checks import check_count
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Params
 
 
@@ -23,14 +24,14 @@ def over_seeds(
   """Joins algorithms that differ at most in how they start.
 
   Args:
-    algorithms: one for each seed; all of them step, adapt and evaluate as the first.
+    algorithms: one for each seed; all of them step and adapt as the first.
     together: whether they are batched by `vmap`, or run one after another in the same
       program; None for what suits the backend, one after another on a CPU.
 
   Returns:
     A bundle whose params, and the tasks of whose `step`, have one more leading axis
-    `[num_seeds]`. Metrics of `step` are `[num_seeds * num_tasks]`, seed after seed,
-    those of `evaluate` `[num_tasks, num_seeds, ...]`: all seeds on the same tasks.
+    `[num_seeds]`. Metrics of `step` are `[num_seeds * num_tasks]`, seed after seed.
+    `adapt` adapts all seeds to one support set. `evaluator_over_seeds` measures them.
 
   Raises:
     ValueError: if there is no algorithm; when called, if an array's leading axis is
@@ -54,19 +55,10 @@ def over_seeds(
   first, num_seeds = algorithms[0], len(algorithms)
 
   def checked(name: str, tree: Any) -> Any:
-    for leaf in jax.tree.leaves(tree):
-      if jnp.shape(leaf)[:1] != (num_seeds,):
-        raise ValueError(
-          f"over_seeds has {num_seeds} algorithms, and an array of {name} is "
-          f"{list(jnp.shape(leaf))}; its leading axis must be {num_seeds}, one row per "
-          "seed: stack them, or pass as many algorithms as there are rows"
-        )
-    return tree
+    return _checked(name, tree, num_seeds)
 
   def mapped(fn: Callable[..., Any], *arguments: Any) -> Any:
-    if jax.default_backend() != "cpu" if together is None else together:
-      return jax.vmap(fn)(*arguments)
-    return jax.lax.map(lambda rows: fn(*rows), arguments)
+    return _mapped(fn, *arguments, together=together)
 
   def init(params: Params) -> MetaState:
     checked("params", params)
@@ -87,15 +79,67 @@ def over_seeds(
     flat = jax.tree.map(lambda x: x.reshape(-1), metrics)
     return MetaState(state.step + 1, params, opt_state), flat
 
-  def adapt(params: Params, support: Any) -> Params:
+  def adapt(params: Params, support: Any, **options: Any) -> Params:
     return mapped(
-      lambda params: first.adapt(params, support), checked("params", params)
+      lambda params: first.adapt(params, support, **options), checked("params", params)
     )
 
-  def evaluate(params: Params, tasks: Any) -> Metrics:
-    metrics = mapped(
-      lambda params: first.evaluate(params, tasks), checked("params", params)
+  return MetaAlgorithm(init, step, adapt)
+
+
+def evaluator_over_seeds(
+  evaluate_tasks: Callable[[Params, Any], Metrics],
+  *,
+  num_seeds: int,
+  together: bool | None = None,
+) -> Callable[[Params, Any], Metrics]:
+  """Maps an evaluation over seeds, all on the same tasks.
+
+  Args:
+    evaluate_tasks: `evaluate_tasks(params, tasks) -> metrics` of one seed, each metric
+      `[num_tasks, ...]`, such as from `jsharp.evaluation.evaluator`.
+    num_seeds: how many seeds there are.
+    together: as for `over_seeds`.
+
+  Returns:
+    `evaluate_tasks(params, tasks) -> metrics` for params with a leading axis
+    `[num_seeds]`, each metric `[num_tasks, num_seeds, ...]`.
+
+  Raises:
+    ValueError: if `num_seeds` is below 1; when called, if the leading axis of an array
+      of the params is not `num_seeds`.
+
+  Example:
+    >>> evaluate_both = evaluator_over_seeds(
+    ...   lambda w, tasks: {"loss": w * tasks}, num_seeds=2)
+    >>> evaluate_both(jnp.array([2.0, 3.0]), jnp.array([1.0, 10.0]))["loss"].tolist()
+    [[2.0, 3.0], [20.0, 30.0]]
+  """
+  num_seeds = check_count("num_seeds", num_seeds)
+
+  def evaluate_all(params: Params, tasks: Any) -> Metrics:
+    metrics = _mapped(
+      lambda params: evaluate_tasks(params, tasks),
+      _checked("params", params, num_seeds),
+      together=together,
     )
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics)
 
-  return MetaAlgorithm(init, step, adapt, evaluate)
+  return evaluate_all
+
+
+def _checked(name: str, tree: Any, num_seeds: int) -> Any:
+  for leaf in jax.tree.leaves(tree):
+    if jnp.shape(leaf)[:1] != (num_seeds,):
+      raise ValueError(
+        f"there are {num_seeds} seeds, and an array of {name} is "
+        f"{list(jnp.shape(leaf))}; its leading axis must be {num_seeds}, one row per "
+        "seed: stack them, or pass as many algorithms as there are rows"
+      )
+  return tree
+
+
+def _mapped(fn: Callable[..., Any], *arguments: Any, together: bool | None) -> Any:
+  if jax.default_backend() != "cpu" if together is None else together:
+    return jax.vmap(fn)(*arguments)
+  return jax.lax.map(lambda rows: fn(*rows), arguments)

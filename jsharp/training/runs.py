@@ -1,8 +1,9 @@
 """Whole runs as descriptions: data, tasks, learner, loop and machine."""
 
 import dataclasses
+from typing import Any
 
-from jsharp.algorithms import Algorithm, OuterLoop, Sharpness
+from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
 from jsharp.data import ImageSource, LabelledSource, Preparation
@@ -22,7 +23,24 @@ from jsharp.training.options import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaRun(Options):
+class AnyRun(Options):
+  """What every run is made of: where it lies and what it runs on."""
+
+  run: Run = option(role=Role.MACHINE)
+  machine: Machine = option(role=Role.MACHINE)
+
+  @property
+  def num_tasks(self) -> int | None:
+    """Tasks per step that devices can share; None if there is nothing to share."""
+    return None
+
+  def asked(self) -> dict[str, Any]:
+    """What the result of the finished run has to report, for being what is asked."""
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaRun(AnyRun):
   """What every run that meta-learns is made of."""
 
   algorithm: Algorithm = option()
@@ -31,8 +49,26 @@ class MetaRun(Options):
   outer: OuterLoop = option(role=Role.TRAINING)
   training: MetaTraining = option(role=Role.TRAINING)
   testing: Testing = option(role=Role.TESTING)
-  run: Run = option(role=Role.MACHINE)
-  machine: Machine = option(role=Role.MACHINE)
+
+  def complete(self) -> None:
+    """Refuses a memory budget that decides on what the algorithm says."""
+    algorithm, budget = self.algorithm, self.machine.memory_budget
+    has_mode = isinstance(algorithm, SecondOrderOptions)
+    if budget is not None and has_mode and algorithm.second_order != "stored":
+      raise ValueError(
+        "--memory_budget decides on --second_order, got --second_order="
+        f"{algorithm.second_order} too; drop one of them"
+      )
+
+  @property
+  def num_tasks(self) -> int:
+    return self.training.num_tasks
+
+  def asked(self) -> dict[str, Any]:
+    return {
+      "num_steps": self.training.num_steps,
+      "num_eval_tasks": self.testing.eval_tasks,
+    }
 
   def phases(self) -> list[tuple[float, float]]:
     """`(end, gradients per task)` of each phase, the mean over the kinds of task."""
@@ -74,8 +110,8 @@ class SineRun(MetaRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OrdinaryRun(Options):
-  """A run of ordinary classification."""
+class OrdinaryRun(AnyRun):
+  """A run of ordinary classification, on one device."""
 
   data: LabelledSource = option(role=Role.TESTING)
   files: Files = option(Files(), role=Role.MACHINE)
@@ -84,5 +120,4 @@ class OrdinaryRun(Options):
   network: ClassifierNetwork = option()
   training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
   hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
-  run: Run = option(role=Role.MACHINE)
   machine: Machine = option(Machine(), role=Role.MACHINE)

@@ -1,5 +1,7 @@
 """ANIL and BOIL: closed form on a part, what stays, and what a step costs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ import jsharp
 from jsharp import losses
 from jsharp.algorithms import anil, boil
 from jsharp.algorithms._hoisting import hoisted
+from jsharp.core.objectives import on_query
+from jsharp.evaluation import evaluator
 from jsharp.models import MLP, as_functions, part_mask
 from tests import quadratics as quad
 
@@ -108,7 +112,7 @@ class PartsTest(parameterized.TestCase):
     with jax.enable_x64(True):
       tasks = quad.on_device(quad.random_tasks(3))
       inner = optax.chain(jsharp.sam(0.3), optax.sgd(INNER_LR))
-      options = {"num_inner_steps": 2, "num_eval_inner_steps": 3}
+      options = {"num_inner_steps": 2}
       both = []
       for algorithm in (
         anil(split_loss, inner, optax.sgd(OUTER_LR), head=HEAD, **options),
@@ -118,7 +122,9 @@ class PartsTest(parameterized.TestCase):
       ):
         state = algorithm.init(parts(quad.start()))
         both.append(jax.jit(lambda s, t, a=algorithm: a.step(s, t))(state, tasks))
-        both[-1] += (jax.jit(algorithm.evaluate)(state.params, tasks),)
+        adapt = functools.partial(algorithm.adapt, num_steps=3)
+        measure = evaluator(adapt, on_query(split_loss))
+        both[-1] += (jax.jit(measure)(state.params, tasks),)
       jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), both[0], both[1]
       )
@@ -158,9 +164,14 @@ class PartsTest(parameterized.TestCase):
         algorithm.adapt(parts(np.ones(4, np.float32)), None)
 
   def test_bad_counts_are_named(self):
-    options = {"num_inner_steps": 1, "num_eval_inner_steps": -1}
-    with self.assertRaisesRegex(ValueError, "num_eval_inner_steps.*-1"):
-      anil(split_loss, optax.sgd(0.1), optax.sgd(0.1), head=HEAD, **options)
+    build = functools.partial(
+      anil, split_loss, optax.sgd(0.1), optax.sgd(0.1), head=HEAD
+    )
+    with self.assertRaisesRegex(ValueError, "num_inner_steps.*-1"):
+      build(num_inner_steps=-1)
+    support = jax.tree.map(lambda x: jnp.asarray(x[0]), quad.random_tasks(1).support)
+    with self.assertRaisesRegex(ValueError, "num_steps.*-1"):
+      build(num_inner_steps=1).adapt(parts(quad.start()), support, num_steps=-1)
 
 
 class CostTest(absltest.TestCase):

@@ -59,6 +59,13 @@ class BlackBoxTest(absltest.TestCase):
   def test_it_learns_to_classify_from_the_support_set(self):
     init_fn, apply_fn = functions(2)
     algorithm = black_box(apply_fn, optax.adam(1e-2), task_chunk=16)
+    measure = evaluation.evaluator(
+      algorithm.adapt,
+      normalization.query_loss(
+        normalization.transductive(predict_in_context(apply_fn)), losses.cross_entropy
+      ),
+      execution=jsharp.Execution(task_chunk=16),
+    )
 
     @jax.jit
     def run(key):
@@ -74,7 +81,7 @@ class BlackBoxTest(absltest.TestCase):
       state, _ = jax.lax.scan(step, state, jax.random.split(jax.random.key(7), 150))
       wrong = some_tasks.support._replace(targets=1 - some_tasks.support.targets)
       return [
-        algorithm.evaluate(state.params, tasks)["accuracy"].mean()
+        measure(state.params, tasks)["accuracy"].mean()
         for tasks in (some_tasks, some_tasks._replace(support=wrong))
       ]
 
@@ -143,9 +150,10 @@ class BlackBoxTest(absltest.TestCase):
     measure = evaluation.transductive_and_inductive(
       predict_in_context(apply_fn), losses.cross_entropy
     )
-    algorithm = black_box(apply_fn, optax.sgd(0.1), eval_query_loss_fn=measure)
+    algorithm = black_box(apply_fn, optax.sgd(0.1))
     tasks = jax.tree.map(lambda x: x[None], task)
-    metrics = jax.eval_shape(algorithm.evaluate, adapted.params, tasks)
+    measure_tasks = evaluation.evaluator(algorithm.adapt, measure)
+    metrics = jax.eval_shape(measure_tasks, adapted.params, tasks)
     self.assertEqual(set(metrics), {"loss", "accuracy", "accuracy_inductive"})
 
   def test_regression_by_another_criterion(self):

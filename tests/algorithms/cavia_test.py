@@ -1,5 +1,7 @@
 """CAVIA: a linear model by hand, and MAML where the context is a shift."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.algorithms import Contextual, cavia
+from jsharp.core.objectives import on_query
+from jsharp.evaluation import evaluator
 from tests import quadratics as quad
 
 INNER_LR, OUTER_LR = 0.1, 0.3
@@ -84,7 +88,6 @@ class CaviaTest(parameterized.TestCase):
         optax.sgd(OUTER_LR),
         context=jnp.ones(quad.DIMENSION),  # Values are not looked at.
         num_inner_steps=3,
-        num_eval_inner_steps=5,
       )
       step = jax.jit(algorithm.step)
       state, metrics = step(algorithm.init(w), quad.on_device(tasks))
@@ -93,7 +96,9 @@ class CaviaTest(parameterized.TestCase):
       )
       np.testing.assert_allclose(state.params, w - OUTER_LR * gradient, rtol=1e-10)
       np.testing.assert_allclose(metrics["loss"], query_losses, rtol=1e-10)
-      metrics = jax.jit(algorithm.evaluate)(w, quad.on_device(tasks))
+      adapt = functools.partial(algorithm.adapt, num_steps=5)
+      measure = jax.jit(evaluator(adapt, on_query(loss_fn)))
+      metrics = measure(w, quad.on_device(tasks))
       _, query_losses = quad.meta_gradient(tasks, w, INNER_LR, 5)
       np.testing.assert_allclose(metrics["loss"], query_losses, rtol=1e-10)
 
@@ -129,12 +134,23 @@ class CaviaTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"context": ()}, "context must hold at least one array"),
     ({"num_inner_steps": -1}, "num_inner_steps"),
-    ({"num_eval_inner_steps": True}, "num_eval_inner_steps"),
+    ({"num_inner_steps": True}, "num_inner_steps"),
   )
   def test_bad_arguments_are_named(self, options, message):
     options = {"context": np.zeros(2), "num_inner_steps": 1, **options}
     with self.assertRaisesRegex(ValueError, message):
       cavia(linear_loss_fn, optax.sgd(0.1), optax.sgd(0.1), **options)
+
+  def test_bad_steps_of_adapt_are_named(self):
+    algorithm = cavia(
+      linear_loss_fn,
+      optax.sgd(0.1),
+      optax.sgd(0.1),
+      context=jnp.zeros(()),
+      num_inner_steps=1,
+    )
+    with self.assertRaisesRegex(ValueError, "num_steps .* got True"):
+      algorithm.adapt((0.1, 0.2), None, num_steps=True)
 
 
 if __name__ == "__main__":

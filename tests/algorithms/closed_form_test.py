@@ -1,5 +1,7 @@
 """Exact answers on the quadratic family for every gradient-based algorithm."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
+from jsharp.core.objectives import on_query
+from jsharp.evaluation import evaluator
 from jsharp.losses import first_order
 from tests import quadratics as quad
 
@@ -221,14 +225,15 @@ class ClosedFormTest(parameterized.TestCase):
         outer_rho=outer_rho,
         sharp_adaptation=asked,
         num_inner_steps=1,
-        num_eval_inner_steps=4,
       )
       rho = INNER_RHO if sharp else None
-      metrics = jax.jit(algorithm.evaluate)(w, quad.on_device(tasks))
+      adapt = functools.partial(algorithm.adapt, num_steps=4)
+      measure = jax.jit(evaluator(adapt, on_query(quad.loss_fn)))
+      metrics = measure(w, quad.on_device(tasks))
       for task in range(3):
         expected, _ = quad.inner(tasks, task, w, INNER_LR, 4, rho=rho)
         support = quad.on_device(jax.tree.map(lambda x: x[task], tasks.support))  # noqa: B023
-        np.testing.assert_allclose(algorithm.adapt(w, support), expected, rtol=1e-10)
+        np.testing.assert_allclose(adapt(w, support), expected, rtol=1e-10)
         offset = expected - tasks.query.targets[task]
         loss = 0.5 * offset @ tasks.query.inputs[task] @ offset
         np.testing.assert_allclose(metrics["loss"][task], loss, rtol=1e-10)
@@ -252,14 +257,11 @@ class ClosedFormTest(parameterized.TestCase):
     for options in ({"num_inner_steps": -1}, {"num_inner_steps": True}):
       with self.assertRaisesRegex(ValueError, "num_inner_steps"):
         jsharp.maml(quad.loss_fn, optax.sgd(0.1), self.outer(), **options)
-    with self.assertRaisesRegex(ValueError, "num_eval_inner_steps"):
-      jsharp.fomaml(
-        quad.loss_fn,
-        optax.sgd(0.1),
-        self.outer(),
-        num_inner_steps=1,
-        num_eval_inner_steps=-2,
-      )
+    algorithm = jsharp.fomaml(
+      quad.loss_fn, optax.sgd(0.1), self.outer(), num_inner_steps=1
+    )
+    with self.assertRaisesRegex(ValueError, "num_steps .* got -2"):
+      algorithm.adapt(quad.start(), None, num_steps=-2)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses
 from jsharp.core import objectives
+from jsharp.evaluation import evaluator
 from tests.algorithms import own_meta_gradient, parts_and_rates, without_inner_loop
 
 sharp = functools.partial(jsharp.sharp_maml, inner_rho=None, outer_rho=None)
@@ -29,6 +30,12 @@ ALGORITHMS = {
   **own_meta_gradient.ROWS,
   **parts_and_rates.ROWS,
   **without_inner_loop.ROWS,
+}
+
+# Rows that change the inner optimizer, and what they are if it is given to `adapt`.
+WITHOUT_OWN_LINKS = {
+  **{row: jsharp.maml for name, row in ALGORITHMS.items() if "sharp" in name},
+  own_meta_gradient.reptile_with_momentum: jsharp.reptile,
 }
 
 RADIUS_ZERO = {
@@ -72,30 +79,33 @@ def tasks():
 class Compiled(NamedTuple):
   algorithm: jsharp.MetaAlgorithm
   step: Any
-  evaluate: Any
 
 
 @functools.cache
 def compiled(constructor, **options):
   """The algorithm, compiled once for all laws that look at the same one."""
   algorithm = build(constructor, **options)
-  return Compiled(algorithm, jax.jit(algorithm.step), jax.jit(algorithm.evaluate))
+  return Compiled(algorithm, jax.jit(algorithm.step))
 
 
-def build(constructor, **options):
+def build(constructor, inner_optimizer=None, **options):
   options.setdefault("num_inner_steps", 2)
   return constructor(
     losses.batch_loss(apply_fn, losses.cross_entropy),
-    optax.sgd(0.3),
+    inner_optimizer or optax.sgd(0.3),
     optax.sgd(0.1, momentum=0.9),
     **options,
   )
 
 
 def two_steps(constructor, some_tasks, **options):
-  algorithm, step, _ = compiled(constructor, **options)
+  algorithm, step = compiled(constructor, **options)
   state, _ = step(algorithm.init(start()), some_tasks)
   return step(state, some_tasks)
+
+
+def has_no_inner_loop(constructor):
+  return isinstance(constructor, without_inner_loop.WithoutInnerLoop)
 
 
 def assert_close(actual, expected):
@@ -122,7 +132,7 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_jit_is_eager(self, constructor):
-    algorithm, step, _ = compiled(constructor, num_inner_steps=1)
+    algorithm, step = compiled(constructor, num_inner_steps=1)
     state = algorithm.init(start())
     assert_close(step(state, tasks()), algorithm.step(state, tasks()))
 
@@ -141,24 +151,55 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_evaluate_is_adapt_then_query_loss(self, constructor):
-    for options in ({}, {"num_eval_inner_steps": 1}):
+    algorithm, _ = compiled(constructor)
+    for options in ({}, {"num_steps": 1}):
+      if options and has_no_inner_loop(constructor):
+        continue
       with self.subTest(**options):
-        self.check_evaluate(constructor, *compiled(constructor, **options))
+        adapt = functools.partial(algorithm.adapt, **options)
+        self.check_evaluate(constructor, algorithm, adapt)
 
-  def check_evaluate(self, constructor, algorithm, _, evaluate):
+  def check_evaluate(self, constructor, algorithm, adapt):
     params = algorithm.init(start()).params
-    metrics, adapt = evaluate(params, tasks()), jax.jit(algorithm.adapt)
     query_loss_fn = getattr(constructor, "query_loss_fn", None) or objectives.on_query(
       losses.batch_loss(apply_fn, losses.cross_entropy)
     )
+    metrics = jax.jit(evaluator(adapt, query_loss_fn))(params, tasks())
+    adapt = jax.jit(adapt)
     for i in range(NUM_TASKS):
       task = jax.tree.map(lambda x: x[i], tasks())  # noqa: B023
       loss, _ = query_loss_fn(adapt(params, task.support), task)
       np.testing.assert_allclose(metrics["loss"][i], loss, rtol=1e-9)
 
   @EVERY
+  def test_other_inner_steps_are_those_of_an_algorithm_built_so(self, constructor):
+    algorithm, _ = compiled(constructor)
+    params = algorithm.init(start()).params
+    support = jax.tree.map(lambda x: x[0], tasks().support)
+    if has_no_inner_loop(constructor):
+      for name, value in (("num_steps", 1), ("optimizer", optax.sgd(0.2))):
+        with self.assertRaisesRegex(ValueError, f"no inner loop.* no {name}, got"):
+          algorithm.adapt(params, support, **{name: value})
+      return
+    fewer = build(constructor, num_inner_steps=1)
+    other = build(
+      WITHOUT_OWN_LINKS.get(constructor, constructor), inner_optimizer=optax.sgd(0.2)
+    )
+    for options, expected in (
+      ({"num_steps": 1}, fewer),
+      ({"optimizer": optax.sgd(0.2)}, other),
+    ):
+      with self.subTest(**options):
+        actual = jax.jit(functools.partial(algorithm.adapt, **options))(params, support)
+        point = expected.init(start()).params
+        assert_close(actual, jax.jit(expected.adapt)(point, support))
+        usual = jax.jit(algorithm.adapt)(params, support)
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), actual, usual)
+        self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
+
+  @EVERY
   def test_a_mask_leaves_the_body_alone_in_the_inner_loop(self, constructor):
-    if isinstance(constructor, without_inner_loop.WithoutInnerLoop):
+    if has_no_inner_loop(constructor):
       self.skipTest("no inner loop")
     mask = lambda params: {"body": False, "head": {"w": True, "b": True}}
     algorithm = build(constructor, adapted_mask=mask)
@@ -176,7 +217,7 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_it_learns(self, constructor):
-    algorithm, step, _ = compiled(constructor)
+    algorithm, step = compiled(constructor)
     state, before = step(algorithm.init(start()), tasks())
     for _ in range(59):
       state, metrics = step(state, tasks())
@@ -190,7 +231,7 @@ class ConformanceTest(parameterized.TestCase):
 
   @EVERY
   def test_a_zero_support_gradient_is_harmless(self, constructor):
-    algorithm, step, _ = compiled(constructor)
+    algorithm, step = compiled(constructor)
     flat = jax.tree.map(jnp.zeros_like, start())
     state, _ = step(algorithm.init(flat), tasks())
     self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)))
@@ -200,7 +241,7 @@ class ConformanceTest(parameterized.TestCase):
     poisoned = tasks()
     inputs = poisoned.support.inputs.at[3].set(jnp.nan)
     poisoned = poisoned._replace(support=poisoned.support._replace(inputs=inputs))
-    algorithm, step, _ = compiled(constructor)
+    algorithm, step = compiled(constructor)
     _, metrics = step(algorithm.init(start()), poisoned)
     np.testing.assert_array_equal(np.isnan(metrics["loss"]), np.arange(NUM_TASKS) == 3)
 

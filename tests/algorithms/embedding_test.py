@@ -80,9 +80,9 @@ class PoliciesTest(parameterized.TestCase):
     measure = evaluation.transductive_and_inductive(
       factory(apply_fn), losses.cross_entropy
     )
-    algorithm = constructor(apply_fn, optax.sgd(0.1), way=2, eval_query_loss_fn=measure)
+    algorithm = constructor(apply_fn, optax.sgd(0.1), way=2)
     metrics = jax.eval_shape(
-      algorithm.evaluate,
+      evaluation.evaluator(algorithm.adapt, measure),
       algorithm.init(params()).params,
       jax.tree.map(lambda x: x[None], task()),
     )

@@ -86,13 +86,12 @@ class SolvedTest(parameterized.TestCase):
       optax.sgd(1.0),
       num_inner_steps=3,
       proximity=PROXIMITY,
-      num_eval_inner_steps=2,
-      eval_inner_optimizer=optax.sgd(0.1),
     )
     expected = w
     for _ in range(2):
       expected = expected - 0.1 * (a @ (expected - b) + PROXIMITY * (expected - w))
-    actual = algorithm.adapt(jnp.asarray(w, jnp.float32), support)
+    w = jnp.asarray(w, jnp.float32)
+    actual = algorithm.adapt(w, support, num_steps=2, optimizer=optax.sgd(0.1))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -319,11 +318,15 @@ class ConjugateGradientsTest(parameterized.TestCase):
       ({"proximity": float("inf")}, "proximity"),
       ({"num_cg_steps": 0}, "num_cg_steps"),
       ({"num_inner_steps": -1}, "num_inner_steps"),
-      ({"num_eval_inner_steps": 1.5}, "num_eval_inner_steps"),
     ):
       options = {"num_inner_steps": 1, "proximity": 1.0, **options}
       with self.assertRaisesRegex(ValueError, message):
         imaml(quad.loss_fn, optax.sgd(0.1), optax.sgd(0.1), **options)
+    algorithm = imaml(
+      quad.loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1, proximity=1.0
+    )
+    with self.assertRaisesRegex(ValueError, "num_steps .* got 1.5"):
+      algorithm.adapt(quad.start(), None, num_steps=1.5)
 
 
 if __name__ == "__main__":

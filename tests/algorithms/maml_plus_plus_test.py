@@ -11,6 +11,8 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp.algorithms import annealed_step_weights, maml_plus_plus
 from jsharp.algorithms._per_step import run_steps
+from jsharp.core.objectives import on_query
+from jsharp.evaluation import evaluator
 from tests import quadratics as quad
 
 INNER_LR, OUTER_LR = 0.1, 0.3
@@ -122,7 +124,7 @@ class PartsTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_all_off_is_maml(self, sharp):
     links = [jsharp.sam(0.2)] if sharp else []
-    options = {"num_inner_steps": 2, "num_eval_inner_steps": 12}
+    options = {"num_inner_steps": 2}
     tasks, both = quad.on_device(self.tasks), []
     for algorithm in (
       build(inner=optax.chain(*links, optax.sgd(1.0)), learn_rates=False, **options),
@@ -134,13 +136,14 @@ class PartsTest(parameterized.TestCase):
       ),
     ):
       state, metrics = jax.jit(algorithm.step)(algorithm.init(start()), tasks)
-      evaluated = jax.jit(algorithm.evaluate)(state.params, tasks)
+      adapt = functools.partial(algorithm.adapt, num_steps=12)
+      evaluated = jax.jit(evaluator(adapt, on_query(loss_fn)))(state.params, tasks)
       params = getattr(state.params, "params", state.params)
       both.append((params, metrics, evaluated))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *both)
 
   def test_adapt_takes_the_row_of_its_number_of_steps(self):
-    algorithm = build(per_step=z_alone, num_eval_inner_steps=2)
+    algorithm = build(per_step=z_alone)
     point = algorithm.init(start()).params
     copies = np.random.default_rng(0).normal(size=(4, 4))
     rates = np.array([0.1, -0.2, 0.3])
@@ -148,7 +151,7 @@ class PartsTest(parameterized.TestCase):
       per_step={"w": None, "z": copies}, rates={"w": rates, "z": None}
     )
     support = quad.on_device(jax.tree.map(lambda x: x[0], self.tasks.support))
-    adapted = jax.jit(algorithm.adapt)(point, support)
+    adapted = jax.jit(functools.partial(algorithm.adapt, num_steps=2))(point, support)
     w = start()["w"]
     for rate, z in zip(rates[:2], copies[:2], strict=True):
       w = w - rate * z * quad.gradient(self.tasks.support, 0, w * z)
@@ -246,11 +249,6 @@ class WeightsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({"step_weights": lambda step: jnp.ones(2)}, r"step_weights must.*\(2,\)"),
-    ({"num_eval_inner_steps": 4}, "num_eval_inner_steps must be at most.*got 4"),
-    (
-      {"num_eval_inner_steps": 4, "learn_rates": False, "per_step": z_alone},
-      "learn_rates=False without per_step",
-    ),
     ({"statistics_decay": 1.0}, r"statistics_decay must be in \[0, 1\), got 1.0"),
     ({"num_inner_steps": 0}, "num_inner_steps must be an integer of at least 1"),
     ({"first_order_steps": -1}, "first_order_steps must be an integer"),
@@ -264,6 +262,16 @@ class WeightsTest(parameterized.TestCase):
   def test_bad_options_are_named(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       build(**options)
+
+  @parameterized.parameters(
+    ({}, "num_steps must be at most num_inner_steps=3, got 4"),
+    ({"learn_rates": False, "per_step": z_alone}, "learn_rates=False and without per_"),
+  )
+  def test_more_steps_than_there_are_rows_are_refused(self, options, message):
+    algorithm = build(**options)
+    point = algorithm.init(start()).params
+    with self.assertRaisesRegex(ValueError, message):
+      algorithm.adapt(point, None, num_steps=4)
 
   def test_init_names_what_it_takes(self):
     with self.assertRaisesRegex(ValueError, "got dict with statistics_decay=0.9"):

@@ -39,7 +39,9 @@ def cavia_on_the_head(
     **options,
   )
   return algorithm._replace(
-    adapt=lambda params, support: moved(algorithm.adapt(params, support))
+    adapt=lambda params, support, **options: moved(
+      algorithm.adapt(params, support, **options)
+    )
   )
 
 

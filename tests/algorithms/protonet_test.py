@@ -7,8 +7,9 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
-from jsharp import losses
+from jsharp import losses, normalization
 from jsharp.algorithms.protonet import predict_with_prototypes, protonet
+from jsharp.evaluation import evaluator
 
 WAY, DIM = 3, 5
 LABELS = np.array([0, 2, 1, 1, 2, 1])
@@ -34,6 +35,11 @@ def task():
   support = jsharp.Batch(random(6, 4, seed=1), LABELS)
   query = jsharp.Batch(random(7, 4, seed=2), np.array([0, 1, 2, 0, 1, 2, 2]))
   return jax.tree.map(jnp.asarray, jsharp.Task(support, query))
+
+
+def query_loss_fn():
+  predict = normalization.transductive(predict_with_prototypes(network))
+  return normalization.query_loss(predict, losses.cross_entropy)
 
 
 def direct(queries, prototypes):
@@ -116,7 +122,7 @@ class ProtonetTest(parameterized.TestCase):
       tasks = jax.tree.map(lambda x: x[None], task())
       state, _ = jax.jit(algorithm.step)(algorithm.init(start()), tasks)
       gradient = start()["w"] - state.params["w"]
-      evaluate = jax.jit(algorithm.evaluate)
+      evaluate = jax.jit(evaluator(algorithm.adapt, query_loss_fn()))
       direction = random(4, DIM, seed=9)
 
       def loss(shift):
@@ -154,7 +160,8 @@ class ProtonetTest(parameterized.TestCase):
       trained = protonet(network, optax.sgd(1.0), way=WAY).init(start())
       two = jax.tree.map(lambda x: x[None], task())
       two = jax.tree.map(lambda x: x % 2 if x.dtype == int else x, two)
-      metrics = protonet(network, optax.sgd(1.0), way=2).evaluate(trained.params, two)
+      adapt = protonet(network, optax.sgd(1.0), way=2).adapt
+      metrics = evaluator(adapt, query_loss_fn())(trained.params, two)
       self.assertTrue(np.isfinite(metrics["loss"]).all())
 
   @parameterized.parameters(1, 0, 2.5, True)

@@ -16,6 +16,7 @@ from jsharp.algorithms import WithInnerState, reptile
 from jsharp.algorithms._mini_batches import mini_batch_loop, mini_batches
 from jsharp.core.objectives import after_adaptation, on_query, over_tasks
 from jsharp.data import sinusoid
+from jsharp.evaluation import evaluator
 from jsharp.models import MLP, as_functions
 from tests import quadratics as quad
 
@@ -250,7 +251,6 @@ class InnerStateTest(parameterized.TestCase):
         optax.adam(0.05, b1=0.5, b2=0.9),
         optax.sgd(0.5),
         num_inner_steps=2,
-        num_eval_inner_steps=3,
         keep_inner_state=keep,
         task_chunk=chunk,
       )
@@ -285,9 +285,11 @@ class InnerStateTest(parameterized.TestCase):
       for _ in range(3):
         end = self.adam(*end, tasks, 1)
       support = quad.on_device(jax.tree.map(lambda x: x[1], tasks.support))
-      adapted = jax.jit(algorithm.adapt)(state.params, support)
+      adapt = functools.partial(algorithm.adapt, num_steps=3)
+      adapted = jax.jit(adapt)(state.params, support)
       np.testing.assert_allclose(adapted, end[0], rtol=1e-10)
-      metrics = jax.jit(algorithm.evaluate)(state.params, quad.on_device(tasks))
+      measure = jax.jit(evaluator(adapt, on_query(quad.loss_fn)))
+      metrics = measure(state.params, quad.on_device(tasks))
       offset = end[0] - tasks.query.targets[1]
       expected = 0.5 * offset @ tasks.query.inputs[1] @ offset
       np.testing.assert_allclose(metrics["loss"][1], expected, rtol=1e-9)
@@ -324,8 +326,9 @@ class SineWavesTest(absltest.TestCase):
     """
     num_meta_steps = 1_500
     init_fn, apply_fn = as_functions(MLP((64, 64, 1), activation=jnp.tanh))
+    loss_fn = losses.batch_loss(apply_fn, losses.squared_error)
     algorithm = reptile(
-      losses.batch_loss(apply_fn, losses.squared_error),
+      loss_fn,
       optax.sgd(0.02),
       optax.sgd(optax.linear_schedule(0.1, 0.0, num_meta_steps)),
       num_inner_steps=32,
@@ -346,7 +349,7 @@ class SineWavesTest(absltest.TestCase):
     start = init_fn(jax.random.key(0), jnp.zeros((1, 1)))
     learned = train(start, jax.random.key(1))
     evaluate, tasks = (
-      jax.jit(algorithm.evaluate),
+      jax.jit(evaluator(algorithm.adapt, on_query(loss_fn))),
       sample(jax.random.key(2), num_tasks=50),
     )
     before, after = (evaluate(p, tasks)["loss"].mean() for p in (start, learned))
@@ -412,20 +415,20 @@ class MiniBatchesTest(parameterized.TestCase):
     )
     support = jnp.array([1.0, 2.0, 4.0])
     # Whole set; the first of batches of one; rows 0 and 2; the same, asked for.
-    for options, expected in (
-      ({}, 7 / 3),
-      ({"inner_batch_size": 1}, 1.0),
-      ({"inner_batch_size": 1, "eval_inner_batch_size": 2}, 2.5),
-      ({"num_eval_inner_steps": 3, "inner_batch_size": 1}, 4.0),
-      ({"num_eval_inner_steps": 0, "inner_batch_size": 1}, 0.0),
-      ({"eval_inner_optimizer": optax.sgd(0.5)}, 7 / 6),
+    for size, options, expected in (
+      (None, {}, 7 / 3),
+      (1, {}, 1.0),
+      (1, {"batch_size": 2}, 2.5),
+      (1, {"num_steps": 3}, 4.0),
+      (1, {"num_steps": 0}, 0.0),
+      (None, {"optimizer": optax.sgd(0.5)}, 7 / 6),
       # The optimizer of training has no state here; that of the test starts anew.
-      ({"eval_inner_optimizer": optax.sgd(0.5, momentum=0.9)}, 7 / 6),
+      (None, {"optimizer": optax.sgd(0.5, momentum=0.9)}, 7 / 6),
     ):
-      algorithm = build(**options)
-      self.assertAlmostEqual(float(algorithm.adapt(0.0, support)), expected, places=6)
+      adapted = build(inner_batch_size=size).adapt(0.0, support, **options)
+      self.assertAlmostEqual(float(adapted), expected, places=6)
     task = jsharp.Task(support[None], support[None])
-    algorithm = build(inner_batch_size=1, eval_inner_batch_size=2)
+    algorithm = build(inner_batch_size=1)
     self.assertEqual(float(algorithm.step(algorithm.init(0.0), task)[0].params), 1.0)
 
   def test_bad_arguments_are_named(self):
@@ -433,16 +436,20 @@ class MiniBatchesTest(parameterized.TestCase):
     build = functools.partial(reptile, loss_fn, optax.sgd(0.1), optax.sgd(0.1))
     for options, message in (
       ({"num_inner_steps": 0}, "num_inner_steps"),
-      ({"num_inner_steps": 1, "num_eval_inner_steps": -1}, "num_eval_inner_steps"),
       ({"num_inner_steps": 1, "inner_batch_size": 0}, "inner_batch_size"),
-      ({"num_inner_steps": 1, "eval_inner_batch_size": 1.5}, "eval_inner_batch_size"),
     ):
       with self.assertRaisesRegex(ValueError, f"^{message} must be an integer"):
         build(**options)
     support = jnp.zeros(3)
-    algorithm = build(num_inner_steps=1, inner_batch_size=2, eval_inner_batch_size=4)
-    with self.assertRaisesRegex(ValueError, "eval_inner_batch_size=4 .* set's 3"):
-      algorithm.adapt(0.0, support)
+    algorithm = build(num_inner_steps=1, inner_batch_size=2)
+    for options, message in (
+      ({"num_steps": -1}, "num_steps"),
+      ({"batch_size": 1.5}, "batch_size"),
+    ):
+      with self.assertRaisesRegex(ValueError, f"^{message} must be an integer"):
+        algorithm.adapt(0.0, support, **options)
+    with self.assertRaisesRegex(ValueError, "^batch_size=4 .* set's 3"):
+      algorithm.adapt(0.0, support, batch_size=4)
     algorithm = build(num_inner_steps=1, inner_batch_size=4)
     with self.assertRaisesRegex(ValueError, "^inner_batch_size=4 .* set's 3"):
       algorithm.step(algorithm.init(0.0), jsharp.Task(support[None], support[None]))

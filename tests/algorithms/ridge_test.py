@@ -7,12 +7,14 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
+from jsharp import losses, normalization
 from jsharp.algorithms.ridge import (
   WithRidge,
   predict_with_ridge,
   ridge,
   ridge_weights,
 )
+from jsharp.evaluation import evaluator
 
 WAY = 3
 
@@ -131,7 +133,9 @@ class RidgeTest(parameterized.TestCase):
     before = algorithm.init(start())
     after, _ = jax.jit(algorithm.step)(before, some_tasks)
     gradient = jax.tree.map(jnp.subtract, before.params, after.params)
-    evaluate = jax.jit(algorithm.evaluate)
+    predict = normalization.transductive(predict_with_ridge(network))
+    query_loss_fn = normalization.query_loss(predict, losses.cross_entropy)
+    evaluate = jax.jit(evaluator(algorithm.adapt, query_loss_fn))
     directions = {
       "params": WithRidge(random(4, 5, seed=9), 0.0, 0.0, 0.0),
       "log_penalty": WithRidge(np.zeros((4, 5)), 1.0, 0.0, 0.0),

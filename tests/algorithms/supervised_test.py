@@ -10,7 +10,11 @@ import optax
 from absl.testing import absltest
 
 import jsharp
-from jsharp.algorithms.supervised import classifier, supervised
+from jsharp.algorithms.supervised import (
+  classifier,
+  examples_evaluator,
+  supervised,
+)
 from jsharp.models import ResNet
 from jsharp.training.loop import NonFiniteLossError, train
 from jsharp.training.run_directory import RunDirectory
@@ -86,9 +90,8 @@ class SupervisedTest(absltest.TestCase):
     init_fn, loss_fn = classifier(ResNet(num_outputs=2, depth=8))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     variables = init_fn(jax.random.key(1), images)
-    algorithm = supervised(loss_fn, optax.sgd(0.1))
     labels = jnp.array([0, 1, 1, 0])
-    evaluate = jax.jit(algorithm.evaluate)
+    evaluate = jax.jit(examples_evaluator(loss_fn))
     whole = evaluate(variables, Batch(images, labels))
     alone = evaluate(variables, Batch(images[1:2], labels[1:2]))
     np.testing.assert_allclose(whole["loss"][1:2], alone["loss"], rtol=1e-5)

@@ -35,7 +35,6 @@ class WithoutInnerLoop:
     outer_optimizer,
     *,
     num_inner_steps,
-    num_eval_inner_steps=None,
     **options,
   ):
     return self._constructor(

@@ -17,7 +17,6 @@ from jsharp.analysis import (
   hessian_vector_product,
   kendall_tau,
   meta_objective,
-  one_task,
   per_task,
   rank_correlation,
   spearman_rho,
@@ -214,9 +213,8 @@ class MetaObjectiveTest(parameterized.TestCase):
     algorithm = maml(
       quadratics.loss_fn, optax.sgd(lr), optax.sgd(0.1), num_inner_steps=2
     )
-    loss = meta_objective(
-      one_task(algorithm.evaluate), quadratics.on_device(tasks), chunk=chunk
-    )
+    task_loss_fn = after_adaptation(algorithm.adapt, on_query(quadratics.loss_fn))
+    loss = meta_objective(task_loss_fn, quadratics.on_device(tasks), chunk=chunk)
     gradient, losses = quadratics.meta_gradient(tasks, w, lr, 2)
     hessian = 0
     for task in range(5):
@@ -230,7 +228,7 @@ class MetaObjectiveTest(parameterized.TestCase):
       np.testing.assert_allclose(
         jax.jit(derivative)(params), hessian, rtol=1e-4, atol=1e-5
       )
-    each = per_task(one_task(algorithm.evaluate), quadratics.on_device(tasks))
+    each = per_task(task_loss_fn, quadratics.on_device(tasks))
     np.testing.assert_allclose(each(params)["loss"], losses, rtol=1e-4)
 
   def test_is_compiled_once_for_all_tasks_of_a_shape(self):

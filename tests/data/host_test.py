@@ -13,13 +13,14 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from jsharp import algorithms, data, losses
+from jsharp import Execution, algorithms, data, losses
 from jsharp.data import HostImages, prefetch
 from jsharp.data._shelf import Shelf
 from jsharp.data.corruption import with_distortion, with_label_noise
 from jsharp.data.prefetch import THREAD_NAME, Prefetch
-from jsharp.evaluation.tasks import evaluate, task_list
+from jsharp.evaluation.tasks import evaluate, evaluator, task_list
 from jsharp.models import MLP, as_functions
+from jsharp.normalization import query_loss, transductive
 from jsharp.training import devices
 from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, make_block
 from jsharp.training.mixture import mixture
@@ -59,6 +60,13 @@ def learner():
     task_chunk="in_order",
   )
   return algorithm, init_fn(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
+
+
+def evaluate_tasks():
+  _, apply_fn = as_functions(MLP(features=(4, 3)))
+  query_loss_fn = query_loss(transductive(apply_fn), losses.cross_entropy)
+  execution = Execution(task_chunk="in_order")
+  return evaluator(learner()[0].adapt, query_loss_fn, execution=execution)
 
 
 def wait_for(images, num_entries):
@@ -169,12 +177,12 @@ class HostImagesTest(parameterized.TestCase):
       make_dataset().on_host().images[jnp.ones(2)]
 
   def test_evaluation(self):
-    algorithm, params = learner()
+    measure, (_, params) = evaluate_tasks(), learner()
     tasks = task_list(
       functools.partial(data.sample_task, **SHAPE), seed=3, stream="test"
     )
     host, device = (
-      evaluate(algorithm.evaluate, params, tasks, dataset, num_tasks=5, chunk=2)
+      evaluate(measure, params, tasks, dataset, num_tasks=5, chunk=2)
       for dataset in (make_dataset().on_host(), make_dataset().on_device())
     )
     assert_same(host, device)

@@ -9,8 +9,8 @@ from absl.testing import absltest
 import jsharp
 from jsharp import losses
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
-from jsharp.evaluation.tasks import evaluate
-from jsharp.normalization import transductive
+from jsharp.evaluation.tasks import evaluate, evaluator
+from jsharp.normalization import query_loss, transductive
 
 NUM_TASKS = 7
 
@@ -30,13 +30,12 @@ def sample_task(index, data):
   return jsharp.Task(*map(batch, keys))
 
 
-def algorithm(query_loss_fn=None):
+def algorithm():
   return jsharp.maml(
     losses.batch_loss(apply_fn, losses.cross_entropy),
     optax.sgd(0.3),
     optax.sgd(0.1),
     num_inner_steps=2,
-    eval_query_loss_fn=query_loss_fn,
   )
 
 
@@ -45,17 +44,17 @@ class EnsembleTest(absltest.TestCase):
     return list(jax.random.normal(jax.random.key(1), (number, 4, 3)))
 
   def measure(self, members):
-    learner = algorithm(log_probabilities(transductive(apply_fn)))
+    measure = evaluator(algorithm().adapt, log_probabilities(transductive(apply_fn)))
     return evaluate_ensemble(
-      learner.evaluate, members, sample_task, None, num_tasks=NUM_TASKS, chunk=3
+      measure, members, sample_task, None, num_tasks=NUM_TASKS, chunk=3
     )
 
   def test_one_member_is_the_member_itself(self):
     (member,) = self.members(1)
     together = self.measure([member])
-    alone = evaluate(
-      algorithm().evaluate, member, sample_task, None, num_tasks=NUM_TASKS
-    )
+    query_loss_fn = query_loss(transductive(apply_fn), losses.cross_entropy)
+    measure = evaluator(algorithm().adapt, query_loss_fn)
+    alone = evaluate(measure, member, sample_task, None, num_tasks=NUM_TASKS)
     np.testing.assert_array_equal(together["accuracy"].astype("f"), alone["accuracy"])
     np.testing.assert_allclose(together["loss"], alone["loss"], rtol=1e-5)
 

@@ -1,17 +1,25 @@
 """Tests of jsharp.evaluation.tasks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
-from jsharp import losses
+import jsharp
+from jsharp import losses, normalization
+from jsharp.core.objectives import on_query
+from jsharp.data import sinusoid
 from jsharp.evaluation.tasks import (
   evaluate,
+  evaluator,
   mean_and_ci95,
   task_list,
   transductive_and_inductive,
 )
+from jsharp.models import MLP, as_functions
 from jsharp.training.stop_signal import StopRequested, StopSignal
 from jsharp.types import Batch, Task
 
@@ -27,6 +35,66 @@ sample_task = task_list(draw, seed=0, stream="test")
 
 def evaluate_tasks(params, tasks):
   return {"loss": params * tasks.query.inputs.sum(axis=(1, 2))}
+
+
+@functools.cache
+def trained():
+  """The loss, the model, and MAML on sine waves with what it learned."""
+  init_fn, apply_fn = as_functions(MLP((20, 20, 1)))
+  loss_fn = losses.batch_loss(apply_fn, losses.squared_error)
+  algorithm = jsharp.maml(loss_fn, optax.sgd(0.01), optax.sgd(0.01), num_inner_steps=1)
+  step, state = (
+    jax.jit(algorithm.step),
+    algorithm.init(init_fn(jax.random.key(0), jnp.zeros((1, 1)))),
+  )
+  for i in range(20):
+    key = jax.random.key(i)
+    state, _ = step(
+      state, sinusoid.sample_tasks(key, num_tasks=4, shot=5, query_shot=5)
+    )
+  return loss_fn, apply_fn, algorithm, state.params
+
+
+def sines(num_tasks=3):
+  key = jax.random.key(99)
+  return sinusoid.sample_tasks(key, num_tasks=num_tasks, shot=5, query_shot=7)
+
+
+class EvaluatorTest(parameterized.TestCase):
+  def test_ten_steps_with_what_one_step_has_trained(self):
+    loss_fn, apply_fn, algorithm, params = trained()
+    query_loss_fn = normalization.query_loss(
+      normalization.transductive(apply_fn), losses.squared_error
+    )
+    by_steps = [
+      jax.jit(
+        evaluator(functools.partial(algorithm.adapt, num_steps=n), query_loss_fn)
+      )(params, sines())["loss"]
+      for n in (0, 1, 10)
+    ]
+    for n, actual in zip((0, 1, 10), by_steps, strict=True):
+      for i, task in enumerate(zip(*jax.tree.leaves(sines()), strict=True)):
+        adapted, batch = params, Batch(*task[:2])
+        for _ in range(n):
+          grads = jax.grad(lambda w: loss_fn(w, batch)[0])(adapted)  # noqa: B023
+          adapted = jax.tree.map(lambda w, g: w - 0.01 * g, adapted, grads)
+        expected, _ = loss_fn(adapted, Batch(*task[2:]))
+        np.testing.assert_allclose(actual[i], expected, rtol=1e-4)
+    self.assertGreater(np.abs(by_steps[2] - by_steps[1]).min(), 1e-2)
+
+  @parameterized.parameters(None, 2, "in_order")
+  def test_metrics_are_per_task_whatever_the_chunk(self, chunk):
+    loss_fn, _, algorithm, params = trained()
+    execution = jsharp.Execution(task_chunk=chunk)
+    measure = evaluator(algorithm.adapt, on_query(loss_fn), execution=execution)
+    metrics = jax.jit(measure)(params, sines(5))
+    task_loss_fn = jsharp.after_adaptation(algorithm.adapt, on_query(loss_fn))
+    expected = [
+      task_loss_fn(params, jax.tree.map(lambda x: x[i], sines(5)))[0]  # noqa: B023
+      for i in range(5)
+    ]
+    self.assertEqual(set(metrics), {"loss"})
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 class EvaluateTest(parameterized.TestCase):

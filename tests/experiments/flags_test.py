@@ -1,5 +1,7 @@
 """Tests of the experiments' flags and flagfiles."""
 
+import contextlib
+import io
 import pathlib
 import re
 import subprocess
@@ -8,43 +10,34 @@ import sys
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import (
-  common_flags,
-  miniimagenet,
-  omniglot,
-  program,
-  sinusoid,
-  supervised,
-  supervised_flags,
-)
+from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
+from jsharp import _catalogue
+from jsharp.options import Options, fields
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = {
-  "miniimagenet": miniimagenet,
-  "omniglot": omniglot,
-  "sinusoid": sinusoid,
-  "supervised": supervised,
+  module.EXPERIMENT.name: module.EXPERIMENT
+  for module in (miniimagenet, omniglot, sinusoid, supervised)
 }
-COMPLETE = {"supervised": supervised_flags.complete}
+META_LEARNING = ("miniimagenet", "omniglot", "sinusoid")
 FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
 WITHOUT_INNER_RATE = "--algorithm=(protonet|ridge|black_box)"
 HEAVY = ("jax", "flax", "numpy", "matplotlib", "PIL", "tensorflow_datasets", "tqdm")
 
 
 def parse(experiment, *arguments):
-  values = flags.FlagValues()
-  EXPERIMENTS[experiment].define_flags(values)
-  values(["program", *arguments])
-  return values
+  """What a command line gives: the values of its flags."""
+  return EXPERIMENTS[experiment].program.parse(arguments, flags.FlagValues())
 
 
-def settings(experiment, *arguments):
-  values = parse(experiment, *arguments)
-  return program.resolve(
-    experiment,
-    {name: values[name].value for name in values},
-    COMPLETE.get(experiment, program.few_shot),
-  )
+def describe(experiment, *arguments):
+  """The run that a command line describes."""
+  return _program.described(EXPERIMENTS[experiment], parse(experiment, *arguments))
+
+
+def identity(experiment, *arguments):
+  described = describe(experiment, *arguments)
+  return _program.identity(EXPERIMENTS[experiment], described)
 
 
 class FlagfilesTest(parameterized.TestCase):
@@ -59,8 +52,10 @@ class FlagfilesTest(parameterized.TestCase):
     parsed = parse(experiment, f"--flagfile={path}")
     for line in lines:
       name = line.removeprefix("--").removeprefix("no").partition("=")[0]
-      name = name if name in parsed else line.removeprefix("--").partition("=")[0]
-      self.assertTrue(parsed[name].present, line)
+      known = name in parsed.values
+      name = name if known else line.removeprefix("--").partition("=")[0]
+      self.assertIn(name, parsed.present, line)
+    self.assertEqual(parsed.unread(), [])
     self.assertLen({line.partition("=")[0] for line in lines}, len(lines))
 
   @parameterized.named_parameters(
@@ -71,13 +66,13 @@ class FlagfilesTest(parameterized.TestCase):
   def test_defaults_of_the_experiments_are_the_published_ones(self, experiment, stem):
     path = ROOT / "experiments" / "flagfiles" / f"{stem}.txt"
     default, published = (
-      program.identity(settings(experiment, *arguments))
-      for arguments in ([], [f"--flagfile={path}"])
+      identity(experiment, *arguments) for arguments in ([], [f"--flagfile={path}"])
     )
     # How MAML's own split of Omniglot and its 5 query images differ is in the file.
     differing = {name for name in default if default[name] != published[name]}
     self.assertContainsSubset(
-      differing, {"omniglot_split", "rotate_test", "eval_query_shot"}
+      differing,
+      {"data.omniglot_split", "data.rotate_test", "tasks.eval_query_shot"},
     )
 
   def test_published_inner_rates_are_converted_to_the_mean_loss(self):
@@ -87,12 +82,12 @@ class FlagfilesTest(parameterized.TestCase):
       ("fomaml_miniimagenet_5way_5shot", 0.01),
     ):
       path = ROOT / "experiments" / "flagfiles" / f"{stem}.txt"
-      chosen = settings(stem.split("_")[1], f"--flagfile={path}")
-      self.assertAlmostEqual(chosen.inner_lr, published * chosen.way)
+      chosen = describe(stem.split("_")[1], f"--flagfile={path}")
+      self.assertAlmostEqual(chosen.algorithm.inner_lr, published * chosen.tasks.way)
 
   def test_every_algorithm_has_one(self):
     names = [path.stem for path in FLAGFILES]
-    for algorithm in common_flags.ALGORITHMS:
+    for algorithm in _catalogue.outlines("algorithm"):
       self.assertTrue(any(name.startswith(f"{algorithm}_") for name in names))
 
 
@@ -110,7 +105,7 @@ class RefusalsTest(parameterized.TestCase):
     ("--shot=0", "shot=0: .*at least 1"),
     ("--query_shot=-2", "query_shot=-2: .*at least 1"),
     ("--eval_query_shot=0", "eval_query_shot=0: .*at least 1"),
-    ("--way=1", "way=1: a task needs at least 2 classes"),
+    ("--way=1", "way=1: .*a task needs at least 2 classes"),
     ("--num_tasks=0", "num_tasks=0: .*at least 1"),
     ("--num_steps=0", "num_steps=0: .*at least 1"),
     ("--num_inner_steps=0", "num_inner_steps=0: .*at least 1"),
@@ -119,11 +114,11 @@ class RefusalsTest(parameterized.TestCase):
     ("--log_every=0", "log_every=0: .*at least 1"),
     ("--eval_every=0", "eval_every=0: .*at least 1"),
     ("--val_tasks=0", "val_tasks=0: .*at least 1"),
-    ("--eval_tasks=1", "eval_tasks=1: an interval needs at least 2 tasks"),
+    ("--eval_tasks=1", "eval_tasks=1: .*an interval needs at least 2 tasks"),
     ("--num_filters=0", "num_filters=0: .*at least 1"),
     ("--image_size=0", "image_size=0: .*at least 1"),
     ("--seed=-1", "seed=-1: must lie between 0"),
-    ("--algorithm=matching", "algorithm=matching: .*maml.*fomaml.*black_box"),
+    ("--algorithm=matching", "algorithm=matching: .*black_box.*fomaml.*maml"),
     ("--train_way=5,x", "train_way=.*whole numbers"),
     ("--eval_shot=0", "eval_shot=.*whole numbers"),
     ("--support_label_noise=1.5", "support_label_noise=1.5: must lie between 0 and 1"),
@@ -135,8 +130,8 @@ class RefusalsTest(parameterized.TestCase):
     ("--initial_rates=0.1", "initial_rates=.*LOW,HIGH"),
     ("--proximity=0", "proximity=0.0: must be positive"),
     ("--ensemble=0", "ensemble=0: .*at least 1"),
-    ("--final_outer_lr=-1", "final_outer_lr=-1.0: must be at least 0"),
-    ("--first_order_steps=-1", "first_order_steps=-1: must be at least 0"),
+    ("--final_outer_lr=-1", "final_outer_lr=-1.0: must be finite and at least 0"),
+    ("--first_order_steps=-1", "first_order_steps=-1: must be finite and at least 0"),
     ("--model=resnet", "model=resnet: .*conv4.*mlp"),
     ("--omniglot_split=x", "omniglot_split=x: .*vinyals.*mixed"),
     ("--dataset=cifar", "dataset=cifar: choose one of .*characters.*tfds:NAME"),
@@ -158,7 +153,7 @@ class RefusalsTest(parameterized.TestCase):
     ("--lr=nan", "lr=nan: must be positive and finite"),
     ("--clip_gradient=0", "clip_gradient=0.0: .*leave the flag out"),
     ("--sam_start=-1", "sam_start=-1.0: must be finite and at least 0"),
-    ("--hessian_eigenvalues=-1", "hessian_eigenvalues=-1: must be at least 0"),
+    ("--hessian_eigenvalues=-1", "hessian_eigenvalues=-1: must be .*at least 0"),
     ("--num_characters=1", "num_characters=1: must lie between 2 and 320"),
     ("--dataset=omniglot", "dataset=omniglot: choose one of .*image_folder.*tfds:NAME"),
     ("--augment=mixup", "augment=mixup: .*none.*basic.*cutout"),
@@ -178,11 +173,11 @@ class RefusalsTest(parameterized.TestCase):
   )
   def test_of_options_that_do_not_go_together(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):
-      settings("supervised", *arguments)
+      describe("supervised", *arguments)
 
   def test_infinity_norm_and_catalogue_names_are_allowed(self):
     values = parse("omniglot", "--p=inf", "--dataset=tfds:cifar100")
-    self.assertEqual(values.p, float("inf"))
+    self.assertEqual(values.values["p"].value, float("inf"))
 
   def test_the_program_says_it_without_a_traceback(self):
     ran = subprocess.run(
@@ -192,15 +187,16 @@ class RefusalsTest(parameterized.TestCase):
       text=True,
     )
     self.assertEqual(ran.returncode, 2)
-    self.assertStartsWith(ran.stderr, "miniimagenet: flag --way=1: a task needs")
+    self.assertRegex(ran.stderr, "^miniimagenet: flag --way=1: .*a task needs")
     self.assertNotIn("Traceback", ran.stderr)
 
 
-class ResolveTest(parameterized.TestCase):
+class DescriptionTest(parameterized.TestCase):
   def test_defaults_that_follow_other_flags(self):
-    chosen = settings("omniglot", "--shot=3", "--num_inner_steps=4", "--way=2")
-    self.assertEqual((chosen.query_shot, chosen.eval_query_shot), (3, 3))
-    self.assertEqual(settings("sinusoid", "--query_shot=7").eval_query_shot, 7)
+    tasks = describe("omniglot", "--shot=3", "--num_inner_steps=4", "--way=2").tasks
+    self.assertEqual((tasks.query_shot, tasks.eval_query_shot), (3, 3))
+    tasks = describe("sinusoid", "--query_shot=7").tasks
+    self.assertEqual(tasks.eval_query_shot, 7)
 
   @parameterized.parameters(
     ("omniglot", [], "runs/omniglot-maml-5way-1shot-seed0"),
@@ -208,6 +204,11 @@ class ResolveTest(parameterized.TestCase):
       "omniglot",
       ["--dataset=tfds:a/b", "--way=20", "--seed=3"],
       "runs/omniglot-tfds-a-b-maml-20way-1shot-seed3",
+    ),
+    (
+      "miniimagenet",
+      ["--data_dir=/data/caltech101"],
+      "runs/miniimagenet-caltech101-maml-5way-1shot-seed0",
     ),
     ("sinusoid", ["--algorithm=fomaml"], "runs/sinusoid-fomaml-5shot-seed0"),
     (
@@ -227,19 +228,83 @@ class ResolveTest(parameterized.TestCase):
     ),
   )
   def test_run_directory(self, experiment, arguments, expected):
-    self.assertEqual(settings(experiment, *arguments).run_dir, expected)
+    found = describe(experiment, *arguments).run.run_dir
+    self.assertRegex(found, f"^{expected}-[0-9a-f]{{6}}$")
+
+  def test_the_default_directory_differs_when_settings_do(self):
+    argument_lists = ([], ["--inner_lr=1"], ["--query_shot=2"], ["--num_filters=8"])
+    found = {describe("omniglot", *a).run.run_dir for a in argument_lists}
+    self.assertLen(found, 4)
+    longer = describe("omniglot", "--num_steps=7", "--log_every=3").run.run_dir
+    self.assertIn(longer, found)
 
   def test_identity_leaves_out_what_changes_nothing(self):
-    one = settings("omniglot", "--num_steps=10", "--run_dir=a", "--eval_tasks=2")
-    self.assertEqual(program.identity(one), program.identity(settings("omniglot")))
+    one = identity("omniglot", "--num_steps=10", "--run_dir=a", "--eval_tasks=2")
+    self.assertEqual(one, identity("omniglot", "--task_chunk=2", "--num_devices=1"))
     for argument in ("--inner_lr=3", "--p=inf", "--seed=1", "--eval_every=7"):
-      other = settings("omniglot", argument)
-      self.assertNotEqual(program.identity(one), program.identity(other))
+      self.assertNotEqual(one, identity("omniglot", argument))
+
+  @parameterized.product(
+    experiment=META_LEARNING, algorithm=tuple(_catalogue.outlines("algorithm"))
+  )
+  def test_every_algorithm_goes_with_every_experiments_defaults(
+    self, experiment, algorithm
+  ):
+    needs_classes = _catalogue.outlines("algorithm")[algorithm].classifies
+    if experiment == "sinusoid" and needs_classes:
+      with self.assertRaisesRegex(ValueError, f"{algorithm} classifies"):
+        describe(experiment, f"--algorithm={algorithm}")
+      return
+    described = describe(experiment, f"--algorithm={algorithm}")
+    self.assertEqual(described.algorithm.name, algorithm)
+
+
+class UnreadTest(parameterized.TestCase):
+  """Flags that the chosen algorithm does not read."""
+
+  def describe(self, *arguments):
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+      described = describe("omniglot", *arguments)
+    return described, out.getvalue()
+
+  def test_those_of_a_flagfile_are_left_out_with_one_line(self):
+    path = ROOT / "experiments" / "flagfiles" / "quickstart.txt"
+    described, said = self.describe(f"--flagfile={path}", "--algorithm=maml")
+    self.assertEqual(described.algorithm.name, "maml")
+    self.assertEqual(described.algorithm.inner_lr, 1.0)
+    self.assertEqual(said.count("\n"), 1)
+    self.assertRegex(said, "left out.*--inner_rho, --outer_rho")
+    described, said = self.describe(f"--flagfile={path}", "--algorithm=protonet")
+    self.assertRegex(said, "--inner_lr.*--num_inner_steps.*--inner_rho")
+    self.assertEqual(described.tasks.query_shot, 5)
+
+  def test_nothing_is_said_where_all_are_read(self):
+    path = ROOT / "experiments" / "flagfiles" / "quickstart.txt"
+    self.assertEqual(self.describe(f"--flagfile={path}")[1], "")
+
+  @parameterized.parameters(
+    (["--algorithm=anil", "--proximity=3"], "--proximity has no effect .*imaml: drop"),
+    (["--algorithm=protonet", "--inner_lr=3"], "--inner_lr has no effect .*protonet"),
+    (["--model=mlp", "--num_filters=3"], "--num_filters has no effect .*mlp.* conv4"),
+    (["--dataset=characters", "--rotate_test"], "--rotate_test has no .* omniglot:"),
+    (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
+    (["--reuse_perturbation"], "--reuse_perturbation has no .*sharp_maml_both"),
+  )
+  def test_those_typed_by_hand_are_refused(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.describe(*arguments)
+
+  def test_a_flag_typed_after_its_flagfile_counts_as_typed(self):
+    path = ROOT / "experiments" / "flagfiles" / "quickstart.txt"
+    words = (f"--flagfile={path}", "--algorithm=maml", "--inner_rho=0.2")
+    with self.assertRaisesRegex(ValueError, "--inner_rho=0.2 has no effect"):
+      self.describe(*words)
 
 
 class HelpTest(parameterized.TestCase):
   @parameterized.parameters(*EXPERIMENTS)
-  def test_imports_nothing_heavy_and_lists_every_flag(self, experiment):
+  def test_imports_nothing_heavy_and_lists_what_is_read(self, experiment):
     code = (
       "import runpy, sys\n"
       f"sys.argv = ['{experiment}', '--help']\n"
@@ -253,8 +318,32 @@ class HelpTest(parameterized.TestCase):
       [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     self.assertIn("heavy: []", ran.stdout, ran.stderr)
-    for name in parse(experiment):
-      self.assertRegex(ran.stdout, rf"--(\[no\])?{name}:")
+    program = EXPERIMENTS[experiment].program
+    for group in program.groups:
+      self.assertIn(f"{group.title}:\n", ran.stdout)
+    listed = set(re.findall(r"^  --(?:\[no\])?(\w+):$", ran.stdout, re.M))
+    described = describe(experiment)
+    for name, owners in program.owners().items():
+      is_read = any(cls.__name__ in _names_in(described) for cls, _ in owners)
+      self.assertEqual(name in listed, is_read, name)
+    self.assertContainsSubset({c.flag for c in program.choices().values()}, listed)
+
+  @parameterized.parameters("imaml", "reptile")
+  def test_of_another_algorithm(self, algorithm):
+    text = omniglot.EXPERIMENT.program.help([f"--algorithm={algorithm}"])
+    for field in fields(_catalogue.outlines("algorithm")[algorithm]):
+      self.assertRegex(text, rf"--(\[no\])?{field.name}:")
+    self.assertRegex(text, r"maml_plus_plus, .* have\s+options of their own")
+
+
+def _names_in(description):
+  """Class names of a description and of everything nested in it."""
+  found = {type(description).__name__}
+  for field in fields(type(description)):
+    value = getattr(description, field.name)
+    if isinstance(value, Options):
+      found |= _names_in(value)
+  return found
 
 
 if __name__ == "__main__":

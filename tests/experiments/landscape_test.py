@@ -34,6 +34,8 @@ from experiments import (
 )
 from jsharp import analysis, models
 from jsharp.analysis import drawing
+from jsharp.core import objectives
+from jsharp.evaluation import evaluator
 from jsharp.training import stop_signal
 from jsharp.training.checkpoints import Checkpoints
 from tests import toy_runs
@@ -376,8 +378,9 @@ class LandscapeTest(parameterized.TestCase):
     self.assertLess(abs(average["value"] - 25), 4 * average["standard_error"])
 
   def test_what_is_learned_beside_the_network_is_held(self):
+    loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
     algorithm = jsharp.meta_sgd(
-      lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {}),
+      loss_fn,
       optax.sgd(1.0),
       optax.sgd(0.1),
       num_inner_steps=1,
@@ -385,14 +388,24 @@ class LandscapeTest(parameterized.TestCase):
     batch = jsharp.Batch(None, jnp.ones((2, 3)))
     tasks = jsharp.Task(batch, batch)
     point = algorithm.init(jnp.float32(3.0)).params
-    shared = landscape_parts._Shared(algorithm, None, None, None, None)
+    query_loss_fn = objectives.on_query(loss_fn)
+    shared = landscape_parts._Shared(
+      algorithm=algorithm,
+      initial=None,
+      kind=None,
+      sample_one=None,
+      adapt=algorithm.adapt,
+      query_loss_fn=query_loss_fn,
+      task_loss_fn=None,
+      evaluate=evaluator(algorithm.adapt, query_loss_fn),
+    )
     held, params = landscape_parts._network_alone(shared, point)
     self.assertEqual(params, 3.0)
     for w in (params, params + 1):
-      np.testing.assert_array_equal(
-        held.algorithm.evaluate(w, tasks)["loss"],
-        algorithm.evaluate(point._replace(params=w), tasks)["loss"],
-      )
+      expected = shared.evaluate(point._replace(params=w), tasks)["loss"]
+      np.testing.assert_array_equal(held.evaluate(w, tasks)["loss"], expected)
+      one = jax.tree.map(lambda x: x[0], tasks)
+      np.testing.assert_array_equal(held.task_loss_fn(w, one)[0], expected[0])
 
   def test_refuses_what_is_no_finished_run(self):
     unfinished = self.sibling("unfinished")

@@ -6,8 +6,10 @@ import tempfile
 import jax
 from absl.testing import absltest, parameterized
 
-from experiments import memory_budget, sinusoid
-from tests.experiments.flags_test import settings
+from experiments import _program, sinusoid
+from jsharp.core.execution import Execution
+from jsharp.training import memory_budget
+from tests.experiments.flags_test import describe
 from tests.experiments.program_test import TINY, run
 
 SINES = (
@@ -41,16 +43,16 @@ class MemoryBudgetTest(parameterized.TestCase):
       memory_budget.in_bytes(text)
 
   def test_the_fastest_that_fits_is_chosen(self):
-    ample, _ = memory_budget.fit(
-      settings("sinusoid", *SINES, "--memory_budget=1GiB"), sinusoid.build
-    )
-    self.assertEqual((ample.task_chunk, ample.second_order), (1, "stored"))
-    needed = memory_budget.needed_bytes(sinusoid.build(ample))
-    tight, parts = memory_budget.fit(
-      settings("sinusoid", *SINES, f"--memory_budget={needed - 1}"), sinusoid.build
-    )
-    self.assertEqual(tight.second_order, "forward_over_reverse")
-    self.assertLess(parts.protocol["memory"]["needed_bytes"], needed)
+    def fit(budget):
+      chosen = describe("sinusoid", *SINES, f"--memory_budget={budget}")
+      parts = _program._fitting(sinusoid.EXPERIMENT, chosen, Execution())
+      return parts.protocol["memory"]
+
+    ample = fit("1GiB")
+    self.assertEqual((ample["task_chunk"], ample["second_order"]), (1, "stored"))
+    tight = fit(ample["needed_bytes"] - 1)
+    self.assertEqual(tight["second_order"], "forward_over_reverse")
+    self.assertLess(tight["needed_bytes"], ample["needed_bytes"])
 
   def test_as_a_program(self):
     with tempfile.TemporaryDirectory() as directory:

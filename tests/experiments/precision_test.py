@@ -9,41 +9,55 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import choices, methods, omniglot, program, sinusoid
-from experiments.common_flags import ALGORITHMS
+from experiments import omniglot
+from jsharp import _catalogue, learners
+from jsharp.algorithms import OuterLoop
+from jsharp.core.execution import Execution
+from jsharp.models.mlp import MLPOptions, SineNetwork
 from jsharp.types import Batch, Task
 from tests.experiments import supervised_test
-from tests.experiments.flags_test import settings
+from tests.experiments.flags_test import describe, identity
 from tests.experiments.program_test import TINY_IMAGES, TINY_SINES, run
 
-CLASSIFIERS = ("protonet", "ridge")
-PLAIN_SGD = ("--outer_optimizer=sgd", "--outer_lr=1.0")
+ALGORITHMS = tuple(_catalogue.outlines("algorithm"))
 
 
-def steps_of(experiment, *arguments):
-  """A function that takes one meta-step; the change of the parameters is minus the
-  meta-gradient."""
-  chosen = settings(experiment, *arguments)
-  if experiment == "sinusoid":
-    networks = sinusoid._networks(chosen)
-    inputs = jnp.linspace(-2, 2, 12).reshape(2, 6, 1)
-    sets = [Batch(inputs + moved, jnp.sin(inputs + moved)) for moved in (0.0, 0.3)]
-  else:
-    networks = choices.networks(chosen, (4, 4, 1), 3)
+def steps_of(algorithm, precision, **options):
+  """A meta-step of SGD; the change of the parameters is minus the meta-gradient."""
+  algorithm = _catalogue.find("algorithm", algorithm)(**options)
+  common = {
+    "algorithm": algorithm,
+    "precision": precision,
+    "outer": OuterLoop(outer_optimizer="sgd", outer_lr=1.0),
+  }
+  if algorithm.classifies or "running_statistics" in options:
     inputs = jax.random.normal(jax.random.key(0), (2, 2, 9, 4, 4, 1))
     labels = jnp.tile(jnp.arange(3), (2, 3))
     sets = [Batch(x, labels) for x in inputs]
-  method = methods.make(chosen, networks)
-  algorithm = method.build(networks.num_outputs)
+    description = learners.Description(
+      network=MLPOptions(), num_outputs=3, input_shape=(4, 4, 1), **common
+    )
+  else:
+    inputs = jnp.linspace(-2, 2, 12).reshape(2, 6, 1)
+    sets = [Batch(inputs + moved, jnp.sin(inputs + moved)) for moved in (0.0, 0.3)]
+    description = learners.Description(
+      network=SineNetwork(hidden_width=8, activation="tanh"),
+      problem="regression",
+      num_outputs=1,
+      input_shape=(1,),
+      **common,
+    )
+  learner = learners.build(description)
+  built = learner.algorithm()
 
   @jax.jit
   def step(params, tasks):
-    state = algorithm.init(params)
-    moved, metrics = algorithm.step(state, tasks)
+    state = built.init(params)
+    moved, metrics = built.step(state, tasks)
     change = jax.tree.map(jnp.subtract, moved.params, state.params)
     return change, metrics
 
-  return step(method.params, Task(*sets))
+  return step(learner.made.params, Task(*sets))
 
 
 class PrecisionTest(parameterized.TestCase):
@@ -53,15 +67,11 @@ class PrecisionTest(parameterized.TestCase):
 
   @parameterized.parameters(name for name in ALGORITHMS if name != "imaml")
   def test_a_step_of_every_algorithm(self, algorithm):
-    experiment, arguments = "sinusoid", ["--hidden_width=8", "--activation=tanh"]
-    if algorithm in CLASSIFIERS:
-      experiment, arguments = "omniglot", ["--model=mlp"]
+    options = {}
     if algorithm == "black_box":
-      arguments += ["--width=8", "--num_layers=1", "--num_heads=2"]
-    arguments += [f"--algorithm={algorithm}", "--num_eval_inner_steps=1", *PLAIN_SGD]
+      options = {"width": 8, "num_layers": 1, "num_heads": 2}
     (expected, losses), (actual, narrow_losses) = (
-      steps_of(experiment, *arguments, f"--precision={precision}")
-      for precision in ("float32", "bfloat16")
+      steps_of(algorithm, precision, **options) for precision in ("float32", "bfloat16")
     )
     for leaf in jax.tree.leaves((actual, narrow_losses)):
       self.assertEqual(leaf.dtype, jnp.float32)
@@ -73,29 +83,27 @@ class PrecisionTest(parameterized.TestCase):
     self.assertGreater(np.linalg.norm(b), 1e-3)
     self.assertGreater(np.linalg.norm(a - b), 1e-6 * np.linalg.norm(b))
     # The classifiers' network normalises nine rows, which magnifies every rounding.
-    bound = 0.2 if algorithm in CLASSIFIERS else 0.1
+    classifies = _catalogue.outlines("algorithm")[algorithm].classifies
+    bound = 0.2 if classifies else 0.1
     self.assertLess(np.linalg.norm(a - b), bound * np.linalg.norm(b))
 
   def test_running_statistics(self):
-    chosen = ["--algorithm=maml_plus_plus", "--running_statistics", "--model=mlp"]
-    chosen += ["--num_eval_inner_steps=1"]
-    change, _ = steps_of("omniglot", *chosen, "--precision=bfloat16", *PLAIN_SGD)
+    change, _ = steps_of("maml_plus_plus", "bfloat16", running_statistics=True)
     for leaf in jax.tree.leaves(change):
       self.assertEqual(leaf.dtype, jnp.float32)
       self.assertTrue(np.isfinite(leaf).all())
     self.assertGreater(np.abs(change.statistics["norm_0"]["mean"]).max(), 0)
 
   def test_conjugate_gradients_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "bfloat16 does not go .*imaml.*or tf32"):
-      steps_of("sinusoid", "--algorithm=imaml", "--precision=bfloat16")
-    chosen = settings("sinusoid", "--algorithm=imaml", "--precision=tf32")
-    methods.check(chosen, sinusoid._networks(chosen))
+    with self.assertRaisesRegex(ValueError, "bfloat16 does not go .*imaml.*float32"):
+      describe("sinusoid", "--algorithm=imaml", "--precision=bfloat16")
+    chosen = describe("sinusoid", "--algorithm=imaml", "--precision=tf32")
+    self.assertEqual(chosen.run.precision, "tf32")
 
   @parameterized.parameters("tf32", "bfloat16")
   def test_belongs_to_what_a_run_is(self, precision):
-    plain = program.identity(settings("sinusoid"))
-    other = program.identity(settings("sinusoid", f"--precision={precision}"))
-    self.assertEqual(other, {**plain, "precision": precision})
+    other = identity("sinusoid", f"--precision={precision}")
+    self.assertEqual(other, {**identity("sinusoid"), "run.precision": precision})
 
   def test_two_steps(self):
     with tempfile.TemporaryDirectory() as directory:
@@ -120,8 +128,8 @@ class PrecisionTest(parameterized.TestCase):
 
   @parameterized.parameters("float32", "tf32")
   def test_the_program_that_is_compiled(self, precision):
-    chosen = settings("omniglot", *TINY_IMAGES, f"--precision={precision}")
-    parts = omniglot.build(chosen)
+    chosen = describe("omniglot", *TINY_IMAGES, f"--precision={precision}")
+    parts = omniglot.EXPERIMENT.build(chosen, Execution())
     state = parts.algorithm.init(parts.params)
 
     def step(state):

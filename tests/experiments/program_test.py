@@ -1,6 +1,7 @@
 """Tests of the experiments as programs: two steps each, resume, refusals."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -15,9 +16,13 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import miniimagenet, omniglot, program, session, sinusoid
+import jsharp
+from experiments import _program, miniimagenet, omniglot, sinusoid
 
-EXPERIMENTS = {"miniimagenet": miniimagenet, "omniglot": omniglot, "sinusoid": sinusoid}
+EXPERIMENTS = {
+  module.EXPERIMENT.name: module.EXPERIMENT
+  for module in (miniimagenet, omniglot, sinusoid)
+}
 TINY = ("--num_tasks=2", "--val_tasks=3", "--eval_tasks=4", "--eval_every=2")
 TINY_SINES = (*TINY, "--num_eval_inner_steps=1")
 TINY_IMAGES = (
@@ -34,14 +39,12 @@ TINY_IMAGES = (
 
 def run(experiment, run_dir, *arguments, build=None):
   """Returns exit code, standard output and standard error."""
-  module, values = EXPERIMENTS[experiment], flags.FlagValues()
-  module.define_flags(values)
-  values(
-    ["program", "--compilation_cache_dir=", f"--run_dir={run_dir}", *arguments],
-  )
+  chosen = EXPERIMENTS[experiment]
+  chosen = dataclasses.replace(chosen, build=build or chosen.build)
+  words = ["--compilation_cache_dir=", f"--run_dir={run_dir}", *arguments]
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    code = program.run(experiment, module.define_flags, build or module.build, values)
+    code = _program.start(chosen, words, flags.FlagValues())
   return code, out.getvalue(), err.getvalue()
 
 
@@ -93,8 +96,15 @@ class ProgramTest(parameterized.TestCase):
       protocol,
     )
     self.assertLen({protocol["data"][split] for split in ("train", "val", "test")}, 3)
-    for name in ("curves.png", "flags.txt", "run.json"):
+    for name in ("curves.png", "flags.txt", "run.json", "description.json"):
       self.assertTrue((self.run_dir / name).exists(), name)
+    with self.subTest("the learner"):
+      learner = jsharp.load(self.run_dir)
+      self.assertEqual(learner.description.algorithm.name, algorithm)
+      self.assertEqual(learner.description.input_shape, (16, 16, 1))
+      saved = jax.tree.leaves(jsharp.load(self.run_dir, step=2).params)
+      for leaf, other in zip(jax.tree.leaves(learner.params), saved, strict=True):
+        self.assertTrue((leaf == other).all())
     with self.subTest("again"):
       before = (self.run_dir / "result.json").stat().st_mtime_ns
       again = run(experiment, self.run_dir, *arguments)
@@ -123,14 +133,14 @@ class ProgramTest(parameterized.TestCase):
     whole, cut = self.run_dir / "whole", self.run_dir / "cut"
     self.assertEqual(run("omniglot", whole, *arguments, "--num_steps=4")[0], 0)
 
-    def interrupting(settings):
-      parts = omniglot.build(settings)
+    def interrupting(description, execution):
+      parts = omniglot.EXPERIMENT.build(description, execution)
 
       def draw_and_be_killed(params, stop):
         os.kill(os.getpid(), signal.SIGTERM)
         return parts.validate(params, stop)
 
-      return session.Parts(**{**vars(parts), "validate": draw_and_be_killed})
+      return dataclasses.replace(parts, validate=draw_and_be_killed)
 
     code, _, err = run("omniglot", cut, *arguments, "--num_steps=4", build=interrupting)
     self.assertEqual(code, 143)
@@ -170,7 +180,7 @@ class ProgramTest(parameterized.TestCase):
       "sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2", "--inner_lr=0.5"
     )
     self.assertEqual(code, 2)
-    self.assertRegex(err, r"inner_lr: 0\.01 there, 0\.5 now")
+    self.assertRegex(err, r"algorithm\.inner_lr: 0\.01 there, 0\.5 now")
 
   @parameterized.named_parameters(
     ("no_data", "omniglot", (), "images_background.zip.*--dataset=characters"),
@@ -216,13 +226,13 @@ class CompilationCacheTest(absltest.TestCase):
     self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def test_is_made_for_the_user_alone(self):
-    session.use_compilation_cache(str(self.directory / "a" / "b"))
+    _program.use_compilation_cache(str(self.directory / "a" / "b"))
     self.assertEqual(stat.S_IMODE((self.directory / "a" / "b").stat().st_mode), 0o700)
 
   def test_refuses_what_others_can_write_to(self):
     self.directory.chmod(0o777)
     with self.assertRaisesRegex(ValueError, "compilation_cache_dir.*chmod 700"):
-      session.use_compilation_cache(str(self.directory))
+      _program.use_compilation_cache(str(self.directory))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ import tempfile
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import omniglot, program, resource_flags, session, sinusoid
-from jsharp import _cores as cores
-from jsharp.nn import conv2d
-from tests.experiments.flags_test import settings
+from experiments import _program, omniglot, sinusoid
+from jsharp.core.execution import Execution
+from jsharp.training import devices, environment
+from tests.experiments.flags_test import describe, identity
 from tests.experiments.program_test import TINY, TINY_IMAGES, run
 
-MODULES = {"omniglot": omniglot, "sinusoid": sinusoid}
+EXPERIMENTS = {"omniglot": omniglot.EXPERIMENT, "sinusoid": sinusoid.EXPERIMENT}
+
+
+def set_environment(chosen):
+  environment.set_environment(chosen.machine, num_tasks=chosen.training.num_tasks)
 
 
 class ResourcesTest(parameterized.TestCase):
@@ -30,9 +33,9 @@ class ResourcesTest(parameterized.TestCase):
     ("ways", "omniglot", (*TINY_IMAGES, "--model=mlp", "--train_way=2,3")),
   )
   def test_the_parts_of_a_step_are_its_tasks(self, experiment, arguments):
-    chosen = settings(experiment, *arguments, "--num_tasks=4", "--num_devices=2")
+    chosen = describe(experiment, *arguments, "--num_tasks=4", "--num_devices=2")
     with jax.numpy_dtype_promotion("standard"):
-      parts = MODULES[experiment].build(chosen)
+      parts = EXPERIMENTS[experiment].build(chosen, Execution())
     self.assertEqual(parts.loop["num_devices"], 2)
     axis = 1 if "--num_seeds=2" in arguments else 0
 
@@ -55,17 +58,16 @@ class ResourcesTest(parameterized.TestCase):
     )
 
   def test_deterministic(self):
-    chosen = settings("sinusoid", "--deterministic")
-    self.assertEqual(chosen.task_chunk, "in_order")
+    chosen = describe("sinusoid", "--deterministic", "--num_devices=1")
     given = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
     with (
       mock.patch.dict(os.environ, given),
-      mock.patch.object(resource_flags.platform, "machine", lambda: "x86_64"),
+      mock.patch.object(environment.platform, "machine", lambda: "x86_64"),
     ):
-      settings("sinusoid", "--deterministic")
+      describe("sinusoid", "--deterministic")
       self.assertEqual(os.environ["XLA_FLAGS"], "--xla_cpu_max_isa=AVX2")
       for _ in range(2):
-        resource_flags.set_environment(chosen)
+        set_environment(chosen)
         self.assertEqual(
           os.environ["XLA_FLAGS"].split(),
           [
@@ -77,38 +79,38 @@ class ResourcesTest(parameterized.TestCase):
 
   def test_the_cpu_is_divided_among_devices(self):
     count = "--xla_force_host_platform_device_count"
-    two = settings("sinusoid", "--num_devices=2", "--num_tasks=4")
-    several = settings("sinusoid", "--num_devices=2", "--num_tasks=4", "--distributed")
+    two = describe("sinusoid", "--num_devices=2", "--num_tasks=4")
+    several = describe("sinusoid", "--num_devices=2", "--num_tasks=4", "--distributed")
     for chosen, given, expected in (
       (two, "", f"{count}=2"),
       (two, "--a=b", f"--a=b {count}=2"),
       (two, f"{count}=8", f"{count}=8"),
       (several, "", ""),
-      (settings("sinusoid"), "", ""),  # 25 tasks
-      (settings("sinusoid", "--num_tasks=6"), "", f"{count}=3"),
-      (settings("sinusoid", "--num_tasks=7"), "", ""),
-      (settings("sinusoid", "--num_tasks=6", "--num_devices=1"), "", ""),
+      (describe("sinusoid"), "", ""),  # 25 tasks
+      (describe("sinusoid", "--num_tasks=6"), "", f"{count}=3"),
+      (describe("sinusoid", "--num_tasks=7"), "", ""),
+      (describe("sinusoid", "--num_tasks=6", "--num_devices=1"), "", ""),
     ):
       with (
         mock.patch.dict(os.environ, {"XLA_FLAGS": given}),
         mock.patch.object(os, "sched_getaffinity", lambda _: {0, 2, 4, 5}),
       ):
         os.environ.pop("NPROC", None)
-        resource_flags.set_environment(chosen)
+        set_environment(chosen)
         self.assertEqual(os.environ["XLA_FLAGS"], expected)
         divided = expected != given
         self.assertEqual(int(os.environ.get("NPROC", 0)) >= 4, divided)
 
   def test_goes_against_other_chunks(self):
     with self.assertRaisesRegex(ValueError, "--task_chunk=2; drop one"):
-      settings("sinusoid", "--deterministic", "--task_chunk=2")
+      describe("sinusoid", "--deterministic", "--task_chunk=2")
 
   def test_devices_are_checked_before_data_are_loaded(self):
     with (
       mock.patch.object(jax, "devices", lambda: [mock.Mock()] * 2),
       self.assertRaisesRegex(ValueError, "nearest that can is 4"),
     ):
-      session.check_devices(settings("sinusoid", "--num_devices=2", "--num_tasks=5"))
+      _program._with_devices(describe("sinusoid", "--num_devices=2", "--num_tasks=5"))
 
   @parameterized.parameters(
     ("cpu", 4, ("--num_tasks=6",), 3),
@@ -117,15 +119,15 @@ class ResourcesTest(parameterized.TestCase):
     ("gpu", 4, ("--num_tasks=6",), 1),
   )
   def test_how_many_devices_by_default(self, platform, there, given, expected):
-    chosen = settings("sinusoid", *given)
+    chosen = describe("sinusoid", *given)
     with (
       mock.patch.object(jax, "default_backend", lambda: platform),
       mock.patch.object(jax, "device_count", lambda: there),
       mock.patch.object(os, "sched_getaffinity", lambda _: {0, 2, 4, 5}),
-      mock.patch.object(session, "task_mesh"),
+      mock.patch.object(devices, "task_mesh"),
     ):
-      session.check_devices(chosen)
-    self.assertEqual(chosen.num_devices, expected)
+      chosen = _program._with_devices(chosen)
+    self.assertEqual(chosen.machine.num_devices, expected)
 
   def test_half_a_description_of_the_processes_is_refused(self):
     with tempfile.TemporaryDirectory() as directory:
@@ -134,32 +136,27 @@ class ResourcesTest(parameterized.TestCase):
     self.assertRegex(err, "^sinusoid: coordinator=None is missing.*go together")
 
   @parameterized.parameters(
-    ((), "form='im2col'", False),  # of thin first layers
-    (("--convolution=direct",), "form='direct'", False),
-    (("--deterministic",), "form='im2col'", True),
+    ((), "auto", None),
+    (("--convolution=direct", "--task_chunk=3"), "direct", 3),
+    (("--deterministic",), None, "in_order"),
   )
-  def test_how_the_network_is_traced(self, given, form, one_core):
+  def test_how_a_run_is_executed(self, given, convolution, chunk):
     seen = []
 
-    def build(settings):
-      x, w = jnp.ones([1, 4, 4, 1]), jnp.ones([3, 3, 1, 8])
-      seen.extend(
-        [str(jax.make_jaxpr(lambda x: conv2d(x, w))(x)), cores.one_core_each()]
-      )
+    def build(description, execution):
+      seen.append(execution)
       raise ValueError("seen enough")
 
-    with (
-      tempfile.TemporaryDirectory() as directory,
-      mock.patch.object(cores, "_num_cores", return_value=1000),
-    ):
+    with tempfile.TemporaryDirectory() as directory:
       code, *_ = run("sinusoid", f"{directory}/run", *TINY, *given, build=build)
     self.assertEqual(code, 2)
-    self.assertIn(form, seen[0])
-    self.assertEqual(seen[1], one_core)
-    self.assertFalse(cores._ASSUMED.get())
+    (execution,) = seen
+    self.assertEqual(execution.task_chunk, chunk)
+    if convolution:
+      self.assertEqual(execution.convolution, convolution)
 
   def test_a_run_may_go_on_with_others(self):
-    plain = program.identity(settings("sinusoid"))
+    plain = identity("sinusoid")
     for flag in (
       "--num_devices=4",
       "--convolution=im2col",
@@ -167,10 +164,8 @@ class ResourcesTest(parameterized.TestCase):
       "--memory_budget=0.5",
       "--coordinator=host:1",
     ):
-      self.assertEqual(program.identity(settings("sinusoid", flag)), plain)
-    self.assertNotEqual(
-      program.identity(settings("sinusoid", "--deterministic")), plain
-    )
+      self.assertEqual(identity("sinusoid", flag), plain)
+    self.assertNotEqual(identity("sinusoid", "--deterministic"), plain)
 
   def test_deterministic_convolutions_have_the_same_bits_in_two_processes(self):
     # Two devices have one core each here, one device has more: forms of convolution,

@@ -1,4 +1,4 @@
-"""Tasks of the image experiments: shapes, noise, distortion, another test set."""
+"""Runs on tasks of several shapes, with noise, distortion, another test set."""
 
 import json
 import pathlib
@@ -9,8 +9,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from experiments import tasks
-from tests.experiments.flags_test import settings
+from experiments import _few_shot
+from jsharp.data.characters import Characters
+from tests.experiments.flags_test import describe
 from tests.experiments.program_test import run
 
 TINY = (
@@ -25,55 +26,6 @@ TINY = (
   "--eval_every=1",
   "--num_steps=3",
 )
-
-
-def kinds(*arguments):
-  chosen = settings("omniglot", *arguments)
-  return tasks.training_kinds(chosen), list(tasks.variations(chosen)), chosen
-
-
-class KindsTest(parameterized.TestCase):
-  def test_by_default_all_tasks_are_alike(self):
-    training, further, chosen = kinds("--way=7", "--shot=2", "--query_shot=3")
-    (kind,) = training
-    self.assertEqual(kind.shape, {"way": 7, "shot": 2, "query_shot": 3})
-    self.assertEqual(tasks.test_kind(chosen).shape, kind.shape)
-    self.assertEqual(further, [])
-    self.assertEqual(tasks.largest_way(chosen), 7)
-    self.assertEqual(kind.sampler().func, tasks.sample_task)  # nothing around it
-
-  def test_the_product_of_ways_and_shots(self):
-    training, further, chosen = kinds(
-      "--train_way=3,20", "--train_shot=1,5", "--eval_way=30"
-    )
-    shapes = [(kind.shape["way"], kind.shape["shot"]) for kind in training]
-    self.assertEqual(shapes, [(3, 1), (3, 5), (20, 1), (20, 5)])
-    self.assertEqual([kind.name for kind in further], [{"way": 30, "shot": 1}])
-    self.assertEqual(tasks.largest_way(chosen), 30)
-    self.assertIn("20-way 5-shot", tasks.protocol(chosen)["in training"])
-
-  def test_test_labels_are_right_and_training_labels_are_not(self):
-    training, _, chosen = kinds("--support_label_noise=0.4", "--query_label_noise=0.2")
-    usual = tasks.test_kind(chosen)
-    self.assertEqual(training[0].query_label_noise, 0.2)
-    self.assertEqual((usual.support_label_noise, usual.query_label_noise), (0.4, 0.0))
-
-  def test_each_further_value_is_a_test_of_its_own(self):
-    _, further, _ = kinds(
-      "--eval_support_label_noise=0,0.2", "--eval_rotation=30,60", "--scale=0.8,1.2"
-    )
-    names = [kind.name for kind in further]
-    self.assertEqual(
-      names,
-      [
-        {"support_label_noise": 0.0},
-        {"support_label_noise": 0.2},
-        {"rotation": 30.0},
-        {"rotation": 60.0},
-      ],
-    )
-    self.assertEqual(further[2].distortion["rotation"], (30.0, 30.0))
-    self.assertEqual(further[2].distortion["scale"], (0.8, 1.2))
 
 
 class ProgramTest(parameterized.TestCase):
@@ -149,17 +101,14 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual(facts["val"], drawn["val"].fingerprint())
 
   def test_images_of_another_shape_are_refused(self):
-    from experiments import choices
-    from jsharp.data import characters
-
-    chosen = settings("omniglot", "--dataset=characters", "--test_dataset=characters")
-    loads = iter([characters.load(size=16), characters.load(size=20)])
-    original, choices.load_datasets = choices.load_datasets, lambda *_: next(loads)
-    self.addCleanup(setattr, choices, "load_datasets", original)
+    chosen = describe("omniglot", "--dataset=characters", "--test_dataset=characters")
+    chosen = chosen.replace(
+      data=Characters(image_size=16), test_data=Characters(image_size=20)
+    )
     with self.assertRaisesRegex(
       ValueError, r"\(20, 20, 1\).*\(16, 16, 1\).*image_size"
     ):
-      choices.load_splits(chosen)
+      _few_shot.load(chosen)
 
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses, normalization
 from jsharp.algorithms import cavia
+from jsharp.evaluation import evaluator
 from jsharp.models import (
   MLP,
   ContextConv4,
@@ -108,9 +109,9 @@ class ContextConv4Test(parameterized.TestCase):
       optax.adam(1e-3),
       context=jnp.zeros(SIZE),
       num_inner_steps=2,
-      eval_query_loss_fn=normalization.query_loss(
-        normalization.support_statistics(apply_fn), losses.cross_entropy
-      ),
+    )
+    query_loss_fn = normalization.query_loss(
+      normalization.support_statistics(apply_fn), losses.cross_entropy
     )
     adapted = jax.jit(algorithm.adapt)(params, task.support)
     before, after = (
@@ -119,7 +120,8 @@ class ContextConv4Test(parameterized.TestCase):
     )
     self.assertLess(after, before)
     tasks = jax.tree.map(lambda x: x[None], task)
-    metrics = jax.eval_shape(algorithm.evaluate, params, tasks)
+    measure = evaluator(algorithm.adapt, query_loss_fn)
+    metrics = jax.eval_shape(measure, params, tasks)
     self.assertEqual(set(metrics), {"loss", "accuracy"})
 
 

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from jax.test_util import check_grads
 
 import jsharp
+from jsharp import perturbations
 
 NORMS = (1.0, 1.3, 2.0, 3.5, 10.0, math.inf)
 
@@ -167,7 +168,7 @@ class AscentTest(parameterized.TestCase):
     self.assertEqual(perturbation(ascent, {}), {})
 
   def test_a_mask_confines_the_ball(self):
-    ascent = jsharp.conjugate(
+    ascent = perturbations.conjugate(
       jsharp.sam_ascent(0.1), by=lambda w: {"a": jnp.float32(1), "b": jnp.float32(0)}
     )
     w = {"a": jnp.ones(2), "b": jnp.ones(2)}
@@ -178,7 +179,7 @@ class AscentTest(parameterized.TestCase):
   def test_conjugation_by_ones_changes_nothing(self):
     grads = example_gradient()
     plain = jsharp.sam_ascent(0.1)
-    same = jsharp.conjugate(plain, by=lambda w: jax.tree.map(jnp.ones_like, w))
+    same = perturbations.conjugate(plain, by=lambda w: jax.tree.map(jnp.ones_like, w))
     jax.tree.map(
       np.testing.assert_array_equal,
       perturbation(same, grads, grads),

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from jax.test_util import check_grads
 
 import jsharp
+from jsharp import perturbations
 from tests.perturbations import problems
 
 LR = 0.1
@@ -151,7 +152,7 @@ class OptaxTest(parameterized.TestCase):
   def test_one_ball_on_a_part_of_the_parameters(self, form):
     mask = {"kernel": False, "norm": True}
     to = mask if form == "prefix" else lambda w: mask
-    link = jsharp.sharpness_aware(jsharp.restrict(jsharp.sam_ascent(RHO), to=to))
+    link = jsharp.sharpness_aware(perturbations.restrict(jsharp.sam_ascent(RHO), to=to))
     scale = problems.grad_fn(self.data)(self.w)["norm"]["scale"]
     moved = {
       "kernel": self.w["kernel"],
@@ -167,7 +168,7 @@ class OptaxTest(parameterized.TestCase):
       ({"kernel": False, "norm": False}, "selects none"),
       ({"kernel": True, "head": True}, "does not fit the structure"),
     ):
-      ascent = jsharp.restrict(jsharp.sam_ascent(RHO), to=to)
+      ascent = perturbations.restrict(jsharp.sam_ascent(RHO), to=to)
       with self.assertRaisesRegex(ValueError, message):
         ascent.update(self.w, ascent.init(self.w), self.w)
 

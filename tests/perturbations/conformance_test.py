@@ -7,6 +7,7 @@ import optax
 from absl.testing import absltest
 
 import jsharp
+from jsharp import perturbations
 from tests.perturbations.optax_suite import suite
 
 ScalarOrSchedule = optax.ScalarOrSchedule
@@ -45,12 +46,12 @@ def momentum_sam(learning_rate: ScalarOrSchedule, rho: float = RHO):
 
 
 def several_steps(learning_rate: ScalarOrSchedule, rho: float = RHO):
-  ascent = jsharp.repeat(jsharp.sam_ascent(rho), 2)
+  ascent = perturbations.repeat(jsharp.sam_ascent(rho), 2)
   return optax.chain(jsharp.sharpness_aware(ascent), optax.adam(learning_rate))
 
 
 def renormalized(learning_rate: ScalarOrSchedule, rho: float = RHO):
-  link = jsharp.sharpness_aware(jsharp.sam_ascent(rho), jsharp.renormalize())
+  link = jsharp.sharpness_aware(jsharp.sam_ascent(rho), perturbations.renormalize())
   return optax.chain(link, optax.adam(learning_rate))
 
 

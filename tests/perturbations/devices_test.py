@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsharp
+from jsharp import perturbations
 from tests.virtual_devices import run_on_eight
 
 RHO = 0.3
@@ -68,7 +69,7 @@ class OnEightDevices(parameterized.TestCase):
     mesh = jax.make_mesh((2, 4), AXES, axis_types=(AxisType.Auto,) * 2)
     ascent = jsharp.sam_ascent(RHO)
     if axes:
-      ascent = optax.chain(jsharp.pmean(axes), ascent)
+      ascent = optax.chain(perturbations.pmean(axes), ascent)
     link = jsharp.sharpness_aware(ascent)
 
     def gradient(w, x, y):

@@ -12,6 +12,7 @@ from flax.training.train_state import TrainState
 from jax.test_util import check_grads
 
 import jsharp
+from jsharp import perturbations
 from tests.perturbations import problems
 
 RHO = 0.3
@@ -188,7 +189,7 @@ class SharpenTest(parameterized.TestCase):
   def test_an_ascent_with_state_is_refused(self):
     for ascent in (
       jsharp.sam_ascent(optax.constant_schedule(0.1)),
-      optax.chain(jsharp.follow_running_mean(0.9), jsharp.sam_ascent(0.1)),
+      optax.chain(perturbations.follow_running_mean(0.9), jsharp.sam_ascent(0.1)),
     ):
       with self.assertRaisesRegex(ValueError, "use it as a link"):
         jsharp.sharpen(problems.loss, ascent)(self.w, self.data)

@@ -7,6 +7,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 import jsharp
+from jsharp import perturbations
 from tests.perturbations import problems
 from tests.perturbations.problems import unit
 
@@ -175,7 +176,7 @@ class RecurrenceTest(parameterized.TestCase):
     for data in self.oracle.batches:
       shifted, state = problems.step(tx, state, shifted, data)
     np.testing.assert_allclose(problems.flat(shifted), w + e, rtol=1e-10)
-    centre = jsharp.centre(shifted, state)
+    centre = perturbations.centre(shifted, state)
     np.testing.assert_allclose(problems.flat(centre), w, rtol=1e-10)
 
   def test_several_ascent_steps(self):
@@ -185,7 +186,7 @@ class RecurrenceTest(parameterized.TestCase):
         e = e + RHO * unit(self.oracle.gradient(w + e, step))
       return self.sharp(step, w, e)
 
-    ascent = jsharp.repeat(jsharp.sam_ascent(RHO), 3)
+    ascent = perturbations.repeat(jsharp.sam_ascent(RHO), 3)
     self.check(jsharp.sharpness_aware(ascent), direction)
 
   def test_renormalised(self):
@@ -193,7 +194,7 @@ class RecurrenceTest(parameterized.TestCase):
       return np.linalg.norm(self.oracle.gradient(w, step)) * unit(self.sam(step, w))
 
     ascent = jsharp.sam_ascent(RHO)
-    self.check(jsharp.sharpness_aware(ascent, jsharp.renormalize()), direction)
+    self.check(jsharp.sharpness_aware(ascent, perturbations.renormalize()), direction)
 
   def test_functional_sam(self):
     w, (x, y) = problems.params(jnp.float64), self.oracle.batches[0]
@@ -225,10 +226,10 @@ def equal_to_sam():
     "sam_every": jsharp.sam_every(RHO, every=1),
     "late_sam": jsharp.late_sam(RHO, start=0),
     "le_sam": jsharp.le_sam(1e9, max_rho=RHO),
-    "interpolate": jsharp.sharpness_aware(ascent, jsharp.interpolate(1.0)),
-    "repeat": jsharp.sharpness_aware(jsharp.repeat(ascent, 1)),
-    "conjugate": jsharp.sharpness_aware(jsharp.conjugate(ascent, by=ones)),
-    "restrict": jsharp.sharpness_aware(jsharp.restrict(ascent, to=True)),
+    "interpolate": jsharp.sharpness_aware(ascent, perturbations.interpolate(1.0)),
+    "repeat": jsharp.sharpness_aware(perturbations.repeat(ascent, 1)),
+    "conjugate": jsharp.sharpness_aware(perturbations.conjugate(ascent, by=ones)),
+    "restrict": jsharp.sharpness_aware(perturbations.restrict(ascent, to=True)),
   }
 
 
@@ -345,18 +346,18 @@ class ArgumentsTest(parameterized.TestCase):
       (lambda: jsharp.le_sam(-1.0), "sigma must be finite"),
       (lambda: jsharp.le_sam(1.0, max_rho=-1.0), "max_rho must be finite"),
       (lambda: jsharp.momentum_sam(optax.sgd(1.0), -1.0), "rho must be finite"),
-      (lambda: jsharp.repeat(jsharp.sam_ascent(0.1), 0), "num_steps must be"),
+      (lambda: perturbations.repeat(jsharp.sam_ascent(0.1), 0), "num_steps must be"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         build()
 
   def test_several_ascent_steps_need_what_a_second_gradient_needs(self):
     w, ascent = jnp.ones(2), jsharp.sam_ascent(0.1)
-    several = jsharp.repeat(ascent, 2)
+    several = perturbations.repeat(ascent, 2)
     for arguments, missing in (((w, None, w), "grad_fn"), ((w, None), "params")):
       with self.assertRaisesRegex(ValueError, f"SAM needs .* got {missing}=None"):
         several.update(*arguments)
-    alone, _ = jsharp.repeat(ascent, 1).update(w, ascent.init(w))
+    alone, _ = perturbations.repeat(ascent, 1).update(w, ascent.init(w))
     np.testing.assert_array_equal(alone, ascent.update(w, ascent.init(w))[0])
 
   def test_momentum_sam_needs_params_and_one_state(self):
@@ -364,10 +365,10 @@ class ArgumentsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "params=None"):
       tx.update(w, tx.init(w))
     with self.assertRaisesRegex(ValueError, "holds 0 states"):
-      jsharp.centre(w, optax.sgd(0.1).init(w))
+      perturbations.centre(w, optax.sgd(0.1).init(w))
     twice = optax.chain(tx, jsharp.momentum_sam(optax.sgd(0.1), 0.1))
     with self.assertRaisesRegex(ValueError, "holds 2 states"):
-      jsharp.centre(w, twice.init(w))
+      perturbations.centre(w, twice.init(w))
 
 
 if __name__ == "__main__":

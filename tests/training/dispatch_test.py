@@ -67,7 +67,7 @@ class BlocksTest(parameterized.TestCase):
       return MetaState(state.step + 1, grown, opt_state), {"loss": tasks}
 
     def run(params):
-      algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+      algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
       runner = BlockRunner(algorithm, lambda step, data: jnp.ones(2), num_tasks=2)
       # An infinity that was there before, as in "best loss so far", is let be.
       state = MetaState(jnp.int32(0), params, (jnp.float32(0.0), jnp.float32(jnp.inf)))
@@ -90,7 +90,7 @@ class BlocksTest(parameterized.TestCase):
     def step(state, tasks):
       return state, {"loss": jnp.ones(3), "accuracy": jnp.float32(1.0)}
 
-    algorithm = MetaAlgorithm(init=None, step=step, adapt=None, evaluate=None)
+    algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
     run_block = make_block(algorithm, lambda step, data: None, capacity=4)
     with self.assertRaisesRegex(ValueError, r"'accuracy' has shape \(\).*num_tasks"):
       jax.eval_shape(run_block, _start(), jnp.int32(1), None)

@@ -10,10 +10,13 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import losses
-from jsharp.training.over_seeds import over_seeds
+from jsharp.core.objectives import on_query
+from jsharp.evaluation import evaluator
+from jsharp.training.over_seeds import evaluator_over_seeds, over_seeds
 from tests.algorithms import conformance_test as table
 
 NUM_SEEDS = 3
+QUERY_LOSS_FN = on_query(losses.batch_loss(table.apply_fn, losses.cross_entropy))
 
 
 @functools.cache
@@ -61,7 +64,13 @@ class OverSeedsTest(parameterized.TestCase):
         state, metrics = step(state, tasks())
       self.assertEqual(int(state.step), 2)
       single = jax.jit(members[0].step)
-      evaluated = jax.jit(joined.evaluate)(state.params, table.tasks())
+      measure = evaluator(members[0].adapt, QUERY_LOSS_FN)
+      measure_all = evaluator_over_seeds(
+        measure, num_seeds=NUM_SEEDS, together=together
+      )
+      evaluated = jax.jit(measure_all)(state.params, table.tasks())
+      support = jax.tree.map(lambda x: x[0], table.tasks().support)
+      adapted = jax.jit(joined.adapt)(state.params, support)
       for seed, member in enumerate(members):
         row = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
         alone = member.init(row(starts()))
@@ -70,13 +79,23 @@ class OverSeedsTest(parameterized.TestCase):
         assert_close((row(state.params), row(state.opt_state)), alone[1:])
         both = jax.tree.map(lambda x: x.reshape(NUM_SEEDS, -1), metrics)
         assert_close(row(both), expected)
-        measured = jax.jit(members[0].evaluate)(alone.params, table.tasks())
+        measured = jax.jit(measure)(alone.params, table.tasks())
         assert_close(jax.tree.map(lambda x: x[:, seed], evaluated), measured)  # noqa: B023
+        assert_close(row(adapted), jax.jit(member.adapt)(alone.params, support))
+
+  def test_keywords_of_adapt_reach_every_seed(self):
+    with jax.enable_x64(True):
+      members = [build(jsharp.maml, seed) for seed in range(NUM_SEEDS)]
+      support = jax.tree.map(lambda x: x[0], table.tasks().support)
+      adapted = over_seeds(members).adapt(starts(), support, num_steps=3)
+      for seed, member in enumerate(members):
+        row = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
+        assert_close(row(adapted), member.adapt(row(starts()), support, num_steps=3))
 
   def test_another_number_of_rows_is_named(self):
     with jax.enable_x64(True):  # The table keeps its arrays.
       joined = over_seeds([build(jsharp.maml, seed) for seed in range(2)])
-      message = "2 algorithms, and an array of {} is .3.*leading axis must be 2"
+      message = "2 seeds, and an array of {} is .3.*leading axis must be 2"
       with self.assertRaisesRegex(ValueError, message.format("params")):
         joined.init(starts())
       two = jax.tree.map(lambda x: x[:2], starts())
@@ -87,13 +106,18 @@ class OverSeedsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message.format("state")):
         jax.eval_shape(joined.step, many, jax.tree.map(lambda x: x[:2], tasks()))
       support = jax.tree.map(lambda x: x[0], table.tasks().support)
-      for fn, data in ((joined.adapt, support), (joined.evaluate, table.tasks())):
+      measure = evaluator_over_seeds(
+        evaluator(joined.adapt, QUERY_LOSS_FN), num_seeds=2
+      )
+      for fn, data in ((joined.adapt, support), (measure, table.tasks())):
         with self.assertRaisesRegex(ValueError, message.format("params")):
           jax.eval_shape(fn, starts(), data)
 
   def test_nobody_is_refused(self):
     with self.assertRaisesRegex(ValueError, "got none"):
       over_seeds([])
+    with self.assertRaisesRegex(ValueError, "num_seeds must be .* got 0"):
+      evaluator_over_seeds(lambda params, tasks: {}, num_seeds=0)
 
 
 if __name__ == "__main__":
