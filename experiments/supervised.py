@@ -15,7 +15,7 @@ and 3.5 +- 0.1 without (Foret, Kleiner, Mobahi and Neyshabur, 2021): work for a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import _program
@@ -101,7 +101,6 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       source=description.data,
     ),
     seed=run.seed,
-    execution=execution,
   )
   optimizer = algorithm.wrap(training.optimizer(num_steps), steps_per_epoch=per_epoch)
   num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
@@ -233,7 +232,7 @@ def _protocol(
   }
 
 
-_DATA = {
+_DATA: Mapping[str, str | Choice] = {
   "data": _DATASET,
   "files": "jsharp.training.options:Files",
   "preparation": "jsharp.data.preparation:Preparation",

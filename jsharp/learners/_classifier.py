@@ -13,7 +13,6 @@ from jsharp.algorithms.supervised import (
   classifier_functions,
   example_loss,
 )
-from jsharp.core.execution import Execution
 from jsharp.data import LabelledSource
 from jsharp.models import ClassifierNetwork
 from jsharp.options import Check, Options, at_least, each, finite, option
@@ -126,17 +125,13 @@ class Classifier:
 
 
 def build_classifier(
-  description: ClassifierDescription,
-  *,
-  seed: int = 0,
-  execution: Execution | None = None,
+  description: ClassifierDescription, *, seed: int = 0
 ) -> Classifier:
   """Builds the classifier that a description describes, with initial parameters.
 
   Args:
     description: what it is.
     seed: of the initial parameters.
-    execution: how it is computed; `Execution()` if None.
 
   Returns:
     The classifier; `params` are initial ones.
@@ -152,10 +147,7 @@ def build_classifier(
     >>> classifier.predict(None, jnp.ones((5, 8, 8, 1))).shape
     (5, 2)
   """
-  execution = execution or Execution()
-  module = description.network.module(
-    len(description.class_names), convolution=execution.convolution
-  )
+  module = description.network.module(len(description.class_names))
   init_fn, plain_fn = classifier_functions(module)
   apply_fn = in_precision(plain_fn, description.precision)
   image = jnp.zeros((1, *description.input_shape), jnp.float32)
