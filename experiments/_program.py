@@ -30,7 +30,7 @@ from jsharp.options import Options
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.learners import Learner
+  from jsharp.learners import Classifier, Learner
   from jsharp.training import RunDirectory, StopSignal, TrainingResult
   from jsharp.types import MetaAlgorithm, Params
 
@@ -71,7 +71,7 @@ class Parts:
   test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
   fingerprints: dict[str, str]
   protocol: dict[str, Any]
-  learners: Callable[[Params], dict[str, Learner]]
+  learners: Callable[[Params], Mapping[str, Learner | Classifier]]
   title: str
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   unit: str = "tasks"

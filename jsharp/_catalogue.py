@@ -21,6 +21,7 @@ _ROOT = pathlib.Path(__file__).parent
 _PACKAGES = {
   "algorithm": "algorithms",
   "network": "models",
+  "classifier network": "models",
   "dataset": "data",
   "labelled dataset": "data",
   "sharpness-aware optimizer": "perturbations",
@@ -87,7 +88,7 @@ class _Outline:
 
   def _names_of(self, node: ast.AST) -> None:
     for part in ast.walk(node):
-      if isinstance(part, ast.Name):
+      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
         self._name(part.id)
 
   def _is_description(self, base: ast.expr) -> bool:
@@ -220,5 +221,8 @@ def _foreign(kind: str, name: str) -> type[Options]:
 _BASES = {
   "algorithm": "jsharp.algorithms.Algorithm",
   "network": "jsharp.models.Network",
+  "classifier network": "jsharp.models.ClassifierNetwork",
   "dataset": "jsharp.data.ImageSource",
+  "labelled dataset": "jsharp.data.LabelledSource",
+  "sharpness-aware optimizer": "jsharp.perturbations.SharpOptimizer",
 }

@@ -6,9 +6,10 @@ holds, such as running averages of batch normalisation, stays fixed, so that the
 is that of the network as it is evaluated.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jsharp.analysis._estimates import (
   mean_estimate,
   random_like,
 )
+from jsharp.options import Options, Role, at_least, option
 from jsharp.types import Params
 
 
@@ -262,3 +264,79 @@ def _mean_product(params, batches, context, vector, *, loss_fn):
   total, _ = jax.lax.scan(add, zeros, batches)
   num_batches = jax.tree.leaves(batches)[0].shape[0]
   return jax.tree.map(lambda x: x / num_batches, total)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HessianOptions(Options):
+  """The Hessian's eigenvalues that a run measures.
+
+  Example:
+    >>> HessianOptions(hessian_eigenvalues=3, hessian_steps=2)
+    Traceback (most recent call last):
+    ValueError: --hessian_steps=2 finds at most as many eigenvalues, not 3; ...
+  """
+
+  role: ClassVar[Role] = Role.TESTING
+
+  hessian_eigenvalues: int = option(
+    1,
+    "Largest eigenvalues of the training loss's Hessian, measured at the start and at "
+    "the end. 0: none.",
+    check=at_least(0, "0 measures nothing."),
+  )
+  hessian_examples: int = option(
+    1000,
+    "Training images, always the same ones, that this loss is the mean over.",
+    check=at_least(1, "for none use --hessian_eigenvalues=0."),
+  )
+  hessian_steps: int = option(
+    20,
+    "Steps of Lanczos' method; each costs about two gradients on those images and one "
+    "more copy of the parameters in memory.",
+    check=at_least(1, "for none use --hessian_eigenvalues=0."),
+  )
+
+  def complete(self) -> None:
+    """Refuses more eigenvalues than steps."""
+    if self.hessian_steps < self.hessian_eigenvalues:
+      raise ValueError(
+        f"--hessian_steps={self.hessian_steps} finds at most as many eigenvalues, not "
+        f"{self.hessian_eigenvalues}; take more steps"
+      )
+
+  def figures(
+    self,
+    when: str,
+    loss_fn: Callable[[Params, Any, Any], jax.Array],
+    params: Params,
+    batches: Any,
+    *,
+    context: Any = (),
+    between: Callable[[], None] = lambda: None,
+  ) -> dict[str, list[float]]:
+    """Measures the eigenvalues for a result; nothing if none are wanted.
+
+    Args:
+      when: names the figures: `hessian_eigenvalues_WHEN`, `hessian_residuals_WHEN`.
+      loss_fn: this and the rest as for `largest_eigenvalues`.
+      params: where the Hessian is taken.
+      batches: what the loss is averaged over.
+      context: what stays fixed.
+      between: called before every product.
+    """
+    if not self.hessian_eigenvalues:
+      return {}
+    found = largest_eigenvalues(
+      loss_fn,
+      params,
+      batches,
+      num_eigenvalues=self.hessian_eigenvalues,
+      num_steps=self.hessian_steps,
+      key=jax.random.key(0),
+      context=context,
+      between=between,
+    )
+    return {
+      f"hessian_eigenvalues_{when}": found.values.tolist(),
+      f"hessian_residuals_{when}": found.residuals.tolist(),
+    }

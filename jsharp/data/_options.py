@@ -46,7 +46,11 @@ class ImageSource(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledSource(ImageSource):
-  """Where images of ordinary training come from: the same classes in every split."""
+  """Where images of ordinary training come from: the same classes in every split.
+
+  Class attributes:
+    mirrored: whether a mirrored image is still one of its class.
+  """
 
   kind: ClassVar[str] = "labelled dataset"
   mirrored: ClassVar[bool] = True

@@ -52,6 +52,39 @@ def summarise(
   return result
 
 
+def errors(
+  tested: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+  """The figures of a classifier: its errors and losses.
+
+  Args:
+    tested: "accuracy" and "loss" `[num_examples]` of the test examples.
+    seen: the same of the training examples.
+
+  Returns:
+    Means and, for the test, the half-width of the 95 % interval over the examples.
+
+  Raises:
+    ValueError: if there are fewer than two test examples.
+
+  Example:
+    >>> metrics = {"accuracy": np.array([1.0, 1.0]), "loss": np.array([0.0, 0.5])}
+    >>> errors(metrics, metrics)["test_loss"]
+    0.25
+  """
+  error, half_width = mean_and_ci95(1 - tested["accuracy"])
+  return {
+    "test_error": error,
+    "test_error_ci95": half_width,
+    "test_accuracy": 1 - error,
+    "test_accuracy_ci95": half_width,
+    "test_loss": float(tested["loss"].mean()),
+    "train_error": float(1 - seen["accuracy"].mean()),
+    "train_loss": float(seen["loss"].mean()),
+    "num_eval_examples": len(tested["loss"]),
+  }
+
+
 def csv_table(columns: Mapping[str, np.ndarray]) -> str:
   """Vectors of one length as comma-separated values, a row per entry.
 

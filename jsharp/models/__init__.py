@@ -1,6 +1,6 @@
 """Networks as Linen modules, and the bridge to pure functions."""
 
-from jsharp.models._options import Network
+from jsharp.models._options import ClassifierNetwork, Network
 from jsharp.models.attention import AttentionLearner, as_learner_functions
 from jsharp.models.context import as_context_functions
 from jsharp.models.conv4 import ContextConv4, Conv4
@@ -18,6 +18,7 @@ from jsharp.models.resnet import ResNet, WideResNet
 __all__ = [
   "MLP",
   "AttentionLearner",
+  "ClassifierNetwork",
   "ContextConv4",
   "ContextMLP",
   "Conv4",

@@ -1,4 +1,4 @@
-"""What every network is described by."""
+"""What networks are described by: those for tasks, and ordinary classifiers."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -43,3 +43,24 @@ class Network(Options):
       f"--algorithm=cavia needs a network with a place for its context, and "
       f"{self.name} has none; choose conv4, conv4_strided or mlp"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierNetwork(Options):
+  """A network for ordinary classification, which normalises by running averages."""
+
+  kind: ClassVar[str] = "classifier network"
+
+  @property
+  def label(self) -> str:
+    """Its name and size, for the names of runs."""
+    return self.name
+
+  def module(self, num_outputs: int, *, convolution: str = "auto") -> Any:
+    """The network as a Linen module, called as `module(inputs, train)`.
+
+    Args:
+      num_outputs: the number of classes.
+      convolution: form of its convolutions, see `jsharp.nn.conv2d`.
+    """
+    raise NotImplementedError

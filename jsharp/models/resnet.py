@@ -1,10 +1,15 @@
 """Residual networks for small images, with running batch normalisation."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.models._options import ClassifierNetwork
 from jsharp.nn import RunningBatchNorm, conv2d
+from jsharp.options import at_least, option
 
 # Of the outputs, as in the published code of both papers.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -160,13 +165,60 @@ def _head(num_outputs, x):
 
 
 def _check(name, inputs, depth, rest):
-  if depth <= rest or (depth - rest) % 6:
-    raise ValueError(
-      f"{name}: depth must be 6n + {rest} with n at least 1; got {depth}. Take "
-      f"{max(6 + rest, depth - (depth - rest) % 6)}."
-    )
+  _check_depth(name, depth, rest)
   if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(
       f"{name}: inputs must be a float array [batch, height, width, channels]; got "
       f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
     )
+
+
+def _check_depth(name: str, depth: int, rest: int) -> None:
+  if depth <= rest or (depth - rest) % 6:
+    raise ValueError(
+      f"{name}: depth must be 6n + {rest} with n at least 1; got {depth}. Take "
+      f"{max(6 + rest, depth - (depth - rest) % 6)}."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetOptions(ClassifierNetwork):
+  """The small residual network for CIFAR, 16-32-64 channels."""
+
+  name: ClassVar[str] = "resnet"
+
+  depth: int = option(
+    8, "Layers with weights: 6n + 2, as 8, 20, 32, 56.", check=at_least(1)
+  )
+
+  def complete(self) -> None:
+    _check_depth("ResNet", self.depth, 2)
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}{self.depth}"
+
+  def module(self, num_outputs: int, *, convolution: str = "auto") -> ResNet:
+    return ResNet(num_outputs, depth=self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideResNetOptions(ClassifierNetwork):
+  """The pre-activation network with factors of these channels."""
+
+  name: ClassVar[str] = "wide_resnet"
+
+  depth: int = option(
+    10, "Layers with weights: 6n + 4, as 10, 16, 28, 40.", check=at_least(1)
+  )
+  widen: int = option(2, "Factor of the channels.", check=at_least(1))
+
+  def complete(self) -> None:
+    _check_depth("WideResNet", self.depth, 4)
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}{self.depth}x{self.widen}"
+
+  def module(self, num_outputs: int, *, convolution: str = "auto") -> WideResNet:
+    return WideResNet(num_outputs, depth=self.depth, widen=self.widen)

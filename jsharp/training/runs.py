@@ -4,12 +4,22 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
-from jsharp.data import ImageSource
+from jsharp.algorithms.supervised import OrdinaryTraining
+from jsharp.analysis.hessian import HessianOptions
+from jsharp.data import ImageSource, LabelledSource, Preparation
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
-from jsharp.models import Network
+from jsharp.models import ClassifierNetwork, Network
 from jsharp.options import Options, Role, option, select
-from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testing
+from jsharp.perturbations import SharpOptimizer
+from jsharp.training.options import (
+  Files,
+  Machine,
+  MetaTraining,
+  Placement,
+  Run,
+  Testing,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,3 +122,17 @@ class SineRun(MetaRun):
 
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrdinaryRun(AnyRun):
+  """A run of ordinary classification, on one device."""
+
+  data: LabelledSource = option(role=Role.TESTING)
+  files: Files = option(Files(), role=Role.MACHINE)
+  preparation: Preparation = option(Preparation(), role=Role.TRAINING)
+  algorithm: SharpOptimizer = option(role=Role.TRAINING)
+  network: ClassifierNetwork = option()
+  training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
+  hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
+  machine: Machine = option(Machine(), role=Role.MACHINE)

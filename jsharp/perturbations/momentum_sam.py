@@ -1,12 +1,17 @@
 """SAM with one gradient: the parameters themselves stand at the perturbed point."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp.options import option, positive
+from jsharp.perturbations._options import Perturbed
 from jsharp.perturbations.ascent import sam_ascent
+from jsharp.types import Params
 
 
 class ShiftedState(NamedTuple):
@@ -113,3 +118,25 @@ def centre(params: Any, opt_state: Any) -> Any:
       "optimizer that was built with exactly one"
     )
   return jax.tree.map(jnp.subtract, params, found[0].perturbation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MomentumSAM(Perturbed):
+  """SAM along the optimizer's own step, with one gradient per step."""
+
+  name: ClassVar[str] = "momentum_sam"
+
+  rho: float = option(
+    0.3,
+    "Radius of the perturbation.",
+    check=positive("without a perturbation use --algorithm=sgd."),
+  )
+
+  def wrap(
+    self, optimizer: optax.GradientTransformation, *, steps_per_epoch: int
+  ) -> optax.GradientTransformation:
+    return momentum_sam(optimizer, self.rho, p=self.p)
+
+  @property
+  def centre(self) -> Callable[[Params, Any], Params]:
+    return centre
