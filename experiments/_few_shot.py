@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments._flags import Choice, Group, Program
 from experiments._program import Experiment, Parts
@@ -208,7 +209,7 @@ def members(
   description: Any,
   execution: Execution,
   *,
-  problem: str,
+  problem: Literal["classification", "regression"],
   num_outputs: int,
   input_shape: tuple[int, ...],
   source: Any = None,
@@ -481,14 +482,21 @@ def _validation(description: Any, ready: Members, kind: Kind, data: Any) -> Any:
 
   def validate(params: Any, stop: StopSignal) -> dict[str, float]:
     metrics = evaluate(
-      judged, params, tasks, data, num_tasks=description.training.val_tasks, stop=stop
+      judged,
+      params,
+      tasks,
+      data,
+      num_tasks=description.training.val_tasks,
+      stop=stop,
+      execution=ready.execution,
     )
     return {name: float(values.mean()) for name, values in metrics.items()}
 
   return validate
 
 
-class _Test(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Test:
   """The test of the chosen parameters: every kind of task, and the ensemble."""
 
   description: Any
@@ -521,6 +529,7 @@ class _Test(NamedTuple):
       "data": self.data,
       "num_tasks": self.description.testing.eval_tasks,
       "stop": stop,
+      "execution": self.ready.execution,
     }
 
   def _measure(self, kind: Kind, params: Any, stop: StopSignal) -> dict[str, Any]:

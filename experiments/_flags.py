@@ -397,7 +397,7 @@ def _define_option(
     listed = None if default is None else [str(entry) for entry in default]
     flags.DEFINE_list(first.name, listed, first.help, flag_values=values)
   else:
-    define = {
+    define: Any = {
       bool: flags.DEFINE_boolean,
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,

@@ -15,6 +15,7 @@ from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource
 from jsharp.data.placement import placed
 from jsharp.data.tasks import Tasks
+from jsharp.training.devices import execution_for
 from jsharp.training.options import Placement
 from jsharp.training.runs import FewShotRun
 from jsharp.types import Metrics, Params
@@ -131,34 +132,37 @@ def load(run: Run, landscape: Landscape) -> Measured:
       f"--runs: the data in {placement.data_dir} are not those that {files.path} was "
       "trained on; pass the directory of those as --data_dir"
     )
-  execution = Execution(task_chunk=description.machine.task_chunk)
+  execution = execution_for(task_chunk=description.machine.task_chunk)
   learner = _trained(run, landscape.checkpoint, execution)
   tasks = description.tasks
-  network = analysis.network_alone(learner, tasks.way)
+  network = evaluation.network_alone(learner, tasks.way)
   dataset = splits[landscape.split]
   tasks.test().check(dataset)
   fixed = evaluation.first_tasks(
     _tasks(tasks, seed, landscape.split), dataset, num_tasks=landscape.num_tasks
   )
   try:
-    task_loss_fn, items = analysis.objective(network, fixed, of=landscape.objective)
+    task_loss_fn, items = evaluation.objective(network, fixed, of=landscape.objective)
   except ValueError as error:
     raise ValueError(str(error).replace("of=", "--objective=")) from error
 
   def gap(stop: training.StopSignal) -> dict[str, float]:
-    return analysis.generalisation_gap(
+    return evaluation.generalisation_gap(
       _evaluator(network.adapt, network.query_loss_fn, execution=execution),
       network.params,
       {name: (_tasks(tasks, seed, name), splits[name]) for name in ("train", "test")},
       num_tasks=landscape.gap_tasks,
       stop=stop,
+      execution=execution,
     )
 
   def path() -> dict[int, Params]:
     kept = training.Checkpoints(files.path / "checkpoints")
     points = kept.restore_path(learner.params)
     return {
-      point.step: analysis.network_alone(learner.replace(point.tree), tasks.way).params
+      point.step: evaluation.network_alone(
+        learner.replace(point.tree), tasks.way
+      ).params
       for point in points
       if point.step <= files.last_step  # A longer run may be under way.
     }
@@ -208,5 +212,9 @@ def _trained(run: Run, checkpoint: str, execution: Execution) -> learners.Learne
       f"--runs: {path} reports step {step} as its {checkpoint} checkpoint, which "
       f"cannot be read: {error}; or pass --checkpoint={other}"
     ) from error
+  if not isinstance(loaded, learners.Learner):
+    raise ValueError(
+      f"--runs: {path} is a run of ordinary training; landscapes are drawn of learners"
+    )
   exact = _built(loaded.description.exact(), execution=execution)
   return exact.replace(loaded.params)

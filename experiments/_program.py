@@ -111,7 +111,7 @@ class Experiment:
   words: Callable[[Any], Sequence[str]]
   build: Callable[[Any, Execution], Parts]
   leaner: Callable[[Any], Iterator[tuple[Any, dict[str, Any]]]] | None = None
-  measure: Measure = Measure()
+  measure: Measure = Measure()  # noqa: RUF009
 
   @property
   def name(self) -> str:
@@ -235,8 +235,8 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
   from jsharp._files import write_atomically
-  from jsharp.core.execution import Execution
   from jsharp.training import RunDirectory, processes
+  from jsharp.training.devices import execution_for
 
   with contextlib.ExitStack() as stack:
     try:
@@ -245,8 +245,11 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
         run_dir = elsewhere or run_dir
       use_compilation_cache(description.run.compilation_cache_dir)
       description = _with_devices(description)
-      execution = Execution(
-        task_chunk="in_order" if machine.deterministic else machine.task_chunk
+      execution = execution_for(
+        task_chunk="in_order" if machine.deterministic else machine.task_chunk,
+        convolution=machine.convolution,
+        # Its programs are the same on any number of devices.
+        one_core_each=True if machine.deterministic else None,
       )
       if machine.memory_budget is None or experiment.leaner is None:
         parts = experiment.build(description, execution)
@@ -269,7 +272,7 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
     stack.enter_context(directory)
     write_atomically(run_dir / "flags.txt", flags_text.encode())
     _write_description(experiment, description, parts, directory)
-    return _train(experiment, description, parts, directory)
+    return _train(experiment, description, parts, directory, execution)
 
 
 def _with_devices(description: Any) -> Any:
@@ -322,6 +325,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
       parts.data,
       num_tasks=parts.loop["num_tasks"],
       num_devices=machine.num_devices or 1,
+      execution=way,
     )
     words = " ".join(f"--{name}={value}" for name, value in chosen.items())
     if needed <= budget:
@@ -415,7 +419,11 @@ def _write_description(
 
 
 def _train(
-  experiment: Experiment, description: Any, parts: Parts, directory: RunDirectory
+  experiment: Experiment,
+  description: Any,
+  parts: Parts,
+  directory: RunDirectory,
+  execution: Execution,
 ) -> int:
   """Trains (or goes on training), tests the best checkpoint, saves and reports."""
   from jsharp import learners
@@ -442,6 +450,7 @@ def _train(
         unit=parts.unit,
         progress=None if is_first() else False,
         peers=Peers(timeout=description.machine.peer_timeout),
+        execution=execution,
       )
       if trained.interrupted:
         return _interrupted(experiment, description, stop)

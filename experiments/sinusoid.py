@@ -108,7 +108,9 @@ def build(description: Any, execution: Execution) -> Parts:
     by_step = [evaluate_tasks(params, tasks)["loss"] for evaluate_tasks in stepping]
     return {"loss": jnp.stack(by_step, axis=1)}
 
-  evaluate_sines = functools.partial(evaluate, data=None, chunk=100)
+  evaluate_sines = functools.partial(
+    evaluate, data=None, chunk=100, execution=execution
+  )
 
   def validate(params: Any, stop: Any) -> dict[str, float]:
     metrics = evaluate_sines(

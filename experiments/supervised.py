@@ -101,11 +101,12 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       source=description.data,
     ),
     seed=run.seed,
+    execution=execution,
   )
   optimizer = algorithm.wrap(training.optimizer(num_steps), steps_per_epoch=per_epoch)
   num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
   train, val, test = jax.device_put((splits.train, splits.val, splits.test))
-  metrics_of, hessian_of = _measurements(description, splits, learner)
+  metrics_of, hessian_of = _measurements(description, splits, learner, execution)
 
   def validate(variables: Variables, stop: StopSignal) -> dict[str, float]:
     metrics = metrics_of(variables, val, stop)
@@ -156,7 +157,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
 
 
 def _measurements(
-  description: OrdinaryRun, splits: Splits, learner: Classifier
+  description: OrdinaryRun, splits: Splits, learner: Classifier, execution: Execution
 ) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, list[float]]]]:
   """Two functions: the metrics of each example, and eigenvalues of the Hessian."""
   from jsharp.algorithms.supervised import examples_evaluator
@@ -176,6 +177,7 @@ def _measurements(
       num_tasks=data.labels.shape[0],
       chunk=batch_size,
       stop=stop,
+      execution=execution,
     )
 
   def mean_loss(params: Any, batch: Batch, statistics: Any) -> Any:

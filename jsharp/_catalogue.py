@@ -171,7 +171,7 @@ def find(kind: type[Options] | str, name: str) -> type[Options]:
       f"there is no {kind} {name!r}; choose one of {', '.join(known)}, or name one of "
       "your own as module:Class"
     )
-  found = real(known[key].__module__, known[key].__name__)
+  found: Any = real(known[key].__module__, known[key].__name__)
   return found if key == name else _named(found, name)
 
 
@@ -186,7 +186,7 @@ def real(module: str, name: str) -> type[Options]:
 
 
 @functools.cache
-def _named(cls: type[Options], name: str) -> type[Options]:
+def _named(cls: Any, name: str) -> type[Options]:
   """The class with a name of its own, as a frozen dataclass still is."""
   return type(cls.__name__, (cls,), {"name": name, "__module__": cls.__module__})
 
@@ -202,7 +202,7 @@ def _foreign(kind: str, name: str) -> type[Options]:
       f"the {kind} {name} cannot be imported ({error}); put the directory of its file "
       "on PYTHONPATH and name it as module:Class"
     ) from error
-  found = [
+  found: list[Any] = [
     cls
     for cls in vars(module).values()
     if inspect.isclass(cls)

@@ -32,6 +32,9 @@ The keywords are static. None means as in training."""
 Chunk = int | Literal["in_order"] | None
 """How many tasks are computed at a time, see `jsharp.core.objectives.over_tasks`."""
 
+Convolution = Literal["auto", "auto_winograd", "direct", "im2col", "winograd"]
+"""How a convolution is computed, see `jsharp.nn.conv2d`."""
+
 Mask = Callable[[Params], Any]
 """`mask(params) -> pytree of bool` with the structure of `params`."""
 

@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
   def module(self, num_outputs: int | None) -> Any:
     """The network as a Linen module, computed as the problem says."""
-    return self.network.module(num_outputs)
+    return self.network.module(num_outputs, convolution=self.execution.convolution)
 
 
 class Made(NamedTuple):

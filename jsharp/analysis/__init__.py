@@ -22,7 +22,6 @@ constants unless it is a `jax.tree_util.Partial`, as from
 
 from jsharp.analysis._estimates import Estimate
 from jsharp.analysis.drawing import plot_contours, plot_lines, plot_surfaces
-from jsharp.analysis.gap import generalisation_gap
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,
@@ -33,7 +32,6 @@ from jsharp.analysis.hessian import (
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
 from jsharp.analysis.measures import Measures, rank_correlations, sharpness_table
 from jsharp.analysis.meta_loss import meta_objective, per_task
-from jsharp.analysis.objective import NetworkAlone, network_alone, objective
 from jsharp.analysis.plane import Plane
 from jsharp.analysis.ranks import (
   RankCorrelation,
@@ -54,7 +52,6 @@ __all__ = [
   "Eigenvalues",
   "Estimate",
   "Measures",
-  "NetworkAlone",
   "Plane",
   "PrincipalDirections",
   "Projection",
@@ -63,15 +60,12 @@ __all__ = [
   "average_case_rise",
   "direction",
   "filter_normalise",
-  "generalisation_gap",
   "hessian_vector_product",
   "kendall_tau",
   "lanczos",
   "largest_eigenvalues",
   "line",
   "meta_objective",
-  "network_alone",
-  "objective",
   "per_task",
   "plot_contours",
   "plot_lines",

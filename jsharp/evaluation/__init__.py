@@ -13,6 +13,8 @@ from jsharp.evaluation.comparison import (
 )
 from jsharp.evaluation.curves import plot_curves
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
+from jsharp.evaluation.gap import generalisation_gap
+from jsharp.evaluation.objective import NetworkAlone, network_alone, objective
 from jsharp.evaluation.report import (
   csv_table,
   environment,
@@ -32,6 +34,7 @@ from jsharp.evaluation.tasks import (
 __all__ = [
   "Budget",
   "Interval",
+  "NetworkAlone",
   "Row",
   "compare",
   "comparison_csv",
@@ -41,12 +44,15 @@ __all__ = [
   "evaluate_ensemble",
   "evaluator",
   "first_tasks",
+  "generalisation_gap",
   "gradients_per_task",
   "half_width_over_seeds",
   "interval",
   "log_probabilities",
   "markdown",
   "mean_and_ci95",
+  "network_alone",
+  "objective",
   "plot_comparison",
   "plot_curves",
   "protocol_card",

@@ -13,6 +13,7 @@ from jsharp.algorithms.supervised import (
   classifier_functions,
   example_loss,
 )
+from jsharp.core.execution import Execution
 from jsharp.data import LabelledSource
 from jsharp.models import ClassifierNetwork
 from jsharp.options import Check, Options, at_least, each, finite, option
@@ -125,13 +126,17 @@ class Classifier:
 
 
 def build_classifier(
-  description: ClassifierDescription, *, seed: int = 0
+  description: ClassifierDescription,
+  *,
+  seed: int = 0,
+  execution: Execution = Execution(),
 ) -> Classifier:
   """Builds the classifier that a description describes, with initial parameters.
 
   Args:
     description: what it is.
     seed: of the initial parameters.
+    execution: how it is computed; only `convolution` matters here.
 
   Returns:
     The classifier; `params` are initial ones.
@@ -147,7 +152,9 @@ def build_classifier(
     >>> classifier.predict(None, jnp.ones((5, 8, 8, 1))).shape
     (5, 2)
   """
-  module = description.network.module(len(description.class_names))
+  module = description.network.module(
+    len(description.class_names), convolution=execution.convolution
+  )
   init_fn, plain_fn = classifier_functions(module)
   apply_fn = in_precision(plain_fn, description.precision)
   image = jnp.zeros((1, *description.input_shape), jnp.float32)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jsharp.options import Options
+from jsharp.types import Convolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,9 @@ class Network(Options):
     """Name of the module that is its linear head."""
     return "head"
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> Any:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> Any:
     """The network as a Linen module.
 
     Args:
@@ -32,7 +35,7 @@ class Network(Options):
     raise NotImplementedError
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
     """The network with a context of `size` numbers, for `jsharp.cavia`.
 
@@ -56,7 +59,7 @@ class ClassifierNetwork(Options):
     """Its name and size, for the names of runs."""
     return self.name
 
-  def module(self, num_outputs: int, *, convolution: str = "auto") -> Any:
+  def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> Any:
     """The network as a Linen module, called as `module(inputs, train)`.
 
     Args:

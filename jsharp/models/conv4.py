@@ -12,6 +12,7 @@ from jsharp.models._options import Network
 from jsharp.models.context import checked_context
 from jsharp.nn import BatchNorm, conv2d, max_pool
 from jsharp.options import at_least, option
+from jsharp.types import Convolution
 
 _BLOCKS = 4
 
@@ -40,6 +41,7 @@ class Conv4(nn.Module):
       for the last map itself as a vector, the embedding of metric methods.
     num_filters: channels of each block.
     stride: 1 (max-pool form) or 2 (strided form).
+    convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
 
   Example:
     >>> model = Conv4(num_outputs=5, num_filters=8)
@@ -52,6 +54,7 @@ class Conv4(nn.Module):
   num_outputs: int | None
   num_filters: int = 64
   stride: int = 1
+  convolution: Convolution = "auto"
 
   @nn.compact
   def __call__(self, inputs: jax.Array, num_statistics: int | None = None) -> jax.Array:
@@ -95,11 +98,14 @@ class Conv4(nn.Module):
       kernel = _Kernel(self.num_filters, name=f"conv_{block}")(x)
       pool = self.stride == 1
       together = pool and after_norm is None
-      norm = BatchNorm(name=f"norm_{block}", pool=together)
+      norm = BatchNorm(
+        name=f"norm_{block}", pool=together, convolution=self.convolution
+      )
       if together:
         x = norm(x, num_statistics, kernel=kernel)
       else:
-        x = norm(conv2d(x, kernel, stride=self.stride), num_statistics)
+        x = conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
+        x = norm(x, num_statistics)
       if after_norm is not None:
         x = after_norm(block, x)
         x = max_pool(x) if pool else x
@@ -231,20 +237,24 @@ class Conv4Options(Network):
     64, "Filters per convolution of the conv4 models.", check=at_least(1)
   )
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> Conv4:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> Conv4:
     return Conv4(
       num_outputs=num_outputs,
       num_filters=self.num_filters,
       stride=self.stride,
+      convolution=convolution,
     )
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
     return ContextConv4(
       num_outputs=num_outputs,
       num_filters=self.num_filters,
       stride=self.stride,
+      convolution=convolution,
       context_size=size,
     )
 

@@ -12,6 +12,7 @@ from jsharp.models._options import Network
 from jsharp.models.context import checked_context
 from jsharp.nn import BatchNorm
 from jsharp.options import at_least, option
+from jsharp.types import Convolution
 
 
 class MLP(nn.Module):
@@ -136,12 +137,14 @@ class MLPOptions(Network):
   def head(self) -> str:
     return f"dense_{len(_WIDTHS)}"
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> MLP:
     features = _WIDTHS if num_outputs is None else (*_WIDTHS, num_outputs)
     return MLP(features=features, normalize=True)
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
     return ContextMLP(
       features=(*_WIDTHS, num_outputs), normalize=True, context_size=size
@@ -168,13 +171,15 @@ class SineNetwork(Network):
     activations = {"relu": jax.nn.relu, "tanh": jnp.tanh}
     return (self.hidden_width, self.hidden_width), activations[self.activation]
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> MLP:
     hidden, activation = self._common()
     features = hidden if num_outputs is None else (*hidden, num_outputs)
     return MLP(features=features, activation=activation)
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
     hidden, activation = self._common()
     return ContextMLP(

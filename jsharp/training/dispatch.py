@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jsharp.core.execution import Execution
 from jsharp.data.prefetch import Prefetch
 from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
@@ -183,6 +184,7 @@ class Dispatcher:
     num_tasks: the number that it draws.
     unit: as for `train`.
     mesh: as for `make_dispatch`.
+    execution: what it is compiled for; only `single_threaded` matters here.
 
   Attributes:
     compiled: whether `compile` was called.
@@ -208,11 +210,12 @@ class Dispatcher:
     num_tasks: int,
     unit: str = "tasks",
     mesh: jax.sharding.Mesh | None = None,
+    execution: Execution = Execution(),
   ):
     dispatch = make_dispatch(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
     self._dispatch = jax.jit(
-      dispatch, donate_argnums=0, compiler_options=compiler_options(), **placed
+      dispatch, donate_argnums=0, compiler_options=compiler_options(execution), **placed
     )
     self._sample_tasks = sample_tasks
     self._parts = () if mesh is None else local_parts(mesh)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsharp._checks import check_count, check_nonnegative
+from jsharp.core.execution import Execution
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.devices import one_copy, replicate, task_mesh
 from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
@@ -88,6 +89,7 @@ def train(
   keep_path: bool = False,
   num_devices: int = 1,
   peers: Peers | None = None,
+  execution: Execution = Execution(),
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -125,6 +127,7 @@ def train(
       go on with another number.
     peers: the processes that train together, each of them by this call: the first
       one's `run` is the run, the others' are discarded. This process alone if None.
+    execution: what steps are compiled for; only `single_threaded` matters here.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -185,9 +188,8 @@ def train(
   # written and before the checkpoint that could know of it.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
-  dispatcher = Dispatcher(
-    algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
-  )
+  options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
+  dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
   if mesh is None:
     data = jax.device_put(data)
   else:

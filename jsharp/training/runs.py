@@ -59,11 +59,13 @@ class MetaRun(AnyRun):
   def complete(self) -> None:
     """Refuses a memory budget that decides on what the algorithm says."""
     algorithm, budget = self.algorithm, self.machine.memory_budget
-    has_mode = isinstance(algorithm, SecondOrderOptions)
-    if budget is not None and has_mode and algorithm.second_order != "stored":
+    mode = "stored"
+    if isinstance(algorithm, SecondOrderOptions):
+      mode = algorithm.second_order
+    if budget is not None and mode != "stored":
       raise ValueError(
-        "--memory_budget decides on --second_order, got --second_order="
-        f"{algorithm.second_order} too; drop one of them"
+        f"--memory_budget decides on --second_order, got --second_order={mode} too; "
+        "drop one of them"
       )
 
   @property

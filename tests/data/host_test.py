@@ -57,7 +57,7 @@ def learner():
     optax.sgd(0.1),
     optax.sgd(0.1),
     num_inner_steps=1,
-    task_chunk="in_order",
+    execution=Execution(task_chunk="in_order"),
   )
   return algorithm, init_fn(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
 
@@ -398,7 +398,9 @@ class OnEightDevices(parameterized.TestCase):
     algorithm, params = learner()
     dispatch = make_dispatch(algorithm, sample_tasks, capacity=5, mesh=mesh)
     state, dataset = devices.replicate((started(algorithm, params), dataset), mesh)
-    dispatch = jax.jit(dispatch, compiler_options=devices.compiler_options())
+    dispatch = jax.jit(
+      dispatch, compiler_options=devices.compiler_options(devices.execution_for())
+    )
     return jax.device_get(dispatch(state, jnp.int32(5), dataset))
 
   @parameterized.parameters(1, 2)
@@ -412,7 +414,13 @@ class OnEightDevices(parameterized.TestCase):
     mesh = devices.task_mesh(2, num_tasks=NUM_TASKS)
     gathers, dataset = Gathers(self), make_dataset().on_host()
     algorithm = slow(algorithm, dataset.images, num_entries=8)
-    dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=NUM_TASKS, mesh=mesh)
+    dispatcher = Dispatcher(
+      algorithm,
+      sample_tasks,
+      num_tasks=NUM_TASKS,
+      mesh=mesh,
+      execution=devices.execution_for(),
+    )
     state, dataset = devices.replicate((started(algorithm, params), dataset), mesh)
     dispatcher.compile(state, dataset)
     dispatcher.length = 5

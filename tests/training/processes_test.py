@@ -76,7 +76,7 @@ class ProcessesTest(parameterized.TestCase):
     self.fail(process.communicate()[1])
 
   def end(self, name):
-    algorithm = devices_test.sine_learner(task_chunk="in_order")
+    algorithm = devices_test.sine_learner(execution=devices_test.IN_ORDER)
     template = algorithm.init(devices_test.start())
     last = Checkpoints(self.root / name / "checkpoints").restore(template)
     with RunDirectory.open(self.root / name, identity={}) as run:
@@ -138,7 +138,7 @@ def main(run_dir, num_steps, num_processes, process_id, port, timeout):
 
   with StopSignal() as stop, RunDirectory.open(run_dir, identity={}) as run:
     result = train(
-      devices_test.sine_learner(task_chunk="in_order"),
+      devices_test.sine_learner(execution=devices_test.IN_ORDER),
       devices_test.start(),
       devices_test.sample_tasks,
       None,

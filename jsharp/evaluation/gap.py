@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jsharp.core.execution import Execution
 from jsharp.evaluation import evaluate
 from jsharp.training import StopSignal
 from jsharp.types import Metrics, Params, Task
@@ -17,6 +18,7 @@ def generalisation_gap(
   *,
   num_tasks: int,
   stop: StopSignal | None = None,
+  execution: Execution = Execution(),
 ) -> dict[str, float]:
   """Means over as many tasks of the training classes as of the test classes.
 
@@ -28,6 +30,7 @@ def generalisation_gap(
       `jsharp.evaluation.evaluate`. The tasks of "train" should be new ones.
     num_tasks: tasks of each.
     stop: checked every few tasks.
+    execution: as for `jsharp.evaluation.evaluate`.
 
   Returns:
     `train_loss`, `test_loss`, `loss_gap` and the same of every other metric. Gaps are
@@ -50,7 +53,13 @@ def generalisation_gap(
   for split in ("train", "test"):
     sample_task, data = splits[split]
     metrics = evaluate(
-      evaluate_tasks, params, sample_task, data, num_tasks=num_tasks, stop=stop
+      evaluate_tasks,
+      params,
+      sample_task,
+      data,
+      num_tasks=num_tasks,
+      stop=stop,
+      execution=execution,
     )
     for name, values in metrics.items():
       means[f"{split}_{name}"] = float(values.mean(dtype=float))
