@@ -12,7 +12,7 @@ import numpy as np
 from jsharp.analysis._estimates import Loss
 from jsharp.analysis.ranks import RankCorrelation, rank_correlation
 from jsharp.analysis.rise import average_case_rise, worst_case_rise
-from jsharp.analysis.sharpness import eigenvalues, trace
+from jsharp.analysis.hessian import largest_eigenvalues, trace
 from jsharp.options import Check, Options, Role, at_least, option
 from jsharp.types import Params
 
@@ -97,7 +97,7 @@ class Measures(Options):
 
     def eigenvalue(loss: Loss, params: Params, between: Between) -> dict[str, float]:
       options = {"num_steps": self.hessian_steps, "key": key}
-      found = eigenvalues(loss, params, between=between, **options)
+      found = largest_eigenvalues(loss, params, between=between, **options)
       return {"value": float(found.values[0]), "residual": float(found.residuals[0])}
 
     def hutchinson(loss: Loss, params: Params, between: Between) -> dict[str, float]:
