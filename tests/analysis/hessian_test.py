@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jsharp.analysis import hessian_vector_product, lanczos, largest_eigenvalues
+from jsharp.analysis.hessian import HessianOptions
 from jsharp.models import MLP
 
 KEY = jax.random.key(0)
@@ -129,6 +130,34 @@ class LossTest(parameterized.TestCase):
     expected = np.linalg.eigvalsh(self.dense)[::-1][:4]
     np.testing.assert_allclose(found.values, expected, rtol=1e-3)
     self.assertTrue(np.all(found.residuals < 1e-3 * expected[0]))
+
+  def test_figures_of_a_result(self):
+    wanted = HessianOptions(hessian_eigenvalues=2, hessian_steps=9)
+    arguments = (self.loss_fn, self.params, (self.inputs, self.targets))
+    calls = []
+    figures = wanted.figures(
+      "end",
+      *arguments,
+      context=jnp.float32(2.0),
+      between=lambda: calls.append(1),
+    )
+    expected = largest_eigenvalues(
+      *arguments,
+      num_eigenvalues=2,
+      num_steps=9,
+      key=jax.random.key(0),
+      context=jnp.float32(2.0),
+    )
+    self.assertEqual(
+      figures,
+      {
+        "hessian_eigenvalues_end": expected.values.tolist(),
+        "hessian_residuals_end": expected.residuals.tolist(),
+      },
+    )
+    self.assertLen(calls, 9)
+    none = HessianOptions(hessian_eigenvalues=0)
+    self.assertEqual(none.figures("end", *arguments), {})
 
   def test_refuses_fewer_steps_than_eigenvalues(self):
     with self.assertRaisesRegex(
