@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jsharp.analysis._estimates import Loss
+from jsharp.analysis.hessian import largest_eigenvalues, trace
 from jsharp.analysis.ranks import RankCorrelation, rank_correlation
 from jsharp.analysis.rise import average_case_rise, worst_case_rise
-from jsharp.analysis.hessian import largest_eigenvalues, trace
 from jsharp.options import Check, Options, Role, at_least, option
 from jsharp.types import Params
 

@@ -15,6 +15,7 @@ from jsharp.algorithms.supervised import (
 )
 from jsharp.core.execution import Execution
 from jsharp.data import LabelledSource
+from jsharp.data.examples import Examples, inputs_of
 from jsharp.models import ClassifierNetwork
 from jsharp.options import Check, Options, at_least, each, finite, option
 from jsharp.precision import in_precision
@@ -162,10 +163,11 @@ def build_classifier(
     np.asarray(numbers, np.float32)
     for numbers in (description.pixel_mean, description.pixel_scale)
   )
+  pixels = Examples(images=None, labels=None, mean=mean, scale=scale)
 
   @jax.jit
   def logits(variables: Variables, images: jax.Array) -> jax.Array:
-    inputs = (images.astype(jnp.float32) * 255 - mean) * scale
+    inputs = inputs_of(pixels, images.astype(jnp.float32) * 255)
     outputs, _ = apply_fn(
       variables.params, inputs, statistics=variables.statistics, train=False
     )

@@ -12,6 +12,7 @@ from jsharp.analysis import (
   largest_eigenvalues,
   trace,
 )
+from jsharp.analysis.hessian import HessianOptions
 from jsharp.models import MLP
 from tests.analysis.bowls import DIMENSION, ORIGIN, at, bowl, problem
 
@@ -141,6 +142,34 @@ class LossTest(parameterized.TestCase):
     _, _, loss = problem()
     found = largest_eigenvalues(loss, ORIGIN, num_eigenvalues=3, num_steps=6, key=KEY)
     np.testing.assert_allclose(found.values, [6, 3, 2], atol=1e-4)
+
+  def test_figures_of_a_result(self):
+    wanted = HessianOptions(hessian_eigenvalues=2, hessian_steps=9)
+    arguments = (self.loss_fn, self.params, (self.inputs, self.targets))
+    calls = []
+    figures = wanted.figures(
+      "end",
+      *arguments,
+      context=jnp.float32(2.0),
+      between=lambda: calls.append(1),
+    )
+    expected = largest_eigenvalues(
+      *arguments,
+      num_eigenvalues=2,
+      num_steps=9,
+      key=jax.random.key(0),
+      context=jnp.float32(2.0),
+    )
+    self.assertEqual(
+      figures,
+      {
+        "hessian_eigenvalues_end": expected.values.tolist(),
+        "hessian_residuals_end": expected.residuals.tolist(),
+      },
+    )
+    self.assertLen(calls, 9)
+    none = HessianOptions(hessian_eigenvalues=0)
+    self.assertEqual(none.figures("end", *arguments), {})
 
   def test_refuses_fewer_steps_than_eigenvalues(self):
     with self.assertRaisesRegex(

@@ -60,6 +60,27 @@ class ReadColumnTest(absltest.TestCase):
       report.read_column(self.path, "mse")
 
 
+class ErrorsTest(absltest.TestCase):
+  def test_errors_and_losses_of_test_and_training(self):
+    tested = {"accuracy": np.array([1.0, 1, 1, 0]), "loss": np.array([0.0, 1, 2, 3])}
+    seen = {"accuracy": np.array([1.0, 0.0]), "loss": np.array([4.0, 6.0])}
+    result = report.errors(tested, seen)
+    interval = result.pop("test_error_ci95")
+    self.assertAlmostEqual(interval, 1.96 * 0.5 / 2)
+    self.assertEqual(
+      result,
+      {
+        "test_error": 0.25,
+        "test_accuracy": 0.75,
+        "test_accuracy_ci95": interval,
+        "test_loss": 1.5,
+        "train_error": 0.5,
+        "train_loss": 5.0,
+        "num_eval_examples": 4,
+      },
+    )
+
+
 class EnvironmentTest(absltest.TestCase):
   def test_is_json_and_names_every_package(self):
     environment = json.loads(json.dumps(report.environment(), allow_nan=False))

@@ -165,10 +165,13 @@ class RefusalsTest(parameterized.TestCase):
       parse("supervised", argument)
 
   @parameterized.parameters(
-    (["--algorithm=sgd", "--rho=0.1"], "--rho is no option of .*=sgd; .* sam, asam"),
-    (["--gamma=0.1"], "--gamma is no option of --algorithm=sam; .* from wsam$"),
-    (["--algorithm=vasso", "--sigma=1"], "--sigma is no option .* from friendly_sam$"),
-    (["--algorithm=sgd", "--sam_every=2"], "--sam_every and --sam_start .* leave them"),
+    (["--algorithm=sgd", "--rho=0.1"], "--rho has no effect .*=sgd; .* asam.* sam,"),
+    (["--gamma=0.1"], "--gamma has no effect with --algorithm=sam; .* to wsam: drop"),
+    (["--algorithm=vasso", "--sigma=0.5"], "--sigma has no .*=vasso.* friendly_sam:"),
+    (["--algorithm=sgd", "--sam_every=2"], "--sam_every has no effect .*sgd.*looksam"),
+    (["--algorithm=momentum_sam", "--sam_start=1"], "--sam_start has no .*momentum"),
+    (["--widen=3"], "--widen has no effect with --model=resnet; .* wide_resnet: drop"),
+    (["--dataset=image_folder", "--num_characters=3"], "--num_characters has no effe"),
     (["--hessian_steps=2", "--hessian_eigenvalues=3"], "finds at most .* not 3"),
   )
   def test_of_options_that_do_not_go_together(self, arguments, message):
