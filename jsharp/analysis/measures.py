@@ -96,12 +96,12 @@ class Measures(Options):
     """
 
     def eigenvalue(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      options = {"num_steps": self.hessian_steps, "key": key}
+      options: Any = {"num_steps": self.hessian_steps, "key": key}
       found = largest_eigenvalues(loss, params, between=between, **options)
       return {"value": float(found.values[0]), "residual": float(found.residuals[0])}
 
     def hutchinson(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      options = {"num_samples": self.trace_samples, "key": key}
+      options: Any = {"num_samples": self.trace_samples, "key": key}
       return trace(loss, params, between=between, **options)._asdict()
 
     def worst(

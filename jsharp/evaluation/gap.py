@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jsharp.core.execution import Execution
-from jsharp.evaluation import evaluate
+from jsharp.evaluation.tasks import evaluate
 from jsharp.training import StopSignal
 from jsharp.types import Metrics, Params, Task
 

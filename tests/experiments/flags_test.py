@@ -10,14 +10,14 @@ import sys
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import _program, miniimagenet, omniglot, sinusoid
+from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
 from jsharp import _catalogue
 from jsharp.options import Options, fields
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = {
   module.EXPERIMENT.name: module.EXPERIMENT
-  for module in (miniimagenet, omniglot, sinusoid)
+  for module in (miniimagenet, omniglot, sinusoid, supervised)
 }
 META_LEARNING = ("miniimagenet", "omniglot", "sinusoid")
 FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
