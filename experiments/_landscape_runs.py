@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from experiments import _few_shot
 from jsharp import analysis, evaluation, learners, training
 from jsharp.analysis import Plane
 from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource
-from jsharp.data.placement import placed
+from jsharp.data.placement import load_with_test, placed
 from jsharp.data.tasks import Tasks
 from jsharp.training.devices import execution_for
 from jsharp.training.options import Placement
@@ -181,7 +180,12 @@ def _data(
   source: ImageSource, test_source: ImageSource | None, placement: Placement
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
   """The splits of a run, and their fingerprints."""
-  splits = _few_shot.load(source, test_source, placement)
+  splits = load_with_test(
+    source,
+    placement.data_dir,
+    test_source=test_source,
+    test_data_dir=placement.test_data_dir,
+  )
   fingerprints = {split: data.fingerprint() for split, data in splits.items()}
   return placed(splits, placement.images), fingerprints
 

@@ -13,13 +13,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import shlex
-import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
@@ -101,8 +98,7 @@ class Experiment:
       `jsharp.training.runs.AnyRun`.
     words: `words(description)`, what the default run directory is named after.
     build: `build(description, execution) -> Parts`.
-    leaner: `leaner(description)`: descriptions of the same run in less memory, the
-      fastest first; None where it has no memory budget.
+    leaner: whether it can be told a memory budget.
     measure: what comparisons read.
   """
 
@@ -110,7 +106,7 @@ class Experiment:
   describe: Callable[[dict[str, Any]], Any]
   words: Callable[[Any], Sequence[str]]
   build: Callable[[Any, Execution], Parts]
-  leaner: Callable[[Any], Iterator[tuple[Any, dict[str, Any]]]] | None = None
+  leaner: bool = False
   measure: Measure = Measure()  # noqa: RUF009
 
   @property
@@ -235,13 +231,13 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
   from jsharp._files import write_atomically
-  from jsharp.training import RunDirectory, processes
+  from jsharp.training import RunDirectory, processes, use_compilation_cache
   from jsharp.training.devices import execution_for
 
   with contextlib.ExitStack() as stack:
     try:
       if machine.is_distributed:
-        elsewhere = stack.enter_context(_joined(machine))
+        elsewhere = stack.enter_context(processes.joined(machine))
         run_dir = elsewhere or run_dir
       use_compilation_cache(description.run.compilation_cache_dir)
       description = _with_devices(description)
@@ -251,7 +247,7 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
         # Its programs are the same on any number of devices.
         one_core_each=True if machine.deterministic else None,
       )
-      if machine.memory_budget is None or experiment.leaner is None:
+      if machine.memory_budget is None or not experiment.leaner:
         parts = experiment.build(description, execution)
       else:
         parts = _fitting(experiment, description, execution)
@@ -264,9 +260,7 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
       )
     except (ValueError, OSError) as error:
       code = refuse(experiment.name, message(error))
-      import jax
-
-      if machine.is_distributed and jax.distributed.is_initialized():
+      if processes.has_joined():
         processes.leave(code)
       return code
     stack.enter_context(directory)
@@ -312,10 +306,9 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
   """
   from jsharp.training import memory_budget
 
-  assert experiment.leaner is not None
   machine = description.machine
   budget = memory_budget.in_bytes(machine.memory_budget)
-  for leaner, chosen in experiment.leaner(description):
+  for leaner, chosen in description.leaner():
     way = dataclasses.replace(execution, task_chunk=chosen["task_chunk"])
     parts = experiment.build(leaner, way)
     needed = memory_budget.needed_bytes(
@@ -338,65 +331,6 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
     f"training step, {words}, needs {needed:,}; raise it, or make the model, the tasks "
     "or the data smaller"
   )
-
-
-@contextlib.contextmanager
-def _joined(machine: Any) -> Iterator[pathlib.Path | None]:
-  """Joins the other processes; yields a directory for the records that nobody needs.
-
-  It is None in the first process, which keeps records; another one prints nothing but
-  errors.
-
-  Raises:
-    ValueError: if flags are missing, or the others do not come.
-  """
-  from jsharp.training import processes
-
-  try:
-    processes.start(
-      coordinator=machine.coordinator,
-      num_processes=machine.num_processes,
-      process_id=machine.process_id,
-      timeout=machine.peer_timeout,
-    )
-  except RuntimeError as error:
-    raise ValueError(f"the other processes did not come: {error}") from error
-  if processes.is_first():
-    yield None
-    return
-  with (
-    tempfile.TemporaryDirectory() as directory,
-    open(os.devnull, "w") as nowhere,
-    contextlib.redirect_stdout(nowhere),
-  ):
-    yield pathlib.Path(directory)
-
-
-def use_compilation_cache(directory: str) -> None:
-  """Keeps compiled programs in a directory that is this user's alone.
-
-  Args:
-    directory: created if needed; empty for no cache.
-
-  Raises:
-    OSError: if it cannot be created.
-    ValueError: if it belongs to someone else or others can write to it: they could
-      put native code there.
-  """
-  import jax
-
-  if not directory:
-    return
-  path = pathlib.Path(directory).expanduser()
-  path.mkdir(mode=0o700, parents=True, exist_ok=True)
-  status = path.stat()
-  if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise ValueError(
-      f"--compilation_cache_dir={path} can be written to by others, and what lies "
-      "there is run as native code; chmod 700 it, choose another one or pass "
-      "--compilation_cache_dir= for none"
-    )
-  jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def _write_description(

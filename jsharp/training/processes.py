@@ -11,7 +11,9 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 
 import contextlib
 import os
+import pathlib
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jsharp._checks import check_nonnegative
+from jsharp.training.options import Machine
 
 _WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
@@ -79,6 +82,57 @@ def start(
     heartbeat_timeout_seconds=int(timeout),
     shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
   )
+
+
+def has_joined() -> bool:
+  """Whether this process is one of several by now.
+
+  Example:
+    >>> has_joined()
+    False
+  """
+  return jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
+  """Joins the other processes, and keeps all but the first one quiet.
+
+  Args:
+    machine: how they find each other.
+
+  Yields:
+    None in the first process, which keeps records; in another one, which prints nothing
+    but errors, a temporary directory for the records that nobody needs.
+
+  Raises:
+    ValueError: if flags are missing, or the others do not come.
+
+  Example:
+    >>> from jsharp.training.options import Machine
+    >>> with joined(Machine(process_id=1)):
+    ...   pass
+    Traceback (most recent call last):
+    ValueError: coordinator=None is missing; coordinator, num_processes and ...
+  """
+  try:
+    start(
+      coordinator=machine.coordinator,
+      num_processes=machine.num_processes,
+      process_id=machine.process_id,
+      timeout=machine.peer_timeout,
+    )
+  except RuntimeError as error:
+    raise ValueError(f"the other processes did not come: {error}") from error
+  if is_first():
+    yield None
+    return
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    open(os.devnull, "w") as nowhere,
+    contextlib.redirect_stdout(nowhere),
+  ):
+    yield pathlib.Path(directory)
 
 
 def is_first() -> bool:
