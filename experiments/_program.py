@@ -432,8 +432,9 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
   from jsharp.evaluation import report
 
   print(report.protocol_card(result))
-  files = "result.json, config.json, model.safetensors, curves.png, metrics.jsonl"
-  print(f"{path}/: {files}, flags.txt")
+  names = ("result.json", "config.json", "model.safetensors", "curves.png")
+  written = [n for n in (*names, "metrics.jsonl", "flags.txt") if (path / n).exists()]
+  print(f"{path}/: {', '.join(written)}")
   return 0
 
 
