@@ -16,7 +16,9 @@ if TYPE_CHECKING:
   from jsharp.training import StopSignal, TrainingResult
   from jsharp.training.runs import FewShotRun
 
-ALGORITHM = Choice("algorithm", "algorithm", "The meta-learning algorithm.", "maml")
+ALGORITHM = Choice(
+  "algorithm", "algorithm", "The meta-learning algorithm.", "maml", strict=True
+)
 LEARNER: Mapping[str, str | Choice] = {
   "algorithm": ALGORITHM,
   "sharpness": "jsharp.algorithms._options:Sharpness",

@@ -31,6 +31,8 @@ class Choice(NamedTuple):
     default: its default; None where it may be left out.
     hidden: names that make no sense in this program.
     aliases: other names of the flag.
+    strict: whether an option of another one that is typed by hand is refused, so that
+      nobody believes in an effect that is not there, and not left out with a line.
   """
 
   kind: str
@@ -39,6 +41,7 @@ class Choice(NamedTuple):
   default: str | None
   hidden: tuple[str, ...] = ()
   aliases: tuple[str, ...] = ()
+  strict: bool = False
 
 
 Part = str | type[Options] | Choice
@@ -244,8 +247,8 @@ class Given(NamedTuple):
     """Flags that were given and that nothing chosen reads.
 
     Raises:
-      ValueError: if one of them is an algorithm's and was typed by hand, with another
-        value than its default: nobody should believe in an effect that is not there.
+      ValueError: if one of them belongs to a strict choice and was typed by hand, with
+        another value than its default.
     """
     read = set()
     foreign = _foreign(map(self.name_of, self.program.choices().values()))
@@ -257,11 +260,12 @@ class Given(NamedTuple):
         classes = [_outline(part)]
       read |= {field.name for cls in classes for field in fields(cls)}
     owners = self.program.owners(foreign)
+    strict = {c.kind for c in self.program.choices().values() if c.strict}
     left = sorted(n for n in self.present & owners.keys() if n not in read)
     for name in left:
       flag = self.values[name]
-      is_of_algorithm = owners[name][0][0].kind == "algorithm"
-      if is_of_algorithm and name in self.typed and flag.value != flag.default:
+      is_strict = owners[name][0][0].kind in strict
+      if is_strict and name in self.typed and flag.value != flag.default:
         raise ValueError(self._refusal(name, owners[name]))
     return left
 

@@ -44,6 +44,7 @@ _ALGORITHM = Choice(
   "algorithm",
   "sgd with momentum, or a sharpness-aware algorithm in front of it.",
   "sam",
+  strict=True,
 )
 _NETWORK = Choice(
   "classifier network",

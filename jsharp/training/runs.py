@@ -150,7 +150,8 @@ class MetaRun(AnyRun):
         if isinstance(algorithm, SecondOrderOptions):
           mode = algorithm.second_order
         chosen = {"task_chunk": chunk, "second_order": mode}
-        yield self.replace(algorithm=algorithm), chosen
+        machine = self.machine.replace(memory_budget=None)
+        yield self.replace(algorithm=algorithm, machine=machine), chosen
 
   def protocol(self) -> dict[str, Any]:
     """What, of the learner and its training, a reader of a result must know."""

@@ -382,8 +382,8 @@ class LandscapeTest(parameterized.TestCase):
         "there, 2 here",
       ),
       (
-        [self.run, self.sibling("wider", "--model=conv4")],
-        "network: mlp there, conv4 here",
+        [self.run, self.sibling("wider", "--model=conv4_strided")],
+        "network: mlp there, conv4_strided here",
       ),
     ):
       code, stdout, err = measure(runs, self.root / "never", *MEASURING)
