@@ -11,7 +11,9 @@ Both loops are optax: the links in the two chains decide which algorithm it is.
 is first used.
 """
 
+import functools
 import importlib
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 from jsharp._version import __version__ as __version__
@@ -34,22 +36,12 @@ _MODULES = (
   "types",
 )
 
-# The module that each name is imported from.
+# A constructor stands in a file of its own name, in one of these packages.
+_CONSTRUCTORS = ("algorithms", "perturbations")
+
+# The module that each other name is imported from.
 _MODULE_OF = {
-  "anil": "jsharp.algorithms",
   "annealed_step_weights": "jsharp.algorithms",
-  "black_box": "jsharp.algorithms",
-  "boil": "jsharp.algorithms",
-  "cavia": "jsharp.algorithms",
-  "fomaml": "jsharp.algorithms",
-  "imaml": "jsharp.algorithms",
-  "maml": "jsharp.algorithms",
-  "maml_plus_plus": "jsharp.algorithms",
-  "meta_sgd": "jsharp.algorithms",
-  "protonet": "jsharp.algorithms",
-  "reptile": "jsharp.algorithms",
-  "ridge": "jsharp.algorithms",
-  "sharp_maml": "jsharp.algorithms",
   "after_adaptation": "jsharp.core",
   "Execution": "jsharp.core",
   "inner_loop": "jsharp.core",
@@ -63,29 +55,18 @@ _MODULE_OF = {
   "build": "jsharp.learners",
   "load": "jsharp.learners",
   "save": "jsharp.learners",
-  "asam": "jsharp.perturbations",
-  "friendly_sam": "jsharp.perturbations",
   "functional_sam": "jsharp.perturbations",
-  "gsam": "jsharp.perturbations",
   "late_sam": "jsharp.perturbations",
-  "le_sam": "jsharp.perturbations",
-  "looksam": "jsharp.perturbations",
-  "momentum_sam": "jsharp.perturbations",
-  "sam": "jsharp.perturbations",
   "sam_ascent": "jsharp.perturbations",
   "sam_every": "jsharp.perturbations",
   "sharpen": "jsharp.perturbations",
   "sharpness_aware": "jsharp.perturbations",
-  "vasso": "jsharp.perturbations",
-  "wsam": "jsharp.perturbations",
   "train": "jsharp.training",
   "Batch": "jsharp.types",
   "MetaAlgorithm": "jsharp.types",
   "MetaState": "jsharp.types",
   "Task": "jsharp.types",
 }
-
-__all__ = sorted([*_MODULES, *_MODULE_OF])
 
 if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp import algorithms as algorithms
@@ -103,20 +84,7 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp import training as training
   from jsharp import tree as tree
   from jsharp import types as types
-  from jsharp.algorithms import annealed_step_weights as annealed_step_weights
-  from jsharp.algorithms.anil import anil as anil
-  from jsharp.algorithms.black_box import black_box as black_box
-  from jsharp.algorithms.boil import boil as boil
-  from jsharp.algorithms.cavia import cavia as cavia
-  from jsharp.algorithms.fomaml import fomaml as fomaml
-  from jsharp.algorithms.imaml import imaml as imaml
-  from jsharp.algorithms.maml import maml as maml
-  from jsharp.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
-  from jsharp.algorithms.meta_sgd import meta_sgd as meta_sgd
-  from jsharp.algorithms.protonet import protonet as protonet
-  from jsharp.algorithms.reptile import reptile as reptile
-  from jsharp.algorithms.ridge import ridge as ridge
-  from jsharp.algorithms.sharp_maml import sharp_maml as sharp_maml
+  from jsharp.algorithms import *
   from jsharp.core import Execution as Execution
   from jsharp.core import after_adaptation as after_adaptation
   from jsharp.core import inner_loop as inner_loop
@@ -130,12 +98,7 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp.learners import build as build
   from jsharp.learners import load as load
   from jsharp.learners import save as save
-  from jsharp.perturbations import functional_sam as functional_sam
-  from jsharp.perturbations import late_sam as late_sam
-  from jsharp.perturbations import sam_ascent as sam_ascent
-  from jsharp.perturbations import sam_every as sam_every
-  from jsharp.perturbations import sharpen as sharpen
-  from jsharp.perturbations import sharpness_aware as sharpness_aware
+  from jsharp.perturbations import *
   from jsharp.perturbations.asam import asam as asam
   from jsharp.perturbations.friendly_sam import friendly_sam as friendly_sam
   from jsharp.perturbations.gsam import gsam as gsam
@@ -155,13 +118,26 @@ else:
 
   def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
+    if name == "__all__":
+      return sorted([*_MODULES, *_MODULE_OF, *_constructors()])
     if name in _MODULES:
       return importlib.import_module(f"{__name__}.{name}")
-    if name in _MODULE_OF:
-      value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-      globals()[name] = value  # Python now finds it without this function.
-      return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    origin = _MODULE_OF.get(name) or _constructors().get(name)
+    if origin is None:
+      raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(origin), name)
+    globals()[name] = value  # Python now finds it without this function.
+    return value
 
   def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__getattr__("__all__")])
+
+  @functools.cache
+  def _constructors() -> dict[str, str]:
+    """Per name the module that defines a constructor of this name."""
+    found = {}
+    for package in _CONSTRUCTORS:
+      for path in (pathlib.Path(__file__).parent / package).glob("[!_]*.py"):
+        if f"\ndef {path.stem}(" in path.read_text():
+          found[path.stem] = f"{__name__}.{package}.{path.stem}"
+    return found

@@ -1,63 +1,46 @@
-"""Meta-learning algorithms: one file, one constructor, one paper."""
+"""Meta-learning algorithms: one file, one constructor, one paper.
 
-from jsharp.algorithms._options import (
-  Algorithm,
-  Made,
-  OuterLoop,
-  Phases,
-  Problem,
-  SecondOrderOptions,
-  Sharpness,
+One line exports one name.
+"""
+
+from jsharp._exports import exported
+from jsharp.algorithms._options import Algorithm as Algorithm
+from jsharp.algorithms._options import Made as Made
+from jsharp.algorithms._options import OuterLoop as OuterLoop
+from jsharp.algorithms._options import Phases as Phases
+from jsharp.algorithms._options import Problem as Problem
+from jsharp.algorithms._options import SecondOrderOptions as SecondOrderOptions
+from jsharp.algorithms._options import Sharpness as Sharpness
+from jsharp.algorithms._per_step import (
+  batch_loss_with_statistics as batch_loss_with_statistics,
 )
-from jsharp.algorithms._per_step import batch_loss_with_statistics
-from jsharp.algorithms._phases import annealed_step_weights
-from jsharp.algorithms.anil import anil
-from jsharp.algorithms.black_box import InContext, black_box, predict_in_context
-from jsharp.algorithms.boil import boil
-from jsharp.algorithms.cavia import Contextual, cavia
-from jsharp.algorithms.fomaml import fomaml
-from jsharp.algorithms.imaml import imaml, implicit_adaptation
-from jsharp.algorithms.maml import maml
-from jsharp.algorithms.maml_plus_plus import PlusPlusParams, maml_plus_plus
-from jsharp.algorithms.meta_sgd import WithRates, meta_sgd
-from jsharp.algorithms.protonet import WithPrototypes, predict_with_prototypes, protonet
-from jsharp.algorithms.reptile import WithInnerState, reptile
-from jsharp.algorithms.ridge import FittedRidge, WithRidge, predict_with_ridge, ridge
-from jsharp.algorithms.sharp_maml import sharp_maml
+from jsharp.algorithms._phases import annealed_step_weights as annealed_step_weights
+from jsharp.algorithms.anil import anil as anil
+from jsharp.algorithms.black_box import InContext as InContext
+from jsharp.algorithms.black_box import black_box as black_box
+from jsharp.algorithms.black_box import predict_in_context as predict_in_context
+from jsharp.algorithms.boil import boil as boil
+from jsharp.algorithms.cavia import Contextual as Contextual
+from jsharp.algorithms.cavia import cavia as cavia
+from jsharp.algorithms.fomaml import fomaml as fomaml
+from jsharp.algorithms.imaml import imaml as imaml
+from jsharp.algorithms.imaml import implicit_adaptation as implicit_adaptation
+from jsharp.algorithms.maml import maml as maml
+from jsharp.algorithms.maml_plus_plus import PlusPlusParams as PlusPlusParams
+from jsharp.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
+from jsharp.algorithms.meta_sgd import WithRates as WithRates
+from jsharp.algorithms.meta_sgd import meta_sgd as meta_sgd
+from jsharp.algorithms.protonet import WithPrototypes as WithPrototypes
+from jsharp.algorithms.protonet import (
+  predict_with_prototypes as predict_with_prototypes,
+)
+from jsharp.algorithms.protonet import protonet as protonet
+from jsharp.algorithms.reptile import WithInnerState as WithInnerState
+from jsharp.algorithms.reptile import reptile as reptile
+from jsharp.algorithms.ridge import FittedRidge as FittedRidge
+from jsharp.algorithms.ridge import WithRidge as WithRidge
+from jsharp.algorithms.ridge import predict_with_ridge as predict_with_ridge
+from jsharp.algorithms.ridge import ridge as ridge
+from jsharp.algorithms.sharp_maml import sharp_maml as sharp_maml
 
-__all__ = [
-  "Algorithm",
-  "Contextual",
-  "FittedRidge",
-  "InContext",
-  "Made",
-  "OuterLoop",
-  "Phases",
-  "PlusPlusParams",
-  "Problem",
-  "SecondOrderOptions",
-  "Sharpness",
-  "WithInnerState",
-  "WithPrototypes",
-  "WithRates",
-  "WithRidge",
-  "anil",
-  "annealed_step_weights",
-  "batch_loss_with_statistics",
-  "black_box",
-  "boil",
-  "cavia",
-  "fomaml",
-  "imaml",
-  "implicit_adaptation",
-  "maml",
-  "maml_plus_plus",
-  "meta_sgd",
-  "predict_in_context",
-  "predict_with_prototypes",
-  "predict_with_ridge",
-  "protonet",
-  "reptile",
-  "ridge",
-  "sharp_maml",
-]
+__all__ = exported(globals())

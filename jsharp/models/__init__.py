@@ -1,36 +1,25 @@
-"""Networks as Linen modules, and the bridge to pure functions."""
+"""Networks as Linen modules, and the bridge to pure functions.
 
-from jsharp.models._options import ClassifierNetwork, Network
-from jsharp.models.attention import AttentionLearner, as_learner_functions
-from jsharp.models.context import as_context_functions
-from jsharp.models.conv4 import ContextConv4, Conv4
-from jsharp.models.functions import (
-  all_but_norm,
-  as_functions,
-  first_outputs,
-  norm_mask,
-  part_mask,
-  with_statistics,
-)
-from jsharp.models.mlp import MLP, ContextMLP
-from jsharp.models.resnet import ResNet, WideResNet
+One line exports one name.
+"""
 
-__all__ = [
-  "MLP",
-  "AttentionLearner",
-  "ClassifierNetwork",
-  "ContextConv4",
-  "ContextMLP",
-  "Conv4",
-  "Network",
-  "ResNet",
-  "WideResNet",
-  "all_but_norm",
-  "as_context_functions",
-  "as_functions",
-  "as_learner_functions",
-  "first_outputs",
-  "norm_mask",
-  "part_mask",
-  "with_statistics",
-]
+from jsharp._exports import exported
+from jsharp.models._options import ClassifierNetwork as ClassifierNetwork
+from jsharp.models._options import Network as Network
+from jsharp.models.attention import AttentionLearner as AttentionLearner
+from jsharp.models.attention import as_learner_functions as as_learner_functions
+from jsharp.models.context import as_context_functions as as_context_functions
+from jsharp.models.conv4 import ContextConv4 as ContextConv4
+from jsharp.models.conv4 import Conv4 as Conv4
+from jsharp.models.functions import all_but_norm as all_but_norm
+from jsharp.models.functions import as_functions as as_functions
+from jsharp.models.functions import first_outputs as first_outputs
+from jsharp.models.functions import norm_mask as norm_mask
+from jsharp.models.functions import part_mask as part_mask
+from jsharp.models.functions import with_statistics as with_statistics
+from jsharp.models.mlp import MLP as MLP
+from jsharp.models.mlp import ContextMLP as ContextMLP
+from jsharp.models.resnet import ResNet as ResNet
+from jsharp.models.resnet import WideResNet as WideResNet
+
+__all__ = exported(globals())
