@@ -22,6 +22,6 @@ def exported(namespace: Mapping[str, Any]) -> list[str]:
     name
     for name, value in namespace.items()
     if not name.startswith("_")
-    and name != "exported"
+    and name not in ("exported", "TYPE_CHECKING")
     and not isinstance(value, types.ModuleType)
   )

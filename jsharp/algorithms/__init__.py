@@ -3,6 +3,8 @@
 One line exports one name.
 """
 
+from typing import TYPE_CHECKING
+
 from jsharp._exports import exported
 from jsharp.algorithms._options import Algorithm as Algorithm
 from jsharp.algorithms._options import Made as Made
@@ -42,5 +44,7 @@ from jsharp.algorithms.ridge import WithRidge as WithRidge
 from jsharp.algorithms.ridge import predict_with_ridge as predict_with_ridge
 from jsharp.algorithms.ridge import ridge as ridge
 from jsharp.algorithms.sharp_maml import sharp_maml as sharp_maml
+from jsharp.algorithms.supervised import supervised as supervised
 
-__all__ = exported(globals())
+if not TYPE_CHECKING:  # They read the imports themselves.
+  __all__ = exported(globals())

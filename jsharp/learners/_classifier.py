@@ -72,6 +72,14 @@ class Classifier:
     loss_fn: of normalised images, for `jsharp.algorithms.supervised`.
     logits: `logits(variables, images) -> [n, num_classes]`, compiled, of images in
       [0, 1].
+
+  Example:
+    >>> from jsharp.models.resnet import ResNetOptions
+    >>> classifier = build_classifier(ClassifierDescription(
+    ...   network=ResNetOptions(), class_names=("cat", "dog"), input_shape=(8, 8, 1),
+    ...   pixel_mean=(127.5,), pixel_scale=(0.01,)))
+    >>> classifier.logits(classifier.params, jnp.ones((3, 8, 8, 1))).shape
+    (3, 2)
   """
 
   description: ClassifierDescription

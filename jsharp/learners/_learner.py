@@ -25,6 +25,17 @@ class Learner:
     params: what is meta-learned, as `algorithm(way).adapt` takes it.
     made: the parts that `jsharp.algorithms.Algorithm.make` built.
     criterion: `criterion(outputs, targets) -> (loss, metrics)` of its problem.
+
+  Example:
+    >>> from jsharp.algorithms.protonet import ProtoNet
+    >>> from jsharp.models.mlp import MLPOptions
+    >>> learner = build(Description(
+    ...   algorithm=ProtoNet(), network=MLPOptions(), num_outputs=2,
+    ...   input_shape=(4, 4, 1)))
+    >>> support = Batch(jnp.zeros((6, 4, 4, 1)), jnp.arange(6) % 2)
+    >>> adapted = learner.adapt(support)
+    >>> learner.predict(adapted, jnp.ones((3, 4, 4, 1))).shape
+    (3, 2)
   """
 
   description: Description

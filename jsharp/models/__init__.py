@@ -3,6 +3,8 @@
 One line exports one name.
 """
 
+from typing import TYPE_CHECKING
+
 from jsharp._exports import exported
 from jsharp.models._options import ClassifierNetwork as ClassifierNetwork
 from jsharp.models._options import Network as Network
@@ -22,4 +24,5 @@ from jsharp.models.mlp import ContextMLP as ContextMLP
 from jsharp.models.resnet import ResNet as ResNet
 from jsharp.models.resnet import WideResNet as WideResNet
 
-__all__ = exported(globals())
+if not TYPE_CHECKING:  # They read the imports themselves.
+  __all__ = exported(globals())

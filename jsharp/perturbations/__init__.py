@@ -3,6 +3,8 @@
 One line exports one name.
 """
 
+from typing import TYPE_CHECKING
+
 from jsharp._exports import exported
 from jsharp.perturbations._options import SharpLink as SharpLink
 from jsharp.perturbations._options import SharpOptimizer as SharpOptimizer
@@ -33,4 +35,5 @@ from jsharp.perturbations.sam import sam as sam
 from jsharp.perturbations.vasso import vasso as vasso
 from jsharp.perturbations.wsam import wsam as wsam
 
-__all__ = exported(globals())
+if not TYPE_CHECKING:  # They read the imports themselves.
+  __all__ = exported(globals())

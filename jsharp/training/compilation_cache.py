@@ -19,7 +19,8 @@ def use_compilation_cache(directory: str) -> None:
       put native code there.
 
   Example:
-    >>> use_compilation_cache("")
+    >>> print(use_compilation_cache(""))
+    None
   """
   if not directory:
     return

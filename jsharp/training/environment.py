@@ -28,7 +28,8 @@ def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
     num_tasks: tasks per meta-step; None leaves the CPU whole.
 
   Example:
-    >>> set_environment(Machine())
+    >>> print(set_environment(Machine()))
+    None
   """
   flags_given = os.environ.get("XLA_FLAGS", "").split()
   asked: list[str | None] = []
