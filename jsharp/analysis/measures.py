@@ -96,26 +96,32 @@ class Measures(Options):
     """
 
     def eigenvalue(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      options = {"num_steps": self.hessian_steps, "key": key}
-      found = eigenvalues(loss, params, between=between, **options)
+      found = eigenvalues(
+        loss, params, num_steps=self.hessian_steps, key=key, between=between
+      )
       return {"value": float(found.values[0]), "residual": float(found.residuals[0])}
 
     def hutchinson(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      options = {"num_samples": self.trace_samples, "key": key}
-      return trace(loss, params, between=between, **options)._asdict()
+      found = trace(
+        loss, params, num_samples=self.trace_samples, key=key, between=between
+      )
+      return found._asdict()
 
     def worst(
       ball: dict[str, Any], loss: Loss, params: Params, between: Between
     ) -> dict[str, float]:
-      options = {"num_steps": self.ascent_steps, "key": key, **ball}
-      found = worst_case_rise(loss, params, between=between, **options)
+      found = worst_case_rise(
+        loss, params, num_steps=self.ascent_steps, key=key, between=between, **ball
+      )
       return {"value": found.rise, "one_step": found.one_step}
 
     def average(
       ball: dict[str, Any], loss: Loss, params: Params, between: Between
     ) -> dict[str, float]:
-      options = {"num_samples": self.average_samples, "key": key, **ball}
-      return average_case_rise(loss, params, between=between, **options)._asdict()
+      found = average_case_rise(
+        loss, params, num_samples=self.average_samples, key=key, between=between, **ball
+      )
+      return found._asdict()
 
     named: dict[str, Measure] = {"largest eigenvalue": eigenvalue, "trace": hutchinson}
     for name, rise, is_adaptive, radii in (

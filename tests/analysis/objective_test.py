@@ -52,7 +52,7 @@ def moved(params, by):
 
 class ObjectiveTest(parameterized.TestCase):
   def test_what_is_learned_beside_the_network_is_held(self):
-    learner = regression(MetaSGD(inner_lr=0.1))
+    learner = regression(MetaSGD())
     point, algorithm = learner.params, learner.algorithm()
     loss_fn = on_query(batch_loss(learner.apply_fn(), squared_error))
     network = network_alone(learner)
