@@ -12,8 +12,8 @@ requirements = [
   for line in (ROOT / "requirements.txt").read_text().splitlines()
   if line and not line.startswith("#")
 ]
-match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/__init__.py").read_text())
-assert match, "jsharp/__init__.py must define __version__"
+match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/_version.py").read_text())
+assert match, "jsharp/_version.py must define __version__"
 
 setup(
   version=match.group(1),
@@ -22,7 +22,7 @@ setup(
   install_requires=requirements,
   extras_require={
     "test": ["pytest>=8.2", "pytest-xdist>=3.6"],
-    "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+    "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
   },
 )

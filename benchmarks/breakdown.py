@@ -29,6 +29,7 @@ from absl import app, flags
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
 from benchmarks.tables import begin_table
 from jsharp.evaluation.report import git_commit
+from jsharp.training.devices import execution_for
 
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini"], "As in benchmarks.meta_step."
@@ -99,8 +100,9 @@ def _kind(opcodes: set[str]) -> str:
 def report(name: str) -> None:
   """Traces one setting and prints its table."""
   setting = SETTINGS[name] | {"num_tasks": 1}
-  params, loss_fn, tasks = make_problem(setting)
-  algorithm = make_algorithm(_ALGORITHM.value, loss_fn, setting)
+  execution = execution_for()
+  params, loss_fn, tasks = make_problem(setting, execution=execution)
+  algorithm = make_algorithm(_ALGORITHM.value, loss_fn, setting, execution=execution)
   state = algorithm.init(params)
   step = jax.jit(algorithm.step).lower(state, tasks).compile()
   table = operations(step.as_text() or "")

@@ -24,6 +24,7 @@ from jsharp.evaluation.report import git_commit
 from jsharp.nn import _conv_forms
 from jsharp.nn._conv_forms import Geometry
 from jsharp.nn.convolution import _choose, _suits_winograd
+from jsharp.training.devices import execution_for
 
 _SECONDS = flags.DEFINE_float("seconds", 0.1, "Seconds per form and round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     x = jax.random.normal(keys[0], (1, n, size, size, c))
     w = jax.random.normal(keys[1], (1, 3, 3, c, o))
     g = jax.random.normal(keys[2], (1, n, out, out, o))
-    chosen = _choose(x[0], w[0], stride)
+    chosen = _choose(x[0], w[0], stride, execution_for().convolution)
     cells = []
     for function, mark in (
       (_conv_forms.forward, chosen[0]),

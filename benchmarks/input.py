@@ -31,6 +31,7 @@ from benchmarks.tables import begin_table, calls_per_second, spread
 from jsharp import data
 from jsharp.data.prefetch import Prefetch
 from jsharp.evaluation.report import git_commit
+from jsharp.training.devices import execution_for
 
 _NAMES = ("omni", "mini", "omni_20way", "mini_5shot")
 _SETTINGS = flags.DEFINE_list(
@@ -59,8 +60,9 @@ def make_dataset(setting: dict[str, int]) -> data.Dataset:
 
 def make_step(setting: dict[str, int]) -> Callable[[], None]:
   """One meta-step that keeps its own state; blocks until it is done."""
-  params, loss_fn, tasks = make_problem(setting)
-  algorithm = make_algorithm("maml", loss_fn, setting)
+  execution = execution_for()
+  params, loss_fn, tasks = make_problem(setting, execution=execution)
+  algorithm = make_algorithm("maml", loss_fn, setting, execution=execution)
   state, step = algorithm.init(params), jax.jit(algorithm.step)
 
   def run() -> None:

@@ -29,6 +29,7 @@ from benchmarks.tables import calls_per_second, spread
 from jsharp.algorithms import maml
 from jsharp.core import second_order as memory
 from jsharp.evaluation.report import git_commit
+from jsharp.training.devices import execution_for
 from jsharp.types import LossFn
 
 _SETTING = flags.DEFINE_enum(
@@ -64,12 +65,14 @@ class Step(NamedTuple):
 
 def compile_step(setting: dict[str, int], mode: str) -> Step:
   """Compiles a meta-step in one of the modes."""
-  params, loss_fn, tasks = make_problem(setting)
+  execution = execution_for()
+  params, loss_fn, tasks = make_problem(setting, execution=execution)
   algorithm = maml(
     MODES[mode](loss_fn),
     optax.sgd(0.1),
     optax.sgd(1.0),
     num_inner_steps=setting["inner_steps"],
+    execution=execution,
   )
   state = algorithm.init(params)
   start = time.perf_counter()

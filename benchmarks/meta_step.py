@@ -39,7 +39,12 @@ from benchmarks.torch_process import Torch
 from jsharp.core.objectives import TASK_AXIS
 from jsharp.evaluation.report import git_commit
 from jsharp.precision import PRECISIONS
-from jsharp.training.devices import compiler_options, replicate, task_mesh
+from jsharp.training.devices import (
+  compiler_options,
+  execution_for,
+  replicate,
+  task_mesh,
+)
 
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."
@@ -103,12 +108,15 @@ class Step(NamedTuple):
 
 def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> Step:
   """Compiles a meta-step, and counts the operations of one with a single task."""
+  execution = execution_for(task_chunk=chunk)
 
   def problem(num_tasks: int) -> tuple[Any, Any, Any]:
     params, loss_fn, tasks = make_problem(
-      setting | {"num_tasks": num_tasks}, _PRECISION.value
+      setting | {"num_tasks": num_tasks},
+      _PRECISION.value,
+      execution=execution,
     )
-    made = make_algorithm(algorithm, loss_fn, setting, task_chunk=chunk)
+    made = make_algorithm(algorithm, loss_fn, setting, execution=execution)
     return made.step, made.init(params), tasks
 
   flops = arithmetic.count(*problem(1))
@@ -127,9 +135,8 @@ def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> 
       check_vma=False,
     )
   start = time.perf_counter()
-  compiled: Any = (
-    jax.jit(step, compiler_options=compiler_options()).lower(state, tasks).compile()
-  )
+  options = compiler_options(execution)
+  compiled: Any = jax.jit(step, compiler_options=options).lower(state, tasks).compile()
   compilation = time.perf_counter() - start
   sizes = compiled.memory_analysis()
 

@@ -30,17 +30,17 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.settings import INNER_LR, SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
 from benchmarks.torch_process import Torch
-from jsharp._cores import assume_one_core_each
 from jsharp.algorithms import maml
 from jsharp.evaluation.report import git_commit
-from jsharp.nn import _channels, _convolved_map, default_convolution
+from jsharp.nn import _channels, _convolved_map
+from jsharp.training.devices import execution_for
 
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini", "omni_strided"], "As in benchmarks.meta_step."
 )
 _INNER_STEPS = flags.DEFINE_list("inner_steps", ["1", "5"], "Numbers of inner steps.")
 _FORMS = flags.DEFINE_list(
-  "forms", ["direct", "im2col", "winograd"], "As in jsharp.nn.default_convolution."
+  "forms", ["direct", "im2col", "auto_winograd"], "As in jsharp.nn.conv2d."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of tasks.", lower_bound=1)
 _TORCH_PYTHON = flags.DEFINE_string(
@@ -68,12 +68,11 @@ def main(argv: Sequence[str]) -> None:
 def report(name: str, inner_steps: int, torch: Torch | None) -> None:
   """Prints a row for each form."""
   setting = SETTINGS[name] | {"num_tasks": 1, "inner_steps": inner_steps}
-  problems = [make_problem(setting, seed=seed) for seed in range(_SEEDS.value)]
   columns: dict[str, list[str]] = {form: [] for form in _FORMS.value}
   for smooth in (False, True):
-    exact = meta_gradients(problems, inner_steps, "direct", smooth, jnp.float64)
+    exact = meta_gradients(setting, "direct", smooth, jnp.float64)
     for form, cells in columns.items():
-      found = meta_gradients(problems, inner_steps, form, smooth, jnp.float32)
+      found = meta_gradients(setting, form, smooth, jnp.float32)
       pairs = zip(found, exact, strict=True)
       norm = jnp.linalg.norm
       errors = [float(norm(a - b) / norm(b)) for a, b in pairs]
@@ -89,15 +88,24 @@ def report(name: str, inner_steps: int, torch: Torch | None) -> None:
 
 
 def meta_gradients(
-  problems: list[Any], inner_steps: int, form: str, smooth: bool, dtype: Any
+  setting: dict[str, int], form: Any, smooth: bool, dtype: Any
 ) -> list[jax.Array]:
-  """Each problem's meta-gradient as a vector, computed in a dtype."""
+  """The meta-gradient of each seed's task as a vector, computed in a dtype."""
+  execution = execution_for(convolution=form, one_core_each=True)
+  problems = [
+    make_problem(setting, seed=seed, execution=execution)
+    for seed in range(_SEEDS.value)
+  ]
 
   def convert(x: jax.Array) -> jax.Array:
     return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
   algorithm = maml(
-    problems[0][1], optax.sgd(INNER_LR), optax.sgd(1.0), num_inner_steps=inner_steps
+    problems[0][1],
+    optax.sgd(INNER_LR),
+    optax.sgd(1.0),
+    num_inner_steps=setting["inner_steps"],
+    execution=execution,
   )
 
   @jax.jit
@@ -106,8 +114,6 @@ def meta_gradients(
     return ravel_pytree(jax.tree.map(jnp.subtract, params, state.params))[0]
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(assume_one_core_each())
-    stack.enter_context(default_convolution(form))
     if smooth:
       for module in (_channels, _convolved_map):
         stack.enter_context(mock.patch.object(module, "max_pool", mean_pool))

@@ -10,6 +10,7 @@ import optax
 from absl import app
 
 from jsharp import algorithms, losses
+from jsharp.core.execution import Execution
 from jsharp.models import Conv4, as_functions
 from jsharp.precision import in_precision
 from jsharp.types import Batch, LossFn, MetaAlgorithm, Params, Task
@@ -65,7 +66,11 @@ def make_tasks(setting: dict[str, int], seed: int = 0) -> Task:
 
 
 def make_problem(
-  setting: dict[str, int], precision: str | None = None, *, seed: int = 0
+  setting: dict[str, int],
+  precision: str | None = None,
+  *,
+  seed: int = 0,
+  execution: Execution = Execution(),
 ) -> tuple[Any, LossFn, Task]:
   """Initial parameters of the setting's Conv4, its loss and tasks.
 
@@ -73,9 +78,10 @@ def make_problem(
     setting: one of `SETTINGS`.
     precision: as for `jsharp.precision.in_precision`; None for JAX's default.
     seed: of the parameters and the tasks.
+    execution: its `convolution` is the network's.
   """
   init_fn, apply_fn = as_functions(
-    Conv4(setting["way"], setting["filters"], setting["stride"])
+    Conv4(setting["way"], setting["filters"], setting["stride"], execution.convolution)
   )
   if precision is not None:
     apply_fn = in_precision(apply_fn, precision)

@@ -5,6 +5,7 @@ the values of the flags become the descriptions again. Nothing heavy is imported
 then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 """
 
+import contextlib
 import dataclasses
 import sys
 import textwrap
@@ -105,12 +106,20 @@ class Program:
           found.setdefault(field.name, []).append((cls, field))
     return found
 
-  def parse(self, arguments: Sequence[str], values: flags.FlagValues) -> "Given":
+  def parse(
+    self,
+    arguments: Sequence[str],
+    values: flags.FlagValues,
+    *,
+    background: Sequence[str] = (),
+  ) -> "Given":
     """Defines the flags, parses a command line and tells where its flags came from.
 
     Args:
       arguments: the words after the program's name.
       values: where flags are defined and parsed.
+      background: words read before them, as those of a flagfile are: what nothing
+        reads of them is no error.
 
     Returns:
       What was given.
@@ -119,7 +128,7 @@ class Program:
       flags.Error: for a flag that is unknown or refused.
       ValueError: for a description of one's own that cannot be imported.
     """
-    words = ["program", *arguments]
+    words = ["program", *background, *arguments]
     expanded = values.read_flags_from_files(words, force_gnu=False)
     foreign = _foreign(self._chosen(expanded[1:]).values())
     self.define(values, foreign)
@@ -132,6 +141,15 @@ class Program:
       name for name in by_hand if values[name].present
     }  # `values` may hold absl's own flags too.
     return Given(self, values, frozenset(present), frozenset(typed), tuple(rest[1:]))
+
+  def flags_of(self, selected: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from `jsharp.options.select` of its description, by names of flags."""
+    choices = self.choices()
+    found: dict[str, Any] = {}
+    for path, value in selected.items():
+      choice = choices.get(path)
+      found.setdefault(choice.flag if choice else path.rpartition(".")[2], value)
+    return found
 
   def _chosen(self, words: Sequence[str]) -> dict[str, str | None]:
     """The names that a command line chooses, read before its flags are defined."""
@@ -169,11 +187,16 @@ class Program:
     found = {cls.name: cls for cls in _classes(choice, foreign)}
     if name in found:
       lines += _help_of(found[name], self.defaults)
-    others = [other for other in names if other != name and fields(found[other])]
+    shown = {field.name for field in fields(found[name])} if name in found else set()
+    others = [
+      other
+      for other in names
+      if any(field.name not in shown for field in fields(found[other]))
+    ]
     if others and choice.default is not None:
-      shown = ", ".join(others)
+      have = "has" if len(others) == 1 else "have"
       lines += _wrap(
-        f"({shown} have options of their own: --{choice.flag}=NAME --help)"
+        f"({', '.join(others)} {have} other options: --{choice.flag}=NAME --help)"
       )
     return lines
 
@@ -221,7 +244,8 @@ class Given(NamedTuple):
     """Flags that were given and that nothing chosen reads.
 
     Raises:
-      ValueError: if one of them was typed by hand, with another value than its default.
+      ValueError: if one of them is an algorithm's and was typed by hand, with another
+        value than its default: nobody should believe in an effect that is not there.
     """
     read = set()
     foreign = _foreign(map(self.name_of, self.program.choices().values()))
@@ -236,7 +260,8 @@ class Given(NamedTuple):
     left = sorted(n for n in self.present & owners.keys() if n not in read)
     for name in left:
       flag = self.values[name]
-      if name in self.typed and flag.value != flag.default:
+      is_of_algorithm = owners[name][0][0].kind == "algorithm"
+      if is_of_algorithm and name in self.typed and flag.value != flag.default:
         raise ValueError(self._refusal(name, owners[name]))
     return left
 
@@ -372,7 +397,7 @@ def _define_option(
     listed = None if default is None else [str(entry) for entry in default]
     flags.DEFINE_list(first.name, listed, first.help, flag_values=values)
   else:
-    define = {
+    define: Any = {
       bool: flags.DEFINE_boolean,
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,
@@ -453,6 +478,19 @@ def _wrap(text: str) -> list[str]:
   )
 
 
+def words(values: Mapping[str, Any]) -> list[str]:
+  """Flags by name as the words of a command line."""
+  found = []
+  for name, value in values.items():
+    if isinstance(value, bool):
+      found.append(f"--{name}" if value else f"--no{name}")
+    else:
+      listed = value if isinstance(value, list | tuple) else [value]
+      found.append(f"--{name}={','.join(map(str, listed))}")
+  return found
+
+
 def say(line: str) -> None:
   """One line on standard error, which a closed terminal does not turn into an error."""
-  print(line, file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from experiments import _few_shot
 from jsharp import analysis, evaluation, learners, training
 from jsharp.analysis import Plane
 from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource
-from jsharp.data.placement import placed
+from jsharp.data.placement import load_with_test, placed
 from jsharp.data.tasks import Tasks
+from jsharp.training.devices import execution_for
 from jsharp.training.options import Placement
 from jsharp.training.runs import FewShotRun
 from jsharp.types import Metrics, Params
@@ -131,34 +131,37 @@ def load(run: Run, landscape: Landscape) -> Measured:
       f"--runs: the data in {placement.data_dir} are not those that {files.path} was "
       "trained on; pass the directory of those as --data_dir"
     )
-  execution = Execution(task_chunk=description.machine.task_chunk)
+  execution = execution_for(task_chunk=description.machine.task_chunk)
   learner = _trained(run, landscape.checkpoint, execution)
   tasks = description.tasks
-  network = analysis.network_alone(learner, tasks.way)
+  network = evaluation.network_alone(learner, tasks.way)
   dataset = splits[landscape.split]
   tasks.test().check(dataset)
   fixed = evaluation.first_tasks(
     _tasks(tasks, seed, landscape.split), dataset, num_tasks=landscape.num_tasks
   )
   try:
-    task_loss_fn, items = analysis.objective(network, fixed, of=landscape.objective)
+    task_loss_fn, items = evaluation.objective(network, fixed, of=landscape.objective)
   except ValueError as error:
     raise ValueError(str(error).replace("of=", "--objective=")) from error
 
   def gap(stop: training.StopSignal) -> dict[str, float]:
-    return analysis.generalisation_gap(
+    return evaluation.generalisation_gap(
       _evaluator(network.adapt, network.query_loss_fn, execution=execution),
       network.params,
       {name: (_tasks(tasks, seed, name), splits[name]) for name in ("train", "test")},
       num_tasks=landscape.gap_tasks,
       stop=stop,
+      execution=execution,
     )
 
   def path() -> dict[int, Params]:
     kept = training.Checkpoints(files.path / "checkpoints")
     points = kept.restore_path(learner.params)
     return {
-      point.step: analysis.network_alone(learner.replace(point.tree), tasks.way).params
+      point.step: evaluation.network_alone(
+        learner.replace(point.tree), tasks.way
+      ).params
       for point in points
       if point.step <= files.last_step  # A longer run may be under way.
     }
@@ -177,7 +180,12 @@ def _data(
   source: ImageSource, test_source: ImageSource | None, placement: Placement
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
   """The splits of a run, and their fingerprints."""
-  splits = _few_shot.load(source, test_source, placement)
+  splits = load_with_test(
+    source,
+    placement.data_dir,
+    test_source=test_source,
+    test_data_dir=placement.test_data_dir,
+  )
   fingerprints = {split: data.fingerprint() for split, data in splits.items()}
   return placed(splits, placement.images), fingerprints
 
@@ -208,5 +216,9 @@ def _trained(run: Run, checkpoint: str, execution: Execution) -> learners.Learne
       f"--runs: {path} reports step {step} as its {checkpoint} checkpoint, which "
       f"cannot be read: {error}; or pass --checkpoint={other}"
     ) from error
+  if not isinstance(loaded, learners.Learner):
+    raise ValueError(
+      f"--runs: {path} is a run of ordinary training; landscapes are drawn of learners"
+    )
   exact = _built(loaded.description.exact(), execution=execution)
   return exact.replace(loaded.params)

@@ -13,14 +13,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import shlex
-import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 
@@ -30,7 +27,7 @@ from jsharp.options import Options
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.learners import Learner
+  from jsharp.learners import Classifier, Learner
   from jsharp.training import RunDirectory, StopSignal, TrainingResult
   from jsharp.types import MetaAlgorithm, Params
 
@@ -71,10 +68,24 @@ class Parts:
   test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
   fingerprints: dict[str, str]
   protocol: dict[str, Any]
-  learners: Callable[[Params], dict[str, Learner]]
+  learners: Callable[[Params], Mapping[str, Learner | Classifier]]
   title: str
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   unit: str = "tasks"
+
+
+class Measure(NamedTuple):
+  """The test figure that comparisons of an experiment's runs read.
+
+  Attributes:
+    column: of `test_tasks.csv`; None for the last one.
+    scale: what it is multiplied by in tables; 100 for percent.
+    label: what tables call it.
+  """
+
+  column: str | None = "accuracy"
+  scale: float = 100.0
+  label: str = "accuracy, %"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +98,16 @@ class Experiment:
       `jsharp.training.runs.AnyRun`.
     words: `words(description)`, what the default run directory is named after.
     build: `build(description, execution) -> Parts`.
-    leaner: `leaner(description)`: descriptions of the same run in less memory, the
-      fastest first; None where it has no memory budget.
+    leaner: whether it can be told a memory budget.
+    measure: what comparisons read.
   """
 
   program: Program
   describe: Callable[[dict[str, Any]], Any]
   words: Callable[[Any], Sequence[str]]
   build: Callable[[Any, Execution], Parts]
-  leaner: Callable[[Any], Iterator[tuple[Any, dict[str, Any]]]] | None = None
+  leaner: bool = False
+  measure: Measure = Measure()  # noqa: RUF009
 
   @property
   def name(self) -> str:
@@ -163,18 +175,10 @@ def described(experiment: Experiment, given: Given) -> Any:
   Raises:
     ValueError: for flags that were typed and have no effect, or contradict each other.
   """
-  left_out = given.unread()
-  parts = given.build()
-  algorithm, sharpness = parts.get("algorithm"), parts.get("sharpness")
-  if algorithm is not None and sharpness is not None:
-    ineffective = sharpness.ineffective(algorithm)
-    from_files = {f: v for f, v in ineffective.items() if f not in given.typed}
-    left_out += from_files
-    parts["sharpness"] = sharpness.replace(**from_files)
+  description, left_out = describe(experiment, given)
   if left_out:
     names = ", ".join(f"--{flag}" for flag in left_out)
     say(f"{experiment.name}: left out, nothing chosen here reads them: {names}")
-  description = experiment.describe(parts)
   if description.run.run_dir is None:
     words = [word for word in experiment.words(description) if word]
     plain = json.dumps(identity(experiment, description), sort_keys=True)
@@ -183,6 +187,23 @@ def described(experiment: Experiment, given: Given) -> Any:
     run_dir = str(pathlib.Path("runs", name.replace(":", "-").replace("/", "-")))
     description = description.replace(run=description.run.replace(run_dir=run_dir))
   return description
+
+
+def describe(experiment: Experiment, given: Given) -> tuple[Any, list[str]]:
+  """The description that a command line asks for, and the flags that it left out.
+
+  Raises:
+    ValueError: for flags that were typed and have no effect, or contradict each other.
+  """
+  left_out = given.unread()
+  parts = given.build()
+  algorithm, sharpness = parts.get("algorithm"), parts.get("sharpness")
+  if algorithm is not None and sharpness is not None:
+    ineffective = sharpness.ineffective(algorithm)
+    from_files = {f: v for f, v in ineffective.items() if f not in given.typed}
+    left_out += from_files
+    parts["sharpness"] = sharpness.replace(**from_files)
+  return experiment.describe(parts), left_out
 
 
 def identity(experiment: Experiment, description: Options) -> dict[str, Any]:
@@ -210,20 +231,23 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
   from jsharp._files import write_atomically
-  from jsharp.core.execution import Execution
-  from jsharp.training import RunDirectory, processes
+  from jsharp.training import RunDirectory, processes, use_compilation_cache
+  from jsharp.training.devices import execution_for
 
   with contextlib.ExitStack() as stack:
     try:
       if machine.is_distributed:
-        elsewhere = stack.enter_context(_joined(machine))
+        elsewhere = stack.enter_context(processes.joined(machine))
         run_dir = elsewhere or run_dir
       use_compilation_cache(description.run.compilation_cache_dir)
       description = _with_devices(description)
-      execution = Execution(
-        task_chunk="in_order" if machine.deterministic else machine.task_chunk
+      execution = execution_for(
+        task_chunk="in_order" if machine.deterministic else machine.task_chunk,
+        convolution=machine.convolution,
+        # Its programs are the same on any number of devices.
+        one_core_each=True if machine.deterministic else None,
       )
-      if machine.memory_budget is None or experiment.leaner is None:
+      if machine.memory_budget is None or not experiment.leaner:
         parts = experiment.build(description, execution)
       else:
         parts = _fitting(experiment, description, execution)
@@ -236,15 +260,13 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
       )
     except (ValueError, OSError) as error:
       code = refuse(experiment.name, message(error))
-      import jax
-
-      if machine.is_distributed and jax.distributed.is_initialized():
+      if processes.has_joined():
         processes.leave(code)
       return code
     stack.enter_context(directory)
     write_atomically(run_dir / "flags.txt", flags_text.encode())
     _write_description(experiment, description, parts, directory)
-    return _train(experiment, description, parts, directory)
+    return _train(experiment, description, parts, directory, execution)
 
 
 def _with_devices(description: Any) -> Any:
@@ -284,10 +306,9 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
   """
   from jsharp.training import memory_budget
 
-  assert experiment.leaner is not None
   machine = description.machine
   budget = memory_budget.in_bytes(machine.memory_budget)
-  for leaner, chosen in experiment.leaner(description):
+  for leaner, chosen in description.leaner():
     way = dataclasses.replace(execution, task_chunk=chosen["task_chunk"])
     parts = experiment.build(leaner, way)
     needed = memory_budget.needed_bytes(
@@ -297,6 +318,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
       parts.data,
       num_tasks=parts.loop["num_tasks"],
       num_devices=machine.num_devices or 1,
+      execution=way,
     )
     words = " ".join(f"--{name}={value}" for name, value in chosen.items())
     if needed <= budget:
@@ -309,65 +331,6 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
     f"training step, {words}, needs {needed:,}; raise it, or make the model, the tasks "
     "or the data smaller"
   )
-
-
-@contextlib.contextmanager
-def _joined(machine: Any) -> Iterator[pathlib.Path | None]:
-  """Joins the other processes; yields a directory for the records that nobody needs.
-
-  It is None in the first process, which keeps records; another one prints nothing but
-  errors.
-
-  Raises:
-    ValueError: if flags are missing, or the others do not come.
-  """
-  from jsharp.training import processes
-
-  try:
-    processes.start(
-      coordinator=machine.coordinator,
-      num_processes=machine.num_processes,
-      process_id=machine.process_id,
-      timeout=machine.peer_timeout,
-    )
-  except RuntimeError as error:
-    raise ValueError(f"the other processes did not come: {error}") from error
-  if processes.is_first():
-    yield None
-    return
-  with (
-    tempfile.TemporaryDirectory() as directory,
-    open(os.devnull, "w") as nowhere,
-    contextlib.redirect_stdout(nowhere),
-  ):
-    yield pathlib.Path(directory)
-
-
-def use_compilation_cache(directory: str) -> None:
-  """Keeps compiled programs in a directory that is this user's alone.
-
-  Args:
-    directory: created if needed; empty for no cache.
-
-  Raises:
-    OSError: if it cannot be created.
-    ValueError: if it belongs to someone else or others can write to it: they could
-      put native code there.
-  """
-  import jax
-
-  if not directory:
-    return
-  path = pathlib.Path(directory).expanduser()
-  path.mkdir(mode=0o700, parents=True, exist_ok=True)
-  status = path.stat()
-  if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise ValueError(
-      f"--compilation_cache_dir={path} can be written to by others, and what lies "
-      "there is run as native code; chmod 700 it, choose another one or pass "
-      "--compilation_cache_dir= for none"
-    )
-  jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def _write_description(
@@ -390,7 +353,11 @@ def _write_description(
 
 
 def _train(
-  experiment: Experiment, description: Any, parts: Parts, directory: RunDirectory
+  experiment: Experiment,
+  description: Any,
+  parts: Parts,
+  directory: RunDirectory,
+  execution: Execution,
 ) -> int:
   """Trains (or goes on training), tests the best checkpoint, saves and reports."""
   from jsharp import learners
@@ -417,6 +384,7 @@ def _train(
         unit=parts.unit,
         progress=None if is_first() else False,
         peers=Peers(timeout=description.machine.peer_timeout),
+        execution=execution,
       )
       if trained.interrupted:
         return _interrupted(experiment, description, stop)
@@ -464,8 +432,9 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
   from jsharp.evaluation import report
 
   print(report.protocol_card(result))
-  files = "result.json, config.json, model.safetensors, curves.png, metrics.jsonl"
-  print(f"{path}/: {files}, flags.txt")
+  names = ("result.json", "config.json", "model.safetensors", "curves.png")
+  written = [n for n in (*names, "metrics.jsonl", "flags.txt") if (path / n).exists()]
+  print(f"{path}/: {', '.join(written)}")
   return 0
 
 

@@ -12,26 +12,19 @@ where it was interrupted and trains nothing twice. Written are comparison.md and
 baseline on the same test tasks) and comparison.png.
 """
 
-import concurrent.futures
-import contextlib
+import functools
 import os
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import compare_cost, compare_plan, compare_records, program
-from experiments.compare_plan import Plan
-from experiments.compare_runner import Runner
+from experiments import _compare_plan, _compare_runs, _program
+from experiments._compare_plan import Own, Plan
+from experiments._compare_runs import Start
+from experiments._flags import say, words
 
 NAME = "compare"
-
-Run = tuple[str, str, tuple[int, ...]]
-"""Method, name and seeds of a run."""
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -54,170 +47,111 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=f)
 
 
-class Interrupted(Exception):
-  """Somebody asked for a stop; `args[0]` is the signal's number."""
-
-
-def run(flag_values: flags.FlagValues, runner: Any = None) -> int:
+def run(flag_values: flags.FlagValues, start: Start | None = None) -> int:
   """Runs what is not finished and writes the tables.
 
   Args:
     flag_values: the parsed flags.
-    runner: `runner(experiment, name, arguments) -> exit code`; a `Runner` if None.
+    start: starts a run and waits for its end; a `Runner` if None.
 
   Returns:
     The exit code: 0 done, 1 a run failed, 2 bad flags or plan.
   """
-  given: dict[str, Any] = {name: flag_values[name].value for name in flag_values}
+  try:
+    plan, out = _asked(flag_values)
+  except ValueError as error:
+    return _program.refuse(NAME, str(error))
+  from jsharp.training.programs import (
+    Interrupted,
+    Runner,
+    interruptible,
+    stop_and_wait,
+  )
+
+  start = start or Runner(out / "logs")
+  stop = start.stop if isinstance(start, Runner) else lambda: None
+  with interruptible():
+    try:
+      return _run(plan, out, start, flag_values.jobs)
+    except Interrupted as interrupted:
+      stop_and_wait(stop, lambda what: say(f"{NAME}: stopping: {what}"))
+      say(f"{NAME}: interrupted; all is saved in {out}, the same command goes on.")
+      return 128 + interrupted.args[0]
+    except (ValueError, OSError) as error:
+      stop()
+      return _program.refuse(NAME, _program.message(error))
+
+
+def _asked(flag_values: flags.FlagValues) -> tuple[Plan, pathlib.Path]:
+  """The plan and its directory, which is this plan's from now on."""
   for name in ("plan", "out"):
-    if given[name] is None:
-      return _refuse(f"--{name} is missing; --help has an example")
-  path, out = (pathlib.Path(given[name]).expanduser() for name in ("plan", "out"))
-  overrides: dict[str, Any] = {}
-  for entry in given["set"]:
+    if flag_values[name].value is None:
+      raise ValueError(f"--{name} is missing; --help has an example")
+  path = pathlib.Path(flag_values.plan).expanduser()
+  out = pathlib.Path(flag_values.out).expanduser()
+  overrides: dict[str, str] = {}
+  for entry in flag_values.set:
     name, equals, value = entry.partition("=")
     if not equals:
-      return _refuse(f"--set={entry} must look like flag=value, as in num_tasks=8")
+      raise ValueError(f"--set={entry} must look like flag=value, as in num_tasks=8")
     overrides[name] = value
-  if given["data_dir"] is not None:
-    overrides["data_dir"] = given["data_dir"]
-  try:
-    plan = compare_plan.load(path, overrides)
-  except OSError as error:
-    what = program.message(error)
-    return _refuse(f"--plan={path}: {what}; give the TOML file of the comparison")
-  except ValueError as error:
-    return _refuse(str(error))
+  if flag_values.data_dir is not None:
+    overrides["data_dir"] = flag_values.data_dir
+  plan = _compare_plan.load(path, overrides)
   try:
     out.mkdir(parents=True, exist_ok=True)
-    if differing := compare_records.claim(plan, out):
-      return _refuse(
-        f"--out={out} holds another comparison, see plan.json there; it differs in "
-        f"{', '.join(differing)}: choose another directory, or go back to its plan"
-      )
+    differing = _compare_runs.claim(plan, out)
   except (ValueError, OSError) as error:
-    return _refuse(f"--out={out}: {program.message(error)}; choose another directory")
-  runner = runner or Runner(out / "logs")
-  stop = getattr(runner, "stop", lambda: None)
-
-  def interrupt(number: int, frame: Any) -> None:
-    raise Interrupted(number)
-
-  previous = {
-    number: signal.signal(number, interrupt)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if threading.current_thread() is threading.main_thread()
-    and (number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)  # nohup
-  }
-  try:
-    return _run(plan, out, runner, given["jobs"])
-  except Interrupted as interrupted:
-    _stop(stop)
-    _say(f"interrupted; the runs are saved in {out}, the same command goes on.")
-    return 128 + interrupted.args[0]
-  except (ValueError, OSError) as error:
-    stop()
-    return _refuse(program.message(error))
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    what = _program.message(error)
+    raise ValueError(f"--out={out}: {what}; choose another directory") from error
+  if differing:
+    raise ValueError(
+      f"--out={out} holds another comparison, see plan.json there; it differs in "
+      f"{', '.join(differing)}: choose another directory, or go back to its plan"
+    )
+  return plan, out
 
 
-def _stop(stop: Callable[[], None]) -> None:
-  """Stops what runs; asked once more meanwhile, it does not wait for savings."""
-  what = "the runs save what they have; once more to end them without"
-  while True:
-    try:
-      _say(f"stopping: {what}")
-      return stop()
-    except Interrupted:
-      what = "the runs end now"
+def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
+  from jsharp.training.programs import run_all
 
-
-def _say(message: str) -> None:
-  with contextlib.suppress(OSError):  # The terminal may be gone.
-    print(f"{NAME}: {message}", file=sys.stderr, flush=True)
-
-
-def _run(plan: Plan, out: pathlib.Path, runner: Any, jobs: int) -> int:
-  steps = compare_records.num_steps(plan, out, runner)
+  steps = _compare_runs.num_steps(plan, out, start)
   if steps is None:
     return 1
-  grid = [(method, *run) for method in plan.methods for run in plan.runs(method)]
-  grid.sort(key=lambda run: run[2][0])  # the first seed of all methods comes first
 
-  def run_one(run: Run) -> int:
-    method, name, seeds = run
-    arguments = [
-      *plan.arguments(method),
-      f"--seed={seeds[0]}",
-      f"--num_steps={steps[method]}",
-      f"--eval_every={max(1, steps[method] // plan.validations)}",
-      f"--run_dir={out / 'runs' / name}",
-    ]
-    if len(seeds) > 1:
-      arguments.append(f"--num_seeds={len(seeds)}")
-    return runner(plan.experiment, name, arguments)
+  def run_one(method: str, name: str, seeds: tuple[int, ...]) -> int:
+    own = Own(
+      run_dir=str(out / "runs" / name),
+      seed=seeds[0],
+      num_seeds=len(seeds),
+      num_steps=steps[method],
+      eval_every=max(1, steps[method] // plan.header.validations),
+    )
+    arguments = words({**plan.methods[method].flags, **own._asdict()})
+    return start(f"experiments.{plan.experiment.name}", name, arguments)
 
-  failed, finished = [], set()
-  for done, ((_, name, _), code) in enumerate(_each(grid, run_one, jobs), start=1):
+  runs = {method: plan.runs(method) for method in plan.methods}
+  grid = [(method, *run) for method in runs for run in runs[method]]
+  grid.sort(key=lambda run: run[2][0])  # The first seed of all methods comes first.
+  calls = {run[1]: functools.partial(run_one, *run) for run in grid}
+  failed = []
+  for done, (name, code) in enumerate(run_all(calls, jobs=jobs), start=1):
     what = "finished" if code == 0 else f"failed with exit code {code}"
     print(f"{done}/{len(grid)}: {name} {what}", flush=True)
     if code:
-      failed.append(f"{out / 'logs' / f'{name}.txt'}")
-    else:
-      finished.add(name)
+      failed.append(name)
   if failed:
-    print(f"{NAME}: failed runs, see\n  " + "\n  ".join(failed), file=sys.stderr)
-
-  from experiments import compare_report
-
-  complete, facts = {}, {}
-  for method in plan.methods:
-    names = [name for name, _ in plan.runs(method)]
-    if finished.issuperset(names):
-      complete[method] = [out / "runs" / name for name in names]
-      facts[method] = _facts(plan, method, steps[method], complete[method])
+    logs = "\n  ".join(str(out / "logs" / f"{name}.txt") for name in failed)
+    say(f"{NAME}: failed runs, see\n  {logs}")
+  complete = {
+    method: [out / "runs" / name for name, _ in runs[method]]
+    for method in runs
+    if not any(name in failed for name, _ in runs[method])
+  }
   if complete:
-    print("\n" + compare_report.write(plan, complete, facts, out))
+    print("\n" + _compare_runs.report(plan, steps, complete, out))
     print(f"{out}/: comparison.md, comparison.csv, comparison.png")
   return 1 if failed else 0
-
-
-def _each(
-  grid: list[Run], run_one: Callable[[Run], int], jobs: int
-) -> Iterator[tuple[Run, int]]:
-  """Runs all of a grid, `jobs` at a time, and gives what has ended."""
-  if jobs == 1:
-    for run in grid:
-      yield run, run_one(run)
-    return
-  pool = concurrent.futures.ThreadPoolExecutor(jobs)
-  try:
-    futures = {pool.submit(run_one, run): run for run in grid}
-    for future in concurrent.futures.as_completed(futures):
-      yield futures[future], future.result()
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _facts(
-  plan: Plan, method: str, num_steps: int, paths: list[pathlib.Path]
-) -> dict[str, Any]:
-  results = [compare_records.read_json(path / "result.json") for path in paths]
-  settings = plan.settings(method)
-  rates = [result["tasks_per_second"] for result in results]
-  return {
-    "num_steps": num_steps,
-    "num_tasks": settings.num_tasks,
-    "gradients_per_task": compare_cost.gradients_per_task(settings, num_steps),
-    "tasks_per_second": sum(rates) / len(rates),
-  }
-
-
-def _refuse(message: str) -> int:
-  print(f"{NAME}: {message}", file=sys.stderr)
-  return 2
 
 
 def main(arguments: list[str]) -> int:
@@ -225,7 +159,8 @@ def main(arguments: list[str]) -> int:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   if len(arguments) > 1:
-    return _refuse(f"{arguments[1]!r} is no flag; flags start with --.")
+    message = f"{arguments[1]!r} is no flag; flags start with --."
+    return _program.refuse(NAME, message)
   return run(flags.FLAGS)
 
 
@@ -233,7 +168,7 @@ def _parse(arguments: list[str]) -> list[str]:
   try:
     return flags.FLAGS(arguments)
   except flags.Error as error:
-    sys.exit(_refuse(f"{error}\n--help lists every flag."))
+    sys.exit(_program.refuse(NAME, f"{error}\n--help lists every flag."))
 
 
 if __name__ == "__main__":

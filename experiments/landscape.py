@@ -135,10 +135,15 @@ def run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
 def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
   # Only now: they import JAX.
   from experiments import _landscape_measures, _landscape_report, _landscape_runs
-  from jsharp.training import RunDirectory, StopRequested, StopSignal
+  from jsharp.training import (
+    RunDirectory,
+    StopRequested,
+    StopSignal,
+    use_compilation_cache,
+  )
 
   runs = _landscape_runs.read(landscape, plane)
-  _program.use_compilation_cache(landscape.compilation_cache_dir)
+  use_compilation_cache(landscape.compilation_cache_dir)
   identity: dict[str, Any] = {}
   for part in (landscape, plane, measures):
     identity |= options.identity(part)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import _few_shot, _program
 from experiments._flags import Choice, Group, Program
-from experiments._program import Experiment, Parts
+from experiments._program import Experiment, Measure, Parts
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
+  from jsharp.training.runs import SineRun
 
 _LEARNER: Mapping[str, str | Choice] = {
   **_few_shot.LEARNER,
@@ -30,36 +31,17 @@ _LEARNER: Mapping[str, str | Choice] = {
 }
 
 
-def _describe(parts: dict[str, Any]) -> Any:
-  from jsharp.learners import check_parts
+def _describe(parts: dict[str, Any]) -> SineRun:
   from jsharp.training.runs import SineRun
 
-  description = SineRun(**parts)
-  check_parts(
-    description.algorithm,
-    description.sharpness,
-    precision=description.run.precision,
-    problem="regression",
-  )
-  if description.training.ensemble > 1:
-    raise ValueError(
-      f"--ensemble={description.training.ensemble} averages class probabilities, and "
-      "sinusoid is a regression; drop it"
-    )
-  if description.training.num_seeds > 1:
-    raise ValueError(
-      f"--num_seeds={description.training.num_seeds} is for images; train sine waves "
-      "one seed after another"
-    )
-  return description
+  return SineRun(**parts)
 
 
-def _words(description: Any) -> list[str]:
-  words = _few_shot.algorithm_words(description)
-  return ["sinusoid", *words, f"{description.tasks.shot}shot"]
+def _words(description: SineRun) -> list[str]:
+  return ["sinusoid", *description.words, f"{description.tasks.shot}shot"]
 
 
-def build(description: Any, execution: Execution) -> Parts:
+def build(description: SineRun, execution: Execution) -> Parts:
   """Builds the parts of a run on sine waves from its description."""
   import jax.numpy as jnp
 
@@ -67,11 +49,14 @@ def build(description: Any, execution: Execution) -> Parts:
   from jsharp.core.objectives import on_query
   from jsharp.data import sinusoid, task_key
   from jsharp.evaluation import evaluate, mean_and_ci95, task_list
+  from jsharp.evaluation.side_by_side import side_by_side
 
   tasks, testing = description.tasks, description.testing
   training, network = description.training, description.network
-  ready = _few_shot.members(
-    description, execution, problem="regression", num_outputs=1, input_shape=(1,)
+  ready = side_by_side(
+    description.learner(problem="regression", num_outputs=1, input_shape=(1,)),
+    seed=description.run.seed,
+    execution=execution,
   )
   (learner,) = ready.learners
   query_loss = on_query(losses.batch_loss(learner.apply_fn(1), losses.squared_error))
@@ -79,8 +64,8 @@ def build(description: Any, execution: Execution) -> Parts:
   steps = [{"num_steps": n} for n in range((learner.num_eval_steps or -1) + 1)]
   stepping = [ready.evaluator(1, query_loss, **step) for step in steps or [{}]]
   phases = (0.0, tasks.max_phase)
-  train_shape = {"shot": tasks.shot, "query_shot": tasks.query_shot}
-  eval_shape = {"shot": tasks.shot, "query_shot": tasks.eval_query_shot}
+  train_shape: dict[str, Any] = {"shot": tasks.shot, "query_shot": tasks.query_shot}
+  eval_shape: dict[str, Any] = {"shot": tasks.shot, "query_shot": tasks.eval_query_shot}
 
   def draw(step: Any, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
     del data  # a sine wave is made of its key alone
@@ -107,7 +92,9 @@ def build(description: Any, execution: Execution) -> Parts:
     by_step = [evaluate_tasks(params, tasks)["loss"] for evaluate_tasks in stepping]
     return {"loss": jnp.stack(by_step, axis=1)}
 
-  evaluate_sines = functools.partial(evaluate, data=None, chunk=100)
+  evaluate_sines = functools.partial(
+    evaluate, data=None, chunk=100, execution=execution
+  )
 
   def validate(params: Any, stop: Any) -> dict[str, float]:
     metrics = evaluate_sines(
@@ -138,20 +125,21 @@ def build(description: Any, execution: Execution) -> Parts:
     params=learner.made.params,
     sample_tasks=draw,
     data=None,
-    **_few_shot.loop(description),
+    loop=description.loop(),
+    chosen_by=f"validation on {training.val_tasks} tasks",
     validate=validate,
     score=lambda metrics: -metrics["loss"],
     test=test,
     fingerprints={},
     protocol={
-      **_few_shot.protocol(description),
+      **description.protocol(),
       "task": {**train_shape, "eval_query_shot": tasks.eval_query_shot},
       "model": f"mlp 1-{width}-{width}-1, {activation}, no normalisation",
       "data": f"sine waves, amplitude 0.1 to 5, phase 0 to {tasks.max_phase:.4g}, "
       "inputs -5 to 5",
     },
     learners=ready.trained,
-    title=f"sinusoid: {' '.join(_few_shot.algorithm_words(description))}",
+    title=f"sinusoid: {' '.join(description.words)}",
   )
 
 
@@ -177,7 +165,8 @@ EXPERIMENT = Experiment(
   _describe,
   _words,
   build,
-  _few_shot.leaner,
+  leaner=True,
+  measure=Measure(None, 1.0, "mean squared error"),
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Ordinary classification with any sharpness-aware algorithm.
+r"""Ordinary classification with any sharpness-aware optimizer.
 
 How much lower is the test error, and how much flatter the minimum, with SAM in front
 of SGD?
@@ -12,132 +12,142 @@ by jsharp itself. On CIFAR-10 a WRN-28-10 has an error of 2.7 +- 0.1 percent wit
 and 3.5 +- 0.1 without (Foret, Kleiner, Mobahi and Neyshabur, 2021): work for a GPU.
 """
 
+from __future__ import annotations
+
 import functools
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from experiments import _program
+from experiments._flags import Choice, Group, Program
+from experiments._program import Experiment, Parts
 
-from experiments import program, supervised_flags
-
-
-def define_flags(flag_values: flags.FlagValues) -> None:
-  """Defines the flags of this experiment."""
-  supervised_flags.define(flag_values)
-
-
-def build(settings: SimpleNamespace) -> Any:
-  """Builds the parts of a run from the values of the flags."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  import jsharp
-  from experiments import session, supervised_parts
-  from jsharp.algorithms.supervised import classifier, examples_evaluator, supervised
-  from jsharp.analysis import largest_eigenvalues
-  from jsharp.data import examples
-  from jsharp.evaluation.tasks import evaluate, mean_and_ci95
-  from jsharp.precision import in_precision
+if TYPE_CHECKING:
+  from jsharp.core.execution import Execution
+  from jsharp.data import Splits
+  from jsharp.learners import Classifier
+  from jsharp.training import StopSignal, TrainingResult
+  from jsharp.training.runs import OrdinaryRun
   from jsharp.types import Batch, Variables
 
-  splits = supervised_parts.load_splits(settings)
-  per_epoch = examples.steps_per_epoch(len(splits.train.labels), settings.batch_size)
-  length = {"num_steps": settings.num_epochs * per_epoch, "per_epoch": per_epoch}
-  train, val, test_examples = jax.device_put((splits.train, splits.val, splits.test))
+_DATASET = Choice(
+  "labelled dataset",
+  "dataset",
+  "characters (drawn by jsharp itself, needs no files; of each class 15 drawings for "
+  "training and 5 for testing), image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, "
+  "the same classes in both), tfds:NAME (already prepared by tensorflow-datasets, as "
+  "tfds:cifar10) or your own as module:Class.",
+  "characters",
+)
+_ALGORITHM = Choice(
+  "sharpness-aware optimizer",
+  "algorithm",
+  "sgd with momentum, or a sharpness-aware algorithm in front of it.",
+  "sam",
+)
+_NETWORK = Choice(
+  "classifier network",
+  "model",
+  "resnet: the small one for CIFAR, 16-32-64 channels; wide_resnet: pre-activation; or "
+  "your own as module:Class.",
+  "resnet",
+)
 
-  module = supervised_parts.make_model(settings, splits.num_classes)
-  init_fn, loss_fn = classifier(
-    module, transform=functools.partial(in_precision, precision=settings.precision)
+
+def _describe(parts: dict[str, Any]) -> Any:
+  from jsharp.training.runs import OrdinaryRun
+
+  return OrdinaryRun(**parts)
+
+
+def _words(description: OrdinaryRun) -> list[str]:
+  data, network = description.data, description.network
+  preparation = description.preparation
+  words = ["supervised", data.name, network.label, description.algorithm.name]
+  if preparation.train_examples:
+    words.append(f"{preparation.train_examples}examples")
+  if preparation.label_noise:
+    words.append(f"noise{round(100 * preparation.label_noise)}")
+  return words
+
+
+def build(description: OrdinaryRun, execution: Execution) -> Parts:
+  """Builds the parts of a run of ordinary classification from its description.
+
+  Raises:
+    ValueError: if the description and the data contradict each other.
+    OSError: if the data cannot be read.
+  """
+  import jax
+
+  from jsharp import learners
+  from jsharp.algorithms.supervised import supervised
+  from jsharp.data import examples, load_splits
+  from jsharp.evaluation import report
+
+  training, preparation = description.training, description.preparation
+  algorithm, run = description.algorithm, description.run
+  splits = load_splits(description.data, description.files.data_dir, preparation)
+  per_epoch = examples.steps_per_epoch(len(splits.train.labels), training.batch_size)
+  num_steps = training.num_epochs * per_epoch
+  learner = learners.build_classifier(
+    learners.ClassifierDescription(
+      network=description.network,
+      class_names=splits.class_names,
+      input_shape=splits.train.images.shape[1:],
+      pixel_mean=tuple(splits.train.mean.tolist()),
+      pixel_scale=tuple(splits.train.scale.tolist()),
+      precision=run.precision,
+      source=description.data,
+    ),
+    seed=run.seed,
+    execution=execution,
   )
-  image = jnp.zeros((1, *train.images.shape[1:]), jnp.float32)
-  variables = init_fn(jax.random.key(settings.seed), image)
-  optimizer = supervised_parts.make_optimizer(settings, **length)
-  centre = jsharp.perturbations.centre if settings.algorithm == "momentum_sam" else None
-  algorithm = supervised(loss_fn, optimizer, centre=centre)
-  evaluate_examples = examples_evaluator(loss_fn)
+  optimizer = algorithm.wrap(training.optimizer(num_steps), steps_per_epoch=per_epoch)
+  num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
+  train, val, test = jax.device_put((splits.train, splits.val, splits.test))
+  metrics_of, hessian_of = _measurements(description, splits, learner, execution)
 
-  draw = functools.partial(
-    examples.sample_batch,
-    settings.seed,
-    batch_size=settings.batch_size,
-    augment=supervised_parts.make_augment(settings),
-  )
-
-  def measure(variables: Variables, data: Any, stop: Any) -> dict[str, np.ndarray]:
-    return evaluate(
-      evaluate_examples,
-      variables,
-      examples.example_at,
-      data,
-      num_tasks=data.labels.shape[0],
-      chunk=settings.batch_size,
-      stop=stop,
-    )
-
-  def validate(variables: Variables, stop: Any) -> dict[str, float]:
-    metrics = measure(variables, val, stop)
+  def validate(variables: Variables, stop: StopSignal) -> dict[str, float]:
+    metrics = metrics_of(variables, val, stop)
     return {name: float(values.mean()) for name, values in metrics.items()}
 
-  def mean_loss(params: Any, batch: Batch, statistics: Any) -> jax.Array:
-    return loss_fn(Variables(params, statistics), batch, False)[0]["loss"].mean()
-
-  def eigenvalues(variables: Variables, when: str, stop: Any) -> dict[str, list[float]]:
-    found = largest_eigenvalues(
-      mean_loss,
-      variables.params,
-      _batches(settings, splits.train),
-      num_eigenvalues=settings.hessian_eigenvalues,
-      num_steps=settings.hessian_steps,
-      key=jax.random.key(0),
-      context=variables.statistics,
-      between=stop.check,
-    )
+  def tested(trained: TrainingResult, stop: StopSignal) -> dict[str, Any]:
+    best: Variables = trained.best_params
     return {
-      f"hessian_eigenvalues_{when}": found.values.tolist(),
-      f"hessian_residuals_{when}": found.residuals.tolist(),
+      **report.errors(metrics_of(best, test, stop), metrics_of(best, train, stop)),
+      "num_gradients": num_gradients,
+      "gradients_per_step": num_gradients / num_steps,
+      **hessian_of(learner.params, "start", stop),
+      **hessian_of(best, "end", stop),
     }
 
-  def test(result: Any, stop: Any) -> dict[str, Any]:
-    trained: Variables = result.best_params
-    tested, seen = (measure(trained, data, stop) for data in (test_examples, train))
-    error, half_width = mean_and_ci95(1 - tested["accuracy"])
-    figures: dict[str, Any] = {
-      "test_error": error,
-      "test_error_ci95": half_width,
-      "test_accuracy": 1 - error,
-      "test_accuracy_ci95": half_width,
-      "test_loss": float(tested["loss"].mean()),
-      "train_error": float(1 - seen["accuracy"].mean()),
-      "train_loss": float(seen["loss"].mean()),
-      "num_eval_examples": len(tested["loss"]),
-      **supervised_parts.count_gradients(settings, **length),
-    }
-    if settings.hessian_eigenvalues:
-      figures |= eigenvalues(variables, "start", stop)
-      figures |= eigenvalues(trained, "end", stop)
-    return figures
-
-  num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables.params))
   chosen_by = "nothing: the last one"
   if val is not None:
     chosen_by = f"validation on {val.labels.shape[0]} examples"
-  return session.Parts(
-    algorithm=algorithm,
-    params=variables,
-    sample_tasks=draw,
+  return Parts(
+    algorithm=supervised(learner.loss_fn, optimizer, centre=algorithm.centre),
+    params=learner.params,
+    sample_tasks=functools.partial(
+      examples.sample_batch,
+      run.seed,
+      batch_size=training.batch_size,
+      augment=preparation.augmentation(description.data),
+    ),
     data=train,
     loop={
-      "num_steps": length["num_steps"],
-      "num_tasks": settings.batch_size,
-      "eval_every": settings.eval_every * per_epoch,
+      "num_steps": num_steps,
+      "num_tasks": training.batch_size,
+      "eval_every": training.eval_every * per_epoch,
     },
     validate=validate if val is not None else None,
     score="accuracy",
     chosen_by=chosen_by,
-    test=test,
-    identity={"data": splits.fingerprints},
-    protocol=supervised_parts.protocol(settings, splits, num_parameters=num_parameters),
+    test=tested,
+    fingerprints=splits.fingerprints,
+    protocol=_protocol(description, splits, learner),
+    learners=lambda variables: {"": learner.replace(variables)},
+    title=f"supervised: {algorithm.name}",
     curves={
       "step_name": "step",
       "labels": {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"},
@@ -146,21 +156,106 @@ def build(settings: SimpleNamespace) -> Any:
   )
 
 
-def _batches(settings: SimpleNamespace, train: Any) -> Any:
-  """The images that the Hessian is measured on, `[num_batches, batch, ...]`."""
-  import jax
-  import numpy as np
-
+def _measurements(
+  description: OrdinaryRun, splits: Splits, learner: Classifier, execution: Execution
+) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, list[float]]]]:
+  """Two functions: the metrics of each example, and eigenvalues of the Hessian."""
+  from jsharp.algorithms.supervised import examples_evaluator
   from jsharp.data import examples
-  from jsharp.types import Batch
+  from jsharp.evaluation import evaluate
+  from jsharp.types import Variables
 
-  wanted = min(settings.hessian_examples, len(train.labels))
-  size = min(settings.batch_size, wanted)
-  order = np.random.RandomState(settings.data_seed).permutation(len(train.labels))
-  chosen = examples.take(train, order[: wanted // size * size])
-  batch = Batch(examples.inputs_of(chosen, chosen.images), chosen.labels)
-  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+  batch_size, hessian = description.training.batch_size, description.hessian
+  evaluate_examples = examples_evaluator(learner.loss_fn)
 
+  def metrics_of(variables: Variables, data: Any, stop: StopSignal) -> dict[str, Any]:
+    return evaluate(
+      evaluate_examples,
+      variables,
+      examples.example_at,
+      data,
+      num_tasks=data.labels.shape[0],
+      chunk=batch_size,
+      stop=stop,
+      execution=execution,
+    )
+
+  def mean_loss(params: Any, batch: Batch, statistics: Any) -> Any:
+    return evaluate_examples(Variables(params, statistics), batch)["loss"].mean()
+
+  def hessian_of(
+    variables: Variables, when: str, stop: StopSignal
+  ) -> dict[str, list[float]]:
+    seed, number = description.preparation.data_seed, hessian.hessian_examples
+    return hessian.figures(
+      when,
+      mean_loss,
+      variables.params,
+      examples.in_batches(splits.train, number, batch_size, seed=seed),
+      context=variables.statistics,
+      between=stop.check,
+    )
+
+  return metrics_of, hessian_of
+
+
+def _protocol(
+  description: OrdinaryRun, splits: Splits, learner: Classifier
+) -> dict[str, Any]:
+  """What a reader of the figures must know."""
+  import jax
+
+  from jsharp import options
+
+  def named(part: options.Options, name: str = "") -> dict[str, Any]:
+    return {"name": name or part.name, **options.select(part, lambda field: True)}
+
+  preparation = description.preparation
+  chosen = preparation.train_examples is not None
+  leaves = jax.tree.leaves(learner.params.params)
+  return {
+    "algorithm": named(description.algorithm),
+    "optimizer": named(description.training, "sgd"),
+    "model": {
+      **named(description.network),
+      "num_parameters": sum(leaf.size for leaf in leaves),
+    },
+    "precision": description.run.precision,
+    "normalisation": "the batch in training, running averages (0.9) at test",
+    **preparation.protocol(splits),
+    "data": {
+      "name": description.data.name,
+      "training examples": len(splits.train.labels),
+      "chosen evenly from": splits.num_available if chosen else None,
+      "classes": len(splits.class_names),
+      **splits.fingerprints,
+    },
+    "seeds": {"seed": description.run.seed, "data_seed": preparation.data_seed},
+  }
+
+
+_DATA: Mapping[str, str | Choice] = {
+  "data": _DATASET,
+  "files": "jsharp.training.options:Files",
+  "preparation": "jsharp.data.preparation:Preparation",
+}
+EXPERIMENT = Experiment(
+  Program(
+    "supervised",
+    (
+      Group("data", _DATA),
+      Group("learner", {"algorithm": _ALGORITHM, "network": _NETWORK}),
+      Group("training", {"training": "jsharp.algorithms.supervised:OrdinaryTraining"}),
+      Group("testing", {"hessian": "jsharp.analysis.hessian:HessianOptions"}),
+      Group("machine", {"run": "jsharp.training.options:Run"}),
+    ),
+    {},
+    __doc__ or "",
+  ),
+  _describe,
+  _words,
+  build,
+)
 
 if __name__ == "__main__":
-  program.start("supervised", define_flags, build, supervised_flags.complete)
+  _program.main(EXPERIMENT)

@@ -14,7 +14,7 @@ is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from jsharp._version import __version__ as __version__
 
 _MODULES = (
   "algorithms",
@@ -130,21 +130,21 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp.learners import build as build
   from jsharp.learners import load as load
   from jsharp.learners import save as save
-  from jsharp.perturbations import asam as asam
-  from jsharp.perturbations import friendly_sam as friendly_sam
   from jsharp.perturbations import functional_sam as functional_sam
-  from jsharp.perturbations import gsam as gsam
   from jsharp.perturbations import late_sam as late_sam
-  from jsharp.perturbations import le_sam as le_sam
-  from jsharp.perturbations import looksam as looksam
-  from jsharp.perturbations import momentum_sam as momentum_sam
-  from jsharp.perturbations import sam as sam
   from jsharp.perturbations import sam_ascent as sam_ascent
   from jsharp.perturbations import sam_every as sam_every
   from jsharp.perturbations import sharpen as sharpen
   from jsharp.perturbations import sharpness_aware as sharpness_aware
-  from jsharp.perturbations import vasso as vasso
-  from jsharp.perturbations import wsam as wsam
+  from jsharp.perturbations.asam import asam as asam
+  from jsharp.perturbations.friendly_sam import friendly_sam as friendly_sam
+  from jsharp.perturbations.gsam import gsam as gsam
+  from jsharp.perturbations.le_sam import le_sam as le_sam
+  from jsharp.perturbations.looksam import looksam as looksam
+  from jsharp.perturbations.momentum_sam import momentum_sam as momentum_sam
+  from jsharp.perturbations.sam import sam as sam
+  from jsharp.perturbations.vasso import vasso as vasso
+  from jsharp.perturbations.wsam import wsam as wsam
   from jsharp.training import train as train
   from jsharp.types import Batch as Batch
   from jsharp.types import MetaAlgorithm as MetaAlgorithm

@@ -21,6 +21,7 @@ _ROOT = pathlib.Path(__file__).parent
 _PACKAGES = {
   "algorithm": "algorithms",
   "network": "models",
+  "classifier network": "models",
   "dataset": "data",
   "labelled dataset": "data",
   "sharpness-aware optimizer": "perturbations",
@@ -87,7 +88,7 @@ class _Outline:
 
   def _names_of(self, node: ast.AST) -> None:
     for part in ast.walk(node):
-      if isinstance(part, ast.Name):
+      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
         self._name(part.id)
 
   def _is_description(self, base: ast.expr) -> bool:
@@ -170,7 +171,7 @@ def find(kind: type[Options] | str, name: str) -> type[Options]:
       f"there is no {kind} {name!r}; choose one of {', '.join(known)}, or name one of "
       "your own as module:Class"
     )
-  found = real(known[key].__module__, known[key].__name__)
+  found: Any = real(known[key].__module__, known[key].__name__)
   return found if key == name else _named(found, name)
 
 
@@ -185,7 +186,7 @@ def real(module: str, name: str) -> type[Options]:
 
 
 @functools.cache
-def _named(cls: type[Options], name: str) -> type[Options]:
+def _named(cls: Any, name: str) -> type[Options]:
   """The class with a name of its own, as a frozen dataclass still is."""
   return type(cls.__name__, (cls,), {"name": name, "__module__": cls.__module__})
 
@@ -201,7 +202,7 @@ def _foreign(kind: str, name: str) -> type[Options]:
       f"the {kind} {name} cannot be imported ({error}); put the directory of its file "
       "on PYTHONPATH and name it as module:Class"
     ) from error
-  found = [
+  found: list[Any] = [
     cls
     for cls in vars(module).values()
     if inspect.isclass(cls)
@@ -220,5 +221,8 @@ def _foreign(kind: str, name: str) -> type[Options]:
 _BASES = {
   "algorithm": "jsharp.algorithms.Algorithm",
   "network": "jsharp.models.Network",
+  "classifier network": "jsharp.models.ClassifierNetwork",
   "dataset": "jsharp.data.ImageSource",
+  "labelled dataset": "jsharp.data.LabelledSource",
+  "sharpness-aware optimizer": "jsharp.perturbations.SharpOptimizer",
 }

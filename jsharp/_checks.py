@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -30,6 +31,52 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
       f"pass {name}={minimum} or more"
     )
   return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+  """Returns `value` if it is one of a few words.
+
+  Args:
+    name: the argument's name, for the message.
+    value: what the caller passed.
+    choices: the words.
+
+  Returns:
+    `value`.
+
+  Raises:
+    ValueError: if it is none of them.
+
+  Example:
+    >>> check_choice("inner_steps", "scanned", ("unrolled", "scanned"))
+    'scanned'
+  """
+  if value not in choices:
+    raise ValueError(
+      f"{name} must be one of {', '.join(choices)}, got {value!r}; "
+      f"pass {name}={choices[0]!r} for the default"
+    )
+  return value
+
+
+def check_chunk(name: str, value: Any) -> None:
+  """Refuses what is no number of tasks to be computed at a time.
+
+  Args:
+    name: the argument's name, for the message.
+    value: what the caller passed.
+
+  Raises:
+    ValueError: if it is neither a count nor None nor "in_order".
+
+  Example:
+    >>> check_chunk("task_chunk", 4)
+    >>> check_chunk("task_chunk", "in_order")
+  """
+  if isinstance(value, str) and value != "in_order":
+    raise ValueError(f'{name} must be a count, None or "in_order", got {value!r}')
+  if value is not None and not isinstance(value, str):
+    check_count(name, value)
 
 
 def check_positive(name: str, value: Any, *, example: float) -> Any:
@@ -115,6 +162,10 @@ def check_nonnegative(name: str, value: Any) -> None:
 
   Example:
     >>> check_nonnegative("rho", 0.05)
+    >>> check_nonnegative("rho", -1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: rho must be finite and at least 0, got -1.0; pass for example rho=0.05
   """
   if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
     raise ValueError(

@@ -1,8 +1,10 @@
 """Files that are either the old or the new one, whenever the process dies."""
 
 import contextlib
+import json
 import os
 import pathlib
+from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -46,6 +48,48 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
       f"cannot write {path} ({error.strerror}); what was there before is intact. "
       "Check the free space and the permissions of its directory",
     ) from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+  """Creates or replaces a file of strict JSON, all or nothing.
+
+  Args:
+    path: the file to write; its directory must exist.
+    content: numbers, strings, None, and lists and dicts of them.
+
+  Raises:
+    OSError: if writing fails.
+    ValueError: for NaN or infinity, which JSON lacks.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   write_json(f"{directory}/a.json", {"steps": 3})
+    ...   read_table(f"{directory}/a.json")
+    {'steps': 3}
+  """
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  write_atomically(path, text.encode())
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads a JSON file that holds a table.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is no JSON or no table; the message names it.
+
+  Example:
+    See `write_json`.
+  """
+  path = pathlib.Path(path)
+  try:
+    content = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is damaged: it holds no table")
+  return content
 
 
 def _synchronise_directory(directory: pathlib.Path) -> None:

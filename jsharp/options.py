@@ -153,6 +153,7 @@ def option(
   check: Check | None = None,
   role: Role | None = None,
   identity: bool | None = None,
+  shared: bool | None = None,
 ) -> Any:
   """A field of a description.
 
@@ -163,6 +164,8 @@ def option(
     role: what it belongs to; that of its class if None.
     identity: whether another value makes another run. None for the rule: yes, unless
       the role is MACHINE.
+    shared: whether runs that are compared must have the same value. None for the rule:
+      yes, if the role is TESTING.
 
   Returns:
     The field, for a frozen dataclass derived from `Options`.
@@ -175,7 +178,13 @@ def option(
     Traceback (most recent call last):
     ValueError: lr=-1.0: must be positive and finite; 0.1 is usual.
   """
-  metadata = {"help": help, "check": check, "role": role, "identity": identity}
+  metadata = {
+    "help": help,
+    "check": check,
+    "role": role,
+    "identity": identity,
+    "shared": shared,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -191,6 +200,7 @@ class Field(NamedTuple):
     check: what values have to fulfil, None for nothing.
     role: what it belongs to.
     identity: whether another value makes another run.
+    shared: whether runs that are compared must have the same value.
   """
 
   name: str
@@ -201,6 +211,7 @@ class Field(NamedTuple):
   check: Check | None
   role: Role
   identity: bool
+  shared: bool
 
 
 class Options:
@@ -250,7 +261,7 @@ def fields(cls: type[Options]) -> list[Field]:
   for field in dataclasses.fields(cls):
     kind, optional = _without_none(hints[field.name])
     role = field.metadata.get("role") or cls.role
-    identity = field.metadata.get("identity")
+    identity, shared = map(field.metadata.get, ("identity", "shared"))
     found.append(
       Field(
         name=field.name,
@@ -261,6 +272,7 @@ def fields(cls: type[Options]) -> list[Field]:
         check=field.metadata.get("check"),
         role=role,
         identity=role is not Role.MACHINE if identity is None else identity,
+        shared=role is Role.TESTING if shared is None else shared,
       )
     )
   return found

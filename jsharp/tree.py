@@ -64,6 +64,16 @@ def inner_product(a: Any, b: Any) -> jax.Array:
   return _dot(wide, widen(rights)[0], dtype)
 
 
+def add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
+  """`a + scale * b`, with the scale in the dtype of each leaf.
+
+  Example:
+    >>> add_scaled(jnp.ones(2), jnp.array(2.0), jnp.array([1.0, 0.5])).tolist()
+    [3.0, 2.0]
+  """
+  return jax.tree.map(lambda x, y: x + scale.astype(x.dtype) * y, a, b)
+
+
 def orthogonal_part(of: Any, to: Any) -> Any:
   """What is left of the tree `of` without its projection on `to`.
 

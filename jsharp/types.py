@@ -1,4 +1,4 @@
-"""The nouns shared by every room: batches, tasks, state, the algorithm bundle.
+"""The types that all of jsharp shares: batches, tasks, state, the algorithm bundle.
 
 All of them are NamedTuples, so they are pytrees: `jax.tree.map`, `jax.jit` and
 `jax.vmap` accept them as they are. Build and read them by name.
@@ -31,6 +31,9 @@ The keywords are static. None means as in training."""
 
 Chunk = int | Literal["in_order"] | None
 """How many tasks are computed at a time, see `jsharp.core.objectives.over_tasks`."""
+
+Convolution = Literal["auto", "auto_winograd", "direct", "im2col", "winograd"]
+"""How a convolution is computed, see `jsharp.nn.conv2d`."""
 
 Mask = Callable[[Params], Any]
 """`mask(params) -> pytree of bool` with the structure of `params`."""

@@ -11,7 +11,7 @@ from jsharp import _catalogue
 from jsharp.options import MISSING, fields
 
 ROOT = pathlib.Path(__file__).parents[1]
-KINDS = ("algorithm", "network", "dataset", "labelled dataset")
+KINDS = tuple(_catalogue._PACKAGES)
 OWN = """
 import dataclasses
 from typing import ClassVar

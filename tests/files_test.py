@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from jsharp._files import write_atomically
+from jsharp._files import read_table, write_atomically, write_json
 
 
 class FilesTest(absltest.TestCase):
@@ -51,6 +51,21 @@ class FilesTest(absltest.TestCase):
     ):
       write_atomically(self.path, b"new")
     self.assertEqual(calls, ["fsync", "replace", "fsync"])
+
+  def test_json_is_strict_and_its_damage_is_named(self):
+    write_json(self.path, {"a": [1, None]})
+    self.assertEqual(read_table(self.path), {"a": [1, None]})
+    with self.assertRaisesRegex(ValueError, "not JSON compliant"):
+      write_json(self.path, {"a": float("nan")})
+    self.assertEqual(read_table(self.path), {"a": [1, None]})
+    for content, message in (
+      (b"[3]", "file is damaged: it holds no table"),
+      (b'{"a": ', "file is damaged: Expecting"),
+      (b"\xff\xfe\xfa", "file is damaged: .*decode"),
+    ):
+      self.path.write_bytes(content)
+      with self.assertRaisesRegex(ValueError, message):
+        read_table(self.path)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class Run(Options):
   ways: tuple[int, ...] | None = option(None, check=each(at_least(1), "needs counts."))
   span: tuple[float, ...] = option((0.8, 1.2), check=interval("needs LOW,HIGH."))
   steps: int = option(10, role=Role.TRAINING, identity=False)
+  folder: str = option("", role=Role.MACHINE, shared=True)
+  besides: int = option(0, role=Role.TESTING, shared=False)
   tasks: int | None = option(None, role=Role.TESTING)
   machine: Machine = option(Machine(), role=Role.MACHINE)
 
@@ -141,9 +143,13 @@ class SelectionTest(absltest.TestCase):
   def test_fields_of_a_role_by_their_path(self):
     run = Run(shape=Ball(), tasks=5)
     testing = options.select(run, lambda field: field.role is Role.TESTING)
-    self.assertEqual(testing, {"tasks": 5})
+    self.assertEqual(testing, {"besides": 0, "tasks": 5})
     learner = options.select(run, lambda field: field.role is Role.LEARNER)
     self.assertContainsSubset({"shape": "ball", "shape.rho": 0.05}, learner)
+
+  def test_comparisons_share_the_test_unless_a_field_says_otherwise(self):
+    shared = options.select(Run(shape=Ball(), tasks=5), lambda field: field.shared)
+    self.assertEqual(shared, {"folder": "", "tasks": 5})
 
 
 if __name__ == "__main__":

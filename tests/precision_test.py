@@ -155,7 +155,7 @@ class PrecisionTest(parameterized.TestCase):
     x, w = jnp.ones([2, 6, 6, 3]), jnp.ones([3, 3, 3, 4])
 
     def loss(x, w):
-      return jnp.sum(jnp.sin(conv2d(x, w, implementation=form)))
+      return jnp.sum(jnp.sin(conv2d(x, w, convolution=form)))
 
     def second(x, w):
       return jax.grad(lambda w: jnp.sum(jax.grad(loss)(x, w) ** 2))(w)

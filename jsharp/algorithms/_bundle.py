@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from jsharp.core.descent import descend
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import OverTasksFn, after_adaptation, over_tasks
 from jsharp.types import (
   AdaptFn,
-  Chunk,
   MetaAlgorithm,
   MetaState,
   Metrics,
@@ -21,18 +21,20 @@ from jsharp.types import (
 )
 
 
-def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: Chunk) -> OverTasksFn:
+def meta_gradient(
+  task_loss_fn: TaskLossFn, *, execution: Execution = Execution()
+) -> OverTasksFn:
   """The value and gradient of the meta-objective: means of per-task ones.
 
   Args:
     task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`.
-    task_chunk: see `jsharp.core.objectives.over_tasks`.
+    execution: how it is executed.
 
   Returns:
     `(params, tasks) -> ((loss, metrics), grads)` with metrics per task.
 
   Example:
-    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}), task_chunk=None)
+    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}))
     >>> (loss, metrics), grads = fn(1.0, jnp.array([1.0, 3.0]))
     >>> float(loss), metrics["loss"].tolist(), float(grads)
     (2.0, [1.0, 3.0], 2.0)
@@ -44,7 +46,7 @@ def meta_gradient(task_loss_fn: TaskLossFn, *, task_chunk: Chunk) -> OverTasksFn
     )
     return (loss, grads), metrics
 
-  mapped = over_tasks(one_task, chunk=task_chunk)
+  mapped = over_tasks(one_task, chunk=execution.task_chunk)
 
   def mean_gradient(params: Params, tasks: Task) -> tuple[Any, Any]:
     (loss, grads), metrics = mapped(params, tasks)
@@ -73,7 +75,7 @@ def meta_step(
     `step(state, tasks) -> (state, metrics)`.
 
   Example:
-    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}), task_chunk=None)
+    >>> fn = meta_gradient(lambda w, t: (w * t, {"loss": w * t}))
     >>> step = meta_step(fn, optax.sgd(0.5))
     >>> start = MetaState(jnp.int32(0), jnp.float32(1), optax.sgd(0.5).init(1.0))
     >>> state, metrics = step(start, jnp.array([1.0, 3.0]))
@@ -129,7 +131,7 @@ def bundle(
   outer_optimizer: optax.GradientTransformation,
   *,
   prepare: Callable[[Params], Params] = lambda params: params,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
 
@@ -140,7 +142,7 @@ def bundle(
     outer_optimizer: any optax optimizer.
     prepare: `prepare(params) -> params`: what is meta-learned, made of a model's
       initial parameters; for algorithms that learn more than these.
-    task_chunk: see `jsharp.core.objectives.over_tasks`.
+    execution: how it is executed.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -156,7 +158,7 @@ def bundle(
     1.5
   """
   gradient_fn = meta_gradient(
-    after_adaptation(adapt, query_loss_fn), task_chunk=task_chunk
+    after_adaptation(adapt, query_loss_fn), execution=execution
   )
   init = initialisation(outer_optimizer)
   return MetaAlgorithm(

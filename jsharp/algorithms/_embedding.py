@@ -98,7 +98,7 @@ def made_of_embedding(
       apply_fn,
       problem.outer.optimizer(problem.sharpness),
       way=way,
-      task_chunk=problem.execution.task_chunk,
+      execution=problem.execution,
     )
 
   return Made(

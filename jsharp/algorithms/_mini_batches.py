@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from jsharp._checks import check_count
-from jsharp.core.adaptation import adapted_value_and_grad, join, repeated, split
-from jsharp.core.descent import descend
-from jsharp.types import Batch, LossFn, Mask, Params
+from jsharp.core.adaptation import join, optimised, split
+from jsharp.core.execution import Execution
+from jsharp.types import Batch, LossFn, Mask, Metrics, Params
 
 
 def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarray:
@@ -63,6 +63,7 @@ def mini_batch_loop(
   num_steps: int,
   batch_size: int | None,
   adapted_mask: Mask | None = None,
+  execution: Execution = Execution(),
   name: str = "batch_size",
 ) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
   """The inner loop on mini-batches of the support set, from a given optimizer state.
@@ -73,6 +74,7 @@ def mini_batch_loop(
     num_steps: the number of steps.
     batch_size: rows per step, see `mini_batches`; None for the whole support set.
     adapted_mask: which leaves are changed.
+    execution: how the steps are repeated.
     name: what the caller calls `batch_size`, for messages.
 
   Returns:
@@ -91,7 +93,6 @@ def mini_batch_loop(
   """
   if batch_size is not None:
     batch_size = check_count(name, batch_size)
-  optimizer = optax.with_extra_args_support(optimizer)
 
   def loop(params: Params, opt_state: Any, support: Batch) -> tuple[Params, Any]:
     params = jax.tree.map(jnp.asarray, params)
@@ -106,17 +107,17 @@ def mini_batch_loop(
         )
       rows = mini_batches(num_examples, size=batch_size, num_batches=num_steps)
 
-    def step(carry: Any, i: Any) -> tuple[Any, None]:
+    def loss_at(i: Any, adapted: Params) -> tuple[jax.Array, Metrics]:
       batch = support
       if rows is not None:
         # NumPy's rows are constants while `i` is one.
         chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
         batch = jax.tree.map(lambda x: x[chosen], support)
-      value_and_grad_fn = adapted_value_and_grad(loss_fn, others, batch)
-      adapted, opt_state, _ = descend(optimizer, value_and_grad_fn, *carry)
-      return (adapted, opt_state), None
+      return loss_fn(join(adapted, others), batch)
 
-    carry, _ = repeated(step, (adapted, opt_state), length=num_steps)
-    return join(carry[0], others), carry[1]
+    adapted, opt_state, _ = optimised(
+      optimizer, loss_at, adapted, opt_state, num_steps=num_steps, execution=execution
+    )
+    return join(adapted, others), opt_state
 
   return loop

@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
   def module(self, num_outputs: int | None) -> Any:
     """The network as a Linen module, computed as the problem says."""
-    return self.network.module(num_outputs)
+    return self.network.module(num_outputs, convolution=self.execution.convolution)
 
 
 class Made(NamedTuple):
@@ -111,6 +111,13 @@ class Algorithm(Options):
     """Builds the algorithm for a network."""
     raise NotImplementedError
 
+  def check(self, network: Network) -> None:
+    """Refuses options that do not go with a network.
+
+    Raises:
+      ValueError: naming the option, its value and the fix.
+    """
+
   def phases(self, support: int, query: int, sharpness: "Sharpness") -> Phases:
     """What a task with so many examples costs, in gradients of single examples.
 
@@ -118,8 +125,14 @@ class Algorithm(Options):
     Hessian-vector product counts as two. Free are a forward pass that only measures,
     and steps of a head alone. What `second_order` computes a second time is not
     priced: it belongs to the machine.
+
+    Raises:
+      ValueError: if the algorithm has no price.
     """
-    raise NotImplementedError
+    raise ValueError(
+      f"--algorithm={self.name} has no price in gradients; give its description a "
+      "method phases, as those in jsharp/algorithms have"
+    )
 
   def without_derivative(self) -> str | None:
     """Why the loss after adaptation has no derivative to measure; None if it has."""

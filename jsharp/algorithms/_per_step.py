@@ -1,15 +1,12 @@
 """What belongs to one step of the inner loop: copies of leaves, and statistics."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jsharp.core.adaptation import join, repeated, split
-from jsharp.core.descent import descend
+from jsharp.core.adaptation import join, split
 from jsharp.losses import Criterion
 from jsharp.types import Batch, Mask, Metrics, Params
 
@@ -180,43 +177,3 @@ def averaged(kept: Any, seen: Any, *, decay: float, step: Any) -> Any:
   return jax.tree.map(
     lambda k, s: (1 - new).astype(k.dtype) * k + new.astype(k.dtype) * s, kept, seen
   )
-
-
-def run_steps(
-  optimizer: optax.GradientTransformation,
-  loss_at: Callable[[Any, Params], tuple[jax.Array, Any]],
-  params: Params,
-  *,
-  num_steps: int,
-  look: Callable[[Any, Params], Any] | None = None,
-) -> tuple[Params, Any, Any]:
-  """Optimizer steps on a loss that may be another one at every step.
-
-  Args:
-    optimizer: any optax optimizer; its state starts anew.
-    loss_at: `loss_at(i, params) -> (loss, aux)` for step i = 0, 1, ...
-    params: where to start.
-    num_steps: the number of steps.
-    look: `look(i, params)`, called with the parameters after i = 1, 2, ... steps.
-
-  Returns:
-    The parameters at the end, and `[num_steps, ...]` of each step's `aux` and `look`.
-
-  Example:
-    >>> w, before, after = run_steps(optax.sgd(1.0), lambda i, w: (w * (i + 1), w),
-    ...   jnp.float32(0), num_steps=2, look=lambda i, w: 10 * i + w)
-    >>> float(w), before.tolist(), after.tolist()
-    (-3.0, [0.0, -1.0], [9.0, 17.0])
-  """
-  optimizer = optax.with_extra_args_support(optimizer)
-
-  def step(carry: tuple[Params, Any], i: Any) -> tuple[tuple[Params, Any], Any]:
-    value_and_grad_fn = jax.value_and_grad(functools.partial(loss_at, i), has_aux=True)
-    params, opt_state, aux = descend(optimizer, value_and_grad_fn, *carry)
-    return (params, opt_state), (aux, () if look is None else look(i + 1, params))
-
-  if num_steps == 0:
-    return params, (), ()
-  carry = params, optimizer.init(params)
-  carry, (aux, looks) = repeated(step, carry, length=num_steps)
-  return carry[0], aux, looks

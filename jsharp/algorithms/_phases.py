@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jsharp._checks import check_count
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import over_tasks
 from jsharp.losses import first_order
-from jsharp.types import Chunk, LossFn, Metrics, Params, Task
+from jsharp.types import LossFn, Metrics, Params, Task
 
 StepWeightsFn = Callable[[Any], jax.Array]
 """`weights(step) -> [num_inner_steps]`."""
@@ -78,7 +79,7 @@ def phased_gradient(
   step_weights: StepWeightsFn | None,
   num_inner_steps: int,
   first_order_steps: int,
-  task_chunk: Chunk,
+  execution: Execution = Execution(),
 ) -> Callable[[jax.Array, Params, Task], tuple[Any, Any]]:
   """The value and gradient of a meta-objective that depends on the meta-step.
 
@@ -90,7 +91,7 @@ def phased_gradient(
     step_weights: `step -> [num_inner_steps]`; the last loss alone if None.
     num_inner_steps: the number of losses.
     first_order_steps: the number of meta-steps whose `order` is `first_order`.
-    task_chunk: see `jsharp.core.objectives.over_tasks`.
+    execution: how it is executed.
 
   Returns:
     `(step, params, tasks) -> ((loss, (metrics, averaged)), grads)`, metrics per task
@@ -104,7 +105,7 @@ def phased_gradient(
     ...   loss = order(lambda w, x: (w * x, {}))(w, task)[0]
     ...   return (loss if weights is None else weights[0] * loss), ({"loss": loss}, ())
     >>> fn = phased_gradient(task_loss_fn, num_inner_steps=2, first_order_steps=1,
-    ...   step_weights=lambda step: jnp.array([0.5, 0.5]), task_chunk=None)
+    ...   step_weights=lambda step: jnp.array([0.5, 0.5]))
     >>> (loss, (metrics, _)), grad = fn(0, jnp.float32(4), jnp.array([1.0, 3.0]))
     >>> float(loss), float(grad), metrics["loss"].tolist()
     (4.0, 1.0, [4.0, 12.0])
@@ -126,7 +127,7 @@ def phased_gradient(
       (loss, (metrics, averaged)), grads = value_and_grad_fn(params, task)
       return (loss, grads, averaged), metrics
 
-    return over_tasks(one_task, chunk=task_chunk)
+    return over_tasks(one_task, chunk=execution.task_chunk)
 
   def of_order(order: Order, step: Any) -> Callable[[Params, Task], Any]:
     last = phase(order, None)

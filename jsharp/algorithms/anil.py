@@ -32,11 +32,11 @@ from jsharp.algorithms._options import (
   gradient_based,
 )
 from jsharp.core.adaptation import inner_loop, join, split
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.models import part_mask
 from jsharp.types import (
   Batch,
-  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -53,7 +53,7 @@ def anil(
   head: Mask,
   num_inner_steps: int,
   query_loss_fn: TaskLossFn | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds ANIL.
 
@@ -68,7 +68,7 @@ def anil(
     num_inner_steps: inner steps in training.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -104,7 +104,10 @@ def anil(
       lambda adapted: loss_fn(join(adapted, others), support), adapted
     )
     loop = inner_loop(
-      lambda adapted, _: head_loss(adapted), inner_optimizer, num_steps=num_inner_steps
+      lambda adapted, _: head_loss(adapted),
+      inner_optimizer,
+      num_steps=num_inner_steps,
+      execution=execution,
     )
     adapted = loop(adapted, support, num_steps=num_steps, optimizer=optimizer)
     return join(adapted, others)
@@ -113,7 +116,7 @@ def anil(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -133,7 +136,7 @@ class ANIL(InnerLoop):
         problem.outer.optimizer(problem.sharpness),
         head=part_mask(problem.network.head),
         num_inner_steps=self.num_inner_steps,
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

@@ -38,11 +38,12 @@ from jsharp.algorithms._options import (
   Sharpness,
   constant_cost,
 )
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import Criterion, batch_loss, cross_entropy
 from jsharp.models import AttentionLearner, as_learner_functions, first_outputs
 from jsharp.options import at_least, option
-from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 
 class InContext(NamedTuple):
@@ -63,7 +64,7 @@ def black_box(
   *,
   criterion: Criterion = cross_entropy,
   query_loss_fn: TaskLossFn | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds a black-box learner; `adapt` gives an `InContext`.
 
@@ -74,7 +75,7 @@ def black_box(
     criterion: `criterion(outputs, targets) -> (loss, metrics)` on the query set.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_in_context`; `criterion` on the query set if None.
-    task_chunk: how many tasks are batched at a time, the memory dial.
+    execution: how it is executed: tasks at a time, the memory dial.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -95,7 +96,7 @@ def black_box(
     without_inner_loop("black_box", InContext),
     query_loss_fn or on_query(batch_loss(predict, criterion)),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -153,7 +154,7 @@ class BlackBox(Algorithm):
         apply_fn,
         problem.outer.optimizer(problem.sharpness),
         query_loss_fn=on_query(loss_fn),
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
       )
 
     return Made(

@@ -94,6 +94,6 @@ class BOIL(MAML):
       head=part_mask(problem.network.head),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      task_chunk=problem.execution.task_chunk,
+      execution=problem.execution,
       **options,
     )

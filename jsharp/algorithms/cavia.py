@@ -41,12 +41,12 @@ from jsharp.algorithms._options import (
   constant_cost,
 )
 from jsharp.core.adaptation import inner_loop
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.models import as_context_functions, first_outputs
 from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
-  Chunk,
   LossFn,
   MetaAlgorithm,
   Params,
@@ -74,7 +74,7 @@ def cavia(
   context: Params,
   num_inner_steps: int,
   query_loss_fn: TaskLossFn | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds CAVIA.
 
@@ -89,8 +89,7 @@ def cavia(
     num_inner_steps: inner steps in training.
     query_loss_fn: `(contextual, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    task_chunk: how many tasks are batched at a time; None takes what suits the
-      backend.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `init` takes and
@@ -128,6 +127,7 @@ def cavia(
     inner_optimizer,
     num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
     adapted_mask=context_only,
+    execution=execution,
   )
 
   def adapt(
@@ -145,7 +145,7 @@ def cavia(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -164,7 +164,9 @@ class CAVIA(InnerLoop, SecondOrderOptions):
   def make(self, problem: Problem) -> Made:
     is_regression = problem.criterion is losses.squared_error
     size = self.context_size or (5 if is_regression else 100)
-    module = problem.network.with_context(problem.num_outputs, size)
+    module = problem.network.with_context(
+      problem.num_outputs, size, convolution=problem.execution.convolution
+    )
     init_fn, apply_fn = problem.functions(module, as_context_functions)
     optimizers = self.optimizers(problem, self.inner_lr)
 
@@ -177,7 +179,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
         problem.outer.optimizer(problem.sharpness),
         context=jnp.zeros(size),
         num_inner_steps=self.num_inner_steps,
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
         **options,
       )
 

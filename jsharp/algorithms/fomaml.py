@@ -78,7 +78,7 @@ class FOMAML(InnerLoop, NormOptions):
         problem.outer.optimizer(problem.sharpness),
         num_inner_steps=self.num_inner_steps,
         adapted_mask=self.mask(problem),
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

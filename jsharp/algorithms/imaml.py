@@ -48,13 +48,13 @@ from jsharp.core.adaptation import (
   join,
   split,
 )
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.options import at_least, option, positive
-from jsharp.tree import inner_product, length, unit
+from jsharp.tree import add_scaled, inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,
-  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -74,7 +74,7 @@ def imaml(
   num_cg_steps: int = 5,
   query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds iMAML.
 
@@ -94,8 +94,7 @@ def imaml(
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None. The others are meta-learned, their effect on the solution included.
-    task_chunk: how many tasks are batched at a time; None takes what suits the
-      backend.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -121,12 +120,13 @@ def imaml(
     proximity=proximity,
     num_cg_steps=num_cg_steps,
     adapted_mask=adapted_mask,
+    execution=execution,
   )
   return bundle(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -138,6 +138,7 @@ def implicit_adaptation(
   proximity: float,
   num_cg_steps: int = 5,
   adapted_mask: Mask | None = None,
+  execution: Execution = Execution(),
 ) -> AdaptFn:
   """An inner loop whose derivative is that of the problem's solution.
 
@@ -152,6 +153,7 @@ def implicit_adaptation(
     num_cg_steps: steps of conjugate gradients for the derivative.
     adapted_mask: which leaves are changed. The others are arguments of the inner
       problem.
+    execution: how the steps are repeated.
 
   Returns:
     `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`, as from
@@ -182,7 +184,11 @@ def implicit_adaptation(
       return loss + proximity / 2 * square, metrics
 
     loop = inner_loop(
-      regularised, optimizer, num_steps=num_steps, adapted_mask=adapted_mask
+      regularised,
+      optimizer,
+      num_steps=num_steps,
+      adapted_mask=adapted_mask,
+      execution=execution,
     )
     return loop(params, support)
 
@@ -258,9 +264,6 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   scale = length(vector)
   start = unit(vector)
 
-  def along(x: Params, step: jax.Array, direction: Params) -> Params:
-    return jax.tree.map(lambda a, b: a + step.astype(a.dtype) * b, x, direction)
-
   def step(_: Any, carry: Any) -> Any:
     x, residual, direction, square = carry
     product = matrix(direction)
@@ -269,13 +272,13 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
     curvature = jnp.where(jnp.isinf(curvature), jnp.nan, curvature)
     goes_on = ~((curvature <= 0) | (square == 0))
     size = square / jnp.where(goes_on, curvature, 1)
-    residual = along(residual, -size, product)
+    residual = add_scaled(residual, -size, product)
     new_square = inner_product(residual, residual)
     ratio = new_square / jnp.where(goes_on, square, 1)
     new = (
-      along(x, size, direction),
+      add_scaled(x, size, direction),
       residual,
-      along(residual, ratio, direction),
+      add_scaled(residual, ratio, direction),
       new_square,
     )
     # Nothing changes at a stop, so the next step comes to the same end.
@@ -315,7 +318,7 @@ class IMAML(InnerLoop, NormOptions):
         proximity=self.proximity,
         num_cg_steps=self.num_cg_steps,
         adapted_mask=self.mask(problem),
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
       )
 
     return gradient_based(problem, build, optimizers["at_test"])

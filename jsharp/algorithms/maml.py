@@ -29,8 +29,9 @@ from jsharp.algorithms._options import (
   gradient_based,
 )
 from jsharp.core.adaptation import inner_loop
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
-from jsharp.types import Chunk, LossFn, Mask, MetaAlgorithm, TaskLossFn
+from jsharp.types import LossFn, Mask, MetaAlgorithm, TaskLossFn
 
 
 def maml(
@@ -41,7 +42,7 @@ def maml(
   num_inner_steps: int,
   query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds MAML; other algorithms of its family are other links in the chains.
 
@@ -57,8 +58,7 @@ def maml(
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop
       changes; all if None. The others are meta-learned all the same.
-    task_chunk: how many tasks are batched at a time, the memory dial; None
-      takes what suits the backend.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -82,12 +82,13 @@ def maml(
     inner_optimizer,
     num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
     adapted_mask=adapted_mask,
+    execution=execution,
   )
   return bundle(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -120,7 +121,7 @@ class MAML(InnerLoop, NormOptions, SecondOrderOptions):
       problem.outer.optimizer(problem.sharpness),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      task_chunk=problem.execution.task_chunk,
+      execution=problem.execution,
       **options,
     )
 

@@ -63,7 +63,6 @@ from jsharp.algorithms._per_step import (
   copied,
   row,
   rows_of,
-  run_steps,
 )
 from jsharp.algorithms._phases import (
   Order,
@@ -71,14 +70,14 @@ from jsharp.algorithms._phases import (
   annealed_step_weights,
   phased_gradient,
 )
-from jsharp.core.adaptation import chosen_steps
+from jsharp.core.adaptation import chosen_steps, optimised
 from jsharp.core.descent import descend
+from jsharp.core.execution import Execution
 from jsharp.core.transforms import learned_step_rates
-from jsharp.models import first_outputs, norm_mask, with_statistics
+from jsharp.models import Network, first_outputs, norm_mask, with_statistics
 from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
-  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -122,7 +121,7 @@ def maml_plus_plus(
   statistics_decay: float | None = None,
   query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds MAML++.
 
@@ -150,7 +149,7 @@ def maml_plus_plus(
       `loss_fn` on the query set if None, and always with `statistics_decay`.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None.
-    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions. `state.params` are `PlusPlusParams`;
@@ -215,12 +214,16 @@ def maml_plus_plus(
       value, metrics = query_loss_fn(at(i, adapted), task)
       return value, (metrics, None)
 
-    adapted, (_, seen), looks = run_steps(
+    def see(i: Any, adapted: Params, aux: Any) -> tuple[Any, Any]:
+      return aux, () if weights is None else query_at(i + 1, adapted)
+
+    adapted, _, ((_, seen), looks) = optimised(
       with_rates(inner_optimizer, point),
       support_at,
       adapted,
       num_steps=num_inner_steps,
-      look=None if weights is None else query_at,
+      see=see,
+      execution=execution,
     )
     if weights is None:
       end, (metrics, last) = query_at(num_inner_steps, adapted)
@@ -236,7 +239,7 @@ def maml_plus_plus(
     step_weights=step_weights,
     num_inner_steps=num_inner_steps,
     first_order_steps=first_order_steps,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
   def init(params: Any) -> MetaState:
@@ -300,7 +303,9 @@ def maml_plus_plus(
       return full_loss_fn(at(i, adapted), support, row(running, i))
 
     chain = with_rates(optimizer or inner_optimizer, point)
-    adapted, _, _ = run_steps(chain, support_at, adapted, num_steps=length)
+    adapted, _, _ = optimised(
+      chain, support_at, adapted, num_steps=length, execution=execution
+    )
     params = at(length, adapted)
     if keeps_statistics:
       return Variables(params, row(running, length))
@@ -351,6 +356,18 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
       raise ValueError(
         f"--second_order={self.second_order} goes with losses that keep no running "
         "statistics; drop it, or --running_statistics"
+      )
+
+  def check(self, network: Network) -> None:
+    own = self.learn_rates
+    if network.has_norm:
+      own = own or self.per_step_norm or self.running_statistics
+    trained, tested = self.num_inner_steps, self.num_eval_inner_steps or 0
+    if own and tested > trained:
+      raise ValueError(
+        f"--num_eval_inner_steps={tested} must be at most --num_inner_steps={trained}: "
+        "later steps have no rates, scales or statistics; train with more inner steps, "
+        "or pass --nolearn_rates and --noper_step_norm without --running_statistics"
       )
 
   def make(self, problem: Problem) -> Made:
@@ -412,7 +429,7 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
       first_order_steps=self.first_order_steps,
       per_step=norm_mask if own_norm else None,
       adapted_mask=self.mask(problem),
-      task_chunk=problem.execution.task_chunk,
+      execution=problem.execution,
       **options,
     )
 

@@ -33,12 +33,12 @@ from jsharp.algorithms._options import (
   gradient_based,
 )
 from jsharp.core.adaptation import inner_loop, split
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.core.transforms import learned_rates
 from jsharp.options import interval, option
 from jsharp.types import (
   Batch,
-  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -72,7 +72,7 @@ def meta_sgd(
   key: jax.Array | None = None,
   query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds Meta-SGD.
 
@@ -91,7 +91,7 @@ def meta_sgd(
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes,
       which are those with rates; all if None.
-    task_chunk: how many tasks are batched at a time, as in `jsharp.algorithms.maml`.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions. `init(params)` sets up a state whose `params` are
@@ -140,6 +140,7 @@ def meta_sgd(
       optax.chain(optimizer or inner_optimizer, learned_rates(with_rates.rates)),
       num_steps=num_inner_steps,
       adapted_mask=adapted_mask,
+      execution=execution,
     )
     return loop(with_rates.params, support, num_steps=num_steps)
 
@@ -148,7 +149,7 @@ def meta_sgd(
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
     prepare=prepare,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 
@@ -178,7 +179,7 @@ class MetaSGD(InnerSteps, NormOptions, SecondOrderOptions):
         inner_lr=(low, high),
         key=jax.random.fold_in(problem.key, 1),
         adapted_mask=self.mask(problem),
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
         **options,
       )
 

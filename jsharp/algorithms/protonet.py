@@ -39,9 +39,10 @@ from jsharp.algorithms._options import (
   Sharpness,
   constant_cost,
 )
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
-from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 _BEHIND = 1e3
 """By how many nats a class without support examples is behind the last other one."""
@@ -67,7 +68,7 @@ def protonet(
   *,
   way: int,
   query_loss_fn: TaskLossFn | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds a prototypical network; `adapt` gives a `WithPrototypes`.
 
@@ -82,7 +83,7 @@ def protonet(
     way: the number of classes of a task.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_prototypes`; cross-entropy on the query set if None.
-    task_chunk: how many tasks are batched at a time, the memory dial.
+    execution: how it is executed: tasks at a time, the memory dial.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -121,7 +122,7 @@ def protonet(
     without_inner_loop("protonet", adapt),
     query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 

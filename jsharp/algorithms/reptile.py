@@ -45,11 +45,11 @@ from jsharp.algorithms._options import (
   gradient_based,
 )
 from jsharp.core.adaptation import chosen_steps, join, split
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query, over_tasks
 from jsharp.options import at_least, option
 from jsharp.types import (
   Batch,
-  Chunk,
   LossFn,
   Mask,
   MetaAlgorithm,
@@ -83,7 +83,7 @@ def reptile(
   keep_inner_state: bool = False,
   query_loss_fn: TaskLossFn | None = None,
   adapted_mask: Mask | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds Reptile.
 
@@ -105,8 +105,7 @@ def reptile(
       `loss_fn` on the query set if None. Nothing is learned from it.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None. The others are not learned: they have no `params - adapted`.
-    task_chunk: how many tasks are batched at a time; None takes what suits the
-      backend.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`. Metrics are those of the query
@@ -134,6 +133,7 @@ def reptile(
     num_steps=num_inner_steps,
     batch_size=inner_batch_size,
     adapted_mask=adapted_mask,
+    execution=execution,
     name="inner_batch_size",
   )
 
@@ -147,7 +147,7 @@ def reptile(
     averaged, others = _split_inexact(inner_state if keep_inner_state else ())
     return (loss, gradient, averaged), ({"loss": loss, **metrics}, others)
 
-  mapped = over_tasks(one_task, chunk=task_chunk)
+  mapped = over_tasks(one_task, chunk=execution.task_chunk)
 
   def adapt(
     start: Any,
@@ -166,6 +166,7 @@ def reptile(
       num_steps=chosen_steps(num_steps, num_inner_steps),
       batch_size=inner_batch_size if batch_size is None else batch_size,
       adapted_mask=adapted_mask,
+      execution=execution,
       name="inner_batch_size" if batch_size is None else "batch_size",
     )
     return adapting_loop(params, inner_state, support)[0]
@@ -246,7 +247,7 @@ class Reptile(InnerLoop):
         num_inner_steps=self.num_inner_steps,
         inner_batch_size=self.inner_batch_size,
         keep_inner_state=self.keep_inner_state,
-        task_chunk=problem.execution.task_chunk,
+        execution=problem.execution,
       )
 
     return gradient_based(problem, build, at_test)

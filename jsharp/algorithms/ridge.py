@@ -41,9 +41,10 @@ from jsharp.algorithms._options import (
   Sharpness,
   constant_cost,
 )
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
-from jsharp.types import ApplyFn, Batch, Chunk, MetaAlgorithm, Params, TaskLossFn
+from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 _MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
 
@@ -89,7 +90,7 @@ def ridge(
   scale: float = 10.0,
   offset: float = 0.0,
   query_loss_fn: TaskLossFn | None = None,
-  task_chunk: Chunk = None,
+  execution: Execution = Execution(),
 ) -> MetaAlgorithm:
   """Builds R2-D2: `init` makes a `WithRidge`, `adapt` a `FittedRidge` of it.
 
@@ -109,7 +110,7 @@ def ridge(
     offset: what is added to start with.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_ridge`; cross-entropy on the query set if None.
-    task_chunk: how many tasks are batched at a time, the memory dial.
+    execution: how it is executed: tasks at a time, the memory dial.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -156,7 +157,7 @@ def ridge(
     query_loss_fn or on_query(batch_loss(predict, cross_entropy)),
     outer_optimizer,
     prepare=prepare,
-    task_chunk=task_chunk,
+    execution=execution,
   )
 
 

@@ -41,8 +41,15 @@ import optax
 from jsharp.algorithms._bundle import meta_gradient, meta_step
 from jsharp.algorithms._options import Problem
 from jsharp.algorithms.maml import MAML, maml
-from jsharp.core.adaptation import adapted_value_and_grad, inner_loop, join, split
+from jsharp.core.adaptation import (
+  adapted_value_and_grad,
+  inner_loop,
+  join,
+  repeated,
+  split,
+)
 from jsharp.core.descent import descend
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import after_adaptation, on_query
 from jsharp.core.transforms import stop_gradient
 from jsharp.options import option
@@ -63,6 +70,7 @@ def sharp_maml(
   reuse_perturbation: bool = False,
   sharp_adaptation: bool | None = None,
   num_inner_steps: int,
+  execution: Execution = Execution(),
   **options: Any,
 ) -> MetaAlgorithm:
   """Builds Sharp-MAML: low with `inner_rho`, up with `outer_rho`, both with both.
@@ -88,6 +96,7 @@ def sharp_maml(
     sharp_adaptation: whether `adapt` takes SAM steps where it is given no optimizer;
       None for the authors' choice: low does, up and both do not.
     num_inner_steps: inner steps in training.
+    execution: how it is executed: tasks at a time, inner steps in a loop or not.
     **options: further keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
@@ -145,18 +154,22 @@ def sharp_maml(
     sharp_inner,
     outer_optimizer,
     num_inner_steps=num_inner_steps,
+    execution=execution,
     **options,
   )
   adapt, adapted_mask = algorithm.adapt, options.get("adapted_mask")
   if not sharp_adaptation:
     plain_adapt = inner_loop(
-      loss_fn, inner_optimizer, num_steps=num_inner_steps, adapted_mask=adapted_mask
+      loss_fn,
+      inner_optimizer,
+      num_steps=num_inner_steps,
+      adapted_mask=adapted_mask,
+      execution=execution,
     )
     algorithm = algorithm._replace(adapt=plain_adapt)
   if not reuse_perturbation:
     return algorithm
 
-  task_chunk = options.get("task_chunk")
   query_loss_fn = options.get("query_loss_fn") or on_query(loss_fn)
   adapt_reusing = reusing_inner_loop(
     loss_fn,
@@ -164,12 +177,13 @@ def sharp_maml(
     inner_optimizer,
     num_steps=num_inner_steps,
     adapted_mask=adapted_mask,
+    execution=execution,
   )
   first_pass = meta_gradient(
-    after_adaptation(adapt, query_loss_fn), task_chunk=task_chunk
+    after_adaptation(adapt, query_loss_fn), execution=execution
   )
   second_pass = meta_gradient(
-    after_adaptation(adapt_reusing, query_loss_fn), task_chunk=task_chunk
+    after_adaptation(adapt_reusing, query_loss_fn), execution=execution
   )
 
   def outer_grad_fn(point: Params, params: Params, tasks: Task) -> Any:
@@ -190,6 +204,7 @@ def reusing_inner_loop(
   *,
   num_steps: int,
   adapted_mask: Mask | None = None,
+  execution: Execution = Execution(),
 ) -> AdaptFn:
   """The inner loop of equation (14): SAM steps at one point, perturbed as at another.
 
@@ -202,6 +217,7 @@ def reusing_inner_loop(
     optimizer: the optimizer behind the SAM link.
     num_steps: the number of inner steps.
     adapted_mask: the leaves that are changed and perturbed.
+    execution: how the steps are repeated.
 
   Returns:
     `adapt((point, anchor), support) -> adapted`, from `point`.
@@ -220,9 +236,9 @@ def reusing_inner_loop(
     )
     at_point = adapted_value_and_grad(loss_fn, point_rest, support)
     at_anchor = adapted_value_and_grad(loss_fn, anchor_rest, support)
-    point_state, anchor_state = chain.init(point), chain.init(anchor)
-    ascent_state = ascent.init(anchor)
-    for _ in range(num_steps):
+
+    def step(carry: Any, _: Any) -> tuple[Any, None]:
+      (point, point_state), (anchor, anchor_state), ascent_state = carry
       perturbation, ascent_state = ascent.update(
         at_anchor(anchor)[1],
         ascent_state,
@@ -230,14 +246,22 @@ def reusing_inner_loop(
         grad_fn=lambda params: at_anchor(params)[1],
       )
 
-      def perturbed(fn: Any, by: Any = perturbation) -> Any:
-        return lambda params: fn(optax.apply_updates(params, by))
+      def perturbed(fn: Any) -> Any:
+        return lambda params: fn(optax.apply_updates(params, perturbation))
 
       point, point_state, _ = descend(chain, perturbed(at_point), point, point_state)
       anchor, anchor_state, _ = descend(
         chain, perturbed(at_anchor), anchor, anchor_state
       )
-    return join(point, point_rest)
+      return ((point, point_state), (anchor, anchor_state), ascent_state), None
+
+    carry, _ = repeated(
+      step,
+      ((point, chain.init(point)), (anchor, chain.init(anchor)), ascent.init(anchor)),
+      num_steps=num_steps,
+      execution=execution,
+    )
+    return join(carry[0][0], point_rest)
 
   return adapt
 
@@ -283,7 +307,7 @@ class _SharpMAML(MAML):
       sharp_adaptation=sharpness.at_test(self),
       num_inner_steps=self.num_inner_steps,
       adapted_mask=self.mask(problem),
-      task_chunk=problem.execution.task_chunk,
+      execution=problem.execution,
       **options,
     )
 

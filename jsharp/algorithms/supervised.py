@@ -9,8 +9,9 @@ optimizer is called as everywhere in jsharp (`jsharp.core.descent`), so
 `optax.chain(jsharp.sam(0.05), optax.sgd(0.1))` is SAM.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flax import linen as nn
 
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
+from jsharp.options import Options, Role, at_least, between, option, positive
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Metrics, Params, Variables
 
 ExampleLossFn = Callable[[Variables, Batch, bool], tuple[Metrics, Any]]
@@ -144,13 +146,36 @@ def classifier(
     >>> metrics["loss"].round(4).tolist()
     [1.0986000299453735, 1.0986000299453735]
   """
+  init_fn, apply_fn = classifier_functions(module)
+  return init_fn, example_loss(transform(apply_fn))
+
+
+def classifier_functions(
+  module: nn.Module,
+) -> tuple[Callable[[jax.Array, Any], Variables], Callable[..., Any]]:
+  """A Linen module with running statistics as two pure functions.
+
+  Args:
+    module: as for `classifier`.
+
+  Returns:
+    `init_fn(key, inputs) -> Variables` and
+    `apply_fn(params, inputs, *, statistics, train) -> (logits, statistics)`.
+
+  Example:
+    >>> from jsharp.models import ResNet
+    >>> init_fn, apply_fn = classifier_functions(ResNet(num_outputs=3, depth=8))
+    >>> images = jnp.zeros([2, 8, 8, 1])
+    >>> params, statistics = init_fn(jax.random.key(0), images)
+    >>> apply_fn(params, images, statistics=statistics, train=False)[0].shape
+    (2, 3)
+  """
 
   def init_fn(key: jax.Array, inputs: Any) -> Variables:
     # Compiled: hundreds of small kernels otherwise take seconds on a CPU.
     made = jax.jit(lambda key: module.init(key, inputs, False))(key)
     return Variables(made["params"], made.get("batch_stats", {}))
 
-  @transform
   def apply_fn(
     params: Params, inputs: Any, *, statistics: Any, train: bool
   ) -> tuple[jax.Array, Any]:
@@ -158,6 +183,25 @@ def classifier(
     mutable = ["batch_stats"] if train else []
     logits, changed = module.apply(collections, inputs, train, mutable=mutable)
     return logits, changed.get("batch_stats", statistics)
+
+  return init_fn, apply_fn
+
+
+def example_loss(apply_fn: Callable[..., Any]) -> ExampleLossFn:
+  """Cross-entropy and accuracy of each example.
+
+  Args:
+    apply_fn: from `classifier_functions`.
+
+  Returns:
+    The `loss_fn` that `classifier` returns.
+
+  Example:
+    >>> loss_fn = example_loss(lambda params, x, *, statistics, train: (x, statistics))
+    >>> batch = Batch(jnp.array([[0.0, 9.0]]), jnp.array([1]))
+    >>> loss_fn(Variables((), ()), batch, False)[0]["accuracy"].tolist()
+    [1.0]
+  """
 
   def loss_fn(variables: Variables, batch: Batch, train: bool) -> tuple[Metrics, Any]:
     params, statistics = variables
@@ -169,4 +213,68 @@ def classifier(
     right = (jnp.argmax(logits, axis=-1) == batch.targets).astype(logits.dtype)
     return {"loss": losses, "accuracy": right}, statistics
 
-  return init_fn, loss_fn
+  return loss_fn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrdinaryTraining(Options):
+  """Epochs and batches of ordinary training, and its SGD.
+
+  Example:
+    >>> OrdinaryTraining(momentum=1.0)
+    Traceback (most recent call last):
+    ValueError: momentum=1.0: must be at least 0 and below 1; 0.9 is usual.
+  """
+
+  role: ClassVar[Role] = Role.TRAINING
+
+  num_epochs: int = option(20, "Passes over the training images.", check=at_least(1))
+  batch_size: int = option(
+    32,
+    "Images per step; the rest of an epoch that fills no batch is dropped.",
+    check=at_least(1),
+  )
+  lr: float = option(
+    0.1,
+    "Step size at the start.",
+    check=positive("usual values lie between 0.01 and 0.5."),
+  )
+  schedule: Literal["cosine", "constant"] = option(
+    "cosine", "cosine: to 0 over the whole run, without warm-up; constant."
+  )
+  momentum: float = option(
+    0.9, "Momentum of SGD.", check=between(0, 1, "0.9 is usual.", below=True)
+  )
+  nesterov: bool = option(True, "Nesterov's momentum, as in SAM's code.")
+  weight_decay: float = option(
+    0.0005,
+    "Times the parameters, all of them, added to the gradient that SGD is given.",
+    check=at_least(0, "0.0005 is usual."),
+  )
+  clip_gradient: float | None = option(
+    None,
+    "Shortens that gradient to this length where it is longer; SAM's code has 5. "
+    "Default: no clipping.",
+    check=positive("leave the flag out to train without clipping."),
+  )
+  eval_every: int = option(
+    1, "Epochs from one validation to the next.", check=at_least(1)
+  )
+
+  def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+    """Weight decay, clipping and SGD, for a run of this many steps.
+
+    Behind a perturbation the decay is that of the unperturbed parameters, and the
+    perturbation does not follow it; in SAM's code it is a part of the loss, in both
+    passes.
+    """
+    rate: Any = self.lr
+    if self.schedule == "cosine":
+      rate = optax.cosine_decay_schedule(self.lr, num_steps)
+    links = []
+    if self.weight_decay:
+      links.append(optax.add_decayed_weights(self.weight_decay))
+    if self.clip_gradient is not None:
+      links.append(optax.clip_by_global_norm(self.clip_gradient))
+    links.append(optax.sgd(rate, self.momentum or None, nesterov=self.nesterov))
+    return optax.chain(*links)

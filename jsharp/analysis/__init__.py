@@ -1,18 +1,37 @@
-"""Measurements of a trained model's loss surface."""
+"""Measurements of a trained model's loss surface.
+
+With `L` the loss, `w` the parameters, `H` the Hessian of `L` at `w` and `dim` the
+number of parameters:
+
+    trace         E v' H v, v of random signs (Hutchinson 1989)
+    worst case    max of L(w + e) - L(w) over |e|_p <= rho       (what SAM minimises)
+    average case  E L(w + e) - L(w), e Gaussian with E |e|^2 = rho^2
+
+To second order the average case is `rho^2 / (2 dim) * trace` and, at a stationary
+point, the worst case with `p = 2` is `rho^2 / 2` times the largest eigenvalue. All of
+them change when layers are rescaled in a way that leaves the network's function as it
+is; the adaptive forms, with `e` relative to `|w|` entry by entry, do not (Kwon et al.
+2021, arXiv 2102.11600). None of them is known to predict generalisation in general
+(Andriushchenko et al. 2023, arXiv 2302.07011).
+
+A loss is any deterministic `loss(params) -> scalar`. Every function is compiled once
+per function object; arrays that the loss needs beside `params` are compiled in as
+constants unless it is a `jax.tree_util.Partial`, as from
+`jsharp.analysis.meta_objective`.
+"""
 
 from jsharp.analysis._estimates import Estimate
 from jsharp.analysis.drawing import plot_contours, plot_lines, plot_surfaces
-from jsharp.analysis.gap import generalisation_gap
 from jsharp.analysis.hessian import (
   Eigenvalues,
   hessian_vector_product,
   lanczos,
   largest_eigenvalues,
+  trace,
 )
 from jsharp.analysis.landscape import direction, filter_normalise, line, surface
 from jsharp.analysis.measures import Measures, rank_correlations, sharpness_table
 from jsharp.analysis.meta_loss import meta_objective, per_task
-from jsharp.analysis.objective import NetworkAlone, network_alone, objective
 from jsharp.analysis.plane import Plane
 from jsharp.analysis.ranks import (
   RankCorrelation,
@@ -21,7 +40,6 @@ from jsharp.analysis.ranks import (
   spearman_rho,
 )
 from jsharp.analysis.rise import WorstCase, average_case_rise, worst_case_rise
-from jsharp.analysis.sharpness import eigenvalues, trace
 from jsharp.analysis.trajectory import (
   PrincipalDirections,
   Projection,
@@ -34,7 +52,6 @@ __all__ = [
   "Eigenvalues",
   "Estimate",
   "Measures",
-  "NetworkAlone",
   "Plane",
   "PrincipalDirections",
   "Projection",
@@ -42,17 +59,13 @@ __all__ = [
   "WorstCase",
   "average_case_rise",
   "direction",
-  "eigenvalues",
   "filter_normalise",
-  "generalisation_gap",
   "hessian_vector_product",
   "kendall_tau",
   "lanczos",
   "largest_eigenvalues",
   "line",
   "meta_objective",
-  "network_alone",
-  "objective",
   "per_task",
   "plot_contours",
   "plot_lines",

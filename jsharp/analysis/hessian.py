@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a loss's Hessian, by Lanczos' method.
+"""The Hessian of a loss: products with vectors, largest eigenvalues, trace.
 
 The Hessian is only ever multiplied by vectors (forward over reverse, about the cost of
 two gradients). The loss is a function of the parameters alone: what else a model
@@ -6,16 +6,27 @@ holds, such as running averages of batch normalisation, stays fixed, so that the
 is that of the network as it is evaluated.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
+from jsharp.analysis._estimates import (
+  Estimate,
+  Loss,
+  as_partial,
+  mean_estimate,
+  random_like,
+)
+from jsharp.options import Options, Role, at_least, option
 from jsharp.types import Params
 
 
@@ -135,6 +146,114 @@ def _orthogonal(basis, vector):
   return vector / jnp.where(norm == 0, jnp.ones_like(norm), norm), norm
 
 
+def largest_eigenvalues(
+  loss: Callable[..., jax.Array],
+  params: Params,
+  batches: Any = None,
+  *,
+  num_eigenvalues: int = 1,
+  num_steps: int = 20,
+  key: jax.Array,
+  context: Any = (),
+  between: Callable[[], None] = lambda: None,
+) -> Eigenvalues:
+  """The algebraically largest eigenvalues of the Hessian, by Lanczos' method.
+
+  Args:
+    loss: `loss(params) -> scalar`; with `batches`, `loss(params, batch, context) ->
+      scalar`, the mean over one batch. The product with the Hessian is compiled once
+      per function object.
+    params: where the Hessian is taken; one dtype.
+    batches: a pytree with leading axes `[num_batches, batch, ...]`. The Hessian is that
+      of the mean over batches, in the memory of one batch.
+    num_eigenvalues: how many.
+    num_steps: Hessian-vector products, each one pass over `batches`. The largest
+      eigenvalue of a network takes 10 to 20, further ones take more; the residuals
+      tell.
+    key: of the starting vector.
+    context: what else `loss` reads with `batches`, held fixed; a model's running
+      statistics.
+    between: called before every product; it may raise to stop.
+
+  Returns:
+    The `num_eigenvalues` largest (fewer where there are not so many dimensions), with
+    residuals.
+
+  Raises:
+    ValueError: if `num_steps` is below `num_eigenvalues` or one of them not positive.
+
+  Example:
+    >>> found = largest_eigenvalues(lambda w: 3 * w[0] ** 2 - w[1] ** 2, jnp.ones(2),
+    ...   num_eigenvalues=2, key=jax.random.key(0))
+    >>> [round(float(value), 3) for value in found.values]
+    [6.0, -2.0]
+    >>> def batch_loss(w, batch, context):
+    ...   return jnp.mean((batch @ w) ** 2) / 2
+    >>> batches = jnp.array([[[2.0, 0.0]], [[0.0, 1.0]]])  # Hessian diag(2, 1/2)
+    >>> found = largest_eigenvalues(batch_loss, jnp.zeros(2), batches,
+    ...   num_eigenvalues=2, key=jax.random.key(0))
+    >>> [round(float(value), 3) for value in found.values]
+    [2.0, 0.5]
+  """
+  check_count("num_eigenvalues", num_eigenvalues)
+  check_count("num_steps", num_steps, minimum=num_eigenvalues)
+  if batches is None:
+    product: Any = Partial(_product, as_partial(loss), params)
+  else:
+    product = functools.partial(_mean_product, params, batches, context, loss_fn=loss)
+  found = lanczos(product, params, num_steps, key, between=between)
+  return Eigenvalues(*(part[:num_eigenvalues] for part in found))
+
+
+def trace(
+  loss: Loss,
+  params: Params,
+  *,
+  num_samples: int,
+  key: jax.Array,
+  between: Callable[[], None] = lambda: None,
+) -> Estimate:
+  """The trace of the Hessian, by Hutchinson's estimate with random signs.
+
+  Exact where the Hessian is diagonal. Each sample is one Hessian-vector product.
+
+  Args:
+    loss: `loss(params) -> scalar`.
+    params: where the Hessian is taken.
+    num_samples: at least 2.
+    key: of the signs.
+    between: called before every sample; it may raise to stop.
+
+  Returns:
+    The estimate; its error falls with the square root of `num_samples`.
+
+  Raises:
+    ValueError: if `num_samples` is below 2.
+
+  Example:
+    >>> found = trace(lambda w: 3 * w[0] ** 2 - w[1] ** 2, jnp.ones(2),
+    ...   num_samples=2, key=jax.random.key(0))
+    >>> found.value, found.standard_error
+    (4.0, 0.0)
+  """
+  check_count("num_samples", num_samples, minimum=2)
+  samples = []
+  for number in range(num_samples):
+    between()
+    sample_key = jax.random.fold_in(key, number)
+    signs = _signs(sample_key, params)
+    product = _product(as_partial(loss), params, signs)
+    samples.append(float(_inner_product(signs, product)))
+  return mean_estimate(samples)
+
+
+_product = jax.jit(
+  lambda loss, params, vector: hessian_vector_product(loss, params)(vector)
+)
+_signs = jax.jit(lambda key, params: random_like(jax.random.rademacher, key, params))
+_inner_product = jax.jit(trees.inner_product)
+
+
 @functools.partial(jax.jit, static_argnames="loss_fn")
 def _mean_product(params, batches, context, vector, *, loss_fn):
   def add(total, batch):
@@ -147,49 +266,77 @@ def _mean_product(params, batches, context, vector, *, loss_fn):
   return jax.tree.map(lambda x: x / num_batches, total)
 
 
-def largest_eigenvalues(
-  loss_fn: Callable[[Params, Any, Any], jax.Array],
-  params: Params,
-  batches: Any,
-  *,
-  num_eigenvalues: int = 1,
-  num_steps: int = 20,
-  key: jax.Array,
-  context: Any = (),
-  between: Callable[[], None] = lambda: None,
-) -> Eigenvalues:
-  """The algebraically largest Hessian eigenvalues of a loss averaged over batches.
-
-  Args:
-    loss_fn: `loss_fn(params, batch, context) -> scalar`, the mean over a batch. The
-      product is compiled once per function object.
-    params: where the Hessian is taken; one dtype.
-    batches: a pytree with leading axes `[num_batches, batch, ...]`.
-    num_eigenvalues: how many.
-    num_steps: steps of Lanczos' method, each one pass over `batches`. The largest
-      eigenvalue of a network takes 10 to 20, further ones take more; the residuals
-      tell.
-    key: of the starting vector.
-    context: what else `loss_fn` reads, held fixed; a model's running statistics.
-    between: called before every pass; it may raise to stop.
-
-  Returns:
-    The `num_eigenvalues` largest (fewer where there are not so many dimensions).
-
-  Raises:
-    ValueError: if `num_steps` is below `num_eigenvalues` or one of them not positive.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HessianOptions(Options):
+  """The Hessian's eigenvalues that a run measures.
 
   Example:
-    >>> def loss_fn(w, batch, context):
-    ...   return jnp.mean((batch @ w) ** 2) / 2
-    >>> batches = jnp.array([[[2.0, 0.0]], [[0.0, 1.0]]])  # Hessian diag(2, 1/2)
-    >>> found = largest_eigenvalues(
-    ...   loss_fn, jnp.zeros(2), batches, num_eigenvalues=2, key=jax.random.key(0))
-    >>> [round(float(value), 3) for value in found.values]
-    [2.0, 0.5]
+    >>> HessianOptions(hessian_eigenvalues=3, hessian_steps=2)
+    Traceback (most recent call last):
+    ValueError: --hessian_steps=2 finds at most as many eigenvalues, not 3; ...
   """
-  check_count("num_eigenvalues", num_eigenvalues)
-  check_count("num_steps", num_steps, minimum=num_eigenvalues)
-  product = functools.partial(_mean_product, params, batches, context, loss_fn=loss_fn)
-  found = lanczos(product, params, num_steps, key, between=between)
-  return Eigenvalues(*(part[:num_eigenvalues] for part in found))
+
+  role: ClassVar[Role] = Role.TESTING
+
+  hessian_eigenvalues: int = option(
+    1,
+    "Largest eigenvalues of the training loss's Hessian, measured at the start and at "
+    "the end. 0: none.",
+    check=at_least(0, "0 measures nothing."),
+  )
+  hessian_examples: int = option(
+    1000,
+    "Training images, always the same ones, that this loss is the mean over.",
+    check=at_least(1, "for none use --hessian_eigenvalues=0."),
+  )
+  hessian_steps: int = option(
+    20,
+    "Steps of Lanczos' method; each costs about two gradients on those images and one "
+    "more copy of the parameters in memory.",
+    check=at_least(1, "for none use --hessian_eigenvalues=0."),
+  )
+
+  def complete(self) -> None:
+    """Refuses more eigenvalues than steps."""
+    if self.hessian_steps < self.hessian_eigenvalues:
+      raise ValueError(
+        f"--hessian_steps={self.hessian_steps} finds at most as many eigenvalues, not "
+        f"{self.hessian_eigenvalues}; take more steps"
+      )
+
+  def figures(
+    self,
+    when: str,
+    loss_fn: Callable[[Params, Any, Any], jax.Array],
+    params: Params,
+    batches: Any,
+    *,
+    context: Any = (),
+    between: Callable[[], None] = lambda: None,
+  ) -> dict[str, list[float]]:
+    """Measures the eigenvalues for a result; nothing if none are wanted.
+
+    Args:
+      when: names the figures: `hessian_eigenvalues_WHEN`, `hessian_residuals_WHEN`.
+      loss_fn: this and the rest as for `largest_eigenvalues`.
+      params: where the Hessian is taken.
+      batches: what the loss is averaged over.
+      context: what stays fixed.
+      between: called before every product.
+    """
+    if not self.hessian_eigenvalues:
+      return {}
+    found = largest_eigenvalues(
+      loss_fn,
+      params,
+      batches,
+      num_eigenvalues=self.hessian_eigenvalues,
+      num_steps=self.hessian_steps,
+      key=jax.random.key(0),
+      context=context,
+      between=between,
+    )
+    return {
+      f"hessian_eigenvalues_{when}": found.values.tolist(),
+      f"hessian_residuals_{when}": found.residuals.tolist(),
+    }

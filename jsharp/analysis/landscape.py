@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
 from jsharp.analysis._estimates import as_partial, random_like
 from jsharp.types import Params
@@ -196,9 +197,7 @@ def _values(loss, params, directions, points, *, chunk):
   def at(point):
     moved = params
     for number, along in enumerate(directions):
-      moved = jax.tree.map(
-        lambda w, d, step=point[number]: w + step.astype(w.dtype) * d, moved, along
-      )
+      moved = trees.add_scaled(moved, point[number], along)
     return loss(moved)
 
   return jax.lax.map(at, points, batch_size=chunk if chunk > 1 else None)

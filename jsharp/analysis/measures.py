@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jsharp.analysis._estimates import Loss
+from jsharp.analysis.hessian import largest_eigenvalues, trace
 from jsharp.analysis.ranks import RankCorrelation, rank_correlation
 from jsharp.analysis.rise import average_case_rise, worst_case_rise
-from jsharp.analysis.sharpness import eigenvalues, trace
 from jsharp.options import Check, Options, Role, at_least, option
 from jsharp.types import Params
 
@@ -96,32 +96,26 @@ class Measures(Options):
     """
 
     def eigenvalue(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      found = eigenvalues(
-        loss, params, num_steps=self.hessian_steps, key=key, between=between
-      )
+      options: Any = {"num_steps": self.hessian_steps, "key": key}
+      found = largest_eigenvalues(loss, params, between=between, **options)
       return {"value": float(found.values[0]), "residual": float(found.residuals[0])}
 
     def hutchinson(loss: Loss, params: Params, between: Between) -> dict[str, float]:
-      found = trace(
-        loss, params, num_samples=self.trace_samples, key=key, between=between
-      )
-      return found._asdict()
+      options: Any = {"num_samples": self.trace_samples, "key": key}
+      return trace(loss, params, between=between, **options)._asdict()
 
     def worst(
       ball: dict[str, Any], loss: Loss, params: Params, between: Between
     ) -> dict[str, float]:
-      found = worst_case_rise(
-        loss, params, num_steps=self.ascent_steps, key=key, between=between, **ball
-      )
+      options = {"num_steps": self.ascent_steps, "key": key, **ball}
+      found = worst_case_rise(loss, params, between=between, **options)
       return {"value": found.rise, "one_step": found.one_step}
 
     def average(
       ball: dict[str, Any], loss: Loss, params: Params, between: Between
     ) -> dict[str, float]:
-      found = average_case_rise(
-        loss, params, num_samples=self.average_samples, key=key, between=between, **ball
-      )
-      return found._asdict()
+      options = {"num_samples": self.average_samples, "key": key, **ball}
+      return average_case_rise(loss, params, between=between, **options)._asdict()
 
     named: dict[str, Measure] = {"largest eigenvalue": eigenvalue, "trace": hutchinson}
     for name, rise, is_adaptive, radii in (

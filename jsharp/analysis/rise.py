@@ -1,6 +1,6 @@
 """How far the loss rises around a point: at worst within a ball, and on average.
 
-The definitions stand in `jsharp/analysis/sharpness.py`.
+`jsharp.analysis` has the definitions.
 """
 
 import functools

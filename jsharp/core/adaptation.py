@@ -1,5 +1,6 @@
 """The inner loop: from meta-parameters and a support set to adapted parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
-from jsharp._cores import one_core_each
 from jsharp.core.descent import ValueAndGradFn, descend
+from jsharp.core.execution import Execution
 from jsharp.types import AdaptFn, Batch, LossFn, Mask, Params
-
-_MAX_UNROLLED = 10
-"""Beyond it compile time costs more than unrolling saves."""
 
 
 def split(
@@ -92,38 +90,94 @@ def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
 
 
 def repeated(
-  step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, *, length: int
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  carry: Any,
+  *,
+  num_steps: int,
+  execution: Execution = Execution(),
 ) -> tuple[Any, Any]:
-  """Takes steps one after another, unrolled where that pays.
+  """Takes inner steps one after another: the one loop of all algorithms.
 
   Args:
-    step: `step(carry, i) -> (carry, seen)`; `i` is an integer while unrolled, and
-      traced where the steps are too many for that.
+    step: `step(carry, i) -> (carry, seen)`; `i` is an integer where steps are unrolled,
+      and traced where they are a loop.
     carry: what the first step gets.
-    length: the number of steps.
+    num_steps: the number of steps.
+    execution: whether steps are unrolled, scanned or computed again on the way back.
 
   Returns:
     The last carry, and what every step saw, stacked; None if there is no step.
 
   Example:
-    >>> carry, seen = repeated(lambda w, i: (w + i, 2 * w), jnp.float32(1), length=3)
+    >>> carry, seen = repeated(lambda w, i: (w + i, 2 * w), jnp.float32(1), num_steps=3)
     >>> float(carry), seen.tolist()
     (4.0, [2.0, 2.0, 4.0])
   """
-  if length > 1 and one_core_each():
-    # One core computes nothing side by side, so unrolling saves nothing. To compute a
-    # step anew on the way back takes less time than to write and read what it computed.
-    step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, carry, jnp.arange(length))
-  if length > _MAX_UNROLLED:
-    return jax.lax.scan(step, carry, jnp.arange(length))
-  if length == 0:
+  if num_steps == 0:
     return carry, None
+  if num_steps > 1:
+    if execution.inner_steps == "recomputed":
+      return jax.lax.scan(_computed_again(step), carry, jnp.arange(num_steps))
+    if execution.inner_steps == "scanned" or num_steps > execution.max_unrolled:
+      return jax.lax.scan(step, carry, jnp.arange(num_steps))
   each = []
-  for i in range(length):
+  for i in range(num_steps):
     carry, seen = step(carry, i)
     each.append(seen)
   return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *each)
+
+
+def _computed_again(step: Any) -> Any:
+  return jax.checkpoint(step, prevent_cse=False)
+
+
+def optimised(
+  optimizer: optax.GradientTransformation,
+  loss_at: Callable[[Any, Params], tuple[jax.Array, Any]],
+  params: Params,
+  opt_state: Any = None,
+  *,
+  num_steps: int,
+  see: Callable[[Any, Params, Any], Any] | None = None,
+  execution: Execution = Execution(),
+) -> tuple[Params, Any, Any]:
+  """Optimizer steps on a loss that may be another one at every step.
+
+  Args:
+    optimizer: any optax optimizer.
+    loss_at: `loss_at(i, params) -> (loss, aux)` for step i = 0, 1, ...
+    params: where to start.
+    opt_state: the optimizer's state to start from; a new one if None.
+    num_steps: the number of steps.
+    see: `see(i, params, aux)`, what to keep of step i: `params` are those after it and
+      `aux` is that of its loss. None keeps nothing.
+    execution: how the steps are repeated.
+
+  Returns:
+    The parameters and the optimizer's state at the end, and `[num_steps, ...]` of what
+    was kept; None if there is no step.
+
+  Example:
+    >>> w, _, seen = optimised(
+    ...   optax.sgd(1.0), lambda i, w: (w * (i + 1), w), jnp.float32(0), num_steps=2,
+    ...   see=lambda i, w, before: (before, 10 * i + w))
+    >>> float(w), seen[0].tolist(), seen[1].tolist()
+    (-3.0, [0.0, -1.0], [-1.0, 7.0])
+  """
+  optimizer = optax.with_extra_args_support(optimizer)
+  if opt_state is None:
+    opt_state = optimizer.init(params)
+
+  def step(carry: tuple[Params, Any], i: Any) -> tuple[tuple[Params, Any], Any]:
+    value_and_grad_fn: ValueAndGradFn = jax.value_and_grad(
+      functools.partial(loss_at, i), has_aux=True
+    )
+    params, opt_state, aux = descend(optimizer, value_and_grad_fn, *carry)
+    return (params, opt_state), None if see is None else see(i, params, aux)
+
+  carry = params, opt_state
+  carry, seen = repeated(step, carry, num_steps=num_steps, execution=execution)
+  return *carry, seen
 
 
 def chosen_steps(num_steps: int | None, usual: int) -> int:
@@ -152,6 +206,7 @@ def inner_loop(
   *,
   num_steps: int,
   adapted_mask: Mask | None = None,
+  execution: Execution = Execution(),
 ) -> AdaptFn:
   """Builds `adapt(params, support)`: `num_steps` optimizer steps on the support set.
 
@@ -166,6 +221,7 @@ def inner_loop(
     adapted_mask: which leaves are changed. The others are constants here: no
       gradient is computed for them, and neither optimizer nor SAM link sees them
       (they see None in their place).
+    execution: how the steps are repeated.
 
   Returns:
     `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`. The
@@ -190,17 +246,15 @@ def inner_loop(
     num_steps: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
   ) -> Params:
-    length = chosen_steps(num_steps, usual_steps)
-    chain = optax.with_extra_args_support(optimizer or usual_optimizer)
     params = jax.tree.map(jnp.asarray, params)
     adapted, others = split(params, adapted_mask)
-    value_and_grad_fn: ValueAndGradFn = adapted_value_and_grad(loss_fn, others, support)
-
-    def step(carry: tuple[Params, Any], _: Any) -> tuple[tuple[Params, Any], None]:
-      adapted, opt_state, _ = descend(chain, value_and_grad_fn, *carry)
-      return (adapted, opt_state), None
-
-    carry, _ = repeated(step, (adapted, chain.init(adapted)), length=length)
-    return join(carry[0], others)
+    adapted, _, _ = optimised(
+      optimizer or usual_optimizer,
+      lambda _, adapted: loss_fn(join(adapted, others), support),
+      adapted,
+      num_steps=chosen_steps(num_steps, usual_steps),
+      execution=execution,
+    )
+    return join(adapted, others)
 
   return adapt

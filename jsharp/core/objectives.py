@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsharp._checks import check_count
+from jsharp._checks import check_chunk
 from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossFn
 
 OverTasksFn = Callable[[Params, Task], tuple[Any, Any]]
 
 TASK_AXIS = "tasks"
 """The mesh axis over which tasks are divided among devices."""
-
-IN_ORDER = "in_order"
 
 
 def on_query(loss_fn: Callable[[Params, Batch], Any]) -> TaskLossFn:
@@ -100,18 +98,14 @@ def over_tasks(
     >>> float(mean), collected.tolist()
     (4.0, [2.0, 3.0, 4.0])
   """
-  if isinstance(chunk, str) and chunk != IN_ORDER:
-    raise ValueError(f'chunk must be a count, None or "{IN_ORDER}", got {chunk!r}')
-  at_once = None
-  if chunk is not None and chunk != IN_ORDER:
-    at_once = check_count("chunk", chunk)
+  check_chunk("chunk", chunk)
 
   def mapped(params: Params, tasks: Task) -> tuple[Any, Any]:
     num_tasks = _num_tasks(tasks)
     num_devices = _num_devices()
-    if chunk == IN_ORDER:
+    if isinstance(chunk, str):  # "in_order"
       return _in_order(task_fn, params, tasks)
-    size = at_once or (1 if jax.default_backend() == "cpu" else num_tasks)
+    size = chunk or (1 if jax.default_backend() == "cpu" else num_tasks)
     size = min(size, num_tasks)
     num_whole = num_tasks // size
 

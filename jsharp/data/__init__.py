@@ -20,6 +20,7 @@ from jsharp.data.episodes import (
   task_key,
 )
 from jsharp.data.host import HostImages
+from jsharp.data.preparation import Preparation, Splits, load_splits
 
 _SOURCES = (
   "characters",
@@ -36,9 +37,12 @@ __all__ = [
   "HostImages",
   "ImageSource",
   "LabelledSource",
+  "Preparation",
+  "Splits",
   "TaskIndices",
   "check_task_shape",
   "draw_distinct",
+  "load_splits",
   "sample_indices",
   "sample_many",
   "sample_task",

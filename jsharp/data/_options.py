@@ -14,12 +14,14 @@ class ImageSource(Options):
 
   Class attributes:
     files: what to put into `data_dir`; empty for a source that needs no files.
-    program: name that stands for it in the names of runs; that of the source if empty.
+    holds_any: whether its directory may hold any images, so that these are called after
+      it.
   """
 
   kind: ClassVar[str] = "dataset"
   role: ClassVar[Role] = Role.TESTING
   files: ClassVar[str] = ""
+  holds_any: ClassVar[bool] = False
 
   def load(self, data_dir: str | os.PathLike[str] | None) -> dict[str, Dataset]:
     """Loads the splits "train", "val" and "test".
@@ -46,7 +48,11 @@ class ImageSource(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledSource(ImageSource):
-  """Where images of ordinary training come from: the same classes in every split."""
+  """Where images of ordinary training come from: the same classes in every split.
+
+  Class attributes:
+    mirrored: whether a mirrored image is still one of its class.
+  """
 
   kind: ClassVar[str] = "labelled dataset"
   mirrored: ClassVar[bool] = True

@@ -220,3 +220,33 @@ def hold_out(data: Examples, num_held: int, *, seed: int) -> tuple[Examples, Exa
   order = np.random.RandomState(seed).permutation(num_examples)
   rest, held = np.sort(order[num_held:]), np.sort(order[:num_held])
   return take(data, rest), take(data, held)
+
+
+def in_batches(
+  data: Examples, num_examples: int, batch_size: int, *, seed: int
+) -> Batch:
+  """Examples chosen at random, as they are, for what is measured over batches.
+
+  Args:
+    data: on the host.
+    num_examples: how many to choose at most; what fills no batch is dropped.
+    batch_size: examples per batch, fewer where there are fewer in all.
+    seed: decides which, the same ones on every machine.
+
+  Returns:
+    Inputs `[num_batches, batch, height, width, channels]` float32, targets
+    `[num_batches, batch]`.
+
+  Example:
+    >>> data = Examples(
+    ...   np.zeros((5, 1, 1, 1), np.uint8), np.arange(5), np.zeros(1), np.ones(1))
+    >>> in_batches(data, 5, 2, seed=0).targets.tolist()
+    [[2, 0], [1, 3]]
+  """
+  num_examples = min(num_examples, len(data.labels))
+  size = min(batch_size, num_examples)
+  # RandomState's stream is frozen for all NumPy versions; Generator's is not.
+  order = np.random.RandomState(seed).permutation(len(data.labels))
+  chosen = take(data, order[: num_examples // size * size])
+  batch = Batch(inputs_of(chosen, chosen.images), chosen.labels)
+  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)

@@ -145,6 +145,7 @@ class ImageFolder(ImageSource):
   """Any directory split/class/image."""
 
   name: ClassVar[str] = "image_folder"
+  holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
     "pass the directory that holds train/, val/ and test/, each with a folder of "
     "images per class, as --data_dir"

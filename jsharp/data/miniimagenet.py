@@ -299,6 +299,7 @@ class MiniImageNet(ImageSource):
   """Photographs of 100 classes, 84x84 (Vinyals et al. 2016)."""
 
   name: ClassVar[str] = "miniimagenet"
+  holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
     "put mini-ImageNet in one directory and pass it as --data_dir: the three CSV files "
     "of Ravi and Larochelle beside images/, or folders or archives train, val, test "

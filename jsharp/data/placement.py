@@ -1,11 +1,55 @@
-"""Where the images of a dataset are kept: on the device or in host memory."""
+"""The splits of a run: where they come from, and where their images are kept."""
 
 import functools
 from typing import Any
 
 import jax
 
+from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
+
+
+def load_with_test(
+  source: ImageSource,
+  data_dir: str | None,
+  *,
+  test_source: ImageSource | None = None,
+  test_data_dir: str | None = None,
+) -> dict[str, Dataset]:
+  """The splits of a dataset, `test` perhaps of another one.
+
+  Args:
+    source: of "train", "val" and, without `test_source`, "test".
+    data_dir: its directory; None for a source without files.
+    test_source: of "test".
+    test_data_dir: its directory; `data_dir` if None.
+
+  Returns:
+    The three splits.
+
+  Raises:
+    ValueError: if the images of the two datasets differ in shape, or files are needed
+      and no directory was given.
+    OSError: if the data cannot be read.
+
+  Example:
+    >>> from jsharp.data.characters import Characters
+    >>> sorted(load_with_test(Characters(image_size=8), None))
+    ['test', 'train', 'val']
+  """
+  splits = source.load(data_dir)
+  if test_source is None:
+    return splits
+  other = test_source.load(test_data_dir or data_dir)["test"]
+  shape = splits["train"].image_shape
+  if other.image_shape != shape:
+    raise ValueError(
+      f"the images of --test_dataset={test_source.name} are {other.image_shape}, those "
+      f"of --dataset={source.name} {shape}; a model takes one shape: where only height "
+      "and width differ pass --image_size, where the channels differ the two cannot be "
+      "combined"
+    )
+  return {**splits, "test": other}
 
 
 def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:

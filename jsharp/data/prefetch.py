@@ -11,7 +11,7 @@ might be waiting for the callback's own thread.
 
 Beside an accelerator the rows of a step are found out when its turn comes. Where the
 training step itself runs on the CPU, it may hold all threads that a program could run
-on, so the rows of a block are found out before it starts.
+on, so the rows of a dispatch are known before it starts.
 """
 
 import contextlib

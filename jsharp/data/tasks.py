@@ -111,12 +111,14 @@ class Tasks(Options):
     "Further values of --way that the chosen checkpoint is tested with, each reported "
     "by itself.",
     check=each(_COUNT, _COUNTS),
+    shared=False,
   )
   eval_shot: tuple[int, ...] | None = option(
     None,
     "Further values of --shot that the chosen checkpoint is tested with, each reported "
     "by itself.",
     check=each(_COUNT, _COUNTS),
+    shared=False,
   )
   support_label_noise: float = option(
     0.0,
@@ -135,6 +137,7 @@ class Tasks(Options):
     "Shares of wrong support labels that the chosen checkpoint is tested with besides, "
     "as in 0,0.2,0.4, each reported by itself.",
     check=each(between(0, 1), "needs shares from 0 to 1."),
+    shared=False,
   )
   rotation: tuple[float, ...] | None = option(
     None,
@@ -147,6 +150,7 @@ class Tasks(Options):
     "Rotations that the chosen checkpoint is tested with besides, as in 0,30,60, each "
     "reported by itself.",
     check=each(finite(), _NUMBERS),
+    shared=False,
   )
   shear: tuple[float, ...] | None = option(
     None,
@@ -159,6 +163,7 @@ class Tasks(Options):
     "Shears that the chosen checkpoint is tested with besides, each reported by "
     "itself.",
     check=each(finite(), _NUMBERS),
+    shared=False,
   )
   scale: tuple[float, ...] | None = option(
     None,
@@ -171,11 +176,15 @@ class Tasks(Options):
     "Scales that the chosen checkpoint is tested with besides, each reported by "
     "itself.",
     check=each(finite(), _NUMBERS),
+    shared=False,
   )
 
   def complete(self) -> None:
     self._set("query_shot", self.shot)
     self._set("eval_query_shot", self.query_shot)
+    for name, neutral in NEUTRAL.items():  # A range that distorts nothing is none.
+      if getattr(self, name) == (neutral, neutral):
+        object.__setattr__(self, name, None)
 
   def training(self) -> list[Kind]:
     """The kinds of task that training draws from, at least one."""

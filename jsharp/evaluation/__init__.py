@@ -1,16 +1,27 @@
 """Fixed lists of tasks, ensembles, comparisons, reports and curves."""
 
+from jsharp.evaluation.budget import Budget, gradients_per_task, steps_paid
 from jsharp.evaluation.comparison import (
   Interval,
   Row,
   compare,
+  comparison_csv,
   half_width_over_seeds,
   interval,
   markdown,
+  plot_comparison,
 )
 from jsharp.evaluation.curves import plot_curves
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
-from jsharp.evaluation.report import csv_table, environment, protocol_card, summarise
+from jsharp.evaluation.gap import generalisation_gap
+from jsharp.evaluation.objective import NetworkAlone, network_alone, objective
+from jsharp.evaluation.report import (
+  csv_table,
+  environment,
+  protocol_card,
+  read_column,
+  summarise,
+)
 from jsharp.evaluation.tasks import (
   evaluate,
   evaluator,
@@ -21,22 +32,32 @@ from jsharp.evaluation.tasks import (
 )
 
 __all__ = [
+  "Budget",
   "Interval",
+  "NetworkAlone",
   "Row",
   "compare",
+  "comparison_csv",
   "csv_table",
   "environment",
   "evaluate",
   "evaluate_ensemble",
   "evaluator",
   "first_tasks",
+  "generalisation_gap",
+  "gradients_per_task",
   "half_width_over_seeds",
   "interval",
   "log_probabilities",
   "markdown",
   "mean_and_ci95",
+  "network_alone",
+  "objective",
+  "plot_comparison",
   "plot_curves",
   "protocol_card",
+  "read_column",
+  "steps_paid",
   "summarise",
   "task_list",
   "transductive_and_inductive",

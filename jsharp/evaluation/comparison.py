@@ -8,7 +8,10 @@ A difference is paired: task by task, and seed by seed, because all methods are
 measured on the same tasks; its interval is usually much the smaller.
 """
 
+import csv
+import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +40,7 @@ class Row(NamedTuple):
     num_seeds: runs.
     num_tasks: test tasks.
     value: what was measured.
-    difference: from the baseline, None for the baseline itself.
+    difference: from the baseline; None for the baseline itself, or without one.
   """
 
   name: str
@@ -102,14 +105,14 @@ def half_width_over_seeds(by_seed: Any) -> float:
 def compare(
   results: Mapping[str, Any],
   *,
-  baseline: str,
+  baseline: str | None,
   seeds: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Row]:
   """Sets methods beside a baseline.
 
   Args:
     results: per method an array `[num_seeds, num_tasks]`, all on the same tasks.
-    baseline: the method that the others are compared with.
+    baseline: the method that the others are compared with; None for no differences.
     seeds: per method the seeds of its rows; the same ones in the same order if None. A
       method with fewer is compared with the baseline's runs of its own seeds.
 
@@ -127,11 +130,13 @@ def compare(
     >>> f"{difference.mean:.2f} ± {difference.over_tasks:.2f}"
     '0.10 ± 0.00'
   """
+  arrays = {name: np.asarray(values, np.float64) for name, values in results.items()}
+  if baseline is None:
+    return [_row(name, values, None) for name, values in arrays.items()]
   if baseline not in results:
     raise ValueError(
       f"baseline {baseline!r} is not among the methods {', '.join(results)}"
     )
-  arrays = {name: np.asarray(values, np.float64) for name, values in results.items()}
   rows = []
   for name, values in arrays.items():
     reference = arrays[baseline]
@@ -148,16 +153,14 @@ def compare(
         f"{name!r} has {values.shape} seeds and tasks, the baseline {baseline!r} has "
         f"{reference.shape}; a paired comparison needs the same ones"
       )
-    rows.append(
-      Row(
-        name,
-        len(values),
-        values.shape[1],
-        interval(values),
-        None if name == baseline else interval(values - reference),
-      )
-    )
+    difference = None if name == baseline else interval(values - reference)
+    rows.append(_row(name, values, difference))
   return rows
+
+
+def _row(name: str, values: np.ndarray, difference: Interval | None) -> Row:
+  value, (num_seeds, num_tasks) = interval(values), values.shape
+  return Row(name, num_seeds, num_tasks, value, difference)
 
 
 def markdown(
@@ -172,7 +175,8 @@ def markdown(
 
   Returns:
     The lines of the table; "± tasks" and "± seeds" are the half-widths. A difference
-    is set in bold if both its intervals leave out zero.
+    is set in bold if both its intervals leave out zero. Without differences the table
+    has no columns for them.
 
   Example:
     >>> rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline="a")
@@ -186,27 +190,111 @@ def markdown(
   def width(half: float) -> str:
     return "" if math.isnan(half) else f"{scale * half:.2f}"
 
-  baseline = next(row.name for row in rows if row.difference is None)
-  lines = [
-    f"| method | seeds | {measure} | ± tasks | ± seeds | minus {baseline} | ± tasks "
-    "| ± seeds |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
+  head = ["method", "seeds", measure, "± tasks", "± seeds"]
+  if has_differences := any(row.difference for row in rows):
+    head += [f"minus {_baseline(rows)}", "± tasks", "± seeds"]
+  lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
   for row in rows:
     value, other = row.value, row.difference
-    cells = [
-      row.name,
-      str(row.num_seeds),
-      f"{scale * value.mean:.2f}",
-      width(value.over_tasks),
-      width(value.over_seeds),
-    ]
-    if other is None:
-      cells += ["", "", ""]
-    else:
+    cells = [row.name, str(row.num_seeds), f"{scale * value.mean:.2f}"]
+    cells += map(width, value[1:])
+    if other is not None:
       difference = f"{scale * other.mean:+.2f}"
       if all(abs(other.mean) > half for half in other[1:]):  # never with one seed
         difference = f"**{difference}**"
-      cells += [difference, width(other.over_tasks), width(other.over_seeds)]
+      cells += [difference, *map(width, other[1:])]
+    elif has_differences:
+      cells += ["", "", ""]
     lines.append("".join(f"| {cell} ".replace("|  ", "| ") for cell in cells) + "|")
   return "\n".join(lines)
+
+
+def comparison_csv(rows: list[Row]) -> str:
+  """The comparison as comma-separated values, which read back exactly.
+
+  Args:
+    rows: from `compare`.
+
+  Returns:
+    A line of names, then a line per method: its seeds and tasks, its mean with both
+    half-widths and the same of its difference, empty where there is none.
+
+  Example:
+    >>> rows = compare({"a": [[0.5, 0.5]], "b": [[0.75, 0.75]]}, baseline="a")
+    >>> print(comparison_csv(rows).splitlines()[2])
+    b,1,2,0.75,0.0,nan,0.25,0.0,nan
+  """
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  differences = [f"difference_{name}" for name in Interval._fields]
+  writer.writerow(["method", "seeds", "tasks", *Interval._fields, *differences])
+  for row in rows:
+    difference = row.difference or ("",) * len(differences)
+    writer.writerow([row.name, row.num_seeds, row.num_tasks, *row.value, *difference])
+  return buffer.getvalue()
+
+
+def plot_comparison(
+  rows: list[Row],
+  path: str | os.PathLike[str],
+  *,
+  measure: str = "accuracy, %",
+  scale: float = 100,
+) -> None:
+  r"""Draws every method's mean and, beside it, its difference from the baseline.
+
+  A dot is the mean, a thick bar its interval over tasks, a thin one over seeds.
+
+  Args:
+    rows: from `compare`.
+    path: the PNG to write.
+    measure: what is measured, for the axis.
+    scale: what the values are multiplied by; 100 for percent.
+
+  Raises:
+    OSError: if `path` cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline="a")
+    >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+    ...   plot_comparison(rows, file.name)
+    ...   file.read(4)
+    b'\x89PNG'
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(9.0, 1.4 + 0.38 * len(rows)), layout="constrained")
+  FigureCanvasAgg(figure)
+  left, right = figure.subplots(1, 2, sharey=True)
+  for place, row in enumerate(rows):
+    _bar(left, place, row.value, scale, "tab:blue")
+    if row.difference is not None:
+      _bar(right, place, row.difference, scale, "tab:orange")
+  left.set_yticks(range(len(rows)), [row.name for row in rows])
+  left.set_ylim(len(rows) - 0.4, -0.6)
+  left.set_xlabel(measure)
+  if any(row.difference for row in rows):
+    right.axvline(0, color="0.4", linewidth=1, linestyle=":")
+    right.set_xlabel(f"difference from {_baseline(rows)}, paired")
+  else:
+    right.set_visible(False)
+  for axes in (left, right):
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+  figure.savefig(path, dpi=150)
+
+
+def _baseline(rows: list[Row]) -> str:
+  return next(row.name for row in rows if row.difference is None)
+
+
+def _bar(axes: Any, place: int, value: Interval, scale: float, color: str) -> None:
+  mean = scale * value.mean
+  style = {"color": color, "solid_capstyle": "butt"}
+  for half, width, alpha in ((value.over_seeds, 1.5, 1.0), (value.over_tasks, 7, 0.35)):
+    ends = (mean - scale * half, mean + scale * half)  # NaN draws nothing
+    axes.plot(ends, (place, place), linewidth=width, alpha=alpha, **style)
+  axes.plot(mean, place, "o", color=color, markersize=5)

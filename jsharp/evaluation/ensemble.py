@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsharp.core.execution import Execution
 from jsharp.evaluation.tasks import DEFAULT_CHUNK, evaluate
 from jsharp.normalization import PredictFn
 from jsharp.training.stop_signal import StopSignal
@@ -61,6 +62,7 @@ def evaluate_ensemble(
   num_tasks: int,
   chunk: int = DEFAULT_CHUNK,
   stop: StopSignal | None = None,
+  execution: Execution = Execution(),
 ) -> dict[str, np.ndarray]:
   """The accuracy of the mean of the members' class probabilities.
 
@@ -74,6 +76,7 @@ def evaluate_ensemble(
     num_tasks: length of the list of tasks.
     chunk: tasks per compiled call.
     stop: checked before every chunk.
+    execution: as for `evaluate`.
 
   Returns:
     `{"accuracy": [num_tasks], "loss": [num_tasks]}`: the loss is the mean negative
@@ -106,6 +109,7 @@ def evaluate_ensemble(
       num_tasks=num_tasks,
       chunk=chunk,
       stop=stop,
+      execution=execution,
     )
     total = np.logaddexp(total, metrics["log_probabilities"].astype(np.float64))
   labels = metrics["labels"]

@@ -5,10 +5,12 @@ together: whose statistics normalise, how many inner steps at train and at test,
 which checkpoint, which data, which versions.
 """
 
+import csv
 import math
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -50,6 +52,39 @@ def summarise(
   return result
 
 
+def errors(
+  tested: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+  """The figures of a classifier: its errors and losses.
+
+  Args:
+    tested: "accuracy" and "loss" `[num_examples]` of the test examples.
+    seen: the same of the training examples.
+
+  Returns:
+    Means and, for the test, the half-width of the 95 % interval over the examples.
+
+  Raises:
+    ValueError: if there are fewer than two test examples.
+
+  Example:
+    >>> metrics = {"accuracy": np.array([1.0, 1.0]), "loss": np.array([0.0, 0.5])}
+    >>> errors(metrics, metrics)["test_loss"]
+    0.25
+  """
+  error, half_width = mean_and_ci95(1 - tested["accuracy"])
+  return {
+    "test_error": error,
+    "test_error_ci95": half_width,
+    "test_accuracy": 1 - error,
+    "test_accuracy_ci95": half_width,
+    "test_loss": float(tested["loss"].mean()),
+    "train_error": float(1 - seen["accuracy"].mean()),
+    "train_loss": float(seen["loss"].mean()),
+    "num_eval_examples": len(tested["loss"]),
+  }
+
+
 def csv_table(columns: Mapping[str, np.ndarray]) -> str:
   """Vectors of one length as comma-separated values, a row per entry.
 
@@ -75,6 +110,42 @@ def csv_table(columns: Mapping[str, np.ndarray]) -> str:
   for task, row in enumerate(zip(*flat.values(), strict=True)):
     lines.append(",".join([str(task), *(repr(float(value)) for value in row)]))
   return "\n".join(lines) + "\n"
+
+
+def read_column(path: str | os.PathLike[str], column: str | None) -> np.ndarray:
+  r"""Reads one column of a file that holds a `csv_table`.
+
+  Args:
+    path: of the file, such as the `test_tasks.csv` of a run.
+    column: its name; the last column if None. Columns `name_0`, `name_1`, ... are
+      found as `name`.
+
+  Returns:
+    `[k, n]`: a row for each of the `k` columns of that name, such as those of several
+    seeds.
+
+  Raises:
+    OSError: if the file cannot be read.
+    ValueError: if it has no such column.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+    ...   _ = file.write("task,loss_0,loss_1\n0,0.5,1.5\n1,2.5,3.5\n")
+    ...   file.flush()
+    ...   read_column(file.name, "loss").tolist()
+    [[0.5, 2.5], [1.5, 3.5]]
+  """
+  with open(path, newline="") as file:
+    names, *rows = list(csv.reader(file))
+  wanted = names[-1] if column is None else column
+  places = [i for i, name in enumerate(names) if name == wanted]
+  if not places:
+    pattern = re.compile(rf"{re.escape(wanted)}_\d+")
+    places = [i for i, name in enumerate(names) if pattern.fullmatch(name)]
+  if not places:
+    raise ValueError(f"{path} has no column {wanted!r}, it has {', '.join(names)}")
+  return np.array([[float(row[place]) for row in rows] for place in places])
 
 
 def environment() -> dict[str, Any]:

@@ -108,12 +108,12 @@ def evaluate(
   num_tasks: int,
   chunk: int = DEFAULT_CHUNK,
   stop: StopSignal | None = None,
+  execution: Execution = Execution(),
 ) -> dict[str, np.ndarray]:
   """Evaluates parameters on tasks `0 .. num_tasks - 1` of a fixed list.
 
   Compiled once per pair of functions: pass the same `evaluate_tasks` and
-  `sample_task` objects again and nothing is traced a second time. A CPU that is divided
-  into devices with a core each (`jsharp.training.devices`) computes on all of them.
+  `sample_task` objects again and nothing is traced a second time.
 
   Args:
     evaluate_tasks: `(params, tasks) -> metrics`, such as from `evaluator`, each metric
@@ -126,6 +126,8 @@ def evaluate(
     chunk: tasks per compiled call. It bounds memory and the time between two looks
       at `stop`; it does not change which tasks are evaluated.
     stop: checked before every chunk.
+    execution: with `single_threaded`, all devices of a CPU compute, each its part of
+      the chunk. See `jsharp.training.devices.execution_for`.
 
   Returns:
     Per metric an array `[num_tasks, ...]`.
@@ -146,10 +148,10 @@ def evaluate(
   """
   check_count("num_tasks", num_tasks)
   chunk = min(check_count("chunk", chunk), num_tasks)
-  if mesh := parts_of_cpu():
+  if mesh := parts_of_cpu(execution):
     params, data = replicate((params, data), mesh, constant=True)
     chunk = -(-chunk // mesh.size) * mesh.size
-  evaluate_chunk = _jitted(tuple(compiler_options().items()))
+  evaluate_chunk = _jitted(tuple(compiler_options(execution).items()))
   parts = []
   for start in range(0, num_tasks, chunk):
     if stop is not None:

@@ -52,6 +52,7 @@ class Description(Options):
     """Refuses parts that do not go together."""
     check_parts(
       self.algorithm,
+      self.network,
       self.sharpness,
       precision=self.precision,
       problem=self.problem,
@@ -67,12 +68,18 @@ class Description(Options):
 
 
 def check_parts(
-  algorithm: Algorithm, sharpness: Sharpness, *, precision: str, problem: str
+  algorithm: Algorithm,
+  network: Network,
+  sharpness: Sharpness,
+  *,
+  precision: str,
+  problem: str,
 ) -> None:
   """Refuses an algorithm that does not go with what surrounds it.
 
   Args:
     algorithm: with its options.
+    network: with its options.
     sharpness: SAM in either loop.
     precision: as in `Description`.
     problem: as in `Description`.
@@ -82,8 +89,9 @@ def check_parts(
 
   Example:
     >>> from jsharp.algorithms.protonet import ProtoNet
-    >>> check_parts(
-    ...   ProtoNet(), Sharpness(), precision="float32", problem="regression")
+    >>> from jsharp.models.mlp import SineNetwork
+    >>> check_parts(ProtoNet(), SineNetwork(), Sharpness(),
+    ...   precision="float32", problem="regression")
     Traceback (most recent call last):
     ValueError: --algorithm=protonet classifies, and this is a regression; ...
   """
@@ -92,6 +100,7 @@ def check_parts(
       f"--algorithm={algorithm.name} classifies, and this is a regression; choose an "
       "algorithm with an inner loop, or black_box"
     )
+  algorithm.check(network)
   sharpness.check(algorithm)
   if precision not in algorithm.precisions:
     raise ValueError(

@@ -16,21 +16,32 @@ import numpy as np
 from jsharp import _catalogue, _leaf_archive, options
 from jsharp.core.execution import Execution
 from jsharp.learners import _store
+from jsharp.learners._classifier import (
+  Classifier,
+  ClassifierDescription,
+  build_classifier,
+)
 from jsharp.learners._description import Description
 from jsharp.learners._learner import Learner, build
 
 FORMAT = 1
 """Version of the description in `config.json`; a later jsharp reads earlier ones."""
 
+_KINDS: dict[str, type[Description | ClassifierDescription]] = {
+  "learner": Description,
+  "classifier": ClassifierDescription,
+}
+"""The key that a description stands under."""
+
 RUN = "description.json"
 """What a run keeps of itself from its first step on."""
 
 
-def to_json(description: Description) -> dict[str, Any]:
+def to_json(description: Description | ClassifierDescription) -> dict[str, Any]:
   """A description as JSON holds it, with the version of its format.
 
   Args:
-    description: of a learner.
+    description: of a learner or an ordinary classifier.
 
   Returns:
     A table that `from_json` reads.
@@ -46,10 +57,13 @@ def to_json(description: Description) -> dict[str, Any]:
     >>> from_json(to_json(description)) == description
     True
   """
-  return {"learner_format": FORMAT, "learner": options.to_json(description)}
+  (kind,) = [kind for kind, cls in _KINDS.items() if isinstance(description, cls)]
+  return {"learner_format": FORMAT, kind: options.to_json(description)}
 
 
-def from_json(content: Mapping[str, Any], *, where: str = "config.json") -> Description:
+def from_json(
+  content: Mapping[str, Any], *, where: str = "config.json"
+) -> Description | ClassifierDescription:
   """Reads a description, strictly.
 
   Args:
@@ -75,15 +89,16 @@ def from_json(content: Mapping[str, Any], *, where: str = "config.json") -> Desc
       f"{where} has learner_format {version!r}, this version of jsharp reads {FORMAT}; "
       "upgrade jsharp, or read it with the version that wrote it"
     )
+  kind = "classifier" if "classifier" in content else "learner"
   return options.from_json(
-    Description,
-    content.get("learner"),
-    where=f"{where}: learner",
+    _KINDS[kind],
+    content.get(kind),
+    where=f"{where}: {kind}",
     find=_catalogue.find,
   )
 
 
-def save(learner: Learner, path: str | os.PathLike[str]) -> None:
+def save(learner: Learner | Classifier, path: str | os.PathLike[str]) -> None:
   """Saves a learner, all or nothing: what was there before is intact until then.
 
   Args:
@@ -115,17 +130,17 @@ def load(
   *,
   step: int | None = None,
   execution: Execution | None = None,
-) -> Learner:
+) -> Learner | Classifier:
   """Loads a learner that a run has trained or `save` has written.
 
   Args:
     path: a run directory, or a directory with `config.json` and `model.safetensors`.
     step: of a run, the parameters of this meta-step, if a checkpoint of it was kept;
       None for the best validated ones, as it was tested.
-    execution: how it is computed; `Execution()` if None.
+    execution: how a few-shot learner is computed; `Execution()` if None.
 
   Returns:
-    The learner, ready to adapt.
+    The learner, ready to adapt, or the ordinary classifier, ready to predict.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -153,16 +168,20 @@ def load(
 
 
 def _filled(
-  description: Description,
+  description: Description | ClassifierDescription,
   arrays: dict[str, np.ndarray],
   path: pathlib.Path,
   execution: Execution | None,
-) -> Learner:
-  learner = build(description, execution=execution)
+) -> Learner | Classifier:
+  learner: Learner | Classifier
+  if isinstance(description, ClassifierDescription):
+    learner = build_classifier(description)
+  else:
+    learner = build(description, execution=execution)
   return learner.replace(_leaf_archive.fill(learner.params, arrays, path))
 
 
-def _of_run(path: pathlib.Path) -> Description:
+def _of_run(path: pathlib.Path) -> Description | ClassifierDescription:
   try:
     learners = json.loads(path.read_text())["learners"]
     names = list(learners)

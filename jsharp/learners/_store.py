@@ -29,8 +29,8 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-import jsharp
 from jsharp._files import write_atomically
+from jsharp._version import __version__
 
 FORMAT = 1
 NAMES = CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -98,7 +98,7 @@ def write(
   stored = {name: _storable(name, array) for name, array in arrays.items()}
   record = {
     "format": FORMAT,
-    "version": jsharp.__version__,
+    "version": __version__,
     "config": dict(config),
     "arrays": {name: _array_digest(array) for name, array in stored.items()},
   }

@@ -1,9 +1,9 @@
 """Networks as Linen modules, and the bridge to pure functions."""
 
-from jsharp.models._options import Network
+from jsharp.models._options import ClassifierNetwork, Network
 from jsharp.models.attention import AttentionLearner, as_learner_functions
-from jsharp.models.context import ContextConv4, ContextMLP, as_context_functions
-from jsharp.models.conv4 import Conv4
+from jsharp.models.context import as_context_functions
+from jsharp.models.conv4 import ContextConv4, Conv4
 from jsharp.models.functions import (
   all_but_norm,
   as_functions,
@@ -12,12 +12,13 @@ from jsharp.models.functions import (
   part_mask,
   with_statistics,
 )
-from jsharp.models.mlp import MLP
+from jsharp.models.mlp import MLP, ContextMLP
 from jsharp.models.resnet import ResNet, WideResNet
 
 __all__ = [
   "MLP",
   "AttentionLearner",
+  "ClassifierNetwork",
   "ContextConv4",
   "ContextMLP",
   "Conv4",

@@ -1,9 +1,10 @@
-"""What every network is described by."""
+"""What networks are described by: those for tasks, and ordinary classifiers."""
 
 import dataclasses
 from typing import Any, ClassVar
 
 from jsharp.options import Options
+from jsharp.types import Convolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,9 @@ class Network(Options):
     """Name of the module that is its linear head."""
     return "head"
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> Any:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> Any:
     """The network as a Linen module.
 
     Args:
@@ -32,7 +35,7 @@ class Network(Options):
     raise NotImplementedError
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
     """The network with a context of `size` numbers, for `jsharp.cavia`.
 
@@ -43,3 +46,24 @@ class Network(Options):
       f"--algorithm=cavia needs a network with a place for its context, and "
       f"{self.name} has none; choose conv4, conv4_strided or mlp"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierNetwork(Options):
+  """A network for ordinary classification, which normalises by running averages."""
+
+  kind: ClassVar[str] = "classifier network"
+
+  @property
+  def label(self) -> str:
+    """Its name and size, for the names of runs."""
+    return self.name
+
+  def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> Any:
+    """The network as a Linen module, called as `module(inputs, train)`.
+
+    Args:
+      num_outputs: the number of classes.
+      convolution: form of its convolutions, see `jsharp.nn.conv2d`.
+    """
+    raise NotImplementedError

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp.models._options import Network
+from jsharp.models.context import checked_context
 from jsharp.nn import BatchNorm
 from jsharp.options import at_least, option
+from jsharp.types import Convolution
 
 
 class MLP(nn.Module):
@@ -77,6 +79,51 @@ class MLP(nn.Module):
     return x
 
 
+class ContextMLP(MLP):
+  """An `MLP` whose inputs are followed by the context, as more entries.
+
+  `ContextMLP((40, 40, 1), context_size=5)` is CAVIA's network for the sinusoid.
+
+  Attributes:
+    context_size: length of the context.
+
+  Example:
+    >>> model = ContextMLP((40, 40, 1), context_size=5)
+    >>> x = jnp.zeros([10, 1])
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> variables["params"]["dense_0"]["kernel"].shape
+    (6, 40)
+    >>> model.apply(variables, x, context=jnp.ones(5)).shape
+    (10, 1)
+  """
+
+  context_size: int = 5
+
+  def __call__(
+    self,
+    inputs: jax.Array,
+    num_statistics: int | None = None,
+    context: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps each example to one vector.
+
+    Args:
+      inputs: `[batch, ...]`, float.
+      num_statistics: see `MLP`.
+      context: `[context_size]`; zeros if None.
+
+    Returns:
+      `[batch, features[-1]]`.
+
+    Raises:
+      ValueError: as `MLP` does, or if `context` is of another shape.
+    """
+    context = checked_context(context, self.context_size, inputs.dtype)
+    rows = jnp.broadcast_to(context[None], (inputs.shape[0], self.context_size))
+    x = jnp.concatenate([inputs.reshape(inputs.shape[0], -1), rows], axis=1)
+    return super().__call__(x, num_statistics)
+
+
 _WIDTHS = (256, 128, 64, 64)
 
 
@@ -90,15 +137,15 @@ class MLPOptions(Network):
   def head(self) -> str:
     return f"dense_{len(_WIDTHS)}"
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> MLP:
     features = _WIDTHS if num_outputs is None else (*_WIDTHS, num_outputs)
     return MLP(features=features, normalize=True)
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
-    from jsharp.models.context import ContextMLP
-
     return ContextMLP(
       features=(*_WIDTHS, num_outputs), normalize=True, context_size=size
     )
@@ -124,16 +171,16 @@ class SineNetwork(Network):
     activations = {"relu": jax.nn.relu, "tanh": jnp.tanh}
     return (self.hidden_width, self.hidden_width), activations[self.activation]
 
-  def module(self, num_outputs: int | None, *, convolution: str = "auto") -> MLP:
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> MLP:
     hidden, activation = self._common()
     features = hidden if num_outputs is None else (*hidden, num_outputs)
     return MLP(features=features, activation=activation)
 
   def with_context(
-    self, num_outputs: int, size: int, *, convolution: str = "auto"
+    self, num_outputs: int, size: int, *, convolution: Convolution = "auto"
   ) -> Any:
-    from jsharp.models.context import ContextMLP
-
     hidden, activation = self._common()
     return ContextMLP(
       features=(*hidden, num_outputs), activation=activation, context_size=size

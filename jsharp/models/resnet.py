@@ -1,10 +1,16 @@
 """Residual networks for small images, with running batch normalisation."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.models._options import ClassifierNetwork
 from jsharp.nn import RunningBatchNorm, conv2d
+from jsharp.options import at_least, option
+from jsharp.types import Convolution
 
 # Of the outputs, as in the published code of both papers.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -24,6 +30,7 @@ class ResNet(nn.Module):
   Attributes:
     num_outputs: size of the output vector, the number of classes.
     depth: layers with weights, 6n + 2: 8, 20, 32, 44, 56, ...
+    convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
 
   Example:
     >>> model = ResNet(num_outputs=10, depth=8)
@@ -36,6 +43,7 @@ class ResNet(nn.Module):
 
   num_outputs: int
   depth: int = 20
+  convolution: Convolution = "auto"
 
   @nn.compact
   def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
@@ -53,13 +61,13 @@ class ResNet(nn.Module):
       ValueError: if `inputs` is not a batch of images or there is no such `depth`.
     """
     _check("ResNet", inputs, self.depth, 2)
-    x = _Convolution(16, name="conv")(inputs)
+    x = _Convolution(16, convolution=self.convolution, name="conv")(inputs)
     x = nn.relu(RunningBatchNorm(name="norm")(x, train))
     for stage in range(3):
       for block in range((self.depth - 2) // 6):
         stride = 2 if stage and not block else 1
         name = f"stage_{stage}_block_{block}"
-        x = _Block(16 * 2**stage, stride, name=name)(x, train)
+        x = _Block(16 * 2**stage, stride, self.convolution, name=name)(x, train)
     return _head(self.num_outputs, x)
 
 
@@ -79,6 +87,7 @@ class WideResNet(nn.Module):
     num_outputs: size of the output vector, the number of classes.
     depth: layers with weights, 6n + 4: 10, 16, 22, 28, 40, ...
     widen: factor of the channels.
+    convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
 
   Example:
     >>> model = WideResNet(num_outputs=10, depth=10, widen=1)
@@ -92,6 +101,7 @@ class WideResNet(nn.Module):
   num_outputs: int
   depth: int = 28
   widen: int = 10
+  convolution: Convolution = "auto"
 
   @nn.compact
   def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
@@ -99,12 +109,13 @@ class WideResNet(nn.Module):
     _check("WideResNet", inputs, self.depth, 4)
     if self.widen < 1:
       raise ValueError(f"WideResNet: widen must be at least 1; got {self.widen}.")
-    x = _Convolution(16, name="conv")(inputs)
+    x = _Convolution(16, convolution=self.convolution, name="conv")(inputs)
     for stage in range(3):
       for block in range((self.depth - 4) // 6):
         stride = 2 if stage and not block else 1
         name = f"stage_{stage}_block_{block}"
-        x = _WideBlock(16 * 2**stage * self.widen, stride, name=name)(x, train)
+        num_filters = 16 * 2**stage * self.widen
+        x = _WideBlock(num_filters, stride, self.convolution, name=name)(x, train)
     x = nn.relu(RunningBatchNorm(name="norm")(x, train))
     return _head(self.num_outputs, x)
 
@@ -112,12 +123,13 @@ class WideResNet(nn.Module):
 class _Block(nn.Module):
   num_filters: int
   stride: int
+  convolution: Convolution
 
   @nn.compact
   def __call__(self, x, train):
-    y = _Convolution(self.num_filters, self.stride, name="conv_0")(x)
+    y = _Convolution(self.num_filters, self.stride, self.convolution, name="conv_0")(x)
     y = nn.relu(RunningBatchNorm(name="norm_0")(y, train))
-    y = _Convolution(self.num_filters, name="conv_1")(y)
+    y = _Convolution(self.num_filters, 1, self.convolution, name="conv_1")(y)
     y = RunningBatchNorm(name="norm_1")(y, train)
     x = x[:, :: self.stride, :: self.stride]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.num_filters - x.shape[-1])))
@@ -127,6 +139,7 @@ class _Block(nn.Module):
 class _WideBlock(nn.Module):
   num_filters: int
   stride: int
+  convolution: Convolution
 
   @nn.compact
   def __call__(self, x, train):
@@ -135,9 +148,9 @@ class _WideBlock(nn.Module):
       shape = (x.shape[-1], self.num_filters)
       kernel = self.param("shortcut", _KERNEL_INIT, shape, x.dtype)
       x = y[:, :: self.stride, :: self.stride] @ kernel
-    y = _Convolution(self.num_filters, self.stride, name="conv_0")(y)
+    y = _Convolution(self.num_filters, self.stride, self.convolution, name="conv_0")(y)
     y = nn.relu(RunningBatchNorm(name="norm_1")(y, train))
-    return x + _Convolution(self.num_filters, name="conv_1")(y)
+    return x + _Convolution(self.num_filters, 1, self.convolution, name="conv_1")(y)
 
 
 class _Convolution(nn.Module):
@@ -145,12 +158,13 @@ class _Convolution(nn.Module):
 
   num_filters: int
   stride: int = 1
+  convolution: Convolution = "auto"
 
   @nn.compact
   def __call__(self, x):
     shape = (3, 3, x.shape[-1], self.num_filters)
     kernel = self.param("kernel", _KERNEL_INIT, shape, x.dtype)
-    return conv2d(x, kernel, stride=self.stride)
+    return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
 
 
 def _head(num_outputs, x):
@@ -160,13 +174,64 @@ def _head(num_outputs, x):
 
 
 def _check(name, inputs, depth, rest):
+  _check_depth(name, depth, rest)
+  if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f"{name}: inputs must be a float array [batch, height, width, channels]; got "
+      f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
+    )
+
+
+def _check_depth(name: str, depth: int, rest: int) -> None:
   if depth <= rest or (depth - rest) % 6:
     raise ValueError(
       f"{name}: depth must be 6n + {rest} with n at least 1; got {depth}. Take "
       f"{max(6 + rest, depth - (depth - rest) % 6)}."
     )
-  if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(
-      f"{name}: inputs must be a float array [batch, height, width, channels]; got "
-      f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetOptions(ClassifierNetwork):
+  """The small residual network for CIFAR, 16-32-64 channels."""
+
+  name: ClassVar[str] = "resnet"
+
+  depth: int = option(
+    8, "Layers with weights: 6n + 2, as 8, 20, 32, 56.", check=at_least(1)
+  )
+
+  def complete(self) -> None:
+    _check_depth("ResNet", self.depth, 2)
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}{self.depth}"
+
+  def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> ResNet:
+    return ResNet(num_outputs, depth=self.depth, convolution=convolution)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideResNetOptions(ClassifierNetwork):
+  """The pre-activation network with factors of these channels."""
+
+  name: ClassVar[str] = "wide_resnet"
+
+  depth: int = option(
+    10, "Layers with weights: 6n + 4, as 10, 16, 28, 40.", check=at_least(1)
+  )
+  widen: int = option(2, "Factor of the channels.", check=at_least(1))
+
+  def complete(self) -> None:
+    _check_depth("WideResNet", self.depth, 4)
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}{self.depth}x{self.widen}"
+
+  def module(
+    self, num_outputs: int, *, convolution: Convolution = "auto"
+  ) -> WideResNet:
+    return WideResNet(
+      num_outputs, depth=self.depth, widen=self.widen, convolution=convolution
     )

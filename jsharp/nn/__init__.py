@@ -1,8 +1,8 @@
 """Layers that are right and fast at every order of derivative."""
 
 from jsharp.nn.batch_norm import BatchNorm
-from jsharp.nn.convolution import conv2d, default_convolution
+from jsharp.nn.convolution import conv2d
 from jsharp.nn.pooling import max_pool
 from jsharp.nn.running_norm import RunningBatchNorm
 
-__all__ = ["BatchNorm", "RunningBatchNorm", "conv2d", "default_convolution", "max_pool"]
+__all__ = ["BatchNorm", "RunningBatchNorm", "conv2d", "max_pool"]

@@ -9,6 +9,7 @@ from jsharp.nn._chunks import merge, num_chunks, split
 from jsharp.nn._conv_forms import MANY_CHANNELS
 from jsharp.nn.convolution import conv2d
 from jsharp.nn.pooling import max_pool
+from jsharp.types import Convolution
 
 _LARGE = 2_000_000
 """A map of more entries than this is not in a CPU's cache when it is read again."""
@@ -35,7 +36,11 @@ def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
 
 
 def moments_and_pool(
-  x: jax.Array, w: jax.Array, *, sign: jax.Array | None
+  x: jax.Array,
+  w: jax.Array,
+  *,
+  sign: jax.Array | None,
+  convolution: Convolution = "auto",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`moments` and `max_pool` of `conv2d(x, w)`, a chunk of examples at a time.
 
@@ -47,6 +52,7 @@ def moments_and_pool(
     x: `[n, height, width, in_channels]`.
     w: `[kernel_height, kernel_width, in_channels, out_channels]`.
     sign: as for `max_pool`.
+    convolution: as for `conv2d`.
 
   Returns:
     Mean and variance, `[out_channels]`, and the pooled map
@@ -61,11 +67,15 @@ def moments_and_pool(
   n, *size, _ = x.shape
   entries = size[0] * size[1] * w.shape[-1]
   wide = at_least_float32(x.dtype)
+
+  def convolved(x: jax.Array) -> jax.Array:
+    return conv2d(x, w, convolution=convolution)
+
   # As in `moments`.
-  near = lax.stop_gradient(conv2d(x[:1], w).astype(wide).mean((0, 1, 2)))
+  near = lax.stop_gradient(convolved(x[:1]).astype(wide).mean((0, 1, 2)))
 
   def one_chunk(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    y = conv2d(x, w)
+    y = convolved(x)
     centred = y.astype(wide) - jnp.expand_dims(near, (0, 1, 2))
     sums = centred.sum((0, 1, 2)), jnp.square(centred).sum((0, 1, 2))
     return *sums, max_pool(y, sign=sign)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jsharp.nn import _convolved_map
 from jsharp.nn._channels import moments, normalise
 from jsharp.nn.convolution import conv2d
+from jsharp.types import Convolution
 
 
 class BatchNorm(nn.Module):
@@ -32,6 +33,7 @@ class BatchNorm(nn.Module):
     epsilon: added to the variance.
     pool: whether to max-pool 2x2 windows of the result (`jsharp.nn.max_pool`). The
       statistics are those of the whole map.
+    convolution: how `kernel` is convolved with, see `jsharp.nn.conv2d`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -48,6 +50,7 @@ class BatchNorm(nn.Module):
   use_bias: bool = True
   epsilon: float = 1e-5
   pool: bool = False
+  convolution: Convolution = "auto"
 
   @nn.compact
   def __call__(
@@ -96,10 +99,13 @@ class BatchNorm(nn.Module):
       and num_statistics is None
       and _convolved_map.is_worthwhile(x, kernel)
     ):
-      mean, variance, x = _convolved_map.moments_and_pool(x, kernel, sign=scale)
+      mean, variance, x = _convolved_map.moments_and_pool(
+        x, kernel, sign=scale, convolution=self.convolution
+      )
       pool = False
     else:
-      x = x if kernel is None else conv2d(x, kernel)
+      if kernel is not None:
+        x = conv2d(x, kernel, convolution=self.convolution)
       if given:
         mean, variance = self._given()
       else:

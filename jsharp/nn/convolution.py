@@ -7,10 +7,7 @@ one that second-order meta-learning adds. Here the three maps of a convolution
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,49 +15,16 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jsharp._cores import one_core_each
+from jsharp._checks import check_choice
 from jsharp.nn import _conv_forms
 from jsharp.nn._conv_forms import Geometry
+from jsharp.types import Convolution
 
 _FORMS = ("direct", "im2col", "winograd")
-_DEFAULT: ContextVar[str | None] = ContextVar("convolution", default=None)
-
-
-@contextlib.contextmanager
-def default_convolution(implementation: str | None) -> Iterator[None]:
-  """Within it, convolutions that name no implementation of their own are traced so.
-
-  Like `jax.default_matmul_precision`, but JAX's cache of traced functions knows nothing
-  of it: of a function that was jitted before, make a new one.
-
-  Args:
-    implementation: "direct" or "im2col" for all of them; "winograd" for those whose
-      shape it suits, on any number of cores; None for `conv2d`'s own choice.
-
-  Raises:
-    ValueError: if there is no such implementation.
-
-  Example:
-    >>> x, w = jnp.ones([1, 4, 4, 8]), jnp.ones([3, 3, 8, 8])
-    >>> with default_convolution("im2col"):
-    ...   jaxpr = jax.make_jaxpr(lambda x: conv2d(x, w))(x)
-    >>> "im2col" in str(jaxpr)
-    True
-  """
-  if implementation not in (None, *_FORMS):
-    raise ValueError(
-      f"default_convolution: implementation must be None or one of {_FORMS}; got "
-      f"{implementation!r}."
-    )
-  before = _DEFAULT.set(implementation)
-  try:
-    yield
-  finally:
-    _DEFAULT.reset(before)
 
 
 def conv2d(
-  x: jax.Array, w: jax.Array, *, stride: int = 1, implementation: str | None = None
+  x: jax.Array, w: jax.Array, *, stride: int = 1, convolution: Convolution = "auto"
 ) -> jax.Array:
   """Convolves with SAME padding, without bias, closed under differentiation.
 
@@ -72,16 +36,19 @@ def conv2d(
     w: `[kernel_height, kernel_width, in_channels, out_channels]`, odd kernel sizes,
       the dtype of `x`.
     stride: step between two outputs in both directions.
-    implementation: "direct" (XLA's convolution), "im2col" (matrix products) or
-      "winograd" (fewer multiplications; for 3x3 kernels at stride 1, and direct where
-      there is no CPU) for all three maps. None is as `default_convolution` says, or by
-      shape and platform; on a CPU "winograd" is taken where each device has one core.
+    convolution: how all three maps are computed, with equal results up to rounding.
+      "direct" is XLA's convolution, "im2col" takes matrix products, and "winograd"
+      takes fewer multiplications; it is for 3x3 kernels at stride 1, and direct where
+      there is no CPU. "auto" chooses by shape and platform between the first two.
+      "auto_winograd" is "auto" with Winograd's form wherever the shape suits it. That
+      is the fastest where each device of a CPU has one core: XLA is slow at dividing
+      the many small products among threads.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
 
   Raises:
-    ValueError: if shapes, dtypes, `stride` or `implementation` do not fit.
+    ValueError: if shapes, dtypes, `stride` or `convolution` do not fit.
 
   Example:
     >>> x, w = jnp.ones([2, 5, 5, 3]), jnp.ones([3, 3, 3, 8])
@@ -92,8 +59,8 @@ def conv2d(
            [18., 27., 18.],
            [12., 18., 12.]], dtype=float32)
   """
-  _check(x, w, stride, implementation)
-  form, weight_form = (implementation,) * 2 if implementation else _choose(x, w, stride)
+  _check(x, w, stride, convolution)
+  form, weight_form = _choose(x, w, stride, convolution)
   config: Any = jax.config  # jax 0.10 does not declare its attributes.
   geometry = Geometry(
     size=(x.shape[1], x.shape[2]),
@@ -107,7 +74,7 @@ def conv2d(
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
 
 
-def _check(x, w, stride, implementation):
+def _check(x, w, stride, convolution):
   if x.ndim != 4 or w.ndim != 4:
     raise ValueError(
       "conv2d needs x [batch, height, width, in_channels] and w [kernel_height, "
@@ -127,26 +94,21 @@ def _check(x, w, stride, implementation):
     )
   if stride < 1:
     raise ValueError(f"conv2d: stride must be at least 1; got {stride}.")
-  if implementation not in (None, *_FORMS):
+  check_choice("convolution", convolution, get_args(Convolution))
+  if convolution == "winograd" and (stride > 1 or w.shape[:2] != (3, 3)):
     raise ValueError(
-      f"conv2d: implementation must be None or one of {_FORMS}; got {implementation!r}."
-    )
-  if implementation == "winograd" and (stride > 1 or w.shape[:2] != (3, 3)):
-    raise ValueError(
-      'conv2d: implementation="winograd" is for 3x3 kernels at stride 1; got w '
-      f"{w.shape} and stride={stride}. Leave the choice to conv2d, with None."
+      'conv2d: convolution="winograd" is for 3x3 kernels at stride 1; got w '
+      f'{w.shape} and stride={stride}. Pass "auto_winograd" to take it where it can be.'
     )
 
 
-def _choose(x, w, stride):
+def _choose(x, w, stride, convolution):
   """The form of a convolution and that of its weight gradient."""
-  default = _DEFAULT.get()
-  if default in ("direct", "im2col"):
-    return default, default
+  if convolution in _FORMS:
+    return convolution, convolution
   if stride > 1:
     return "im2col", "im2col"
-  # XLA is slow at dividing the many small products among threads.
-  if (default == "winograd" or one_core_each()) and _suits_winograd(x, w):
+  if convolution == "auto_winograd" and _suits_winograd(x, w):
     return "winograd", "winograd"
   if x.shape[3] >= _conv_forms.MANY_CHANNELS:
     return "direct", "shifted"

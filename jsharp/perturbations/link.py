@@ -86,6 +86,10 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
 
   Example:
     >>> check_update_arguments(1.0, lambda w: 2 * w)
+    >>> check_update_arguments(1.0, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: SAM needs a gradient at the perturbed parameters, got grad_fn=None; ...
   """
   if params is None or grad_fn is None:
     missing = "params" if params is None else "grad_fn"

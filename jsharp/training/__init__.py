@@ -1,7 +1,9 @@
 """The training loop with its records, checkpoints, devices and processes."""
 
 from jsharp.training.checkpoints import Checkpoints, Restored
+from jsharp.training.compilation_cache import use_compilation_cache
 from jsharp.training.devices import (
+  execution_for,
   on_devices,
   one_copy,
   replicate,
@@ -26,6 +28,7 @@ __all__ = [
   "StopSignal",
   "TrainingResult",
   "check_comparable",
+  "execution_for",
   "mixture",
   "on_devices",
   "one_copy",
@@ -34,4 +37,5 @@ __all__ = [
   "replicate",
   "task_mesh",
   "train",
+  "use_compilation_cache",
 ]

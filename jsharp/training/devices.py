@@ -6,6 +6,8 @@ part is written with `jax.shard_map`: automatic partitioning would gather the in
 grouped convolutions.
 """
 
+import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsharp._checks import check_count
-from jsharp._cores import one_core_each
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import TASK_AXIS
+from jsharp.types import Chunk, Convolution
 
 PARTS_AXIS = "parts"
 """The mesh axis of `parts_of_cpu`, over which nothing is averaged."""
@@ -75,19 +78,76 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
   )
 
 
-def compiler_options() -> dict[str, bool | str]:
-  """What to compile a step with, for `jax.jit`.
+def execution_for(
+  *,
+  task_chunk: Chunk = None,
+  convolution: Convolution = "auto",
+  one_core_each: bool | None = None,
+) -> Execution:
+  """The execution that suits this machine: the one place that counts cores.
 
-  Where the devices are parts of a CPU with one core each, products are not divided
-  among threads: those of one device would wait for those of another.
+  Where the devices of this process are parts of a CPU with one core each, or less,
+  nothing is gained by dividing an operation among threads, and operations with less
+  arithmetic win that threads would have to wait for each other in. Inner steps are then
+  computed again on the way back, convolutions take Winograd's form where it suits, and
+  products have one thread. Call it once the devices are there, and pass the result on.
+
+  Args:
+    task_chunk: as in `Execution`.
+    convolution: as in `Execution`; "auto" takes what suits the machine.
+    one_core_each: the answer, for programs that have to be the same on any number of
+      devices; None counts.
+
+  Returns:
+    The execution.
+
+  Raises:
+    ValueError: as `Execution` does.
 
   Example:
-    >>> from jsharp._cores import assume_one_core_each
-    >>> with assume_one_core_each():
-    ...   compiler_options() == {"xla_cpu_multi_thread_eigen": False}
+    >>> execution_for(task_chunk=2, one_core_each=False) == Execution(task_chunk=2)
     True
+    >>> execution_for(one_core_each=True).inner_steps
+    'recomputed'
   """
-  if jax.default_backend() == "cpu" and one_core_each():
+  execution = Execution(task_chunk=task_chunk, convolution=convolution)
+  if not (_one_core_each() if one_core_each is None else one_core_each):
+    return execution
+  return dataclasses.replace(
+    execution,
+    inner_steps="recomputed",
+    convolution="auto_winograd" if convolution == "auto" else convolution,
+    single_threaded=True,
+  )
+
+
+def _one_core_each() -> bool:
+  if jax.default_backend() != "cpu":
+    return False
+  return _num_cores() <= jax.local_device_count()
+
+
+def _num_cores() -> int:
+  """Those that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def compiler_options(execution: Execution) -> dict[str, bool | str]:
+  """What to compile a step with, for `jax.jit`.
+
+  Where each device of a CPU computes with one thread, products are not divided among
+  threads: those of one device would wait for those of another.
+
+  Args:
+    execution: `single_threaded` matters here.
+
+  Example:
+    >>> compiler_options(Execution())
+    {}
+  """
+  if execution.single_threaded and jax.default_backend() == "cpu":
     return {"xla_cpu_multi_thread_eigen": False}
   return {}
 
@@ -168,18 +228,21 @@ def one_copy(tree: Any) -> Any:
   )
 
 
-def parts_of_cpu() -> Mesh | None:
-  """This process' devices, where they are parts of a CPU with one core each.
+def parts_of_cpu(execution: Execution) -> Mesh | None:
+  """This process' devices, where they are parts of a CPU with one thread each.
+
+  Args:
+    execution: `single_threaded` matters here.
 
   Returns:
     A mesh with the one axis "parts"; None where there is one device, or they are not.
 
   Example:
-    >>> parts_of_cpu() is None or jax.device_count() > 1
+    >>> parts_of_cpu(Execution()) is None
     True
   """
   several = jax.local_device_count() > 1 and jax.process_count() == 1
-  if not several or jax.default_backend() != "cpu" or not one_core_each():
+  if not several or jax.default_backend() != "cpu" or not execution.single_threaded:
     return None
   devices = jax.local_devices()
   return jax.make_mesh(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jsharp.core.execution import Execution
 from jsharp.data.prefetch import Prefetch
 from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
@@ -53,12 +54,12 @@ class NonFiniteLossError(FloatingPointError):
     )
 
 
-class Block(NamedTuple):
-  """What a block of meta-steps gives back.
+class Dispatched(NamedTuple):
+  """What one dispatch returns, still on the device.
 
   Attributes:
     state: after the last meta-step that was finite.
-    metrics: `[capacity, num_tasks]` each; row i belongs to the block's i-th step.
+    metrics: `[capacity, num_tasks]` each; row i belongs to the i-th step.
     num_done: int32, the steps that `state` went forward; rows from there on are
       meaningless, except that row `num_done` shows the step that was not finite.
     finite: bool, whether every step was.
@@ -70,20 +71,20 @@ class Block(NamedTuple):
   finite: jax.Array
 
 
-def make_block(
+def make_dispatch(
   algorithm: MetaAlgorithm,
   sample_tasks: SampleFn,
   *,
   capacity: int,
   mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[MetaState, Any, Any], Block]:
-  """Builds `run_block(state, length, data) -> Block`, to be jitted by the caller.
+) -> Callable[[MetaState, Any, Any], Dispatched]:
+  """Builds `dispatch(state, length, data) -> Dispatched`, to be jitted by the caller.
 
   The loop has one body and a length known only when it runs: one compilation
   serves every length, and 100 steps give the same bits as 10 times 10. A step
-  whose task losses or new state are not finite is not taken and ends the block. (An
+  whose task losses or new state are not finite is not taken and ends the dispatch. (An
   optimizer may start with an infinite "best value so far": infinities that were
-  there before are let be.)
+  there before are tolerated.)
 
   Args:
     algorithm: its `step` is what is repeated.
@@ -102,10 +103,10 @@ def make_block(
     >>> def step(state, tasks):
     ...   return MetaState(state.step + 1, state.params + tasks, ()), {"loss": tasks}
     >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
-    >>> run_block = make_block(algorithm, lambda step, data: data, capacity=8)
+    >>> dispatch = make_dispatch(algorithm, lambda step, data: data, capacity=8)
     >>> state = MetaState(jnp.int32(0), jnp.zeros(2), ())
-    >>> block = jax.jit(run_block)(state, 3, jnp.array([1.0, 2.0]))
-    >>> block.state.params.tolist(), int(block.num_done)
+    >>> result = jax.jit(dispatch)(state, 3, jnp.array([1.0, 2.0]))
+    >>> result.state.params.tolist(), int(result.num_done)
     ([3.0, 6.0], 3)
   """
 
@@ -125,7 +126,7 @@ def make_block(
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
     return kept, metrics, finite
 
-  def run_block(state: MetaState, length: jax.Array, data: Any) -> Block:
+  def dispatch(state: MetaState, length: jax.Array, data: Any) -> Dispatched:
     _, shapes, _ = jax.eval_shape(attempt, state, data)
     for name, shape in shapes.items():
       if len(shape.shape) != 1 or shape.shape != shapes["loss"].shape:
@@ -135,20 +136,20 @@ def make_block(
         )
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shapes)
 
-    def body(block: Block) -> Block:
-      kept, metrics, finite = attempt(block.state, data)
+    def body(result: Dispatched) -> Dispatched:
+      kept, metrics, finite = attempt(result.state, data)
       rows = jax.tree.map(
-        lambda row, new: row.at[block.num_done].set(new), block.metrics, metrics
+        lambda row, new: row.at[result.num_done].set(new), result.metrics, metrics
       )
-      return Block(kept, rows, block.num_done + finite.astype(jnp.int32), finite)
+      return Dispatched(kept, rows, result.num_done + finite.astype(jnp.int32), finite)
 
     return jax.lax.while_loop(
-      lambda block: block.finite & (block.num_done < length),
+      lambda result: result.finite & (result.num_done < length),
       body,
-      Block(state, rows, jnp.int32(0), jnp.bool_(True)),
+      Dispatched(state, rows, jnp.int32(0), jnp.bool_(True)),
     )
 
-  return run_block
+  return dispatch
 
 
 def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -159,7 +160,7 @@ def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 class Done(NamedTuple):
-  """What a dispatch did, on the host.
+  """What one dispatch did, on the host.
 
   Attributes:
     num_steps: meta-steps taken.
@@ -174,28 +175,29 @@ class Done(NamedTuple):
   error: NonFiniteLossError | None
 
 
-class BlockRunner:
-  """Dispatches blocks of meta-steps, each about as long as a person waits.
+class Dispatcher:
+  """Runs many meta-steps per dispatch, about as many as take a second.
 
   Args:
     algorithm: its `step` is what is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     num_tasks: the number that it draws.
     unit: as for `train`.
-    mesh: as for `make_block`.
+    mesh: as for `make_dispatch`.
+    execution: what it is compiled for; only `single_threaded` matters here.
 
   Attributes:
     compiled: whether `compile` was called.
-    length: of the next block, at most.
+    length: the most meta-steps of the next dispatch.
 
   Example:
     >>> def step(state, tasks):
     ...   return MetaState(state.step + 1, state.params + tasks, ()), {"loss": tasks}
     >>> algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
-    >>> runner = BlockRunner(algorithm, lambda step, data: data, num_tasks=1)
+    >>> dispatcher = Dispatcher(algorithm, lambda step, data: data, num_tasks=1)
     >>> state = MetaState(jnp.int32(0), jnp.zeros(1), ())
-    >>> runner.compile(state, jnp.ones(1))
-    >>> state, done = runner.run(state, jnp.ones(1), 10)
+    >>> dispatcher.compile(state, jnp.ones(1))
+    >>> state, done = dispatcher.run(state, jnp.ones(1), 10)
     >>> done.num_steps, done.metrics["loss"].tolist()
     (1, [[1.0]])
   """
@@ -208,11 +210,12 @@ class BlockRunner:
     num_tasks: int,
     unit: str = "tasks",
     mesh: jax.sharding.Mesh | None = None,
+    execution: Execution = Execution(),
   ):
-    run_block = make_block(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
+    dispatch = make_dispatch(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
-    self._block = jax.jit(
-      run_block, donate_argnums=0, compiler_options=compiler_options(), **placed
+    self._dispatch = jax.jit(
+      dispatch, donate_argnums=0, compiler_options=compiler_options(execution), **placed
     )
     self._sample_tasks = sample_tasks
     self._parts = () if mesh is None else local_parts(mesh)
@@ -228,7 +231,7 @@ class BlockRunner:
 
   @property
   def needed_bytes(self) -> int | None:
-    """What a compiled block holds on a device at a time; None where XLA cannot say."""
+    """What a dispatch holds on a device at a time; None where XLA cannot say."""
     sizes = self._compiled.memory_analysis()
     if sizes is None:
       return None
@@ -241,7 +244,7 @@ class BlockRunner:
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
-    traced = self._block.trace(state, np.int32(1), data)
+    traced = self._dispatch.trace(state, np.int32(1), data)
     drawn = traced.out_info.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
       raise ValueError(
@@ -257,18 +260,18 @@ class BlockRunner:
     first_step = int(state.step)
     start = time.perf_counter()
     with self._prefetch.steps(first_step, length):
-      block = self._compiled(state, np.int32(length), data)
-      num_done = int(block.num_done)
+      result = self._compiled(state, np.int32(length), data)
+      num_done = int(result.num_done)
     seconds = time.perf_counter() - start
-    # Twice as long at most: the first blocks are slower than those to come.
+    # Twice as long at most: the first dispatches are slower than later ones.
     fitting = int(length * _SECONDS / seconds)
     self.length = max(1, min(fitting, 2 * self.length))
-    rows = jax.device_get(block.metrics)
+    rows = jax.device_get(result.metrics)
     error = None
-    if not block.finite:
+    if not result.finite:
       self._prefetch.clear()
       tasks = np.flatnonzero(~np.isfinite(rows["loss"][num_done]))
       failed = first_step + num_done + 1
       error = NonFiniteLossError(failed, tuple(tasks.tolist()), self._unit)
     metrics = {name: row[:num_done] for name, row in rows.items()}
-    return block.state, Done(num_done, metrics, seconds, error)
+    return result.state, Done(num_done, metrics, seconds, error)

@@ -1,4 +1,4 @@
-"""The meta-training loop: blocks of steps, records, checkpoints, resuming.
+"""The meta-training loop: dispatches, records, checkpoints, resuming.
 
 Parameters, optimizer state and the tasks drawn depend on nothing but the initial
 parameters, the data and the step. So a run that was killed goes on from its newest
@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsharp._checks import check_count, check_nonnegative
+from jsharp.core.execution import Execution
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.devices import one_copy, replicate, task_mesh
-from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, SampleFn
+from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
 from jsharp.training.processes import Peers, is_first
 from jsharp.training.records import Records
 from jsharp.training.run_directory import RunDirectory
@@ -88,6 +89,7 @@ def train(
   keep_path: bool = False,
   num_devices: int = 1,
   peers: Peers | None = None,
+  execution: Execution = Execution(),
 ) -> TrainingResult:
   """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
 
@@ -108,12 +110,12 @@ def train(
     log_every: meta-steps per line of metrics.
     eval_every: meta-steps between validations; the last step is always validated.
     checkpoint_seconds: at most about so much work is lost when the process is
-      killed; 0 saves after every block of steps.
+      killed; 0 saves after every dispatch.
     validate: `validate(params) -> metrics`, plain numbers. It may call
       `stop.check()`; a validation cut short is made up for on resume.
     score: which of the validation's metrics decides what is best, larger is better;
       or a function of all of them. The earlier of two equal ones stays.
-    stop: looked at between blocks, which take about a second.
+    stop: looked at between dispatches, which take about a second.
     progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
       nothing.
     unit: what `num_tasks` counts, as the records, the display and errors name it.
@@ -125,6 +127,7 @@ def train(
       go on with another number.
     peers: the processes that train together, each of them by this call: the first
       one's `run` is the run, the others' are discarded. This process alone if None.
+    execution: what steps are compiled for; only `single_threaded` matters here.
 
   Returns:
     The result; with `interrupted` set, the same call goes on.
@@ -171,7 +174,7 @@ def train(
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
   stop = stop or StopSignal()
   checkpoints = Checkpoints(run.path / "checkpoints")
-  # A copy: the blocks consume their argument, and `params` stay the caller's.
+  # A copy: a dispatch consumes its argument, and `params` stay the caller's.
   state = jax.tree.map(
     lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), algorithm.init(params)
   )
@@ -185,9 +188,8 @@ def train(
   # written and before the checkpoint that could know of it.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
-  blocks = BlockRunner(
-    algorithm, sample_tasks, num_tasks=num_tasks, unit=unit, mesh=mesh
-  )
+  options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
+  dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
   if mesh is None:
     data = jax.device_put(data)
   else:
@@ -227,8 +229,8 @@ def train(
           judged = True
         except StopRequested:
           interrupted = True
-      interrupted, blocks.length = peers.agree(
-        stop=interrupted or stop.requested, length=blocks.length
+      interrupted, dispatcher.length = peers.agree(
+        stop=interrupted or stop.requested, length=dispatcher.length
       )
       if interrupted and not stop.requested:
         stop.request()  # Another process was asked to.
@@ -237,13 +239,13 @@ def train(
         saved_at = save()
       if over:
         break
-      if not blocks.compiled:
+      if not dispatcher.compiled:
         records.note("compiling the training step")
-        blocks.compile(state, data)
+        dispatcher.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
       with peers.patience("the other processes"):
-        state, done = blocks.run(state, data, boundary)
+        state, done = dispatcher.run(state, data, boundary)
       step += done.num_steps
       records.add(step, done)
       if done.error:

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
+from jsharp.core.execution import Execution
 from jsharp.training.devices import replicate, task_mesh
-from jsharp.training.dispatch import BlockRunner as Dispatcher
+from jsharp.training.dispatch import Dispatcher
 from jsharp.types import MetaAlgorithm, Params
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
@@ -64,6 +65,7 @@ def needed_bytes(
   *,
   num_tasks: int,
   num_devices: int = 1,
+  execution: Execution = Execution(),
 ) -> int:
   """What the compiled training step holds on a device: arguments, results, between.
 
@@ -74,6 +76,7 @@ def needed_bytes(
     data: what `sample_tasks` reads.
     num_tasks: tasks per meta-step.
     num_devices: devices that they are divided among.
+    execution: what it is compiled for.
 
   Returns:
     Bytes.
@@ -95,7 +98,9 @@ def needed_bytes(
   if num_devices > 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
-  dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, mesh=mesh)
+  dispatcher = Dispatcher(
+    algorithm, sample_tasks, num_tasks=num_tasks, mesh=mesh, execution=execution
+  )
   dispatcher.compile(state, data)
   needed = dispatcher.needed_bytes
   if needed is None:

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 
 from jsharp.data.episodes import task_key
-from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
-
-SampleFn = Callable[..., Task]
+from jsharp.training.dispatch import SampleFn
+from jsharp.types import MetaAlgorithm, MetaState, Metrics
 
 
 def mixture(
@@ -43,7 +42,7 @@ def mixture(
   Example:
     >>> import jax.numpy as jnp, optax
     >>> from jsharp.algorithms import maml
-    >>> from jsharp.types import Batch
+    >>> from jsharp.types import Batch, Task
     >>> def member(size):
     ...   batch = Batch(None, jnp.ones((1, size)))
     ...   return lambda step, data: Task(batch, batch)

@@ -208,14 +208,26 @@ class Machine(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placement(Options):
-  """Where the files of a dataset lie, and where its images are kept."""
+class Files(Options):
+  """Where the files of a dataset lie."""
 
   role: ClassVar[Role] = Role.MACHINE
 
-  data_dir: str | None = option(None, "Directory that holds the files of the dataset.")
+  data_dir: str | None = option(
+    None,
+    "Directory that holds the files of the dataset; image_folder: or a tar or zip.",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement(Files):
+  """Where the files of a dataset lie, and where its images are kept."""
+
+  data_dir: str | None = option(
+    None, "Directory that holds the files of the dataset.", shared=True
+  )
   test_data_dir: str | None = option(
-    None, "Directory of --test_dataset. Default: as --data_dir."
+    None, "Directory of --test_dataset. Default: as --data_dir.", shared=True
   )
   images: Literal["auto", "device", "host"] = option(
     "auto",

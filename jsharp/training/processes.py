@@ -2,7 +2,7 @@
 
 All of them run the same program on the same tasks and states; the first one alone
 keeps records and checkpoints. They have to agree on what only one of them knows: a
-signal that asked for a stop, the length of the next block, the checkpoint to go on
+signal that asked for a stop, the length of the next dispatch, the checkpoint to go on
 from.
 
 A process that dies is noticed by JAX's own heartbeats, which end the others. One that
@@ -11,7 +11,9 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 
 import contextlib
 import os
+import pathlib
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jsharp._checks import check_nonnegative
+from jsharp.training.options import Machine
 
 _WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
@@ -81,6 +84,57 @@ def start(
   )
 
 
+def has_joined() -> bool:
+  """Whether this process is one of several by now.
+
+  Example:
+    >>> has_joined()
+    False
+  """
+  return jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
+  """Joins the other processes, and keeps all but the first one quiet.
+
+  Args:
+    machine: how they find each other.
+
+  Yields:
+    None in the first process, which keeps records; in another one, which prints nothing
+    but errors, a temporary directory for the records that nobody needs.
+
+  Raises:
+    ValueError: if flags are missing, or the others do not come.
+
+  Example:
+    >>> from jsharp.training.options import Machine
+    >>> with joined(Machine(process_id=1)):
+    ...   pass
+    Traceback (most recent call last):
+    ValueError: coordinator=None is missing; coordinator, num_processes and ...
+  """
+  try:
+    start(
+      coordinator=machine.coordinator,
+      num_processes=machine.num_processes,
+      process_id=machine.process_id,
+      timeout=machine.peer_timeout,
+    )
+  except RuntimeError as error:
+    raise ValueError(f"the other processes did not come: {error}") from error
+  if is_first():
+    yield None
+    return
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    open(os.devnull, "w") as nowhere,
+    contextlib.redirect_stdout(nowhere),
+  ):
+    yield pathlib.Path(directory)
+
+
 def is_first() -> bool:
   """Whether this process is the one that keeps records.
 
@@ -98,8 +152,10 @@ def leave(code: int) -> NoReturn:
     code: the exit code.
 
   Example:
-    >>> callable(leave)
-    True
+    >>> import subprocess
+    >>> code = "from jsharp.training import processes; processes.leave(3)"
+    >>> subprocess.run([sys.executable, "-c", code]).returncode
+    3
   """
   sys.stdout.flush()
   sys.stderr.flush()

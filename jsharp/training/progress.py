@@ -20,9 +20,11 @@ class Progress:
     unit: what a step takes several of.
 
   Example:
-    >>> progress = Progress(100, step=0, bar=False)
-    >>> progress.update(10, {"loss": 1.5}, tasks_per_second=20.0)
-    >>> progress.close()
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stderr(io.StringIO()):  # not a terminal
+    ...   progress = Progress(100, step=0, bar=None)
+    >>> progress.validated(10, {"val_loss": 1.5}, is_best=True)
+    step 10: val_loss 1.5000 (best so far)
   """
 
   def __init__(
@@ -98,11 +100,14 @@ class EventFiles:
       recorded after it.
 
   Example:
-    >>> import tempfile
+    >>> import importlib.util, tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
     ...   events = EventFiles(directory, step=0)
     ...   events.add({"loss": 1.5}, step=1)
     ...   events.close()
+    ...   num_files = len(os.listdir(directory))
+    >>> num_files == (importlib.util.find_spec("tensorboardX") is not None)
+    True
   """
 
   def __init__(self, directory: str | os.PathLike[str], *, step: int):

@@ -88,7 +88,7 @@ class Records:
     self._progress.note(text)
 
   def add(self, step: int, done: Done) -> None:
-    """Takes in a block that led to `step`; the sums do not depend on the blocks."""
+    """Adds a dispatch that ended at `step`; how steps are grouped changes no sum."""
     ledger = self.ledger
     for name, rows in done.metrics.items():
       for value in rows.mean(axis=1, dtype=np.float64).tolist():

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 
 from absl import logging
 
-from jsharp._files import write_atomically
+from jsharp._files import write_atomically, write_json
 
 _FORMAT = 1
 _IDENTITY = "run.json"
@@ -160,8 +160,7 @@ class RunDirectory:
 
   def write_json(self, name: str, obj: Any) -> None:
     """Writes `obj` as JSON to the file `name` of the folder, all or nothing."""
-    text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
-    write_atomically(self.path / name, text.encode())
+    write_json(self.path / name, obj)
 
   def read_json(self, name: str) -> Any:
     """Reads the JSON file `name` of the folder.

@@ -1,15 +1,31 @@
 """Whole runs as descriptions: data, tasks, learner, loop and machine."""
 
 import dataclasses
-from typing import Any, ClassVar
+import pathlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
+
+import jax
 
 from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
-from jsharp.data import ImageSource
+from jsharp.algorithms.supervised import OrdinaryTraining
+from jsharp.analysis.hessian import HessianOptions
+from jsharp.data import ImageSource, LabelledSource, Preparation
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
-from jsharp.models import Network
+from jsharp.learners import Description, check_parts
+from jsharp.models import ClassifierNetwork, Network
+from jsharp.models.mlp import SineNetwork
 from jsharp.options import Options, Role, option, select
-from jsharp.training.options import Machine, MetaTraining, Placement, Run, Testing
+from jsharp.perturbations import SharpOptimizer
+from jsharp.training.options import (
+  Files,
+  Machine,
+  MetaTraining,
+  Placement,
+  Run,
+  Testing,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +65,13 @@ class MetaRun(AnyRun):
   def complete(self) -> None:
     """Refuses a memory budget that decides on what the algorithm says."""
     algorithm, budget = self.algorithm, self.machine.memory_budget
-    has_mode = isinstance(algorithm, SecondOrderOptions)
-    if budget is not None and has_mode and algorithm.second_order != "stored":
+    mode = "stored"
+    if isinstance(algorithm, SecondOrderOptions):
+      mode = algorithm.second_order
+    if budget is not None and mode != "stored":
       raise ValueError(
-        "--memory_budget decides on --second_order, got --second_order="
-        f"{algorithm.second_order} too; drop one of them"
+        f"--memory_budget decides on --second_order, got --second_order={mode} too; "
+        "drop one of them"
       )
 
   @property
@@ -70,6 +88,103 @@ class MetaRun(AnyRun):
     """What runs must share to be compared: how they are tested, and their network."""
     network = select(self.network, lambda field: True, "network.")
     return {**super().comparable(), "network": self.network.name, **network}
+
+  def learner(
+    self,
+    *,
+    problem: Literal["classification", "regression"],
+    num_outputs: int,
+    input_shape: tuple[int, ...],
+    source: ImageSource | None = None,
+  ) -> Description:
+    """What the run trains, once its inputs are known; see `Description`."""
+    return Description(
+      algorithm=self.algorithm,
+      network=self.network,
+      sharpness=self.sharpness,
+      outer=self.outer,
+      precision=self.run.precision,
+      problem=problem,
+      num_outputs=num_outputs,
+      input_shape=input_shape,
+      source=source,
+    )
+
+  def check(self, *, problem: Literal["classification", "regression"]) -> None:
+    """Refuses an algorithm that does not go with the rest of the run.
+
+    Raises:
+      ValueError: naming the option and the fix.
+    """
+    check_parts(
+      self.algorithm,
+      self.network,
+      self.sharpness,
+      precision=self.run.precision,
+      problem=problem,
+    )
+
+  def loop(self) -> dict[str, Any]:
+    """Keyword arguments of `jsharp.train`: how long, how many tasks, what is kept."""
+    training = self.training
+    return {
+      "num_steps": training.num_steps,
+      "num_tasks": training.num_tasks * training.num_seeds,
+      "eval_every": training.eval_every,
+      "keep_top": training.ensemble if training.ensemble > 1 else 0,
+      "keep_path": training.keep_path,
+      "num_devices": self.machine.num_devices or 1,
+    }
+
+  def leaner(self) -> Iterator[tuple[Self, dict[str, Any]]]:
+    """The same run in less memory, the fastest way first, and what each chooses."""
+    if jax.default_backend() == "cpu":  # one task at a time is fastest and leanest
+      chunks = [1]
+    else:
+      chunks = [self.training.num_tasks // (self.machine.num_devices or 1)]
+      while chunks[-1] > 1:
+        chunks.append(-(-chunks[-1] // 2))
+    for chunk in chunks:
+      for algorithm in self.algorithm.leaner():
+        mode = "stored"
+        if isinstance(algorithm, SecondOrderOptions):
+          mode = algorithm.second_order
+        chosen = {"task_chunk": chunk, "second_order": mode}
+        yield self.replace(algorithm=algorithm), chosen
+
+  def protocol(self) -> dict[str, Any]:
+    """What, of the learner and its training, a reader of a result must know."""
+    own = select(self.algorithm, lambda field: field.role is not Role.MACHINE)
+    steps = ("num_inner_steps", "num_eval_inner_steps", "inner_optimizer", "inner_lr")
+    inner = {name: own.pop(name) for name in steps if name in own}
+    if "inner_optimizer" in inner:
+      inner = {"optimizer": inner.pop("inner_optimizer"), **inner}
+    outer, seed = self.outer, self.run.seed
+    last = seed + self.training.num_seeds - 1
+    sharpness = self.sharpness.protocol(self.algorithm)
+    return {
+      "algorithm": {"name": self.algorithm.name, **own, **sharpness},
+      "inner loop": inner,
+      "outer loop": {
+        "optimizer": outer.outer_optimizer,
+        "outer_lr": outer.outer_lr,
+        "schedule": outer.schedule(),
+        "num_tasks": self.training.num_tasks,
+        "clip_meta_gradient": outer.clip_meta_gradient,
+      },
+      "precision": self.run.precision,
+      "seeds": {
+        "seed": seed,
+        "to": last if last > seed else None,
+        "eval_seed": self.testing.eval_seed,
+      },
+    }
+
+  @property
+  def words(self) -> list[str]:
+    """What the run is called after its algorithm."""
+    name, sharpness = self.algorithm.name, self.sharpness.sharpness
+    return [name] if sharpness == "none" else [name, f"sharp_{sharpness}"]
 
   def phases(self) -> list[tuple[float, float]]:
     """`(end, gradients per task)` of each phase, the mean over the kinds of task."""
@@ -98,8 +213,57 @@ class FewShotRun(MetaRun):
   placement: Placement = option(Placement(), role=Role.MACHINE)
   tasks: Tasks = option(role=Role.TESTING)
 
+  def complete(self) -> None:
+    """Refuses several seeds with several kinds of task."""
+    super().complete()
+    self.check(problem="classification")
+    if self.training.num_seeds > 1 and len(self.tasks.training()) > 1:
+      raise ValueError(
+        f"--num_seeds={self.training.num_seeds} goes with one kind of task; train "
+        "several ways and shots one seed after another"
+      )
+
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
+
+  @property
+  def folder(self) -> str:
+    """The last part of the directory that the data lie in; empty without files."""
+    data_dir = self.placement.data_dir
+    if not self.data.files or not data_dir:
+      return ""
+    return pathlib.Path(data_dir).expanduser().resolve().name
+
+  @property
+  def data_name(self) -> str:
+    """What the data are called: by their folder where any images can lie there."""
+    return self.folder if self.data.holds_any and self.folder else self.data.name
+
+  def protocol(self) -> dict[str, Any]:
+    normalisation: dict[str, Any] = {
+      "statistics": "of the batch",
+      "transductive": "the whole query set",
+      "inductive": "support set and one query example",
+    }
+    if self.algorithm.uses_running_statistics() and self.network.has_norm:
+      both = "of the batch in training, running ones per step at test"
+      normalisation = {"statistics": both}
+    adapts = self.algorithm.adapts_norm()
+    return {
+      **super().protocol(),
+      "task": self.tasks.protocol(),
+      "model": {
+        "name": self.network.name,
+        **select(self.network, lambda field: True),
+      },
+      "normalisation": {**normalisation, "scale and offset adapted": adapts},
+      "data": {
+        "name": self.data_name,
+        "folder": self.folder or None,
+        "read as": self.data.name if self.data_name != self.data.name else None,
+        "tested on": self.test_data.name if self.test_data else None,
+      },
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +272,37 @@ class SineRun(MetaRun):
 
   name: ClassVar[str] = "sines"
 
+  network: SineNetwork = option()
   tasks: SineTasks = option(role=Role.TESTING)
+
+  def complete(self) -> None:
+    """Refuses what is for classes."""
+    super().complete()
+    self.check(problem="regression")
+    if self.training.ensemble > 1:
+      raise ValueError(
+        f"--ensemble={self.training.ensemble} averages class probabilities, and "
+        "sinusoid is a regression; drop it"
+      )
+    if self.training.num_seeds > 1:
+      raise ValueError(
+        f"--num_seeds={self.training.num_seeds} is for images; train sine waves one "
+        "seed after another"
+      )
 
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrdinaryRun(AnyRun):
+  """A run of ordinary classification, on one device."""
+
+  data: LabelledSource = option(role=Role.TESTING)
+  files: Files = option(Files(), role=Role.MACHINE)
+  preparation: Preparation = option(Preparation(), role=Role.TRAINING)
+  algorithm: SharpOptimizer = option(role=Role.TRAINING)
+  network: ClassifierNetwork = option()
+  training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
+  hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
+  machine: Machine = option(Machine(), role=Role.MACHINE)

@@ -79,7 +79,7 @@ class PartsTest(parameterized.TestCase):
         optax.sgd(OUTER_LR),
         head=HEAD,
         num_inner_steps=steps,
-        task_chunk=chunk,
+        execution=jsharp.Execution(task_chunk=chunk),
       )
       state, _ = jax.jit(algorithm.step)(
         algorithm.init(parts(w)), quad.on_device(tasks)

@@ -58,13 +58,14 @@ def two_clusters(key):
 class BlackBoxTest(absltest.TestCase):
   def test_it_learns_to_classify_from_the_support_set(self):
     init_fn, apply_fn = functions(2)
-    algorithm = black_box(apply_fn, optax.adam(1e-2), task_chunk=16)
+    execution = jsharp.Execution(task_chunk=16)
+    algorithm = black_box(apply_fn, optax.adam(1e-2), execution=execution)
     measure = evaluation.evaluator(
       algorithm.adapt,
       normalization.query_loss(
         normalization.transductive(predict_in_context(apply_fn)), losses.cross_entropy
       ),
-      execution=jsharp.Execution(task_chunk=16),
+      execution=execution,
     )
 
     @jax.jit

@@ -42,7 +42,7 @@ class ClosedFormTest(parameterized.TestCase):
         optax.sgd(INNER_LR),
         self.outer(),
         num_inner_steps=steps,
-        task_chunk=chunk,
+        execution=jsharp.Execution(task_chunk=chunk),
       )
       self.check(algorithm, *quad.meta_gradient(tasks, w, INNER_LR, steps), tasks, w)
 

@@ -139,7 +139,8 @@ class ConformanceTest(parameterized.TestCase):
   @EVERY
   def test_chunks_agree(self, constructor):
     # Two chunks of two and a rest of one, against one task at a time.
-    chunked = two_steps(constructor, tasks(), task_chunk=2)
+    execution = jsharp.Execution(task_chunk=2)
+    chunked = two_steps(constructor, tasks(), execution=execution)
     assert_close(chunked, two_steps(constructor, tasks()))
 
   @EVERY

@@ -49,7 +49,7 @@ class SolvedTest(parameterized.TestCase):
         num_inner_steps=400,
         proximity=PROXIMITY,
         num_cg_steps=quad.DIMENSION,
-        task_chunk=chunk,
+        execution=jsharp.Execution(task_chunk=chunk),
       )
       on_device = quad.on_device(tasks)
       state, metrics = jax.jit(algorithm.step)(algorithm.init(w), on_device)

@@ -10,7 +10,6 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp.algorithms import annealed_step_weights, maml_plus_plus
-from jsharp.algorithms._per_step import run_steps
 from jsharp.core.objectives import on_query
 from jsharp.evaluation import evaluator
 from tests import quadratics as quad
@@ -279,9 +278,6 @@ class WeightsTest(parameterized.TestCase):
     nothing = lambda params: {"w": False, "z": False}
     with self.assertRaisesRegex(ValueError, "per_step selects no leaf"):
       build(per_step=nothing).init(start())
-
-  def test_no_steps_change_nothing(self):
-    self.assertEqual(run_steps(optax.sgd(1.0), None, 3.0, num_steps=0), (3.0, (), ()))
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ class InnerStateTest(parameterized.TestCase):
         optax.sgd(0.5),
         num_inner_steps=2,
         keep_inner_state=keep,
-        task_chunk=chunk,
+        execution=jsharp.Execution(task_chunk=chunk),
       )
       step = jax.jit(algorithm.step)
       state = algorithm.init(w)

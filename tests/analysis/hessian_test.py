@@ -1,12 +1,20 @@
-"""Tests of the Hessian's eigenvalues against closed forms and dense matrices."""
+"""The Hessian's products, eigenvalues and trace: closed forms, dense matrices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax.tree_util import Partial
 
-from jsharp.analysis import hessian_vector_product, lanczos, largest_eigenvalues
+from jsharp.analysis import (
+  hessian_vector_product,
+  lanczos,
+  largest_eigenvalues,
+  trace,
+)
+from jsharp.analysis.hessian import HessianOptions
 from jsharp.models import MLP
+from tests.analysis.bowls import DIMENSION, ORIGIN, at, bowl, problem
 
 KEY = jax.random.key(0)
 
@@ -130,6 +138,39 @@ class LossTest(parameterized.TestCase):
     np.testing.assert_allclose(found.values, expected, rtol=1e-3)
     self.assertTrue(np.all(found.residuals < 1e-3 * expected[0]))
 
+  def test_without_batches_the_loss_takes_the_parameters_alone(self):
+    _, _, loss = problem()
+    found = largest_eigenvalues(loss, ORIGIN, num_eigenvalues=3, num_steps=6, key=KEY)
+    np.testing.assert_allclose(found.values, [6, 3, 2], atol=1e-4)
+
+  def test_figures_of_a_result(self):
+    wanted = HessianOptions(hessian_eigenvalues=2, hessian_steps=9)
+    arguments = (self.loss_fn, self.params, (self.inputs, self.targets))
+    calls = []
+    figures = wanted.figures(
+      "end",
+      *arguments,
+      context=jnp.float32(2.0),
+      between=lambda: calls.append(1),
+    )
+    expected = largest_eigenvalues(
+      *arguments,
+      num_eigenvalues=2,
+      num_steps=9,
+      key=jax.random.key(0),
+      context=jnp.float32(2.0),
+    )
+    self.assertEqual(
+      figures,
+      {
+        "hessian_eigenvalues_end": expected.values.tolist(),
+        "hessian_residuals_end": expected.residuals.tolist(),
+      },
+    )
+    self.assertLen(calls, 9)
+    none = HessianOptions(hessian_eigenvalues=0)
+    self.assertEqual(none.figures("end", *arguments), {})
+
   def test_refuses_fewer_steps_than_eigenvalues(self):
     with self.assertRaisesRegex(
       ValueError, "num_steps must be an integer of at least 4"
@@ -137,6 +178,37 @@ class LossTest(parameterized.TestCase):
       largest_eigenvalues(
         self.loss_fn, self.params, (), num_eigenvalues=4, num_steps=3, key=KEY
       )
+    with self.assertRaisesRegex(ValueError, "num_steps .* at least 3, got 2"):
+      largest_eigenvalues(jnp.sum, jnp.ones(2), num_eigenvalues=3, num_steps=2, key=KEY)
+
+
+class TraceTest(parameterized.TestCase):
+  def test_trace_is_exact_where_the_hessian_is_diagonal(self):
+    loss = Partial(
+      bowl, jnp.diag(jnp.arange(6, dtype=jnp.float32) - 2), jnp.ones(DIMENSION)
+    )
+    found = trace(loss, at(np.ones(6)), num_samples=3, key=KEY)
+    self.assertEqual((found.value, found.standard_error), (3.0, 0.0))
+
+  def test_trace_lies_within_its_error(self):
+    curvature, _, loss = problem()
+    found = trace(loss, ORIGIN, num_samples=400, key=KEY)
+    # The variance of Hutchinson's estimate is twice the squares off the diagonal.
+    off = curvature - np.diag(np.diag(curvature))
+    exact = np.sqrt(2 * (off**2).sum() / 400)
+    self.assertAlmostEqual(found.standard_error, exact, delta=0.15 * exact)
+    self.assertLess(abs(found.value - np.trace(curvature)), 4 * exact)
+
+  def test_refuses_a_single_sample(self):
+    with self.assertRaisesRegex(ValueError, "num_samples .* at least 2, got 1"):
+      trace(jnp.sum, jnp.ones(2), num_samples=1, key=KEY)
+
+  def test_can_be_stopped_between_samples(self):
+    def stop():
+      raise InterruptedError
+
+    with self.assertRaises(InterruptedError):
+      trace(problem()[2], ORIGIN, num_samples=2, key=KEY, between=stop)
 
 
 if __name__ == "__main__":

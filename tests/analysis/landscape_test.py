@@ -1,24 +1,16 @@
-"""Directions, lines, surfaces, projections and their pictures."""
-
-import pathlib
-import tempfile
-from unittest import mock
+"""Directions, lines and surfaces."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
-from matplotlib.figure import Figure
 
 from jsharp.analysis import (
   direction,
-  drawing,
   filter_normalise,
   line,
   per_task,
-  principal_directions,
-  project,
   surface,
 )
 
@@ -114,6 +106,12 @@ class DirectionTest(parameterized.TestCase):
       again["conv"]["kernel"], direction(KEY, params)["conv"]["kernel"], rtol=1e-5
     )
 
+  def test_refuses_a_direction_of_which_nothing_is_orthogonal(self):
+    kernel = {"kernel": jax.random.normal(jax.random.key(2), (5, 4))}
+    first = direction(jax.random.key(3), kernel)
+    with self.assertRaisesRegex(ValueError, "use another key"):
+      direction(jax.random.key(3), kernel, orthogonal_to=first)
+
 
 def quadratic(params):
   return params["x"] ** 2 + 3 * params["x"] * params["y"]
@@ -174,118 +172,6 @@ class SurfaceTest(parameterized.TestCase):
   def test_refuses_an_empty_chunk(self):
     with self.assertRaisesRegex(ValueError, "chunk must be an integer"):
       surface(quadratic, ORIGIN, X, Y, ALPHAS, BETAS, chunk=0)
-
-
-class ProjectionTest(absltest.TestCase):
-  def test_least_squares_and_the_share_explained(self):
-    generator = np.random.default_rng(0)
-    first, second, centre, *points = (
-      {"a": x[:2], "b": x[2:].reshape(2, 2)} for x in generator.normal(size=(8, 6))
-    )
-    found = project(points, centre, first, second)
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in tree.values()])
-    plane = np.stack([flat(first), flat(second)], 1)
-    for number, point in enumerate(points):
-      away = flat(point) - flat(centre)
-      best = np.linalg.solve(plane.T @ plane, plane.T @ away)
-      np.testing.assert_allclose(found.coordinates[number], best, rtol=1e-10)
-      left = np.linalg.norm(away - plane @ best) / np.linalg.norm(away)
-      np.testing.assert_allclose(found.explained[number], 1 - left**2, rtol=1e-10)
-    self.assertEqual(project([centre], centre, first, second).explained, 1)
-
-  def test_principal_directions_explain_a_trajectory_in_a_plane(self):
-    generator = np.random.default_rng(0)
-    centre, u, v = (jnp.asarray(x, jnp.float32) for x in generator.normal(size=(3, 7)))
-    points = [centre + a * u + b * v for a, b in ((3.0, 0.0), (2.0, 1.0), (0.5, 0.5))]
-    found = principal_directions(points, centre)
-    np.testing.assert_allclose(found.explained.sum(), 1, atol=1e-6)
-    seen = project(points, centre, found.first, found.second)
-    np.testing.assert_allclose(seen.explained, 1, atol=1e-6)
-    self.assertGreater(found.explained[0], found.explained[1])
-    np.testing.assert_allclose(jnp.linalg.norm(found.first), 1, rtol=1e-5)
-    np.testing.assert_allclose(jnp.vdot(found.first, found.second), 0, atol=1e-6)
-
-  def test_refusals(self):
-    w = jnp.array([1.0, 2.0])
-    with self.assertRaisesRegex(ValueError, "span no plane.*orthogonal_to"):
-      project([w], w, w, 2 * w)
-    with self.assertRaisesRegex(ValueError, "on one line"):
-      principal_directions([w, 2 * w], 0 * w)
-    # A line that rounding alone leaves, away from the origin.
-    centre = {"w": jax.random.normal(jax.random.key(0), (1000,))}
-    way = {"w": jax.random.normal(jax.random.key(1), (1000,))}
-    points = [
-      jax.tree.map(lambda c, d: c + size * d, centre, way)  # noqa: B023
-      for size in (0.1, 0.3, 0.7)
-    ]
-    with self.assertRaisesRegex(ValueError, "on one line"):
-      principal_directions(points, centre)
-    third = jax.tree.map(lambda x: x / 3, way)
-    with self.assertRaisesRegex(ValueError, "span no plane"):
-      project(points, centre, way, third)
-    kernel = {"kernel": jax.random.normal(jax.random.key(2), (5, 4))}
-    first = direction(jax.random.key(3), kernel)
-    with self.assertRaisesRegex(ValueError, "use another key"):
-      direction(jax.random.key(3), kernel, orthogonal_to=first)
-
-
-class DrawingTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    directory = self.enter_context(tempfile.TemporaryDirectory())
-    self.path = pathlib.Path(directory) / "picture.png"
-    axis = np.linspace(-1, 1, 7)
-    bowl = axis[:, None] ** 2 + 2 * axis[None, :] ** 2 + 0.1
-    self.axis, self.panels = axis, {"maml": bowl, "sharp_maml": 0.5 * bowl}
-
-  def check(self, least_width):
-    from PIL import Image
-
-    with Image.open(self.path) as image:
-      self.assertGreaterEqual(image.width, least_width)
-      self.assertGreater(len(image.convert("L").getcolors()), 20)
-
-  def test_contours_share_one_scale(self):
-    with mock.patch.object(Figure, "colorbar", autospec=True) as colorbar:
-      drawing.plot_contours(
-        self.panels,
-        self.axis,
-        self.axis,
-        self.path,
-        title="two",
-        trajectories={"maml": np.array([[-0.5, 0.5], [0.0, 0.0]])},
-      )
-    self.assertEqual(colorbar.call_count, 1)
-    drawing.plot_contours(self.panels, self.axis, self.axis, self.path, title="two")
-    self.check(900)
-
-  @parameterized.parameters(1, 3)
-  def test_surfaces(self, num_panels):
-    bowl = self.panels["maml"].copy()
-    bowl[0, 0] = np.nan
-    panels = {f"run {number}": bowl for number in range(num_panels)}
-    drawing.plot_surfaces(
-      panels, self.axis, self.axis, self.path, title="one", ceiling=1.5
-    )
-    self.check(500)
-
-  def test_lines_with_a_band(self):
-    lines = {
-      name: np.stack([bowl[:, 3], 2 * bowl[:, 3]], 1)
-      for name, bowl in self.panels.items()
-    }
-    drawing.plot_lines(lines, self.axis, self.path, title="lines")
-    self.check(500)
-
-  def test_levels_are_logarithmic_where_the_range_is_wide(self):
-    flat = drawing.levels([np.array([1.0, 2.0])])
-    np.testing.assert_allclose(np.diff(flat), np.diff(flat)[0])
-    wide = drawing.levels([np.array([0.01, 1.0]), np.array([100.0, np.nan])])
-    np.testing.assert_allclose(wide[1:] / wide[:-1], wide[1] / wide[0])
-    self.assertAlmostEqual(wide[-1], 100)
-    self.assertLess(drawing.levels([np.ones(3)])[0], 1)
-    with self.assertRaisesRegex(ValueError, "no finite value"):
-      drawing.levels([np.array([np.nan])])
 
 
 if __name__ == "__main__":

@@ -9,22 +9,28 @@ from jax.test_util import check_grads
 
 import jsharp
 from jsharp import losses
-from jsharp._cores import assume_one_core_each
 from jsharp.core.adaptation import join, split
 from tests import quadratics as quad
 
 
 class InnerLoopTest(parameterized.TestCase):
-  @parameterized.product(steps=(0, 1, 4, 13), rho=(None, 0.3), one_core=(False, True))
+  @parameterized.product(
+    steps=(0, 1, 4, 13), rho=(None, 0.3), inner_steps=("unrolled", "recomputed")
+  )
   def test_adapted_parameters_and_jacobian_are_the_closed_form(
-    self, steps, rho, one_core
+    self, steps, rho, inner_steps
   ):
-    with jax.enable_x64(True), assume_one_core_each(one_core):
+    with jax.enable_x64(True):
       tasks, w = quad.random_tasks(1), quad.start()
       optimizer = optax.sgd(0.1)
       if rho is not None:
         optimizer = optax.chain(jsharp.sam(rho), optimizer)
-      adapt = jsharp.inner_loop(quad.loss_fn, optimizer, num_steps=steps)
+      adapt = jsharp.inner_loop(
+        quad.loss_fn,
+        optimizer,
+        num_steps=steps,
+        execution=jsharp.Execution(inner_steps=inner_steps),
+      )
       support = quad.on_device(jax.tree.map(lambda x: x[0], tasks.support))
       adapted = jax.jit(adapt)(w, support)
       jacobian = jax.jit(jax.jacrev(adapt))(jnp.asarray(w), support)
@@ -49,25 +55,32 @@ class InnerLoopTest(parameterized.TestCase):
     ),
   )
   def test_any_optax_optimizer_gives_an_exact_meta_gradient(self, optimizer):
-    for one_core in (False, True):
+    for inner_steps in ("unrolled", "scanned", "recomputed"):
       with (
         jax.enable_x64(True),
         jax.numpy_dtype_promotion("standard"),
-        assume_one_core_each(one_core),
       ):
         tasks = quad.on_device(quad.random_tasks(1))
         support, query = jax.tree.map(lambda x: x[0], tasks)
-        adapt = jsharp.inner_loop(quad.loss_fn, optimizer, num_steps=3)
+        adapt = jsharp.inner_loop(
+          quad.loss_fn,
+          optimizer,
+          num_steps=3,
+          execution=jsharp.Execution(inner_steps=inner_steps),
+        )
         objective = jax.jit(lambda w: quad.loss_fn(adapt(w, support), query)[0])  # noqa: B023
         check_grads(objective, (jnp.asarray(quad.start()),), order=1, modes=("rev",))
 
   @parameterized.parameters(True, False)
-  def test_with_one_core_a_step_keeps_its_parameters_alone(self, one_core):
+  def test_a_step_that_is_computed_again_keeps_its_parameters_alone(self, recomputed):
+    execution = jsharp.Execution(inner_steps="recomputed" if recomputed else "unrolled")
     num_parameters, num_inputs = 64 * 64, 4096
     loss_fn = lambda w, x: (jnp.sum(jnp.tanh(x @ w) ** 2), {})
 
     def memory(steps):
-      adapt = jsharp.inner_loop(loss_fn, optax.sgd(0.1), num_steps=steps)
+      adapt = jsharp.inner_loop(
+        loss_fn, optax.sgd(0.1), num_steps=steps, execution=execution
+      )
       gradient = jax.grad(lambda w, x: loss_fn(adapt(w, x), x)[0])
       shapes = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -76,9 +89,8 @@ class InnerLoopTest(parameterized.TestCase):
       compiled = jax.jit(gradient).lower(*shapes).compile()
       return compiled.memory_analysis().temp_size_in_bytes
 
-    with assume_one_core_each(one_core):
-      more = (memory(19) - memory(11)) / (8 * 4 * num_parameters)
-    if one_core:
+    more = (memory(19) - memory(11)) / (8 * 4 * num_parameters)
+    if recomputed:
       self.assertLess(more, 2)
     else:
       self.assertGreater(more, num_inputs / 64)

@@ -108,6 +108,19 @@ class DividingTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, f"num_held is {num_held} of 10"):
         examples.hold_out(numbered(10), num_held, seed=0)
 
+  def test_batches_are_of_different_examples_of_one_order(self):
+    data = numbered(10)
+    batches = examples.in_batches(data, 9, 4, seed=3)
+    self.assertEqual(batches.inputs.shape, (2, 4, 1, 1, 1))
+    self.assertLen(set(batches.targets.ravel().tolist()), 8)
+    np.testing.assert_array_equal(batches.inputs.ravel(), batches.targets.ravel())
+    fewer = examples.in_batches(data, 4, 4, seed=3)
+    np.testing.assert_array_equal(fewer.targets[0], batches.targets[0])
+    everything = examples.in_batches(data, 99, 32, seed=3)
+    self.assertEqual(everything.targets.shape, (1, 10))
+    other = examples.in_batches(data, 9, 4, seed=4)
+    self.assertFalse(np.array_equal(other.targets, batches.targets))
+
 
 if __name__ == "__main__":
   absltest.main()

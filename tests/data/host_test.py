@@ -22,7 +22,7 @@ from jsharp.evaluation.tasks import evaluate, evaluator, task_list
 from jsharp.models import MLP, as_functions
 from jsharp.normalization import query_loss, transductive
 from jsharp.training import devices
-from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, make_block
+from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, make_dispatch
 from jsharp.training.mixture import mixture
 from tests.virtual_devices import run_on_eight
 
@@ -57,7 +57,7 @@ def learner():
     optax.sgd(0.1),
     optax.sgd(0.1),
     num_inner_steps=1,
-    task_chunk="in_order",
+    execution=Execution(task_chunk="in_order"),
   )
   return algorithm, init_fn(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
 
@@ -92,18 +92,18 @@ def slow(algorithm, images, num_entries=4):
 
 
 def started(algorithm, params):
-  """A first state; a copy, because a block consumes it."""
+  """A first state; a copy, because a dispatch consumes it."""
   return jax.tree.map(lambda x: jnp.array(x, copy=True), algorithm.init(params))
 
 
 def trained(algorithm, draw, dataset, num_steps, params):
-  """State, losses and runner after some steps in one block."""
-  runner = BlockRunner(algorithm, draw, num_tasks=NUM_TASKS)
+  """State, losses and dispatcher after some steps in one dispatch."""
+  dispatcher = Dispatcher(algorithm, draw, num_tasks=NUM_TASKS)
   state = started(algorithm, params)
-  runner.compile(state, dataset)
-  runner.length = num_steps
-  state, done = runner.run(state, dataset, num_steps)
-  return state, done, runner
+  dispatcher.compile(state, dataset)
+  dispatcher.length = num_steps
+  state, done = dispatcher.run(state, dataset, num_steps)
+  return state, done, dispatcher
 
 
 def assert_same(actual, expected):
@@ -247,15 +247,15 @@ class PrefetchTest(parameterized.TestCase):
     if several:
       samplers = [functools.partial(sample_tasks, shot=shot) for shot in (1, 2)]
       algorithm, draw = mixture([algorithm] * 2, samplers)
-    state, done, runner = trained(algorithm, draw, dataset, 5, params)
+    state, done, dispatcher = trained(algorithm, draw, dataset, 5, params)
     self.assertEqual(done.num_steps, 5)
     self.assertLessEqual(gathers.late, 2)  # of the first step
-    # Two steps more wait for the next block, which has none to gather late.
-    self.assert_over(dataset.images, runner._prefetch, num_entries=4)
+    # Two steps more wait for the next dispatch, which has none to gather late.
+    self.assert_over(dataset.images, dispatcher._prefetch, num_entries=4)
     before = gathers.late
     for _ in range(2):
-      runner.length = 1
-      state, _ = runner.run(state, dataset, 1)
+      dispatcher.length = 1
+      state, _ = dispatcher.run(state, dataset, 1)
     self.assertEqual(gathers.late, before)
     self.assertEqual(int(state.step), 7)
     self.assertEqual(gathers.ahead + gathers.late, 2 * (7 + 2))
@@ -375,10 +375,10 @@ class PrefetchTest(parameterized.TestCase):
 
     dataset = make_dataset().on_host()
     breaks = slow(algorithm._replace(step=step), dataset.images)
-    _, done, runner = trained(breaks, sample_tasks, dataset, 6, params)
+    _, done, dispatcher = trained(breaks, sample_tasks, dataset, 6, params)
     self.assertIsInstance(done.error, NonFiniteLossError)
     self.assertEqual(done.num_steps, 2)
-    self.assert_over(dataset.images, runner._prefetch)
+    self.assert_over(dataset.images, dispatcher._prefetch)
 
   def test_an_error_leaves_nothing_behind(self):
     dataset = make_dataset().on_host()
@@ -396,10 +396,12 @@ class OnEightDevices(parameterized.TestCase):
 
   def _steps(self, dataset, mesh):
     algorithm, params = learner()
-    run_block = make_block(algorithm, sample_tasks, capacity=5, mesh=mesh)
+    dispatch = make_dispatch(algorithm, sample_tasks, capacity=5, mesh=mesh)
     state, dataset = devices.replicate((started(algorithm, params), dataset), mesh)
-    run_block = jax.jit(run_block, compiler_options=devices.compiler_options())
-    return jax.device_get(run_block(state, jnp.int32(5), dataset))
+    dispatch = jax.jit(
+      dispatch, compiler_options=devices.compiler_options(devices.execution_for())
+    )
+    return jax.device_get(dispatch(state, jnp.int32(5), dataset))
 
   @parameterized.parameters(1, 2)
   def test_equals_the_device(self, num_devices):
@@ -412,14 +414,20 @@ class OnEightDevices(parameterized.TestCase):
     mesh = devices.task_mesh(2, num_tasks=NUM_TASKS)
     gathers, dataset = Gathers(self), make_dataset().on_host()
     algorithm = slow(algorithm, dataset.images, num_entries=8)
-    runner = BlockRunner(algorithm, sample_tasks, num_tasks=NUM_TASKS, mesh=mesh)
+    dispatcher = Dispatcher(
+      algorithm,
+      sample_tasks,
+      num_tasks=NUM_TASKS,
+      mesh=mesh,
+      execution=devices.execution_for(),
+    )
     state, dataset = devices.replicate((started(algorithm, params), dataset), mesh)
-    runner.compile(state, dataset)
-    runner.length = 5
-    _, done = runner.run(state, dataset, 5)
+    dispatcher.compile(state, dataset)
+    dispatcher.length = 5
+    _, done = dispatcher.run(state, dataset, 5)
     self.assertEqual(done.num_steps, 5)
     self.assertLessEqual(gathers.late, 4)  # of the first step
-    self.assertLen(runner._prefetch._entries, 2 * 2 * 2)
+    self.assertLen(dispatcher._prefetch._entries, 2 * 2 * 2)
     expected = self._steps(make_dataset().on_device(), mesh)
     assert_same(done.metrics["loss"], expected.metrics["loss"])
 

@@ -32,6 +32,12 @@ class KindsTest(absltest.TestCase):
     self.assertEqual(training[0].query_label_noise, 0.2)
     self.assertEqual((usual.support_label_noise, usual.query_label_noise), (0.4, 0.0))
 
+  def test_a_range_that_distorts_nothing_is_none(self):
+    neutral = Tasks(rotation=(0, 0), shear=(0, 0), scale=(1, 1))
+    self.assertEqual(neutral, Tasks())
+    self.assertEqual(Tasks(scale=(1, 1.5)).scale, (1.0, 1.5))
+    self.assertEqual(Tasks(rotation=(1, 1)).rotation, (1.0, 1.0))
+
   def test_each_further_value_is_a_test_of_its_own(self):
     tasks = Tasks(
       eval_support_label_noise=(0, 0.2), eval_rotation=(30, 60), scale=(0.8, 1.2)

@@ -1,12 +1,21 @@
 """Comparisons: intervals against their definitions, coverage, pairing."""
 
+import csv
 import math
+import pathlib
+import tempfile
 
 import numpy as np
 from absl.testing import absltest
 from scipy import stats
 
-from jsharp.evaluation.comparison import compare, interval, markdown
+from jsharp.evaluation.comparison import (
+  compare,
+  comparison_csv,
+  interval,
+  markdown,
+  plot_comparison,
+)
 
 
 class ComparisonTest(absltest.TestCase):
@@ -54,6 +63,40 @@ class ComparisonTest(absltest.TestCase):
   def test_one_seed_is_never_bold(self):
     rows = compare({"a": [[0.0, 0.1]], "b": [[0.5, 0.6]]}, baseline="a")
     self.assertNotIn("**", markdown(rows))
+
+  def test_without_a_baseline_there_are_no_differences(self):
+    rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline=None)
+    self.assertEqual([row.difference for row in rows], [None, None])
+    self.assertEqual(
+      markdown(rows, measure="mse", scale=1).splitlines(),
+      [
+        "| method | seeds | mse | ± tasks | ± seeds |",
+        "|---|---|---|---|---|",
+        "| a | 1 | 0.60 | 0.20 | |",
+        "| b | 1 | 0.75 | 0.29 | |",
+      ],
+    )
+    lines = comparison_csv(rows).splitlines()
+    self.assertEndsWith(lines[1], ",,,")
+
+  def test_the_csv_reads_back_exactly(self):
+    generator = np.random.default_rng(3)
+    results = {name: generator.normal(size=(2, 9)) for name in ("a", "b")}
+    rows = compare(results, baseline="a")
+    names, first, second = csv.reader(comparison_csv(rows).splitlines())
+    self.assertEqual(names[:5], ["method", "seeds", "tasks", "mean", "over_tasks"])
+    self.assertEqual(names[-1], "difference_over_seeds")
+    self.assertEqual(first[:3], ["a", "2", "9"])
+    self.assertEqual(tuple(map(float, second[3:6])), rows[1].value)
+    self.assertEqual(tuple(map(float, second[6:])), rows[1].difference)
+
+  def test_the_figure_is_drawn_with_and_without_differences(self):
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "a.png"
+    for baseline in ("a", None):
+      rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline=baseline)
+      plot_comparison(rows, path)
+      self.assertEqual(path.read_bytes()[1:4], b"PNG")
+      path.unlink()
 
   def test_bad_arguments_are_named(self):
     with self.assertRaisesRegex(ValueError, "baseline 'c' is not among.*a, b"):

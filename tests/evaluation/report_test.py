@@ -37,6 +37,50 @@ class SummariseTest(absltest.TestCase):
     self.assertLen(result, 4)
 
 
+class ReadColumnTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "a"
+
+  def test_reads_what_csv_table_writes(self):
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    self.path.write_text(report.csv_table({"loss": values[:, 0], "accuracy": values}))
+    np.testing.assert_array_equal(
+      report.read_column(self.path, "loss"), values[:, :1].T
+    )
+    np.testing.assert_array_equal(report.read_column(self.path, "accuracy"), values.T)
+    np.testing.assert_array_equal(report.read_column(self.path, None), values[:, 2:].T)
+
+  def test_several_seeds_have_a_row_each(self):
+    self.path.write_text("task,loss,accuracy_0,accuracy_1\n0,9,0.25,0.5\n1,9,0.5,1.0\n")
+    columns = report.read_column(self.path, "accuracy")
+    np.testing.assert_array_equal(columns, [[0.25, 0.5], [0.5, 1.0]])
+    np.testing.assert_array_equal(report.read_column(self.path, "loss"), [[9, 9]])
+    with self.assertRaisesRegex(ValueError, "no column 'mse', it has task, loss"):
+      report.read_column(self.path, "mse")
+
+
+class ErrorsTest(absltest.TestCase):
+  def test_errors_and_losses_of_test_and_training(self):
+    tested = {"accuracy": np.array([1.0, 1, 1, 0]), "loss": np.array([0.0, 1, 2, 3])}
+    seen = {"accuracy": np.array([1.0, 0.0]), "loss": np.array([4.0, 6.0])}
+    result = report.errors(tested, seen)
+    interval = result.pop("test_error_ci95")
+    self.assertAlmostEqual(interval, 1.96 * 0.5 / 2)
+    self.assertEqual(
+      result,
+      {
+        "test_error": 0.25,
+        "test_accuracy": 0.75,
+        "test_accuracy_ci95": interval,
+        "test_loss": 1.5,
+        "train_error": 0.5,
+        "train_loss": 5.0,
+        "num_eval_examples": 4,
+      },
+    )
+
+
 class EnvironmentTest(absltest.TestCase):
   def test_is_json_and_names_every_package(self):
     environment = json.loads(json.dumps(report.environment(), allow_nan=False))

@@ -1,4 +1,4 @@
-"""Comparisons: plans and their refusals, costs by hand, a grid that resumes."""
+"""Comparisons: plans and their refusals, budgets, a grid that resumes."""
 
 import contextlib
 import io
@@ -17,16 +17,10 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import (
-  compare,
-  compare_cost,
-  compare_plan,
-  compare_records,
-  compare_report,
-  compare_runner,
-  program,
-  sinusoid,
-)
+from experiments import _compare_plan, _compare_runs, _program, compare, sinusoid
+from jsharp._files import read_table
+from jsharp.evaluation import read_column
+from jsharp.training.programs import Runner
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANS = sorted((ROOT / "experiments" / "plans").glob("*.toml"))
@@ -55,7 +49,7 @@ seeds = [0, 1]
 [budget]
 {budget}
 [common]
-dataset = "characters"
+dataset = "{dataset}"
 [methods.maml]
 algorithm = "maml"
 [methods.other]
@@ -79,36 +73,39 @@ sys.exit(143)
 """
 
 
+def images(budget, other, dataset="characters"):
+  return IMAGES.format(budget=budget, other=other, dataset=dataset)
+
+
 def load(text, **overrides):
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / "plan.toml"
     path.write_text(text)
-    return compare_plan.load(path, overrides)
+    return _compare_plan.load(path, overrides)
 
 
-def in_process(experiment, name, arguments):
+def in_process(program, name, arguments):
   """Runs a run here, for a compiler that is already warm."""
-  assert experiment == "sinusoid"
-  values = flags.FlagValues()
-  sinusoid.define_flags(values)
-  values([name, "--compilation_cache_dir=", *arguments])
+  assert program == "experiments.sinusoid"
+  words = ["--compilation_cache_dir=", *arguments]
   with contextlib.redirect_stdout(io.StringIO()):
-    return program.run(experiment, sinusoid.define_flags, sinusoid.build, values)
+    return _program.start(sinusoid.EXPERIMENT, words, flags.FlagValues())
 
 
 class PlanTest(parameterized.TestCase):
   @parameterized.named_parameters((path.stem, path) for path in PLANS)
   def test_shipped_plans_are_sound(self, path):
-    plan = compare_plan.load(path, {"data_dir": "somewhere"})
+    plan = _compare_plan.load(path, {"data_dir": "somewhere"})
     self.assertIn("python -m experiments.compare --plan", path.read_text())
-    for method in plan.methods:
-      self.assertEqual(plan.settings(method).data_dir, "somewhere")
+    for method in plan.methods.values():
+      self.assertEqual(method.run.placement.data_dir, "somewhere")
+      self.assertEqual(method.flags["data_dir"], "somewhere")
 
   @parameterized.parameters(
     ("steps = 0", "budget.steps must be a positive number, got 0"),
     ("steps = 10\nminutes = 1", "exactly one of steps, gradients, minutes"),
     ("epochs = 10", "exactly one of"),
-    ("gradients = 3", "does not pay for one meta-step of maml"),
+    ("gradients = 3", "methods.maml: the budget of 3 gradients does not pay for one"),
   )
   def test_bad_budgets_are_named(self, budget, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -116,7 +113,7 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('experiment = "sinusoid"', 'experiment = "sin"', "experiment is 'sin'; choose"),
-    ("seeds = [0, 1]", "seeds = [1, 1]", "different numbers"),
+    ("seeds = [0, 1]", "seeds = [1, 1]", r"seeds=\(1, 1\): must be different numbers"),
     ("seeds = [0, 1]", "seed = 1", r"unknown keys \['seed'\]"),
     ("seeds = [0, 1]", 'baseline = "anil"', "baseline is 'anil'; choose one of maml"),
     ('outer_optimizer = "sgd"', "num_steps = 3", "sets .'num_steps'., which"),
@@ -125,19 +122,25 @@ class PlanTest(parameterized.TestCase):
     ('outer_optimizer = "sgd"', "num_cg_steps = 3", "num_cg_steps has no effect"),
     ('outer_optimizer = "sgd"', "eval_tasks = 9", "methods.reptile is tested on"),
     ("validations = 1", "seeds_side_by_side = true", "is for images"),
-    ("validations = 1", "validations = 0", "validations must be at least 1"),
+    ("validations = 1", "validations = 0", "validations=0: must .* at least 1"),
     ("validations = 1", "validations = ", "is no TOML file"),
-    ("validations = 1", "validations = true", "at least 1, got True; give a whole"),
-    ("validations = 1", "seeds_side_by_side = 1", "is 1; give true or false"),
-    ("seeds = [0, 1]", "seeds = 3", r"seeds must be a list .*, got 3; for example"),
-    ("seeds = [0, 1]", 'seeds = "012"', "seeds must be a list .*, got '012'"),
-    ("seeds = [0, 1]", "seeds = [0.5]", r"seeds must be .*, got \[0.5\]"),
-    ("seeds = [0, 1]", "seeds = [-1]", r"seeds must be .*, got \[-1\]"),
-    ("seeds = [0, 1]", "seeds = [true]", r"seeds must be .*, got \[True\]"),
-    ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds must be .* got 1"),
+    ("validations = 1", "validations = true", "validations=True: must be a whole nu"),
+    ("validations = 1", "seeds_side_by_side = 1", "side=1: must be true or false"),
+    ("seeds = [0, 1]", "seeds = 3", "seeds=3: must be a list of int"),
+    ("seeds = [0, 1]", 'seeds = "012"', "seeds='012': must be a list of int"),
+    ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be a whole number"),
+    ("seeds = [0, 1]", "seeds = [-1]", r"seeds=\(-1,\): must be .* from 0 to 21474"),
+    ("seeds = [0, 1]", "seeds = []", r"seeds=\(\): must be different numbers"),
+    ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
+    ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
+    ('outer_optimizer = "sgd"', "seeds = [2]", r"baseline has no runs of \[2\]; add"),
     ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; for example"),
-    ('"sinusoid"', "[]", r"experiment is \[\]; choose"),
-    ("seeds = [0, 1]", "baseline = []", r"baseline is \[\]; choose"),
+    ('"sinusoid"', "[]", r"experiment=\[\]: must be a text"),
+    ('"sinusoid"', '"compare"', "experiment is 'compare'; choose .*EXPERIMENT"),
+    ("seeds = [0, 1]", "baseline = []", r"baseline=\[\]: must be a text"),
+    ("[common]", "[common]\nnum_cg_steps = 3", "common: --num_cg_steps has no effect"),
+    ("[common]", "[common]\ninner_rho = 3", "common: --inner_rho=3.0 has no effect"),
+    ("[common]", "[common]\nseed = 3", "common sets .'seed'., which the comparison"),
     (
       '[methods.reptile]\nalgorithm = "reptile"\nouter_optimizer = "sgd"',
       '[methods]\nreptile = "reptile"',
@@ -160,22 +163,16 @@ class PlanTest(parameterized.TestCase):
   @parameterized.parameters(
     # support 5, query 5, 3 inner steps
     ({"algorithm": "maml"}, 3 * 3 * 5 + 5),
-    ({"algorithm": "fomaml"}, 3 * 5 + 5),
-    ({"algorithm": "sharp_maml_low"}, 3 * 6 * 5 + 5),
-    ({"algorithm": "sharp_maml_up"}, 2 * (3 * 3 * 5 + 5)),
-    ({"algorithm": "sharp_maml_both"}, 2 * (3 * 6 * 5 + 5)),
     ({"algorithm": "maml", "sharpness": "both"}, 2 * (3 * 6 * 5 + 5)),
     (
       {"algorithm": "sharp_maml_low", "differentiate_perturbation": False},
       3 * 4 * 5 + 5,
     ),
-    ({"algorithm": "anil"}, 5 + 5),
     ({"algorithm": "reptile", "inner_batch_size": 2}, 3 * 2),
-    ({"algorithm": "reptile"}, 3 * 5),
     ({"algorithm": "imaml", "num_cg_steps": 4}, (3 + 8 + 2) * 5 + 5),
     ({"algorithm": "maml_plus_plus"}, 3 * 3 * 5 + 3 * 5),
   )
-  def test_costs_by_hand(self, own, expected):
+  def test_gradients_pay_for_steps_at_the_cost_by_hand(self, own, expected):
     lines = [
       f"{k} = {str(v).lower() if v is False else repr(v)}" for k, v in own.items()
     ]
@@ -184,71 +181,52 @@ class PlanTest(parameterized.TestCase):
         'algorithm = "maml"', "\n".join([*lines, "num_inner_steps = 3"])
       )
     )
-    cost = compare_cost.gradients_per_task(plan.settings("maml"), 5)
-    self.assertEqual(cost, expected)
-    self.assertEqual(compare_plan.num_steps(plan, "maml"), 10000 // (2 * expected))
+    self.assertEqual(plan.num_steps("maml"), 10000 // (2 * expected))
 
-  @parameterized.parameters(
-    # 5-way 1-shot, query_shot 1
-    (
-      'algorithm = "reptile"\ntrain_shot = 10\ninner_batch_size = 10\n'
-      "num_inner_steps = 5",
-      5 * 10,
-    ),
-    (
-      'algorithm = "protonet"\ntrain_way = 60\nquery_shot = 5\neval_query_shot = 1',
-      60 + 300,
-    ),
-    (
-      'algorithm = "protonet"\ntrain_way = [5, 15]\ntrain_shot = [1, 3]',
-      (5 + 15 + 15 + 45) / 4 + (5 + 15) / 2,
-    ),
-    ('algorithm = "cavia"\nnum_inner_steps = 2', 2 * 3 * 5 + 5),
-    ('algorithm = "anil"\nnum_inner_steps = 2', 5 + 5),
-    ('algorithm = "ridge"\nsharpness = "up"', 2 * (5 + 5)),
-  )
-  def test_costs_of_images_by_hand(self, other, expected):
-    text = IMAGES.format(budget="gradients = 1e6", other=other)
-    settings = load(text).settings("other")
-    self.assertEqual(compare_cost.gradients_per_task(settings, 7), expected)
-    paid = compare_cost.steps_paid(settings, 6 * settings.num_tasks * expected)
-    self.assertAlmostEqual(paid, 6)
-
-  @parameterized.parameters((4, 10), (10, 4))
-  def test_phases_of_maml_plus_plus_by_hand(self, first_order, all_losses):
-    text = IMAGES.format(
-      budget="gradients = 1e6",
-      other='algorithm = "maml_plus_plus"\nnum_inner_steps = 3\nquery_shot = 2\n'
-      f"eval_query_shot = 1\nnum_tasks = 2\nfirst_order_steps = {first_order}\n"
-      f"multi_step_loss_steps = {all_losses}",
+  def test_flags_of_common_that_a_method_does_not_read_are_left_out(self):
+    text = images("steps = 1", 'algorithm = "protonet"').replace(
+      "[methods.maml]", "inner_lr = 0.5\ninner_rho = 0.1\n[methods.maml]"
     )
-    settings = load(text).settings("other")
-    # Support 5, query 10; exact 3 gradients per inner step, first order 1.
-    costs = [
-      3 * 5 * (1 if step < first_order else 3) + 10 * (3 if step < all_losses else 1)
-      for step in range(20)
-    ]
-    for steps in (1, 4, 7, 10, 20):
-      total = sum(costs[:steps])
-      mean = compare_cost.gradients_per_task(settings, steps)
-      self.assertAlmostEqual(mean, total / steps)
-      self.assertAlmostEqual(compare_cost.steps_paid(settings, 2 * total), steps)
-    half = 2 * (sum(costs[:12]) + costs[12] / 2)
-    self.assertAlmostEqual(compare_cost.steps_paid(settings, half), 12.5)
+    sharp = '[methods.sharp]\nalgorithm = "sharp_maml_low"\n'
+    plan = load(text + sharp, num_inner_steps="3")
+    expected = {
+      "maml": {"inner_lr", "num_inner_steps"},
+      "other": set(),
+      "sharp": {"inner_lr", "inner_rho", "num_inner_steps"},
+    }
+    for name, read in expected.items():
+      method = plan.methods[name]
+      self.assertEqual(set(method.flags), read | {"algorithm", "dataset"})
+      algorithm = method.run.algorithm
+      words = [f"--{flag}={value}" for flag, value in method.flags.items()]
+      # Typed by hand they are all read, and describe the same run.
+      given = plan.experiment.program.parse(words, flags.FlagValues())
+      run, left_out = _program.describe(plan.experiment, given)
+      self.assertEqual((run.algorithm, left_out), (algorithm, []))
+    self.assertEqual(plan.methods["sharp"].run.sharpness.inner_rho, 0.1)
+    self.assertEqual(plan.methods["maml"].run.algorithm.num_inner_steps, 3)
+    with self.assertRaisesRegex(ValueError, "methods.other: --inner_lr has no effect"):
+      load(images("steps = 1", 'algorithm = "protonet"\ninner_lr = 0.5'))
+    with self.assertRaisesRegex(ValueError, "common: --num_heads has no effect"):
+      load(images("steps = 1", 'algorithm = "protonet"'), num_heads="2")
 
-  def test_an_algorithm_without_a_price_is_named(self):
-    settings = load(SINES.format(budget="steps = 1")).settings("maml")
-    settings.algorithm = "new"
-    with self.assertRaisesRegex(ValueError, "--algorithm=new has no price"):
-      compare_cost.phases(settings)
+  def test_a_plan_is_read_without_a_device(self):
+    # The runs need the memory of the accelerator.
+    code = (
+      "import pathlib; from experiments import _compare_plan; import jax\n"
+      f"_compare_plan.load(pathlib.Path({str(PLANS[-1])!r}), {{}})\n"
+      "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    )
+    ended = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    self.assertEqual(ended.stdout, "False\n")
 
   @parameterized.parameters(
     'dataset = "image_folder"',
     'data_dir = "elsewhere"',
     'test_dataset = "omniglot"',
     'test_data_dir = "elsewhere"',
-    'omniglot_split = "mixed"',
-    "rotate_test = true",
     "image_size = 20",
     "support_label_noise = 0.4",
     'rotation = "-20,20"',
@@ -258,18 +236,26 @@ class PlanTest(parameterized.TestCase):
     "eval_seed = 1",
   )
   def test_other_test_tasks_are_refused(self, other):
-    text = IMAGES.format(budget="steps = 1", other=other)
+    text = images("steps = 1", other)
     with self.assertRaisesRegex(
       ValueError, f"is tested on tasks of {other.split()[0]} "
     ):
       load(text)
 
+  @parameterized.parameters('omniglot_split = "mixed"', "rotate_test = true")
+  def test_other_characters_of_omniglot_are_refused(self, other):
+    flag = other.split()[0]
+    with self.assertRaisesRegex(ValueError, f"is tested on tasks of {flag} "):
+      load(images("steps = 1", other, dataset="omniglot"))
+    with self.assertRaisesRegex(ValueError, f"--{flag} has no effect with --dataset=c"):
+      load(images("steps = 1", other))
+
   def test_other_training_tasks_and_the_same_distortion_are_not(self):
     load(
-      IMAGES.format(
-        budget="steps = 1",
-        other="train_way = 6\nquery_label_noise = 1"
-        "\neval_query_shot = 1\nscale = [1.0, 1]",
+      images(
+        "steps = 1",
+        "train_way = 6\nquery_label_noise = 1"
+        "\neval_query_shot = 1\nscale = [1.0, 1]\neval_way = 9",
       )
     )
 
@@ -297,7 +283,7 @@ class CompareTest(parameterized.TestCase):
     child = self.out / "child.py"
     child.write_text(CHILD)
     runs = self.out / "out" / "runs"
-    runner = compare_runner.Runner(
+    runner = Runner(
       self.out / "logs", command=lambda _: [sys.executable, "-S", str(child)]
     )
 
@@ -324,40 +310,34 @@ class CompareTest(parameterized.TestCase):
     self.assertIn("stopping: the runs save what they have", stopping)
     self.assertIn("the same command goes on", interrupted)
 
-  def test_nothing_starts_after_a_stop(self):
-    started = self.out / "started"
-    runner = compare_runner.Runner(self.out, command=lambda _: ["touch", str(started)])
-    runner.stop()
-    self.assertEqual(runner("sinusoid", "late", []), 143)
-    self.assertFalse(started.exists())
-
   def test_a_run_that_cannot_start_is_an_error(self):
-    runner = compare_runner.Runner(self.out / "logs", command=lambda _: ["/nowhere"])
+    runner = Runner(self.out / "logs", command=lambda _: ["/nowhere"])
     code, _, err = self.compare("steps = 2", runner)
     self.assertEqual(code, 2)
     self.assertIn("No such file", err)
 
   def test_further_methods_and_seeds_train_what_is_new(self):
     def claim(text):
-      return compare_records.claim(load(text), self.out)
+      return _compare_runs.claim(load(text), self.out)
 
     few = SINES.format(budget="steps = 2")
     seeds = few.replace("[0, 1]", "[0, 1, 4]")
     method = seeds + '[methods.fomaml]\nalgorithm = "fomaml"\n'
     for text in (few, seeds, method):
       self.assertEqual(claim(text), [])
-    kept = compare_records.read_json(self.out / "plan.json")
-    self.assertEqual(kept["seeds"]["fomaml"], [0, 1, 4])
+    kept = read_table(self.out / "plan.json")
+    self.assertEqual(kept["seeds.fomaml"], [0, 1, 4])
+    self.assertEqual(kept["methods.fomaml.algorithm"], "fomaml")
     self.assertNotEmpty(claim(few))  # Fewer of either is another comparison.
     other = [f"seeds.{name}" for name in ("fomaml", "maml", "reptile")]
     self.assertEqual(claim(method.replace("[0, 1, 4]", "[4, 0, 1]")), other)
 
   def test_seeds_of_one_run_stay_as_they_are(self):
-    few = IMAGES.format(budget="steps = 2", other="")
+    few = images("steps = 2", "")
     few = "seeds_side_by_side = true\n" + few
-    self.assertEqual(compare_records.claim(load(few), self.out), [])
+    self.assertEqual(_compare_runs.claim(load(few), self.out), [])
     more = load(few.replace("[0, 1]", "[0, 1, 2]"))
-    self.assertNotEmpty(compare_records.claim(more, self.out))
+    self.assertNotEmpty(_compare_runs.claim(more, self.out))
 
   def test_another_plan_in_the_same_directory_is_refused(self):
     never = self.fail
@@ -375,10 +355,10 @@ class CompareTest(parameterized.TestCase):
     quick = (ROOT / "experiments" / "plans" / "quick.toml").read_text()
     for data_dir in ("here", "there"):
       self.assertEqual(
-        compare_records.claim(load(quick, data_dir=data_dir), self.out), []
+        _compare_runs.claim(load(quick, data_dir=data_dir), self.out), []
       )
     other_seeds = load(quick.replace("seeds = [0, 1]", "seeds = [0, 2]"))
-    differing = compare_records.claim(other_seeds, self.out)
+    differing = _compare_runs.claim(other_seeds, self.out)
     self.assertIn("seeds.maml", differing)
 
   def test_minutes_are_turned_into_steps_by_a_speed_measured_once(self):
@@ -393,12 +373,12 @@ class CompareTest(parameterized.TestCase):
       (directory / "result.json").write_text('{"tasks_per_second": 32.0}')
       return 0
 
-    text = IMAGES.format(
-      budget="minutes = 2",
-      other='algorithm = "maml_plus_plus"\nnum_tasks = 8\nmulti_step_loss_steps = 100\n'
+    text = images(
+      "minutes = 2",
+      'algorithm = "maml_plus_plus"\nnum_tasks = 8\nmulti_step_loss_steps = 100\n'
       "num_inner_steps = 2\nfirst_order_steps = 10\nnum_eval_inner_steps = 2",
     ).replace("[budget]", "seeds_side_by_side = true\n[budget]")
-    steps = compare_records.num_steps(load(text), self.out, measuring)
+    steps = _compare_runs.num_steps(load(text), self.out, measuring)
     # 32 tasks a second are 16 of either seed.
     self.assertEqual(steps["maml"], 120 * 16 // 32)
     # Support 5, query 5: 20 per task, 40, then 35; 16 tasks a second of the last.
@@ -415,10 +395,10 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(kept["budget"], ["minutes", 2])
     self.assertEqual(kept["flags"]["inner_lr"], 2.0)
     longer = load(text.replace("minutes = 2", "minutes = 4"))
-    again = compare_records.num_steps(longer, self.out, self.fail)
+    again = _compare_runs.num_steps(longer, self.out, self.fail)
     self.assertEqual(again["maml"], 120)
     with self.assertRaisesRegex(ValueError, "a speed of maml with other flags"):
-      compare_records.num_steps(load(text, inner_lr=1.0), self.out, self.fail)
+      _compare_runs.num_steps(load(text, inner_lr=1.0), self.out, self.fail)
 
   def test_a_grid_with_a_failure_goes_on_and_ends_with_the_tables(self):
     calls = []
@@ -445,9 +425,7 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual((directory / "comparison.png").read_bytes()[1:4], b"PNG")
     values = np.concatenate(
       [
-        compare_report.read_column(
-          directory / f"runs/maml-seed{seed}" / "test_tasks.csv", "loss_2"
-        )
+        read_column(directory / f"runs/maml-seed{seed}" / "test_tasks.csv", "loss_2")
         for seed in (0, 1)
       ]
     )
@@ -472,17 +450,11 @@ class CompareTest(parameterized.TestCase):
     rows = (directory / "comparison.csv").read_text().splitlines()
     self.assertEndsWith(rows[1], ",,,")
 
-  def test_seeds_side_by_side_are_one_run_with_a_column_each(self):
-    path = self.out / "test_tasks.csv"
-    path.write_text("task,loss,accuracy_0,accuracy_1\n0,9,0.25,0.5\n1,9,0.5,1.0\n")
-    columns = compare_report.read_column(path, "accuracy")
-    np.testing.assert_array_equal(columns, [[0.25, 0.5], [0.5, 1.0]])
-    np.testing.assert_array_equal(compare_report.read_column(path, "loss"), [[9, 9]])
-    with self.assertRaisesRegex(ValueError, "no column 'mse', it has task, loss"):
-      compare_report.read_column(path, "mse")
+  def test_seeds_side_by_side_are_one_run(self):
     quick = (ROOT / "experiments" / "plans" / "quick.toml").read_text()
     plan = load(quick.replace("validations", "seeds_side_by_side = true\nvalidations"))
     self.assertEqual(plan.runs("maml"), [("maml-seeds0to1", (0, 1))])
+    self.assertEqual(plan.methods["maml"].run.training.num_seeds, 2)
 
   def test_bad_command_lines_are_named(self):
     for more, message in (
@@ -497,8 +469,10 @@ class CompareTest(parameterized.TestCase):
       code, _, err = self.compare("steps = 2", in_process, **more)
       self.assertEqual(code, 2)
       self.assertRegex(err, message)
-    plan = compare_plan.load(self.out / "plan.toml", {"compilation_cache_dir": "a=b,c"})
-    self.assertIn("--compilation_cache_dir=a=b,c", plan.arguments("maml"))
+    overrides = {"compilation_cache_dir": "a=b,c"}
+    plan = _compare_plan.load(self.out / "plan.toml", overrides)
+    self.assertContainsSubset(overrides, plan.methods["maml"].flags)
+    self.assertEqual(plan.methods["maml"].run.run.compilation_cache_dir, "a=b,c")
 
   def test_bad_flags_end_with_2(self):
     for flag in ("--plam=x", "--jobs=0"):

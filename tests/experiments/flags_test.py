@@ -165,10 +165,13 @@ class RefusalsTest(parameterized.TestCase):
       parse("supervised", argument)
 
   @parameterized.parameters(
-    (["--algorithm=sgd", "--rho=0.1"], "--rho is no option of .*=sgd; .* sam, asam"),
-    (["--gamma=0.1"], "--gamma is no option of --algorithm=sam; .* from wsam$"),
-    (["--algorithm=vasso", "--sigma=1"], "--sigma is no option .* from friendly_sam$"),
-    (["--algorithm=sgd", "--sam_every=2"], "--sam_every and --sam_start .* leave them"),
+    (["--algorithm=sgd", "--rho=0.1"], "--rho has no effect .*=sgd; .* asam.* sam,"),
+    (["--gamma=0.1"], "--gamma has no effect with --algorithm=sam; .* to wsam: drop"),
+    (["--algorithm=vasso", "--sigma=0.5"], "--sigma has no .*=vasso.* friendly_sam:"),
+    (["--algorithm=sgd", "--sam_every=2"], "--sam_every has no effect .*sgd.*looksam"),
+    (["--algorithm=momentum_sam", "--sam_start=1"], "--sam_start has no .*momentum"),
+    (["--widen=3"], "--widen has no effect with --model=resnet; .* wide_resnet: drop"),
+    (["--dataset=image_folder", "--num_characters=3"], "--num_characters has no effe"),
     (["--hessian_steps=2", "--hessian_eigenvalues=3"], "finds at most .* not 3"),
   )
   def test_of_options_that_do_not_go_together(self, arguments, message):
@@ -286,14 +289,19 @@ class UnreadTest(parameterized.TestCase):
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "--proximity has no effect .*imaml: drop"),
     (["--algorithm=protonet", "--inner_lr=3"], "--inner_lr has no effect .*protonet"),
-    (["--model=mlp", "--num_filters=3"], "--num_filters has no effect .*mlp.* conv4"),
-    (["--dataset=characters", "--rotate_test"], "--rotate_test has no .* omniglot:"),
     (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
     (["--reuse_perturbation"], "--reuse_perturbation has no .*sharp_maml_both"),
   )
   def test_those_typed_by_hand_are_refused(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):
       self.describe(*arguments)
+
+  @parameterized.parameters(
+    (["--model=mlp", "--num_filters=3"], "left out.*: --num_filters$"),
+    (["--dataset=characters", "--rotate_test"], "left out.*: --rotate_test$"),
+  )
+  def test_those_of_another_network_or_dataset_are_left_out(self, arguments, message):
+    self.assertRegex(self.describe(*arguments)[1].strip(), message)
 
   def test_a_flag_typed_after_its_flagfile_counts_as_typed(self):
     path = ROOT / "experiments" / "flagfiles" / "quickstart.txt"
@@ -333,7 +341,9 @@ class HelpTest(parameterized.TestCase):
     text = omniglot.EXPERIMENT.program.help([f"--algorithm={algorithm}"])
     for field in fields(_catalogue.outlines("algorithm")[algorithm]):
       self.assertRegex(text, rf"--(\[no\])?{field.name}:")
-    self.assertRegex(text, r"maml_plus_plus, .* have\s+options of their own")
+    self.assertRegex(
+      text, r"(?s)maml_plus_plus,.* have\s+other\s+options: --algorithm=NAME"
+    )
 
 
 def _names_in(description):

@@ -20,7 +20,6 @@ from jax.flatten_util import ravel_pytree
 
 import jsharp
 from experiments import (
-  _few_shot,
   _landscape_runs,
   _program,
   landscape,
@@ -29,7 +28,6 @@ from experiments import (
 )
 from jsharp import analysis, options, training
 from jsharp.analysis import plane
-from jsharp.core.execution import Execution
 from jsharp.training import Checkpoints
 from tests import toy_runs
 
@@ -129,15 +127,14 @@ class LandscapeTest(parameterized.TestCase):
     self.describe(path, description)
     size = description.data.image_size
     with jax.numpy_dtype_promotion("standard"):
-      members = _few_shot.members(
-        description,
-        Execution(),
-        problem="classification",
-        num_outputs=description.tasks.largest_way,
-        input_shape=(size, size, 1),
-        source=description.data,
+      learner = jsharp.build(
+        description.learner(
+          problem="classification",
+          num_outputs=description.tasks.largest_way,
+          input_shape=(size, size, 1),
+          source=description.data,
+        )
       )
-      learner = members.learners[0]
       params = jax.tree.map(lambda x: x * scale, learner.params)
     jsharp.save(learner.replace(params), path)
     return path

@@ -63,13 +63,14 @@ class MemoryBudgetTest(parameterized.TestCase):
       again = run("sinusoid", path, *SINES, "--memory_budget=1GiB")
       self.assertEqual(again[0], 0)
       self.assertNotIn("testing", again[1])
-      code, _, err = run("sinusoid", path, *SINES, "--memory_budget=1000")
+      other = pathlib.Path(directory) / "other"
+      code, _, err = run("sinusoid", other, *SINES, "--memory_budget=1000")
       self.assertEqual(code, 2)
       self.assertRegex(
         err, "1,000 bytes, and the leanest .*forward_over_reverse.*needs"
       )
       code, _, err = run(
-        "sinusoid", path, *SINES, "--memory_budget=1GiB", "--task_chunk=2"
+        "sinusoid", other, *SINES, "--memory_budget=1GiB", "--task_chunk=2"
       )
       self.assertEqual(code, 2)
       self.assertRegex(err, "memory_budget decides on --task_chunk.*=2 too")

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import signal
-import stat
 import tempfile
 import zipfile
 
@@ -216,23 +215,6 @@ class ProgramTest(parameterized.TestCase):
     )
     self.assertEqual(code, 1)
     self.assertRegex(err, "loss of task [01].* is not finite at meta-step 1;")
-
-
-class CompilationCacheTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    before = jax.config.jax_compilation_cache_dir
-    self.addCleanup(jax.config.update, "jax_compilation_cache_dir", before)
-    self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-
-  def test_is_made_for_the_user_alone(self):
-    _program.use_compilation_cache(str(self.directory / "a" / "b"))
-    self.assertEqual(stat.S_IMODE((self.directory / "a" / "b").stat().st_mode), 0o700)
-
-  def test_refuses_what_others_can_write_to(self):
-    self.directory.chmod(0o777)
-    with self.assertRaisesRegex(ValueError, "compilation_cache_dir.*chmod 700"):
-      _program.use_compilation_cache(str(self.directory))
 
 
 if __name__ == "__main__":

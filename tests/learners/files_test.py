@@ -16,6 +16,7 @@ from jsharp import learners
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.meta_sgd import MetaSGD
 from jsharp.data.characters import Characters
+from jsharp.learners import _store
 from jsharp.models.conv4 import Conv4Options
 from jsharp.models.mlp import SineNetwork
 from jsharp.training import Checkpoints
@@ -51,10 +52,10 @@ class FilesTest(parameterized.TestCase):
     return learner
 
   def edit(self, change):
-    path = self.directory / "config.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    """Saves what another version, or another hand, could have written."""
+    config, arrays = _store.read(self.directory)
+    change(config)
+    _store.write(self.directory, config, arrays)
 
   @parameterized.parameters(MAML(), MetaSGD())
   def test_what_was_saved_is_loaded_bit_for_bit(self, algorithm):

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jsharp.models import ResNet, WideResNet
+from jsharp.models.resnet import ResNetOptions, WideResNetOptions
 
 
 def init(model, shape, train=False):
@@ -129,6 +130,31 @@ class ResNetTest(parameterized.TestCase):
   def test_refusals(self, model, shape, message):
     with self.assertRaisesRegex(ValueError, message):
       init(model, shape)
+
+
+class OptionsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (ResNetOptions(), ResNet(3, depth=8), "resnet8"),
+    (ResNetOptions(depth=20), ResNet(3, depth=20), "resnet20"),
+    (WideResNetOptions(), WideResNet(3, depth=10, widen=2), "wide_resnet10x2"),
+    (
+      WideResNetOptions(depth=16, widen=4),
+      WideResNet(3, depth=16, widen=4),
+      "wide_resnet16x4",
+    ),
+  )
+  def test_the_module_and_the_name_of_its_size(self, description, module, label):
+    self.assertEqual(description.module(3), module)
+    self.assertEqual(description.label, label)
+
+  @parameterized.parameters(
+    (ResNetOptions, {"depth": 9}, "depth must be 6n \\+ 2 .* got 9. Take 8"),
+    (WideResNetOptions, {"depth": 8}, "depth must be 6n \\+ 4 .* got 8. Take 10"),
+    (WideResNetOptions, {"widen": 0}, "widen=0: must be .* at least 1"),
+  )
+  def test_refusals(self, cls, values, message):
+    with self.assertRaisesRegex(ValueError, message):
+      cls(**values)
 
 
 if __name__ == "__main__":

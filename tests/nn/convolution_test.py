@@ -1,6 +1,7 @@
 """conv2d against XLA's convolution: values, three orders of derivative, batching."""
 
 import functools
+import re
 from unittest import mock
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jsharp.nn import _conv_forms, _winograd, conv2d, convolution, default_convolution
+from jsharp import models
+from jsharp.nn import BatchNorm, _conv_forms, _convolved_map, _winograd, conv2d
 from jsharp.nn._chunks import num_chunks
 from jsharp.nn._conv_forms import Geometry
 from jsharp.nn.convolution import _choose
@@ -25,11 +27,11 @@ _CASES = [
   ("stride_three_wide_kernel", (7, 4), (5, 3), 2, 3),
   ("pointwise", (4, 4), (1, 1), 3, 1),
 ]
-# None chooses; at stride 1 and nine channels that is the shifted weight gradient.
+# "auto" chooses; at stride 1 and nine channels that is the shifted weight gradient.
 _BY_FORM = (
   [(f"{name}_{form}", *case, form) for name, *case in _CASES for form in _FORMS]
   + [
-    (f"{name}_chosen", *case, None)
+    (f"{name}_chosen", *case, "auto")
     for name, *case in (
       ("shifted", (5, 4), (3, 3), 9, 1),
       ("shifted_wide_kernel", (4, 7), (5, 3), 8, 1),
@@ -46,7 +48,6 @@ _WITH_STRIDE = [(form, stride) for form in _FORMS for stride in (1, 2)] + [
   ("winograd", 1)
 ]
 _ALL_FORMS = (*_FORMS, "winograd")
-_one_core = mock.patch.object(convolution, "one_core_each", lambda: True)
 
 
 def plain(x, w, stride):
@@ -89,7 +90,7 @@ class ConvolutionTest(parameterized.TestCase):
   def test_value_and_first_derivatives(self, size, kernel, channels, stride, form):
     with jax.enable_x64(True):
       x, w = operands(size, kernel, channels)
-      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      conv = functools.partial(conv2d, stride=stride, convolution=form)
       assert_near(conv(x, w), plain(x, w, stride))
       expected, pullback = jax.vjp(functools.partial(plain, stride=stride), x, w)
       assert_near(jax.vjp(conv, x, w)[1](expected), pullback(expected))
@@ -99,11 +100,11 @@ class ConvolutionTest(parameterized.TestCase):
         jax.jvp(functools.partial(plain, stride=stride), (x, w), tangents),
       )
 
-  @parameterized.parameters(("direct", 1), ("im2col", 2), ("winograd", 1), (None, 1))
+  @parameterized.parameters(("direct", 1), ("im2col", 2), ("winograd", 1), ("auto", 1))
   def test_second_and_third_derivatives(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 9)
-      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      conv = functools.partial(conv2d, stride=stride, convolution=form)
       reference = functools.partial(plain, stride=stride)
       for order in (1, 2):
         actual = jax.jit(jax.grad(of_order(order, conv), (0, 1)))(x, w)
@@ -114,7 +115,7 @@ class ConvolutionTest(parameterized.TestCase):
   def test_derivatives_against_finite_differences(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 2)
-      conv = functools.partial(conv2d, stride=stride, implementation=form)
+      conv = functools.partial(conv2d, stride=stride, convolution=form)
       function = jax.jit(of_order(1, conv))
       dx, dw = operands((5, 4), (3, 3), 2, seed=1)
       step = 1e-5
@@ -131,7 +132,7 @@ class ConvolutionTest(parameterized.TestCase):
   @parameterized.parameters(*_WITH_STRIDE)
   def test_derivatives_stay_in_the_family(self, form, stride):
     x, w = operands((5, 4), (3, 3), 9, np.float32)
-    conv = functools.partial(conv2d, stride=stride, implementation=form)
+    conv = functools.partial(conv2d, stride=stride, convolution=form)
     function = jax.vmap(jax.grad(of_order(2, conv), (0, 1)), in_axes=(None, 0))
     jaxpr = str(jax.make_jaxpr(function)(x, jnp.stack([w, w])))
     for name in ("conv2d[", "conv2d_input_gradient[", "conv2d_weight_gradient["):
@@ -145,7 +146,7 @@ class ConvolutionTest(parameterized.TestCase):
   )
   def test_vmap_equals_a_loop(self, form_and_stride, axes):
     form, stride = form_and_stride
-    conv = functools.partial(conv2d, stride=stride, implementation=form)
+    conv = functools.partial(conv2d, stride=stride, convolution=form)
 
     def gradients(x, w):
       return conv(x, w), jax.grad(of_order(1, conv), (0, 1))(x, w)
@@ -174,7 +175,7 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertEqual(num_chunks(batch, pixels, limit), chunks)
     x = jax.random.normal(jax.random.key(0), (batch, pixels // 40, 40, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
-    function = functools.partial(conv2d, implementation="direct")
+    function = functools.partial(conv2d, convolution="direct")
     y, pullback = jax.vjp(function, x, w)
     expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
     assert_near(pullback(jnp.cos(y)), expected, rtol=1e-4)
@@ -198,7 +199,7 @@ class ConvolutionTest(parameterized.TestCase):
       self.assertEqual(num_chunks(batch, entries, 2 * entries + 1), chunks)
       x = jax.random.normal(jax.random.key(0), (batch, 5, 4, 3))
       w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
-      conv = functools.partial(conv2d, implementation="winograd")
+      conv = functools.partial(conv2d, convolution="winograd")
       program = str(jax.make_jaxpr(lambda x, w: _winograd.forward(x, w))(x, w))
       self.assertEqual("scan" in program, chunks > 1)
       y, pullback = jax.vjp(jax.jit(conv), x, w)
@@ -221,14 +222,14 @@ class ConvolutionTest(parameterized.TestCase):
     with jax.enable_x64(True):
       exact = plain(*(jnp.asarray(a, jnp.float64) for a in (x, w)), 1)
     errors = [
-      np.linalg.norm(np.asarray(conv2d(x, w, implementation=form)) - np.asarray(exact))
+      np.linalg.norm(np.asarray(conv2d(x, w, convolution=form)) - np.asarray(exact))
       for form in ("direct", "winograd")
     ]
     self.assertLess(errors[1], 5 * errors[0])
 
   @parameterized.parameters(*_ALL_FORMS)
   def test_nested_vmap_and_gradient_of_vmap(self, form):
-    conv = functools.partial(conv2d, implementation=form)
+    conv = functools.partial(conv2d, convolution=form)
 
     def total(convolve, xs, ws):
       every = jax.vmap(jax.vmap(convolve, (0, None)), (None, 0))
@@ -243,7 +244,7 @@ class ConvolutionTest(parameterized.TestCase):
 
   @parameterized.parameters(*_ALL_FORMS)
   def test_scan_checkpoint_donation_and_jit(self, form):
-    conv = functools.partial(conv2d, implementation=form)
+    conv = functools.partial(conv2d, convolution=form)
 
     def chain(convolve, x, w):
       def body(carry, _):
@@ -275,7 +276,7 @@ class ConvolutionTest(parameterized.TestCase):
   @parameterized.product(form=_ALL_FORMS, dtype=(jnp.bfloat16, jnp.float32))
   def test_dtype_is_kept(self, form, dtype):
     x, w = operands((4, 4), (3, 3), 2, dtype)
-    function = functools.partial(conv2d, implementation=form)
+    function = functools.partial(conv2d, convolution=form)
     y, pullback = jax.vjp(function, x, w)
     self.assertEqual({a.dtype for a in (y, *pullback(y))}, {jnp.dtype(dtype)})
     expected = plain(x.astype(jnp.float32), w.astype(jnp.float32), 1)
@@ -305,46 +306,62 @@ class ConvolutionTest(parameterized.TestCase):
     ((75, 5, 5, 64), 64, 1, "direct", "shifted"),
     ((5, 14, 14, 64), 64, 2, "im2col", "im2col"),
   )
-  @_one_core
   def test_choice_of_forms(self, shape, channels, stride, form, weight_form):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     w = jax.ShapeDtypeStruct((3, 3, shape[3], channels), jnp.float32)
-    self.assertEqual(_choose(x, w, stride), (form, weight_form))
+    self.assertEqual(_choose(x, w, stride, "auto_winograd"), (form, weight_form))
 
-  def test_choice_by_cores_and_by_default(self):
+  def test_choice_by_what_is_asked_for(self):
     x = jax.ShapeDtypeStruct((5, 14, 14, 64), jnp.float32)
     w = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
     few = jax.ShapeDtypeStruct((5, 14, 14, 1), jnp.float32)
-    with mock.patch.object(convolution, "one_core_each", return_value=False):
-      self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
-      with default_convolution("winograd"):
-        self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
-        self.assertEqual(_choose(x, w, 2), ("im2col", "im2col"))
-        narrow = jax.ShapeDtypeStruct((3, 3, 1, 64), jnp.float32)
-        self.assertEqual(_choose(few, narrow, 1), ("im2col", "im2col"))
-        with default_convolution("direct"):
-          self.assertEqual(_choose(few, narrow, 2), ("direct", "direct"))
-        self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
-      self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
-    with self.assertRaisesRegex(ValueError, "got 'fft'"), default_convolution("fft"):
-      pass
+    narrow = jax.ShapeDtypeStruct((3, 3, 1, 64), jnp.float32)
+    self.assertEqual(_choose(x, w, 1, "auto"), ("direct", "shifted"))
+    asked = "auto_winograd"
+    self.assertEqual(_choose(x, w, 1, asked), ("winograd", "winograd"))
+    self.assertEqual(_choose(x, w, 2, asked), ("im2col", "im2col"))
+    self.assertEqual(_choose(few, narrow, 1, asked), ("im2col", "im2col"))
+    self.assertEqual(_choose(few, narrow, 1, "winograd"), ("winograd", "winograd"))
+    self.assertEqual(_choose(few, narrow, 2, "direct"), ("direct", "direct"))
+    self.assertEqual(_choose(x, w, 1, "im2col"), ("im2col", "im2col"))
 
-  def test_an_implementation_of_its_own_goes_before_the_default(self):
-    x, w = operands((4, 4), (3, 3), 2, np.float32)
-    with default_convolution("im2col"):
-      for own, expected in ((None, "im2col"), ("direct", "direct")):
-        conv = functools.partial(conv2d, implementation=own)
-        self.assertIn(f"form='{expected}'", str(jax.make_jaxpr(conv)(x, w)))
+  @parameterized.parameters("direct", "im2col", "winograd")
+  def test_the_form_is_that_of_the_whole_network(self, form):
+    x = jnp.ones((2, 16, 16, 8))
+    for module, named in (
+      (models.Conv4(3, num_filters=8, convolution=form), {}),
+      (models.ContextConv4(3, num_filters=8, convolution=form), {}),
+      (BatchNorm(convolution=form), {"kernel": jnp.ones((3, 3, 8, 8))}),
+      (BatchNorm(convolution=form, pool=True), {"kernel": jnp.ones((3, 3, 8, 8))}),
+    ):
+      for worthwhile in (False, True):
+        with mock.patch.object(
+          _convolved_map, "is_worthwhile", return_value=worthwhile
+        ):
+          apply = lambda x: module.init_with_output(jax.random.key(0), x, **named)  # noqa: B023
+          found = set(re.findall(r"form='(\w+)'", str(jax.make_jaxpr(apply)(x))))
+        self.assertEqual(found, {form})
 
-  @_one_core
+  @parameterized.parameters("direct", "im2col")
+  def test_strided_networks_take_it_too(self, form):
+    x = jnp.ones((2, 16, 16, 8))
+    for module, arguments in (
+      (models.Conv4(3, num_filters=8, stride=2, convolution=form), ()),
+      (models.ResNet(3, depth=8, convolution=form), (False,)),
+      (models.WideResNet(3, depth=10, widen=1, convolution=form), (False,)),
+    ):
+      apply = lambda x: module.init_with_output(jax.random.key(0), x, *arguments)  # noqa: B023
+      found = set(re.findall(r"form='(\w+)'", str(jax.make_jaxpr(apply)(x))))
+      self.assertEqual(found, {form})
+
   def test_narrow_dtypes_and_other_kernels_are_not_transformed(self):
     x = jax.ShapeDtypeStruct((75, 14, 14, 64), jnp.bfloat16)
     w = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.bfloat16)
-    self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
+    self.assertEqual(_choose(x, w, 1, "auto_winograd"), ("direct", "shifted"))
     x, w = (jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in (x, w))
-    self.assertEqual(_choose(x, w, 1), ("winograd", "winograd"))
+    self.assertEqual(_choose(x, w, 1, "auto_winograd"), ("winograd", "winograd"))
     w = jax.ShapeDtypeStruct((5, 3, 64, 64), jnp.float32)
-    self.assertEqual(_choose(x, w, 1), ("direct", "shifted"))
+    self.assertEqual(_choose(x, w, 1, "auto_winograd"), ("direct", "shifted"))
 
   def test_padding_is_that_of_same(self):
     even = Geometry((6, 5), (3, 3), stride=2, form="direct", weight_form="direct")
@@ -356,19 +373,19 @@ class ConvolutionTest(parameterized.TestCase):
     ("channels", (1, 4, 4, 2), (3, 3, 3, 4), {}, "expects 3"),
     ("even_kernel", (1, 4, 4, 2), (2, 3, 2, 4), {}, "odd"),
     ("stride", (1, 4, 4, 2), (3, 3, 2, 4), {"stride": 0}, "stride"),
-    ("form", (1, 4, 4, 2), (3, 3, 2, 4), {"implementation": "fft"}, "fft"),
+    ("form", (1, 4, 4, 2), (3, 3, 2, 4), {"convolution": "fft"}, "fft"),
     (
       "winograd_kernel",
       (1, 4, 4, 2),
       (5, 3, 2, 4),
-      {"implementation": "winograd"},
+      {"convolution": "winograd"},
       r"3x3 kernels at stride 1; got w \(5, 3",
     ),
     (
       "winograd_stride",
       (1, 4, 4, 2),
       (3, 3, 2, 4),
-      {"implementation": "winograd", "stride": 2},
+      {"convolution": "winograd", "stride": 2},
       "stride=2",
     ),
   )

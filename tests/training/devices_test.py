@@ -18,12 +18,13 @@ from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
 from jsharp import algorithms, losses
+from jsharp.core.execution import Execution
 from jsharp.core.objectives import over_tasks
 from jsharp.data import sinusoid, task_key
 from jsharp.evaluation import tasks as evaluation
 from jsharp.models import MLP, Conv4, as_functions
 from jsharp.training import devices
-from jsharp.training.dispatch import make_block
+from jsharp.training.dispatch import make_dispatch
 from jsharp.training.loop import train
 from jsharp.training.mixture import mixture
 from jsharp.training.over_seeds import over_seeds
@@ -32,6 +33,7 @@ from jsharp.types import Batch, Task
 from tests.virtual_devices import run_on_eight
 
 NUM_TASKS = 8
+IN_ORDER = Execution(task_chunk="in_order")
 INIT_FN, APPLY_FN = as_functions(MLP(features=(8, 1)))
 LOSS_FN = losses.batch_loss(APPLY_FN, losses.squared_error)
 
@@ -68,12 +70,12 @@ def sine_learner(name="maml", **options):
 
 
 def steps(algorithm, draw, num_devices, params, *, num_steps=3, data=None):
-  """The block after some steps, on the host."""
+  """The dispatch of some steps, on the host."""
   mesh = devices.task_mesh(num_devices, num_tasks=NUM_TASKS)
-  run_block = make_block(algorithm, draw, capacity=num_steps, mesh=mesh)
+  dispatch = make_dispatch(algorithm, draw, capacity=num_steps, mesh=mesh)
   state = devices.replicate(algorithm.init(params), mesh)
   data = devices.replicate(data, mesh)
-  return jax.device_get(jax.jit(run_block)(state, jnp.int32(num_steps), data))
+  return jax.device_get(jax.jit(dispatch)(state, jnp.int32(num_steps), data))
 
 
 class OnEightDevices(parameterized.TestCase):
@@ -103,7 +105,7 @@ class OnEightDevices(parameterized.TestCase):
     self.assert_same(actual, expected, 2e-5)
 
   def test_in_order_gives_the_same_bits(self):
-    algorithm = sine_learner("sharp_maml", task_chunk="in_order")
+    algorithm = sine_learner("sharp_maml", execution=IN_ORDER)
     expected = steps(algorithm, sample_tasks, 1, start())
     for num_devices in (2, 8):
       actual = steps(algorithm, sample_tasks, num_devices, start())
@@ -117,7 +119,7 @@ class OnEightDevices(parameterized.TestCase):
       optax.sgd(0.1),
       optax.adam(1e-3),
       num_inner_steps=1,
-      task_chunk="in_order",
+      execution=IN_ORDER,
     )
     images = jax.random.normal(jax.random.key(1), (NUM_TASKS, 3, 12, 12, 1))
 
@@ -158,12 +160,12 @@ class OnEightDevices(parameterized.TestCase):
       broken = jnp.where(number == 5, jnp.nan, 1.0)[:, None, None]
       return jax.tree.map(lambda x: x * broken, tasks)
 
-    block = steps(sine_learner(), draw, 4, start())
-    self.assertEqual((bool(block.finite), int(block.num_done)), (False, 0))
-    self.assertEqual(np.flatnonzero(np.isnan(block.metrics["loss"][0])).tolist(), [5])
+    result = steps(sine_learner(), draw, 4, start())
+    self.assertEqual((bool(result.finite), int(result.num_done)), (False, 0))
+    self.assertEqual(np.flatnonzero(np.isnan(result.metrics["loss"][0])).tolist(), [5])
 
   def test_a_run_goes_on_with_another_number_of_devices(self):
-    algorithm = sine_learner(task_chunk="in_order")
+    algorithm = sine_learner(execution=IN_ORDER)
     seen = []
 
     def validate(params):
@@ -219,13 +221,18 @@ class OnEightDevices(parameterized.TestCase):
     data = {"x": jnp.arange(5.0), "key": jax.random.key(0)}
     arguments = draw, data
     options = {"num_tasks": num_tasks, "chunk": chunk}
-    actual = evaluation.evaluate(evaluate_tasks, jnp.float32(3), *arguments, **options)
+    actual = evaluation.evaluate(
+      evaluate_tasks,
+      jnp.float32(3),
+      *arguments,
+      **options,
+      execution=devices.execution_for(),
+    )
     divided = -(-min(chunk, num_tasks) // 8)
     self.assertEqual(shapes, [(divided,)])
-    with mock.patch.object(evaluation, "parts_of_cpu", lambda: None):
-      expected = evaluation.evaluate(
-        evaluate_tasks, jnp.float32(3), *arguments, **options
-      )
+    expected = evaluation.evaluate(
+      evaluate_tasks, jnp.float32(3), *arguments, **options
+    )
     self.assertEqual(expected["row"].shape, (num_tasks, 2))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -255,12 +262,54 @@ def head_mask(params):
   )
 
 
-class DevicesTest(absltest.TestCase):
+class DevicesTest(parameterized.TestCase):
   def test_on_eight_virtual_devices(self):
     # As --deterministic has it: else products and sums are contracted, or not, as
     # fusions fall.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX"
-    run_on_eight(self, "tests.devices_test", num_tests=16, xla_flags=flags)
+    run_on_eight(self, "tests.training.devices_test", num_tests=16, xla_flags=flags)
+
+  @parameterized.parameters(
+    ("cpu", 1, 1, True),
+    ("cpu", 2, 1, False),
+    ("cpu", 2, 2, True),
+    ("cpu", 8, 4, False),
+    ("cpu", 2, 8, True),
+    ("gpu", 1, 1, False),
+  )
+  def test_execution_by_platform_cores_and_devices(self, platform, cores, count, one):
+    with (
+      mock.patch.object(jax, "default_backend", return_value=platform),
+      mock.patch.object(devices, "_num_cores", return_value=cores),
+      mock.patch.object(jax, "local_device_count", return_value=count),
+    ):
+      found = devices.execution_for(task_chunk=3)
+      self.assertEqual(found, devices.execution_for(task_chunk=3, one_core_each=one))
+      for answer in (True, False):
+        asked = devices.execution_for(one_core_each=answer)
+        self.assertEqual(asked.single_threaded, answer)
+    self.assertEqual(found.single_threaded, one)
+    self.assertEqual(found.inner_steps, "recomputed" if one else "unrolled")
+    self.assertEqual(found.convolution, "auto_winograd" if one else "auto")
+    self.assertEqual(found.task_chunk, 3)
+
+  def test_what_is_asked_for_goes_before_what_suits(self):
+    found = devices.execution_for(convolution="direct", one_core_each=True)
+    self.assertEqual(found.convolution, "direct")
+    with self.assertRaisesRegex(ValueError, "convolution must be one of"):
+      devices.execution_for(convolution="fft")
+
+  def test_products_of_one_thread(self):
+    one, several = Execution(single_threaded=True), Execution()
+    expected = {"xla_cpu_multi_thread_eigen": False}
+    self.assertEqual(devices.compiler_options(one), expected)
+    self.assertEqual(devices.compiler_options(several), {})
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+      self.assertEqual(devices.compiler_options(one), {})
+      self.assertIsNone(devices.parts_of_cpu(one))
+
+  def test_the_defaults_are_those_of_several_cores(self):
+    self.assertEqual(devices.execution_for(one_core_each=False), Execution())
 
   def test_more_devices_than_there_are(self):
     with self.assertRaisesRegex(ValueError, "num_devices=999.*device_count=999"):

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.training.dispatch import BlockRunner, NonFiniteLossError, make_block
+from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, make_dispatch
 from jsharp.types import MetaAlgorithm, MetaState
 from tests import toy_runs
 
-_RUN_BLOCK = jax.jit(
-  make_block(toy_runs.algorithm(), toy_runs.sample_tasks, capacity=64)
+_DISPATCH = jax.jit(
+  make_dispatch(toy_runs.algorithm(), toy_runs.sample_tasks, capacity=64)
 )
 
 
@@ -19,14 +19,14 @@ def _start():
 def _run(lengths):
   state, rows = _start(), []
   for length in lengths:
-    block = _RUN_BLOCK(state, jnp.int32(length), toy_runs.data())
-    assert block.finite and block.num_done == length
-    rows.append(jax.tree.map(lambda x, n=length: x[:n], block.metrics))
-    state = block.state
+    result = _DISPATCH(state, jnp.int32(length), toy_runs.data())
+    assert result.finite and result.num_done == length
+    rows.append(jax.tree.map(lambda x, n=length: x[:n], result.metrics))
+    state = result.state
   return state, jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
 
 
-class BlocksTest(parameterized.TestCase):
+class DispatchTest(parameterized.TestCase):
   @parameterized.parameters(
     ([1] * 60,), ([7] * 8 + [4],), ([30, 30],), ([1, 58, 1],), ([59, 1],)
   )
@@ -42,23 +42,25 @@ class BlocksTest(parameterized.TestCase):
       tasks = toy_runs.sample_tasks(state.step, jnp.asarray(toy_runs.data()))
       state, metrics = algorithm.step(state, tasks)
       losses.append(metrics["loss"])
-    block_state, metrics = _run([5])
+    dispatched_state, metrics = _run([5])
     np.testing.assert_allclose(metrics["loss"], jnp.stack(losses), rtol=1e-5)
     for a, b in zip(
-      jax.tree.leaves(state.params), jax.tree.leaves(block_state.params), strict=True
+      jax.tree.leaves(state.params),
+      jax.tree.leaves(dispatched_state.params),
+      strict=True,
     ):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
   @parameterized.parameters((0, 0), (13, 2), (19, 3))
   def test_stops_before_a_step_that_is_not_finite(self, step, task):
     sample = toy_runs.sample_tasks_with_nan(step, task)
-    run_block = jax.jit(make_block(toy_runs.algorithm(), sample, capacity=64))
-    block = run_block(_start(), jnp.int32(20), toy_runs.data())
-    self.assertEqual((block.num_done, block.finite), (step, False))
-    bad = np.isfinite(block.metrics["loss"][step])
+    dispatch = jax.jit(make_dispatch(toy_runs.algorithm(), sample, capacity=64))
+    result = dispatch(_start(), jnp.int32(20), toy_runs.data())
+    self.assertEqual((result.num_done, result.finite), (step, False))
+    bad = np.isfinite(result.metrics["loss"][step])
     np.testing.assert_array_equal(bad, np.arange(toy_runs.NUM_TASKS) != task)
     before = _run([step])[0] if step else _start()
-    self.assertTrue(toy_runs.same_bits(block.state, before))
+    self.assertTrue(toy_runs.same_bits(result.state, before))
 
   def test_a_state_that_is_not_finite_is_not_taken(self):
     def step(state, tasks):
@@ -68,12 +70,12 @@ class BlocksTest(parameterized.TestCase):
 
     def run(params):
       algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
-      runner = BlockRunner(algorithm, lambda step, data: jnp.ones(2), num_tasks=2)
+      dispatcher = Dispatcher(algorithm, lambda step, data: jnp.ones(2), num_tasks=2)
       # An infinity that was there before, as in "best loss so far", is let be.
       state = MetaState(jnp.int32(0), params, (jnp.float32(0.0), jnp.float32(jnp.inf)))
-      runner.compile(state, None)
+      dispatcher.compile(state, None)
       for _ in range(4):
-        state, done = runner.run(state, None, 8)
+        state, done = dispatcher.run(state, None, 8)
         if done.error:
           break
       return state, done.error
@@ -91,33 +93,33 @@ class BlocksTest(parameterized.TestCase):
       return state, {"loss": jnp.ones(3), "accuracy": jnp.float32(1.0)}
 
     algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
-    run_block = make_block(algorithm, lambda step, data: None, capacity=4)
+    dispatch = make_dispatch(algorithm, lambda step, data: None, capacity=4)
     with self.assertRaisesRegex(ValueError, r"'accuracy' has shape \(\).*num_tasks"):
-      jax.eval_shape(run_block, _start(), jnp.int32(1), None)
+      jax.eval_shape(dispatch, _start(), jnp.int32(1), None)
 
   def test_compiles_once_and_grows_to_what_fits(self):
-    runner = BlockRunner(
+    dispatcher = Dispatcher(
       toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
     )
     state, data = _start(), jnp.asarray(toy_runs.data())
-    runner.compile(state, data)
+    dispatcher.compile(state, data)
     taken = []
     for _ in range(5):
-      state, done = runner.run(state, data, 100)
+      state, done = dispatcher.run(state, data, 100)
       taken.append(done.num_steps)
       self.assertEqual(done.metrics["loss"].shape, (done.num_steps, 4))
     self.assertEqual(taken, [1, 2, 4, 8, 16])
-    state, done = runner.run(state, data, 5)
+    state, done = dispatcher.run(state, data, 5)
     self.assertEqual((done.num_steps, state.step), (5, 36))
 
   def test_consumes_its_state(self):
-    runner = BlockRunner(
+    dispatcher = Dispatcher(
       toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
     )
     state, data = _start(), jnp.asarray(toy_runs.data())
     state = jax.tree.map(jnp.copy, state)
-    runner.compile(state, data)
-    runner.run(state, data, 1)
+    dispatcher.compile(state, data)
+    dispatcher.run(state, data, 1)
     self.assertTrue(state.params["w"].is_deleted())
 
 

@@ -13,14 +13,14 @@ from jsharp._files import write_atomically
 from jsharp.training import checkpoints as checkpoint
 from jsharp.training import loop as training
 from jsharp.training.checkpoints import Checkpoints
-from jsharp.training.dispatch import BlockRunner
+from jsharp.training.dispatch import Dispatcher
 from jsharp.training.loop import NonFiniteLossError, StopSignal
 from jsharp.training.records import Records
 from jsharp.training.run_directory import RunDirectory
 from tests import toy_runs
 from tests.toy_runs import run_toy, same_bits, steady
 
-_RUNNER = BlockRunner(
+_DISPATCHER = Dispatcher(
   toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
 )
 
@@ -55,7 +55,7 @@ def _killed_at(call, *, after):
 
 @contextlib.contextmanager
 def _stopping_at(step):
-  """A stop signal that comes while the block that reaches `step` runs."""
+  """A stop signal that comes while the dispatch that reaches `step` runs."""
   stop, add = StopSignal(), Records.add
 
   def adding(records, reached, done):
@@ -90,7 +90,7 @@ class TrainingTest(parameterized.TestCase):
     self.addCleanup(folder.cleanup)
     self.root = pathlib.Path(folder.name)
     # All tests here train one toy: compiled once for all of them.
-    patch = mock.patch.object(training, "BlockRunner", lambda *_, **__: _RUNNER)
+    patch = mock.patch.object(training, "Dispatcher", lambda *_, **__: _DISPATCHER)
     patch.start()
     self.addCleanup(patch.stop)
     events = mock.patch("jsharp.training.records.EventFiles")
@@ -131,13 +131,13 @@ class TrainingTest(parameterized.TestCase):
 
   def test_nothing_is_compiled_after_the_first_validation(self):
     by_validation, lengths = [], []
-    runner = BlockRunner(
+    dispatcher = Dispatcher(
       toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=toy_runs.NUM_TASKS
     )
-    take_block = runner.run
+    take_dispatch = dispatcher.run
 
     def run_and_look(state, data, longest):
-      state, done = take_block(state, data, longest)
+      state, done = take_dispatch(state, data, longest)
       lengths.append(done.num_steps)
       return state, done
 
@@ -148,8 +148,8 @@ class TrainingTest(parameterized.TestCase):
 
     with (
       _counting_compilations() as count,
-      mock.patch.object(training, "BlockRunner", lambda *_, **__: runner),
-      mock.patch.object(runner, "run", run_and_look),
+      mock.patch.object(training, "Dispatcher", lambda *_, **__: dispatcher),
+      mock.patch.object(dispatcher, "run", run_and_look),
     ):
       before = count()
       self._train(40, validate=validate, log_every=7, keep_top=2, keep_path=True)
@@ -171,7 +171,7 @@ class TrainingTest(parameterized.TestCase):
       name = f"stopped at {step}"
       with (
         mock.patch("jsharp.training.dispatch._SECONDS", 0),
-        mock.patch.object(_RUNNER, "length", 1),
+        mock.patch.object(_DISPATCHER, "length", 1),
         _stopping_at(step) as stop,
       ):
         result, _ = self._train(20, name, stop=stop)
@@ -315,8 +315,8 @@ class TrainingTest(parameterized.TestCase):
   @parameterized.parameters((0, 1), (12, 3), (15, 0))
   def test_a_loss_that_is_not_finite(self, step, task):
     sample = toy_runs.sample_tasks_with_nan(step, task)
-    runner = BlockRunner(toy_runs.algorithm(), sample, num_tasks=toy_runs.NUM_TASKS)
-    with mock.patch.object(training, "BlockRunner", lambda *_, **__: runner):
+    dispatcher = Dispatcher(toy_runs.algorithm(), sample, num_tasks=toy_runs.NUM_TASKS)
+    with mock.patch.object(training, "Dispatcher", lambda *_, **__: dispatcher):
       for _ in range(2):
         with self.assertRaises(NonFiniteLossError) as raised:
           self._train(20)
@@ -378,9 +378,9 @@ class TrainingTest(parameterized.TestCase):
       self._train(**arguments)
 
   def test_the_number_of_tasks_is_checked(self):
-    runner = BlockRunner(toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=3)
+    dispatcher = Dispatcher(toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=3)
     with (
-      mock.patch.object(training, "BlockRunner", lambda *_, **__: runner),
+      mock.patch.object(training, "Dispatcher", lambda *_, **__: dispatcher),
       self.assertRaisesRegex(ValueError, "draws 4 tasks, num_tasks=3"),
     ):
       self._train(5)

@@ -22,7 +22,8 @@ from jsharp.training.checkpoints import Checkpoints
 from jsharp.training.loop import train
 from jsharp.training.run_directory import RunDirectory
 from jsharp.training.stop_signal import StopSignal
-from tests.training import devices_test, toy_runs
+from tests import toy_runs
+from tests.training import devices_test
 
 LONG = 10**6
 
@@ -57,7 +58,7 @@ class ProcessesTest(parameterized.TestCase):
       directory = self.root / (name if number == 0 else f"{name} {number}")
       arguments = [directory, num_steps, num_processes, number, port, timeout]
       process = subprocess.Popen(
-        [sys.executable, "-m", "tests.processes_test", *map(str, arguments)],
+        [sys.executable, "-m", "tests.training.processes_test", *map(str, arguments)],
         cwd=pathlib.Path(__file__).parents[2],
         env=environment,
         stdout=subprocess.PIPE,
@@ -75,7 +76,7 @@ class ProcessesTest(parameterized.TestCase):
     self.fail(process.communicate()[1])
 
   def end(self, name):
-    algorithm = devices_test.sine_learner(task_chunk="in_order")
+    algorithm = devices_test.sine_learner(execution=devices_test.IN_ORDER)
     template = algorithm.init(devices_test.start())
     last = Checkpoints(self.root / name / "checkpoints").restore(template)
     with RunDirectory.open(self.root / name, identity={}) as run:
@@ -137,7 +138,7 @@ def main(run_dir, num_steps, num_processes, process_id, port, timeout):
 
   with StopSignal() as stop, RunDirectory.open(run_dir, identity={}) as run:
     result = train(
-      devices_test.sine_learner(task_chunk="in_order"),
+      devices_test.sine_learner(execution=devices_test.IN_ORDER),
       devices_test.start(),
       devices_test.sample_tasks,
       None,

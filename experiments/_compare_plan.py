@@ -1,0 +1,295 @@
+"""What a comparison consists of, read from a TOML file and checked before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import tomllib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from absl import flags
+
+from experiments import _program
+from experiments._flags import words
+from experiments._program import Experiment
+from jsharp import options
+from jsharp.options import Check, Options, Role, at_least, option
+
+if TYPE_CHECKING:
+  from jsharp.evaluation.budget import Budget
+  from jsharp.training.runs import MetaRun
+
+_TABLES = ("budget", "common", "methods")
+
+
+def _different(seeds: tuple[int, ...]) -> bool:
+  in_range = all(0 <= seed < 2**31 for seed in seeds)
+  return bool(seeds) and in_range and len(set(seeds)) == len(seeds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header(Options):
+  """What a plan says outside its tables."""
+
+  experiment: str = option("", "Whose runs are compared, such as omniglot.")
+  baseline: str | None = option(
+    None, "The method that differences are taken from; the first one.", identity=False
+  )
+  seeds: tuple[int, ...] = option(
+    (0,),
+    "Of training; the test tasks are the same for all. A method may have its own.",
+    check=Check(_different, "must be different numbers from 0 to 2147483647, as 0, 1."),
+    identity=False,
+  )
+  seeds_side_by_side: bool = option(False, "Train a method's seeds in one run.")
+  validations: int = option(10, "Validations of a run.", check=at_least(1))
+
+
+class Own(NamedTuple):
+  """The flags of a run that the comparison sets itself."""
+
+  run_dir: str
+  seed: int
+  num_seeds: int
+  num_steps: int
+  eval_every: int
+
+
+class Method(NamedTuple):
+  """One method of a comparison.
+
+  Attributes:
+    flags: what its runs are started with, by name, but for those of `Own`.
+    seeds: of training.
+    run: the description of its first run, whose directory and length are not known.
+  """
+
+  flags: dict[str, Any]
+  seeds: tuple[int, ...]
+  run: MetaRun
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """A grid of methods and seeds at one budget.
+
+  Attributes:
+    header: what the plan says outside its tables.
+    experiment: whose runs are compared.
+    baseline: the method that differences are taken from.
+    budget: of every run.
+    methods: by name.
+  """
+
+  header: Header
+  experiment: Experiment
+  baseline: str
+  budget: Budget
+  methods: dict[str, Method]
+
+  def runs(self, method: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The runs of a method: the name and the seeds of each."""
+    seeds = self.methods[method].seeds
+    if self.header.seeds_side_by_side and len(seeds) > 1:
+      return [(f"{method}-seeds{seeds[0]}to{seeds[-1]}", seeds)]
+    return [(f"{method}-seed{seed}", (seed,)) for seed in seeds]
+
+  def num_steps(self, method: str, tasks_per_second: float | None = None) -> int:
+    """The meta-steps that the budget pays for.
+
+    Args:
+      method: its name.
+      tasks_per_second: for a budget in minutes, as a run of the method measured it in
+        its last phase, counting the tasks of all its seeds.
+
+    Raises:
+      ValueError: if it pays for less than one, or the method has no price.
+    """
+    run = self.methods[method].run
+    if tasks_per_second is not None:
+      tasks_per_second /= len(self.runs(method)[0][1])
+    try:
+      return self.budget.num_steps(
+        run.phases(),
+        num_tasks=run.training.num_tasks,
+        tasks_per_second=tasks_per_second,
+      )
+    except ValueError as error:
+      raise ValueError(f"methods.{method}: {error}") from error
+
+  def record(self) -> dict[str, Any]:
+    """All that decides what is trained and tested, ready for JSON; no directories."""
+    record = {**options.identity(self.header), "budget": list(self.budget)}
+    for name, method in self.methods.items():
+      record[f"seeds.{name}"] = list(method.seeds)
+      for flag, value in self.flags_of(name).items():
+        record[f"methods.{name}.{flag}"] = value
+    return record
+
+  def flags_of(self, method: str) -> dict[str, Any]:
+    """The values of all flags that make a method what it is, ready for JSON."""
+    values = self.experiment.program.flags_of(
+      options.select(
+        self.methods[method].run,
+        lambda field: field.identity or field.role is Role.TESTING,
+      )
+    )
+    return {name: value for name, value in values.items() if name not in Own._fields}
+
+
+def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
+  """Reads a plan and checks every flag of every method.
+
+  Args:
+    path: the TOML file.
+    overrides: flags that are set for all methods, in place of those of the file.
+
+  Raises:
+    ValueError: naming the key, its value and the fix.
+  """
+  try:
+    content = tomllib.loads(path.read_text())
+  except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is no TOML file: {error}") from error
+  except OSError as error:
+    what = _program.message(error)
+    raise ValueError(f"--plan={path}: {what}; give the comparison's file") from error
+  known = {field.name for field in options.fields(Header)}
+  unknown = sorted(content.keys() - known - set(_TABLES))
+  _require(not unknown, f"{path} has unknown keys {unknown}; use {sorted(known)}")
+  header = Header(**{key: content[key] for key in content if key in known})
+  common, tables = content.get("common", {}), content.get("methods", {})
+  _check_tables(common, tables, overrides)
+
+  from jsharp.evaluation.budget import Budget  # Only now: it imports JAX.
+
+  plan = Plan(
+    header=header,
+    experiment=_experiment(header.experiment),
+    baseline=next(iter(tables)) if header.baseline is None else header.baseline,
+    budget=Budget.from_table(content.get("budget", {})),
+    methods={},
+  )
+  _require(
+    plan.baseline in tables,
+    f"baseline is {plan.baseline!r}; choose one of {', '.join(tables)}",
+  )
+  common, left_out = {**common, **overrides}, []
+  for name, table in tables.items():
+    own = {k: v for k, v in table.items() if k != "seeds" and k not in overrides}
+    seeds = _seeds(name, table, header)
+    num_seeds = len(seeds) if header.seeds_side_by_side else 1
+    typed = {**own, "seed": seeds[0], "num_seeds": num_seeds}
+    run, unread = _describe(plan.experiment, f"methods.{name}", typed, common)
+    read = {k: v for k, v in {**common, **own}.items() if k not in unread}
+    plan.methods[name] = Method(read, seeds, run)
+    left_out.append(unread)
+  # A flag that no method reads is refused, as in the table of a method.
+  for flag in set.intersection(*left_out):
+    typed = {**plan.methods[plan.baseline].flags, flag: common[flag]}
+    _describe(plan.experiment, "common", typed, {})
+  _check_methods(plan)
+  return plan
+
+
+def _require(holds: Any, message: str) -> None:
+  if not holds:
+    raise ValueError(message)
+
+
+def _check_tables(common: Any, methods: Any, overrides: Mapping[str, Any]) -> None:
+  """Refuses tables and entries of another kind than a plan has."""
+  example = 'write [methods.maml] and below it algorithm = "maml"'
+  is_table = isinstance(methods, dict)
+  _require(is_table, f"methods must be a table, got {methods!r}; {example}")
+  _require(methods, "there is no method; add a table such as [methods.maml]")
+  tables = {"common": common, "--set": overrides}
+  for name, own in methods.items():
+    plain = name.replace("-", "").replace("_", "").replace("+", "")
+    _require(plain.isalnum(), f"method name {name!r}: use letters, digits, -, _ and +")
+    tables[f"methods.{name}"] = own
+  for key, table in tables.items():
+    fix = "write [common] and flags below it" if key == "common" else example
+    _require(isinstance(table, dict), f"{key} must be a table, got {table!r}; {fix}")
+    ours = sorted(table.keys() & {*Own._fields, "flagfile"})
+    _require(not ours, f"{key} sets {ours}, which the comparison sets itself; drop it")
+    for name, value in table.items():
+      listed = value if isinstance(value, list) else [value]
+      _require(
+        all(isinstance(entry, str | int | float) for entry in listed),
+        f"{key}.{name} must be a number, a text, true, false or a list of numbers or "
+        f"texts, got {value!r}; write it as the flag --{name} takes it",
+      )
+
+
+def _seeds(name: str, table: Mapping[str, Any], header: Header) -> tuple[int, ...]:
+  """The seeds of a method, checked."""
+  try:
+    seeds = header.replace(seeds=table.get("seeds", header.seeds)).seeds
+  except ValueError as error:
+    raise ValueError(f"methods.{name}.{error}") from error
+  _require(
+    not header.seeds_side_by_side or seeds == tuple(range(seeds[0], seeds[-1] + 1)),
+    f"seeds_side_by_side needs seeds in a row for {name}, got {seeds}",
+  )
+  return seeds
+
+
+def _experiment(name: str) -> Experiment:
+  try:
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
+  except (ImportError, AttributeError) as error:
+    raise ValueError(
+      f"experiment is {name!r}; choose one that meta-learns, such as omniglot, "
+      f"miniimagenet or sinusoid ({error})"
+    ) from error
+
+
+def _describe(
+  experiment: Experiment,
+  where: str,
+  typed: Mapping[str, Any],
+  background: Mapping[str, Any],
+) -> tuple[MetaRun, set[str]]:
+  """The description that flags ask for, and those of the background it leaves out."""
+  from jsharp.training.runs import MetaRun
+
+  try:
+    given = experiment.program.parse(
+      words(typed), flags.FlagValues(), background=words(background)
+    )
+    run, left_out = _program.describe(experiment, given)
+  except (flags.Error, ValueError) as error:
+    raise ValueError(f"{where}: {error}") from error
+  is_meta = isinstance(run, MetaRun)
+  _require(is_meta, f"experiment is {experiment.name!r}; choose one that meta-learns")
+  return run, set(left_out)
+
+
+def _check_methods(plan: Plan) -> None:
+  """Refuses methods without a price, and seeds and test tasks unlike the baseline's."""
+  tests = {}
+  for name, method in plan.methods.items():
+    shared = options.select(method.run, lambda field: field.shared)
+    tests[name] = plan.experiment.program.flags_of(shared)
+    method.run.phases()
+    if plan.budget.unit != "minutes":
+      plan.num_steps(name)
+    missing = sorted(set(method.seeds) - set(plan.methods[plan.baseline].seeds))
+    _require(
+      not missing, f"seeds of {name}: the baseline has no runs of {missing}; add them"
+    )
+  usual = tests[plan.baseline]
+  for name, tasks in tests.items():
+    differ = [f for f in tasks if f in usual and tasks[f] != usual[f]]
+    this, others = (
+      ", ".join(f"{flag} = {values[flag]!r}" for flag in differ)
+      for values in (tasks, usual)
+    )
+    _require(
+      not differ,
+      f"methods.{name} is tested on tasks of {this}, the baseline of {others}; put "
+      "these flags in [common]",
+    )

@@ -1,0 +1,148 @@
+"""What a comparison keeps in its directory: its plan, its speeds, its tables."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+
+from experiments._compare_plan import Plan
+from experiments._flags import say, words
+from jsharp import options
+from jsharp._files import read_table, write_atomically, write_json
+
+_PILOT = {"num_steps": 40, "eval_every": 40, "val_tasks": 2, "eval_tasks": 2}
+
+Start = Callable[[str, str, list[str]], int]
+"""`start(program, name, arguments) -> exit code` of a run."""
+
+
+def claim(plan: Plan, out: pathlib.Path) -> list[str]:
+  """Notes the plan in its directory; returns what differs from the plan noted before.
+
+  A plan with further methods or seeds takes the place of that one.
+
+  Raises:
+    OSError: if it cannot be read or written.
+    ValueError: if it is damaged.
+  """
+  record, kept = plan.record(), out / "plan.json"
+  noted = read_table(kept) if kept.exists() else {}
+  new = {name for name in plan.methods if f"seeds.{name}" not in noted}
+  differing = []
+  for key in sorted(record.keys() | noted.keys()) if noted else ():
+    table, _, rest = key.partition(".")
+    before, now = noted.get(key), record.get(key)
+    if table == "seeds" and before and now and not plan.header.seeds_side_by_side:
+      now = now[: len(before)]  # Side by side they are one run.
+    if before != now and rest.partition(".")[0] not in new:
+      differing.append(key)
+  if not differing:
+    write_json(kept, record)
+  return differing
+
+
+def num_steps(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | None:
+  """Meta-steps of each method; for a budget in minutes from its speed, measured once.
+
+  Returns:
+    By method; None if a speed could not be measured.
+
+  Raises:
+    ValueError: if a speed of other flags or seeds is kept.
+  """
+  if plan.budget.unit != "minutes":
+    return {method: plan.num_steps(method) for method in plan.methods}
+  kept = out / "steps.json"
+  measured = read_table(kept) if kept.exists() else {}
+  steps = {}
+  for method in plan.methods:
+    num_seeds = len(plan.runs(method)[0][1])
+    own = {"num_seeds": num_seeds, "flags": plan.flags_of(method)}
+    if method not in measured:
+      rate = _tasks_per_second(plan, method, num_seeds, out, start)
+      if rate is None:
+        return None
+      measured[method] = {"tasks_per_second": rate, **own}
+    entry = measured[method]
+    if not isinstance(entry, dict) or {name: entry.get(name) for name in own} != own:
+      raise ValueError(
+        f"{kept} holds a speed of {method} with other flags or seeds; delete it and "
+        f"{out / 'pilots'}, or choose another --out"
+      )
+    rate = entry["tasks_per_second"]
+    steps[method] = plan.num_steps(method, rate)
+    entry |= {"budget": list(plan.budget), "num_steps": steps[method]}
+    write_json(kept, measured)
+  return steps
+
+
+def _tasks_per_second(
+  plan: Plan, method: str, num_seeds: int, out: pathlib.Path, start: Start
+) -> float | None:
+  """The speed of a short run in the method's last phase, None if it failed."""
+  print(f"measuring the speed of {method}", flush=True)
+  directory = out / "pilots" / method
+  algorithm = plan.methods[method].run.algorithm
+  now, last = (
+    options.select(phase, lambda field: True)
+    for phase in (algorithm, algorithm.last_phase())
+  )
+  own = {name: value for name, value in last.items() if value != now[name]}
+  own |= {**_PILOT, "run_dir": directory, "num_seeds": num_seeds}
+  arguments, name = words({**plan.methods[method].flags, **own}), f"pilot-{method}"
+  if code := start(f"experiments.{plan.experiment.name}", name, arguments):
+    say(f"compare: exit code {code}, see {out / 'logs' / f'{name}.txt'}")
+    return None
+  return read_table(directory / "result.json")["tasks_per_second"]
+
+
+def report(
+  plan: Plan,
+  steps: Mapping[str, int],
+  runs: Mapping[str, list[pathlib.Path]],
+  out: pathlib.Path,
+) -> str:
+  """Writes `comparison.md`, `.csv` and `.png`; returns the Markdown text.
+
+  Args:
+    plan: the comparison.
+    steps: meta-steps by method.
+    runs: by method the directories of its runs; without those that are unfinished.
+    out: the directory to write to.
+  """
+  from jsharp.evaluation import comparison
+  from jsharp.evaluation.budget import gradients_per_task
+  from jsharp.evaluation.report import read_column
+
+  column, scale, measure = plan.experiment.measure
+  results = {
+    name: [row for p in paths for row in read_column(p / "test_tasks.csv", column)]
+    for name, paths in runs.items()
+  }
+  baseline = plan.baseline if plan.baseline in runs else None
+  seeds = {name: plan.methods[name].seeds for name in runs}
+  rows = comparison.compare(results, baseline=baseline, seeds=seeds)
+  lines = [comparison.markdown(rows, measure=measure, scale=scale), ""]
+  if baseline is None:
+    lines += [f"The baseline {plan.baseline} has no results: no differences.", ""]
+  tasks = plan.methods[plan.baseline].run.testing.eval_tasks
+  lines += [
+    f"Budget: {plan.budget.amount:g} {plan.budget.unit} per run. ± are half-widths of "
+    f"95 % intervals: over {tasks} test tasks (1.96 standard errors), and over the "
+    "training seeds (Student's t). Differences are paired by task and by seed; bold "
+    "where both intervals leave out zero.",
+    "",
+    "| method | meta-steps | tasks per step | example gradients per task | tasks/s |",
+    "|---|---|---|---|---|",
+  ]
+  for name, paths in runs.items():
+    run, num_steps = plan.methods[name].run, steps[name]
+    rates = [read_table(path / "result.json")["tasks_per_second"] for path in paths]
+    cells = [name, f"{num_steps:,}", str(run.training.num_tasks)]
+    cells.append(f"{gradients_per_task(run.phases(), num_steps):g}")
+    cells.append(f"{sum(rates) / len(rates):.1f}")
+    lines.append(f"| {' | '.join(cells)} |")
+  text = "\n".join(lines) + "\n"
+  write_atomically(out / "comparison.md", text.encode())
+  write_atomically(out / "comparison.csv", comparison.comparison_csv(rows).encode())
+  figure = out / "comparison.png"
+  comparison.plot_comparison(rows, figure, measure=measure, scale=scale)
+  return text

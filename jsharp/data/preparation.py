@@ -1,0 +1,208 @@
+"""What ordinary training makes of a labelled dataset: three sets of examples.
+
+In this order: validation examples are held out, a part of the rest is chosen, and
+labels of that part are drawn anew.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jsharp.data import augmentation, examples, label_noise, subset
+from jsharp.data._options import LabelledSource
+from jsharp.data.examples import Augment, Examples
+from jsharp.options import Options, Role, at_least, between, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation(Options):
+  """What of a labelled dataset is trained on, with its label noise and augmentation.
+
+  Example:
+    >>> Preparation(label_noise=0.4).val_fraction
+    0.0
+  """
+
+  role: ClassVar[Role] = Role.TRAINING
+
+  val_fraction: float = option(
+    0.0,
+    "Share of the training images held out for validation, before label noise; the "
+    "parameters that are best on them are tested. 0: nothing is held out and the last "
+    "parameters are tested, as in the papers. Not with data that have a val split.",
+    check=between(0, 1, "0.1 is a tenth.", below=True),
+  )
+  train_examples: int | None = option(
+    None,
+    "Trains on this many of the training images: the first ones of a random order in "
+    "which the classes take turns, chosen after --val_fraction and before label noise. "
+    "Default: all.",
+    check=at_least(1),
+  )
+  label_noise: float = option(
+    0.0,
+    "Share of the training labels that are drawn anew, from 0 to 1.",
+    check=between(0, 1, "0.4 is 40 percent."),
+  )
+  label_noise_other_classes: bool = option(
+    False,
+    "Draw wrong labels from the other classes only, so that exactly the share "
+    "--label_noise is wrong. By default from all classes, the true one included.",
+  )
+  data_seed: int = option(
+    0,
+    "Seed of what is held out, of --train_examples and of the label noise; apart from "
+    "--seed, so that runs of several seeds have the same data.",
+    check=between(0, 2**31 - 1),
+  )
+  augment: Literal["none", "basic", "cutout"] = option(
+    "none",
+    "basic: shift by up to 4 pixels and mirror (characters are not mirrored); cutout: "
+    "and blank a square of 16 pixels.",
+  )
+
+  def augmentation(self, source: LabelledSource) -> Augment | None:
+    """The change of each training image; None for none.
+
+    Args:
+      source: says whether a mirrored image is still one of its class.
+    """
+    if self.augment == "none":
+      return None
+    return functools.partial(
+      augmentation.standard,
+      flip=source.mirrored,
+      cutout_size=16 if self.augment == "cutout" else 0,
+    )
+
+  def protocol(self, splits: "Splits") -> dict[str, Any]:
+    """What a reader of the figures must know of the training images.
+
+    Args:
+      splits: what was made of the dataset.
+    """
+    noise = None
+    if self.label_noise:
+      others = self.label_noise_other_classes
+      noise = {
+        "share drawn anew": self.label_noise,
+        "from": "other classes" if others else "all classes",
+        "wrong labels": splits.num_wrong,
+      }
+    return {"augmentation": self.augment, "label noise": noise}
+
+
+class Splits(NamedTuple):
+  """The examples of a run, on the host.
+
+  Attributes:
+    train: the training set, with its label noise.
+    val: the validation set; None for none.
+    test: the test set.
+    class_names: the names of labels 0, 1, ...
+    num_available: number of training images to choose from.
+    num_wrong: number of training labels that the noise made wrong.
+    fingerprints: of the datasets, by split.
+  """
+
+  train: Examples
+  val: Examples | None
+  test: Examples
+  class_names: tuple[str, ...]
+  num_available: int
+  num_wrong: int
+  fingerprints: dict[str, str]
+
+
+def load_splits(
+  source: LabelledSource,
+  data_dir: str | os.PathLike[str] | None = None,
+  preparation: Preparation | None = None,
+) -> Splits:
+  """Loads a labelled dataset and prepares it for ordinary training.
+
+  The mean and deviation of all training images, with those held out, normalise every
+  set.
+
+  Args:
+    source: the dataset.
+    data_dir: directory of its files, for a source that needs some.
+    preparation: what to make of it; `Preparation()` if None.
+
+  Returns:
+    The sets of examples and what was done.
+
+  Raises:
+    ValueError: if the preparation does not fit the data: too many or too few examples,
+      or a validation set where there is one already; if a directory is missing.
+    OSError: if files are missing or cannot be read.
+
+  Example:
+    >>> from jsharp.data.characters import LabelledCharacters
+    >>> source = LabelledCharacters(num_characters=3, image_size=8)
+    >>> splits = load_splits(source, preparation=Preparation(val_fraction=0.2))
+    >>> [len(part.labels) for part in (splits.train, splits.val, splits.test)]
+    [36, 9, 15]
+  """
+  wanted = preparation or Preparation()
+  datasets = source.load(data_dir)
+  class_names = tuple(datasets["train"].class_names)
+  train = examples.from_dataset(datasets["train"])
+  val = None
+  if wanted.val_fraction:
+    if "val" in datasets:
+      raise ValueError(
+        f"--val_fraction={wanted.val_fraction}, but the data have a val split; leave "
+        "the flag out or remove the split"
+      )
+    num_held = round(wanted.val_fraction * len(train.labels))
+    train, val = examples.hold_out(train, num_held, seed=wanted.data_seed)
+  elif "val" in datasets:
+    val = examples.from_dataset(datasets["val"], like=train)
+  num_available = len(train.labels)
+  train = _part(train, wanted, class_names)
+  train, num_wrong = _with_noise(train, wanted, len(class_names))
+  return Splits(
+    train=train,
+    val=val,
+    test=examples.from_dataset(datasets["test"], like=train),
+    class_names=class_names,
+    num_available=num_available,
+    num_wrong=num_wrong,
+    fingerprints={split: data.fingerprint() for split, data in datasets.items()},
+  )
+
+
+def _part(
+  train: Examples, wanted: Preparation, class_names: tuple[str, ...]
+) -> Examples:
+  if wanted.train_examples is None:
+    return train
+  try:
+    chosen = subset.balanced_subset(
+      train.labels, wanted.train_examples, class_names, seed=wanted.data_seed
+    )
+  except ValueError as error:
+    raise ValueError(f"--train_examples: {error}") from error
+  return examples.take(train, chosen)
+
+
+def _with_noise(
+  train: Examples, wanted: Preparation, num_classes: int
+) -> tuple[Examples, int]:
+  """The examples with their label noise, and the number of wrong labels."""
+  if not wanted.label_noise:
+    return train, 0
+  noisy = label_noise.corrupt(
+    jax.random.key(wanted.data_seed),
+    jax.numpy.asarray(train.labels),
+    wanted.label_noise,
+    num_classes,
+    other_classes_only=wanted.label_noise_other_classes,
+  )
+  num_wrong = int((noisy != train.labels).sum())
+  return train._replace(labels=np.asarray(noisy)), num_wrong

@@ -1,0 +1,264 @@
+"""Learners of one description and several seeds: trained and tested side by side."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp.core.execution import Execution
+from jsharp.data import sample_many, task_key
+from jsharp.data.tasks import Kind
+from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
+from jsharp.evaluation.tasks import (
+  evaluate,
+  evaluator,
+  task_list,
+  transductive_and_inductive,
+)
+from jsharp.learners import Description, Learner, build
+from jsharp.normalization import query_loss, transductive
+from jsharp.training.mixture import mixture
+from jsharp.training.over_seeds import evaluator_over_seeds, over_seeds
+from jsharp.training.stop_signal import StopSignal
+from jsharp.types import MetaAlgorithm, Metrics, Params, Task, TaskLossFn
+
+
+class SideBySide(NamedTuple):
+  """Learners that differ in nothing but their seed.
+
+  With one learner, parameters and metrics are those of the learner. With several,
+  parameters have a leading axis `[num_seeds]`, metrics one behind that of the tasks.
+
+  Attributes:
+    learners: one for each seed.
+    seed: of the first one; the others follow.
+    execution: how they are computed.
+  """
+
+  learners: list[Learner]
+  seed: int
+  execution: Execution
+
+  @property
+  def params(self) -> Params:
+    """The initial parameters, as `algorithm(way).init` takes them."""
+    starts = [learner.made.params for learner in self.learners]
+    if len(starts) == 1:
+      return starts[0]
+    return jax.tree.map(lambda *rows: jnp.stack(rows), *starts)
+
+  def algorithm(self, way: int) -> MetaAlgorithm:
+    """The algorithm of one seed, or of all of them in one program."""
+    algorithms = [learner.algorithm(way) for learner in self.learners]
+    return algorithms[0] if len(algorithms) == 1 else over_seeds(algorithms)
+
+  def training(
+    self, kinds: Sequence[Kind], *, num_tasks: int
+  ) -> tuple[MetaAlgorithm, Callable[..., Any]]:
+    """The algorithm, and the tasks of each of its steps.
+
+    Args:
+      kinds: the kinds of task that it draws from, at least one; several only with one
+        learner.
+      num_tasks: tasks per meta-step and learner.
+
+    Returns:
+      The algorithm and `sample_tasks(step, dataset, part=(index, count)) -> tasks`, as
+      `jsharp.train` takes them.
+    """
+    if len(kinds) > 1:
+      (learner,) = self.learners
+      algorithms = [learner.algorithm(kind.shape["way"]) for kind in kinds]
+      samplers = [_tasks_of_step(kind, self.seed, num_tasks) for kind in kinds]
+      return mixture(algorithms, samplers, seed=self.seed)
+    (kind,) = kinds
+    samplers = [
+      _tasks_of_step(kind, self.seed + i, num_tasks) for i in range(len(self.learners))
+    ]
+    algorithm = self.algorithm(kind.shape["way"])
+    if len(samplers) == 1:
+      return algorithm, samplers[0]
+
+    def draw_all(step: Any, data: Any, **part: Any) -> Task:
+      drawn = [draw(step, data, **part) for draw in samplers]
+      return jax.tree.map(lambda *rows: jnp.stack(rows), *drawn)
+
+    return algorithm, draw_all
+
+  def evaluator(
+    self, way: int, query_loss_fn: TaskLossFn, **adapt: Any
+  ) -> Callable[[Params, Any], Metrics]:
+    """Puts an evaluation together, as `jsharp.evaluation.evaluator` does.
+
+    Args:
+      way: classes per task.
+      query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
+      **adapt: keyword arguments of `adapt` in place of those of the description.
+    """
+    first = self.learners[0]
+    options = {**first.made.at_test, **adapt}
+    evaluate_tasks = evaluator(
+      functools.partial(first.algorithm(way).adapt, **options),
+      query_loss_fn,
+      execution=self.execution,
+    )
+    if len(self.learners) == 1:
+      return evaluate_tasks
+    return evaluator_over_seeds(evaluate_tasks, num_seeds=len(self.learners))
+
+  def validation(self, kind: Kind) -> Callable[[Params, Any], Metrics]:
+    """`evaluate_tasks(params, tasks)` under the transductive policy."""
+    learner, way = self.learners[0], kind.shape["way"]
+    predict = transductive(learner.apply_fn(way))
+    return self.evaluator(way, query_loss(predict, learner.criterion))
+
+  def measure(
+    self,
+    params: Params,
+    kind: Kind,
+    dataset: Any,
+    *,
+    num_tasks: int,
+    seed: int = 0,
+    stop: StopSignal | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Tests parameters on a fixed list of tasks, under both policies.
+
+    Args:
+      params: what is tested.
+      kind: the kind of task.
+      dataset: what the tasks are drawn from.
+      num_tasks: how many tasks.
+      seed: of the list.
+      stop: checked every few tasks.
+
+    Returns:
+      "loss", "accuracy" and "accuracy_inductive", each `[num_tasks]`, or
+      `[num_tasks, num_seeds]` of several learners.
+    """
+    learner, way = self.learners[0], kind.shape["way"]
+    both = transductive_and_inductive(learner.apply_fn(way), learner.criterion)
+    return evaluate(
+      self.evaluator(way, both),
+      params,
+      fixed_tasks(kind, "test", seed=seed),
+      dataset,
+      num_tasks=num_tasks,
+      stop=stop,
+      execution=self.execution,
+    )
+
+  def measure_ensemble(
+    self,
+    members: Sequence[Params],
+    kind: Kind,
+    dataset: Any,
+    *,
+    num_tasks: int,
+    seed: int = 0,
+    stop: StopSignal | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Tests the mean prediction of several parameters; otherwise as `measure`."""
+    learner, way = self.learners[0], kind.shape["way"]
+    return evaluate_ensemble(
+      self.evaluator(way, log_probabilities(transductive(learner.apply_fn(way)))),
+      members,
+      fixed_tasks(kind, "test", seed=seed),
+      dataset,
+      num_tasks=num_tasks,
+      stop=stop,
+      execution=self.execution,
+    )
+
+  def trained(self, params: Params) -> dict[str, Learner]:
+    """The learners with trained parameters, by the folder that each is saved in.
+
+    The folder is "" for one learner, "seed_0", "seed_1", ... for several.
+    """
+    if len(self.learners) == 1:
+      return {"": self.learners[0].replace(params)}
+    return {
+      f"seed_{number}": learner.replace(jax.tree.map(lambda x, i=number: x[i], params))
+      for number, learner in enumerate(self.learners)
+    }
+
+
+def side_by_side(
+  description: Description,
+  *,
+  seed: int = 0,
+  num_seeds: int = 1,
+  execution: Execution = Execution(),
+) -> SideBySide:
+  """Builds the learners of a description for several seeds.
+
+  Args:
+    description: what they are.
+    seed: of the first one.
+    num_seeds: how many.
+    execution: how they are computed.
+
+  Returns:
+    The learners, to be trained and tested together.
+
+  Raises:
+    ValueError: as `jsharp.build` does.
+
+  Example:
+    >>> from jsharp.algorithms.maml import MAML
+    >>> from jsharp.data import characters
+    >>> from jsharp.data.tasks import Tasks
+    >>> from jsharp.models.mlp import MLPOptions
+    >>> three = side_by_side(Description(
+    ...   algorithm=MAML(), network=MLPOptions(), num_outputs=2, input_shape=(8, 8, 1)))
+    >>> dataset = characters.load(size=8)["test"]
+    >>> metrics = three.measure(
+    ...   three.params, Tasks(way=2).test(), dataset, num_tasks=4)
+    >>> metrics["accuracy_inductive"].shape
+    (4,)
+  """
+  seeds = range(seed, seed + num_seeds)
+  learners = [build(description, seed=one, execution=execution) for one in seeds]
+  return SideBySide(learners, seed, execution)
+
+
+def fixed_tasks(
+  kind: Kind, stream: Literal["val", "test"], *, seed: int = 0
+) -> Callable[[jax.Array, Any], Task]:
+  """The list of tasks of validation or test, the same for every learner.
+
+  Args:
+    kind: the kind of task.
+    stream: which list.
+    seed: of the list.
+
+  Returns:
+    `sample_task(index, dataset) -> Task`, for `jsharp.evaluate`.
+
+  Example:
+    >>> from jsharp.data import characters
+    >>> from jsharp.data.tasks import Tasks
+    >>> sample_task = fixed_tasks(Tasks(way=2, shot=3).test(), "test")
+    >>> dataset = characters.load(size=8)["test"]
+    >>> sample_task(jnp.int32(0), dataset).support.inputs.shape
+    (6, 8, 8, 1)
+  """
+  return task_list(kind.sampler(), seed=seed, stream=stream)
+
+
+def _tasks_of_step(kind: Kind, seed: int, num_tasks: int) -> Callable[..., Task]:
+  sample_one = kind.sampler()
+
+  def draw(step: Any, data: Any, part: tuple[Any, int] = (0, 1)) -> Task:
+    index, count = part
+    return sample_many(
+      lambda key: sample_one(key, data),
+      task_key(seed, step),
+      num_tasks=num_tasks // count,
+      first_task=index * (num_tasks // count),
+    )
+
+  return draw

@@ -1,0 +1,181 @@
+"""Ordinary classifiers: what they are, and how to use them on images."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp.algorithms.supervised import (
+  ExampleLossFn,
+  classifier_functions,
+  example_loss,
+)
+from jsharp.core.execution import Execution
+from jsharp.data import LabelledSource
+from jsharp.data.examples import Examples, inputs_of
+from jsharp.models import ClassifierNetwork
+from jsharp.options import Check, Options, at_least, each, finite, option
+from jsharp.precision import in_precision
+from jsharp.types import Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierDescription(Options):
+  """An ordinary classifier, described once.
+
+  Attributes:
+    network: the network with its own options.
+    class_names: the names of outputs 0, 1, ...
+    input_shape: `(height, width, channels)` of an image in [0, 1].
+    pixel_mean: one per channel, subtracted from the pixels, 0 to 255.
+    pixel_scale: one per channel, multiplies the rest.
+    precision: what products are computed in.
+    source: where the training images came from, which says how they were read.
+  """
+
+  network: ClassifierNetwork = option(help="The network.")
+  class_names: tuple[str, ...] = option(
+    check=Check(lambda names: len(set(names)) > 1, "needs at least 2 names.")
+  )
+  input_shape: tuple[int, ...] = option(
+    check=each(at_least(1), "needs whole numbers of at least 1, as in (28, 28, 1).")
+  )
+  pixel_mean: tuple[float, ...] = option(check=each(finite(), "needs finite numbers."))
+  pixel_scale: tuple[float, ...] = option(check=each(finite(), "needs finite numbers."))
+  precision: Literal["float32", "tf32", "bfloat16"] = option("float32")
+  source: LabelledSource | None = option(None)
+
+  def complete(self) -> None:
+    """Refuses another number of means or scales than of channels."""
+    channels = self.input_shape[-1]
+    for numbers in (self.pixel_mean, self.pixel_scale):
+      if len(numbers) != channels:
+        raise ValueError(
+          "pixel_mean and pixel_scale need one number for each channel, got "
+          f"{numbers} for {channels}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """An ordinary classifier with its parameters and running statistics.
+
+  Made by `build_classifier`, `jsharp.load` or the end of a run of
+  `experiments.supervised`.
+
+  Attributes:
+    description: what it is.
+    params: `Variables`, the parameters and the running statistics.
+    loss_fn: of normalised images, for `jsharp.algorithms.supervised`.
+    logits: `logits(variables, images) -> [n, num_classes]`, compiled, of images in
+      [0, 1].
+  """
+
+  description: ClassifierDescription
+  params: Variables
+  loss_fn: ExampleLossFn
+  logits: Callable[[Variables, jax.Array], jax.Array]
+
+  def predict(self, params: Variables | None, inputs: Any) -> jax.Array:
+    """Logits for images, each one normalised by the running statistics.
+
+    Args:
+      params: other parameters than its own; None for its own.
+      inputs: `[n, height, width, channels]` float in [0, 1].
+
+    Returns:
+      `[n, num_classes]`, in the order of `description.class_names`.
+
+    Raises:
+      ValueError: if the images are of another shape than those of training, or
+        integers.
+
+    Example:
+      See `build_classifier`.
+    """
+    wanted = self.description.input_shape
+    if jnp.shape(inputs)[1:] != wanted or jnp.ndim(inputs) != len(wanted) + 1:
+      raise ValueError(
+        f"inputs must be [n, {', '.join(map(str, wanted))}], got "
+        f"{list(jnp.shape(inputs))}; resize them to what the classifier was trained on"
+      )
+    if not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
+      raise ValueError(
+        f"inputs must be float in [0, 1], got {jnp.result_type(inputs)}; divide uint8 "
+        "images by 255"
+      )
+    return self.logits(self.params if params is None else params, jnp.asarray(inputs))
+
+  def adapt(self, support: Any, **options: Any) -> NoReturn:
+    """Refuses: only a few-shot learner adapts to new classes.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+      f"{self.description.network.name} was trained as an ordinary classifier of "
+      f"{len(self.description.class_names)} classes and cannot adapt to a support set; "
+      "call predict(None, images), or load a few-shot learner"
+    )
+
+  def replace(self, params: Variables) -> "Classifier":
+    """The same classifier with other parameters."""
+    return dataclasses.replace(self, params=params)
+
+
+def build_classifier(
+  description: ClassifierDescription,
+  *,
+  seed: int = 0,
+  execution: Execution = Execution(),
+) -> Classifier:
+  """Builds the classifier that a description describes, with initial parameters.
+
+  Args:
+    description: what it is.
+    seed: of the initial parameters.
+    execution: how it is computed; only `convolution` matters here.
+
+  Returns:
+    The classifier; `params` are initial ones.
+
+  Raises:
+    ValueError: if the network does not fit the images.
+
+  Example:
+    >>> from jsharp.models.resnet import ResNetOptions
+    >>> classifier = build_classifier(ClassifierDescription(
+    ...   network=ResNetOptions(), class_names=("cat", "dog"), input_shape=(8, 8, 1),
+    ...   pixel_mean=(127.5,), pixel_scale=(0.01,)))
+    >>> classifier.predict(None, jnp.ones((5, 8, 8, 1))).shape
+    (5, 2)
+  """
+  module = description.network.module(
+    len(description.class_names), convolution=execution.convolution
+  )
+  init_fn, plain_fn = classifier_functions(module)
+  apply_fn = in_precision(plain_fn, description.precision)
+  image = jnp.zeros((1, *description.input_shape), jnp.float32)
+  mean, scale = (
+    np.asarray(numbers, np.float32)
+    for numbers in (description.pixel_mean, description.pixel_scale)
+  )
+  pixels = Examples(images=None, labels=None, mean=mean, scale=scale)
+
+  @jax.jit
+  def logits(variables: Variables, images: jax.Array) -> jax.Array:
+    inputs = inputs_of(pixels, images.astype(jnp.float32) * 255)
+    outputs, _ = apply_fn(
+      variables.params, inputs, statistics=variables.statistics, train=False
+    )
+    return outputs
+
+  return Classifier(
+    description=description,
+    params=init_fn(jax.random.key(seed), image),
+    loss_fn=example_loss(apply_fn),
+    logits=logits,
+  )

@@ -1,0 +1,28 @@
+"""Counting steps: which ones are sharp."""
+
+from typing import Any
+
+import jax
+import optax
+
+from jsharp._checks import check_count
+
+
+def on_steps(
+  link: optax.GradientTransformation, *, start: int, every: int
+) -> optax.GradientTransformation:
+  """The link on step `start` and on every `every`-th step after it."""
+  if not start and every == 1:
+    return link
+  return optax.conditionally_transform(
+    link, lambda step: (step >= start) & ((step - start) % every == 0)
+  )
+
+
+def check_static_count(name: str, value: Any, *, minimum: int = 1) -> None:
+  """Refuses a number that is no count; lets traced ones pass.
+
+  A traced count, as from `optax.inject_hyperparams`, has no value yet.
+  """
+  if not isinstance(value, jax.Array):
+    check_count(name, value, minimum=minimum)

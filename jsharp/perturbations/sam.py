@@ -1,0 +1,73 @@
+"""SAM (Foret et al. 2021), the second gradient of every other variant here."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import optax
+
+from jsharp.options import at_least, option
+from jsharp.perturbations._options import SharpLink
+from jsharp.perturbations.ascent import sam_ascent
+from jsharp.perturbations.link import sharpness_aware
+
+
+def sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  p: Any = 2.0,
+  per_leaf: bool = False,
+  adaptive: bool = False,
+  eta: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+  """Sharpness-aware minimisation: `s` at `e = rho * g / |g|` (two gradients a step).
+
+  Source: Foret et al. 2021, arXiv 2010.01412; `p` is the norm of their equation 2.
+
+  Args:
+    rho: the radius of the ball; a number, a traced scalar or a schedule.
+    p: the norm of the ball, in `[1, inf]`.
+    per_leaf: whether every leaf has a ball of its own.
+    adaptive: ASAM's geometry; see also `asam`.
+    eta: ASAM's offset.
+
+  Returns:
+    A link for `optax.chain`; see `sharpness_aware`.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> loss = lambda w: jnp.sum(w**2)
+    >>> tx = optax.chain(sam(0.05), optax.sgd(0.1))
+    >>> w = jnp.array([1.0, 1.0])
+    >>> value, grads = jax.value_and_grad(loss)(w)
+    >>> updates, _ = tx.update(grads, tx.init(w), w, grad_fn=jax.grad(loss))
+    >>> [round(float(x), 4) for x in optax.apply_updates(w, updates)]
+    [0.7929, 0.7929]
+  """
+  return sharpness_aware(
+    sam_ascent(rho, p=p, per_leaf=per_leaf, adaptive=adaptive, eta=eta)
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SAM(SharpLink):
+  """The gradient at the worst point of a ball.
+
+  Example:
+    >>> SAM(sam_every=5).num_gradients(10, steps_per_epoch=5)
+    12
+  """
+
+  name: ClassVar[str] = "sam"
+
+  adaptive: bool = option(False, "Scale the ball by the size of each parameter.")
+  eta: float = option(
+    0.0,
+    "Offset of the adaptive ball, in units of the parameters.",
+    check=at_least(0),
+  )
+
+  def link(self) -> optax.GradientTransformation:
+    return sam(self.rho, p=self.p, adaptive=self.adaptive, eta=self.eta)

@@ -1,0 +1,191 @@
+"""Training runs as programs of their own: several at a time, stopped together."""
+
+import concurrent.futures
+import contextlib
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Command = Callable[[str], Sequence[str]]
+"""`command(program) -> words`, what starts a program."""
+
+
+def module_command(program: str) -> list[str]:
+  """The command that runs a module with this Python.
+
+  Example:
+    >>> module_command("experiments.sinusoid")[1:]
+    ['-m', 'experiments.sinusoid']
+  """
+  return [sys.executable, "-m", program]
+
+
+class Runner:
+  r"""Runs programs with their output in files, and stops them when asked to.
+
+  A program has a session of its own: a terminal's Ctrl-C reaches it through `stop`
+  alone, which asks once, and a second request would end it without saving.
+
+  Args:
+    logs: directory of their output; made where it is missing.
+    command: what starts a program.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   runner = Runner(pathlib.Path(directory), lambda program: [program])
+    ...   code = runner("echo", "greeting", ["hello"])
+    ...   code, (pathlib.Path(directory) / "greeting.txt").read_text()
+    (0, 'hello\n')
+  """
+
+  def __init__(self, logs: pathlib.Path, command: Command = module_command):
+    self._logs = logs
+    self._command = command
+    self._lock = threading.Lock()
+    self._running: set[subprocess.Popen[bytes]] = set()
+    self._stopped = False
+
+  def __call__(self, program: str, name: str, arguments: Sequence[str]) -> int:
+    """Runs a program to its end; may be called from several threads.
+
+    Args:
+      program: what `command` takes.
+      name: of its file of output, without `.txt`; a file that is there goes on.
+      arguments: words after the command.
+
+    Returns:
+      Its exit code; 143 if it was not started because `stop` was called.
+
+    Raises:
+      OSError: if it cannot be started.
+    """
+    self._logs.mkdir(parents=True, exist_ok=True)
+    words = [*self._command(program), *arguments]
+    ended: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+    # Signals raise in the main thread. This one starts the program, notes it and waits
+    # for it, so that none of these can be cut short.
+    def run() -> None:
+      try:
+        ended.set_result(self._run(words, self._logs / f"{name}.txt"))
+      except BaseException as error:
+        ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.result()
+
+  def _run(self, words: list[str], log: pathlib.Path) -> int:
+    with log.open("ab") as output:
+      with self._lock:
+        if self._stopped:
+          return 128 + signal.SIGTERM
+        process = subprocess.Popen(
+          words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self._running.add(process)
+      code = process.wait()
+      with self._lock:
+        self._running.discard(process)
+      return code
+
+  def stop(self) -> None:
+    """Asks all running programs once to save and to end; waits until they have.
+
+    No further one is started. A second call asks those that still run again.
+    """
+    with self._lock:
+      self._stopped = True
+      running = list(self._running)
+    for process in running:
+      process.send_signal(signal.SIGTERM)
+    for process in running:
+      process.wait()
+
+
+def run_all(
+  calls: Mapping[str, Callable[[], int]], *, jobs: int
+) -> Iterator[tuple[str, int]]:
+  """Makes several calls, `jobs` at a time, and yields what has ended.
+
+  Args:
+    calls: by name; each returns an exit code.
+    jobs: how many at a time. With 1 they are made in order and in this thread.
+
+  Returns:
+    `(name, exit code)` in the order of their ends. If the caller stops early or a call
+    raises, no further one is made.
+
+  Example:
+    >>> list(run_all({"a": lambda: 0, "b": lambda: 1}, jobs=1))
+    [('a', 0), ('b', 1)]
+  """
+  if jobs == 1:
+    for name, call in calls.items():
+      yield name, call()
+    return
+  pool = concurrent.futures.ThreadPoolExecutor(jobs)
+  try:
+    futures = {pool.submit(call): name for name, call in calls.items()}
+    for future in concurrent.futures.as_completed(futures):
+      yield futures[future], future.result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Interrupted(Exception):
+  """A signal asked for a stop; `args[0]` is its number."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, in the main thread.
+
+  Under nohup, SIGHUP is still ignored.
+
+  Example:
+    >>> with interruptible():
+    ...   try:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...   except Interrupted as interrupted:
+    ...     interrupted.args
+    (15,)
+  """
+
+  def interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
+
+  previous = {
+    number: signal.signal(number, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is threading.main_thread()
+    and (number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
+  }
+  try:
+    yield
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def stop_and_wait(stop: Callable[[], None], say: Callable[[str], None]) -> None:
+  """Stops programs, and asks them again whenever another signal arrives meanwhile.
+
+  Args:
+    stop: as `Runner.stop`; a program that is asked twice ends without saving.
+    say: is told what is happening.
+
+  Example:
+    >>> stop_and_wait(lambda: None, print)
+    the runs save what they have; once more to end them without
+  """
+  what = "the runs save what they have; once more to end them without"
+  while True:
+    try:
+      say(what)
+      return stop()
+    except Interrupted:
+      what = "the runs end now"

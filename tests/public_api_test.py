@@ -1,0 +1,151 @@
+"""What a user can import: names that resolve, docstrings, runnable examples."""
+
+import ast
+import dataclasses
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+import jsharp
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def public_modules():
+  """The modules of jsharp without a leading underscore in their path."""
+  for found in pkgutil.walk_packages(jsharp.__path__, "jsharp."):
+    if "._" not in found.name:
+      yield importlib.import_module(found.name)
+
+
+def public_objects():
+  """Functions and classes that a public module defines or exports, once each."""
+  objects = {}
+  for module in (jsharp, *public_modules()):
+    exported = getattr(module, "__all__", ())
+    for name, value in inspect.getmembers(module, is_function_or_class):
+      own = value.__module__ == module.__name__ and not name.startswith("_")
+      if own or name in exported:
+        objects[f"{value.__module__}.{name}"] = value
+  return objects
+
+
+def is_function_or_class(value):
+  return inspect.isroutine(value) or inspect.isclass(value)
+
+
+def exported_aliases():
+  """Names of types such as `SampleFn` that some `__all__` holds."""
+  for module in (jsharp, *public_modules()):
+    for name in getattr(module, "__all__", ()):
+      value = getattr(module, name)
+      if not is_function_or_class(value) and not inspect.ismodule(value):
+        yield name
+
+
+def is_record(value):
+  """Whether a class only holds values: its fields need words, not an example."""
+  if not inspect.isclass(value):
+    return False
+  names = [name for name in dir(value) if not name.startswith("_")] + ["__call__"]
+  has_methods = any(inspect.isfunction(getattr(value, name)) for name in names)
+  return issubclass(value, Exception | tuple) or (
+    dataclasses.is_dataclass(value) and not has_methods
+  )
+
+
+def field_names(value):
+  if dataclasses.is_dataclass(value):
+    return [field.name for field in dataclasses.fields(value)]
+  return getattr(value, "_fields", ())
+
+
+def run(code):
+  """The output of a fresh Python."""
+  return subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout
+
+
+class ImportTest(parameterized.TestCase):
+  def test_every_name_resolves(self):
+    for module in (jsharp, *public_modules()):
+      for name in getattr(module, "__all__", ()):
+        with self.subTest(f"{module.__name__}.{name}"):
+          self.assertIn(name, dir(module))
+          self.assertIsNotNone(getattr(module, name))
+
+  def test_type_checkers_see_the_same_names(self):
+    tree = ast.parse((ROOT / "jsharp/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+      alias.asname: getattr(importlib.import_module(node.module), alias.name)
+      for node in block.body
+      for alias in node.names
+    }
+    self.assertEqual(seen, {name: getattr(jsharp, name) for name in jsharp.__all__})
+
+  def test_an_unknown_name_is_refused(self):
+    with self.assertRaisesRegex(AttributeError, "'jsharp' has no attribute 'maml2'"):
+      _ = jsharp.maml2
+
+  def test_import_alone_loads_neither_jax_nor_matplotlib(self):
+    code = "import jsharp, sys; print(sorted({'jax', 'matplotlib'} & set(sys.modules)))"
+    self.assertEqual(run(code), "[]\n")
+
+  def test_no_module_loads_matplotlib_or_starts_a_device(self):
+    names = [module.__name__ for module in public_modules()]
+    code = (
+      f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+      "from jax._src import xla_bridge\n"
+      "print('matplotlib' in sys.modules, xla_bridge.backends_are_initialized())"
+    )
+    self.assertEqual(run(code), "False False\n")
+
+  @parameterized.parameters("models.Conv4", "data.characters.load", "sam")
+  def test_one_import_is_enough(self, name):
+    code = f"import jsharp; print(jsharp.{name}.__name__)"
+    self.assertEqual(run(code).strip(), name.rpartition(".")[2])
+
+
+class DocstringTest(parameterized.TestCase):
+  def test_every_public_name_has_a_summary(self):
+    for name, value in public_objects().items():
+      with self.subTest(name):
+        # A NamedTuple or dataclass without a docstring has its signature as one.
+        self.assertNotStartsWith(value.__doc__ or "", f"{value.__name__}(")
+        summary = (value.__doc__ or "").strip().partition("\n\n")[0]
+        self.assertRegex(summary, r"(?s)^\S.{9,}[.?:]$")
+
+  def test_every_alias_is_described_where_it_is_defined(self):
+    sources = [path.read_text() for path in (ROOT / "jsharp").rglob("*.py")]
+    for name in set(exported_aliases()):
+      with self.subTest(name):
+        described = re.compile(rf'^{name} = [^"]+\n""".*\w', re.MULTILINE)
+        self.assertTrue(any(map(described.search, sources)))
+
+  def test_every_function_has_an_example_with_an_outcome(self):
+    parser = doctest.DocTestParser()
+    for name, value in public_objects().items():
+      if not is_record(value):
+        with self.subTest(name):
+          examples = parser.get_examples(value.__doc__ or "")
+          self.assertTrue(any(e.want or e.exc_msg for e in examples), value.__doc__)
+
+  def test_every_field_of_a_record_is_described(self):
+    for name, value in public_objects().items():
+      if is_record(value):
+        for field in field_names(value):
+          with self.subTest(f"{name}.{field}"):
+            self.assertRegex(value.__doc__, rf"(?m)^    {field}: \S")
+
+
+if __name__ == "__main__":
+  absltest.main()
