@@ -94,13 +94,7 @@ class Work:
   stop: StopSignal
 
   def complete(self) -> None:
-    """Computes what is missing.
-
-    Raises:
-      ValueError: as `_landscape_runs.load` does; if a path spans no plane or has
-        changed.
-      StopRequested: what was computed until then is kept.
-    """
+    """Computes what is missing; an interruption keeps what was computed until then."""
     for number, run in enumerate(self.runs):  # Before all else: axes depend on it.
       is_wanted = run.files.has_path and not self.plane.is_line
       if is_wanted and not self.records.of(number):

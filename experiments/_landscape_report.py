@@ -165,8 +165,7 @@ def _write_figures(
   }
   directory.write_json("sharpness.json", report.jsonable(content))
   cells = ["not kept" if share is None else _percent(share) for share in shares]
-  is_kept = any(share is not None for share in shares)
-  further = {"path within the plane": cells} if is_kept else {}
+  further = {"path within the plane": cells} if any(paths) else {}
   table = analysis.sharpness_table(figures, correlations, further=further)
   text = (
     f"{_WHAT[landscape.objective]}, {landscape.num_tasks} {landscape.split} tasks, "

@@ -134,7 +134,8 @@ def load(run: Run, landscape: Landscape) -> Measured:
   execution = execution_for(task_chunk=description.machine.task_chunk)
   learner = _trained(run, landscape.checkpoint, execution)
   tasks = description.tasks
-  network = evaluation.network_alone(learner, tasks.way)
+  alone = functools.partial(evaluation.network_alone, way=tasks.way)
+  network = alone(learner)
   dataset = splits[landscape.split]
   tasks.test().check(dataset)
   fixed = evaluation.first_tasks(
@@ -159,9 +160,7 @@ def load(run: Run, landscape: Landscape) -> Measured:
     kept = training.Checkpoints(files.path / "checkpoints")
     points = kept.restore_path(learner.params)
     return {
-      point.step: evaluation.network_alone(
-        learner.replace(point.tree), tasks.way
-      ).params
+      point.step: alone(learner.replace(point.tree)).params
       for point in points
       if point.step <= files.last_step  # A longer run may be under way.
     }
@@ -216,9 +215,6 @@ def _trained(run: Run, checkpoint: str, execution: Execution) -> learners.Learne
       f"--runs: {path} reports step {step} as its {checkpoint} checkpoint, which "
       f"cannot be read: {error}; or pass --checkpoint={other}"
     ) from error
-  if not isinstance(loaded, learners.Learner):
-    raise ValueError(
-      f"--runs: {path} is a run of ordinary training; landscapes are drawn of learners"
-    )
+  assert isinstance(loaded, learners.Learner)  # A few-shot run has nothing else.
   exact = _built(loaded.description.exact(), execution=execution)
   return exact.replace(loaded.params)

@@ -135,15 +135,10 @@ def run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
 def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
   # Only now: they import JAX.
   from experiments import _landscape_measures, _landscape_report, _landscape_runs
-  from jsharp.training import (
-    RunDirectory,
-    StopRequested,
-    StopSignal,
-    use_compilation_cache,
-  )
+  from jsharp import training
 
   runs = _landscape_runs.read(landscape, plane)
-  use_compilation_cache(landscape.compilation_cache_dir)
+  training.use_compilation_cache(landscape.compilation_cache_dir)
   identity: dict[str, Any] = {}
   for part in (landscape, plane, measures):
     identity |= options.identity(part)
@@ -152,14 +147,14 @@ def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
     for run in runs
   ]
   with (
-    RunDirectory.open(landscape.out, identity=identity) as directory,
-    StopSignal() as stop,
+    training.RunDirectory.open(landscape.out, identity=identity) as directory,
+    training.StopSignal() as stop,
   ):
     records = _landscape_measures.Records(directory)
     work = _landscape_measures.Work(landscape, plane, measures, runs, records, stop)
     try:
       work.complete()
-    except StopRequested:
+    except training.StopRequested:
       say(
         f"landscape: interrupted, what was computed is saved in {landscape.out}; go on "
         f"with the same command:\n  {shlex.join(sys.orig_argv)}"

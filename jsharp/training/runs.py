@@ -299,6 +299,8 @@ class SineRun(MetaRun):
 class OrdinaryRun(AnyRun):
   """A run of ordinary classification, on one device."""
 
+  name: ClassVar[str] = "ordinary"
+
   data: LabelledSource = option(role=Role.TESTING)
   files: Files = option(Files(), role=Role.MACHINE)
   preparation: Preparation = option(Preparation(), role=Role.TRAINING)

@@ -1,4 +1,4 @@
-"""The losses of a learner around its parameters, and the generalisation gap."""
+"""The losses of a learner around its parameters."""
 
 import functools
 
@@ -10,18 +10,11 @@ from absl.testing import absltest, parameterized
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.meta_sgd import MetaSGD
 from jsharp.algorithms.protonet import ProtoNet
-from jsharp.analysis import (
-  average_case_rise,
-  generalisation_gap,
-  meta_objective,
-  network_alone,
-  objective,
-  per_task,
-)
+from jsharp.analysis import average_case_rise, meta_objective, per_task
 from jsharp.core import on_query
-from jsharp.evaluation import evaluator, first_tasks, task_list
+from jsharp.evaluation import evaluator, network_alone, objective
 from jsharp.learners import Description, build
-from jsharp.losses import batch_loss, cross_entropy, squared_error
+from jsharp.losses import batch_loss, squared_error
 from jsharp.models.mlp import MLPOptions, SineNetwork
 from jsharp.types import Batch, Task
 
@@ -52,7 +45,7 @@ def moved(params, by):
 
 class ObjectiveTest(parameterized.TestCase):
   def test_what_is_learned_beside_the_network_is_held(self):
-    learner = regression(MetaSGD(inner_lr=0.1))
+    learner = regression(MetaSGD())
     point, algorithm = learner.params, learner.algorithm()
     loss_fn = on_query(batch_loss(learner.apply_fn(), squared_error))
     network = network_alone(learner)
@@ -118,30 +111,6 @@ class ObjectiveTest(parameterized.TestCase):
         loss, network.params, rho=0.1, num_samples=2, key=jax.random.key(0)
       )
     self.assertEqual(*traced)
-
-
-class GapTest(absltest.TestCase):
-  def test_means_over_both_splits(self):
-    loss_fn = on_query(batch_loss(lambda w, x: x @ w, cross_entropy))
-    evaluate_tasks = evaluator(lambda w, support: w, loss_fn)
-
-    def sample_one(key, data):
-      x = data + jax.random.normal(key, (6, 2))
-      return Task(Batch(x, None), Batch(x, jnp.arange(6) % 2))
-
-    data = {"train": jnp.float32(0), "test": jnp.float32(3)}
-    splits = {
-      name: (task_list(sample_one, seed=3, stream=name), data[name]) for name in data
-    }
-    found = generalisation_gap(evaluate_tasks, jnp.eye(2), splits, num_tasks=5)
-    for name, (sample_task, at) in splits.items():
-      metrics = evaluate_tasks(jnp.eye(2), first_tasks(sample_task, at, num_tasks=5))
-      for metric, values in metrics.items():
-        self.assertAlmostEqual(found[f"{name}_{metric}"], values.mean(), places=5)
-    for metric in ("loss", "accuracy"):
-      gap = found[f"train_{metric}"] - found[f"test_{metric}"]
-      self.assertEqual(found[f"{metric}_gap"], gap)
-    self.assertLen(found, 6)
 
 
 if __name__ == "__main__":
