@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from experiments import _program
-from experiments._flags import words
+from experiments._flags import Given, words
 from experiments._program import Experiment
 from jsharp import options
 from jsharp.options import Check, Options, Role, at_least, option
@@ -40,7 +40,7 @@ class Header(Options):
   seeds: tuple[int, ...] = option(
     (0,),
     "Of training; the test tasks are the same for all. A method may have its own.",
-    check=Check(_different, "must be different numbers from 0 to 2147483647, as 0, 1."),
+    check=Check(_different, "must be different numbers from 0 to 2147483647."),
     identity=False,
   )
   seeds_side_by_side: bool = option(False, "Train a method's seeds in one run.")
@@ -155,10 +155,13 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     raise ValueError(f"{path} is no TOML file: {error}") from error
   except OSError as error:
     what = _program.message(error)
-    raise ValueError(f"--plan={path}: {what}; give the comparison's file") from error
+    raise ValueError(
+      f"--plan={path}: {what}; give the TOML file of the comparison"
+    ) from error
   known = {field.name for field in options.fields(Header)}
   unknown = sorted(content.keys() - known - set(_TABLES))
-  _require(not unknown, f"{path} has unknown keys {unknown}; use {sorted(known)}")
+  use = ", ".join(sorted(known | set(_TABLES)))
+  _require(not unknown, f"{path} has unknown keys {unknown}; use {use}")
   header = Header(**{key: content[key] for key in content if key in known})
   common, tables = content.get("common", {}), content.get("methods", {})
   _check_tables(common, tables, overrides)
@@ -182,12 +185,15 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     seeds = _seeds(name, table, header)
     num_seeds = len(seeds) if header.seeds_side_by_side else 1
     typed = {**own, "seed": seeds[0], "num_seeds": num_seeds}
-    run, unread = _describe(plan.experiment, f"methods.{name}", typed, common)
+    where = f"methods.{name}"
+    given, run, unread = _describe(plan.experiment, where, typed, common)
+    vain = [flag for flag in own if flag in unread and given.changed(flag)]
+    _require(not vain, f"{where}: {vain} have no effect: nothing there reads them")
     read = {k: v for k, v in {**common, **own}.items() if k not in unread}
     plan.methods[name] = Method(read, seeds, run)
     left_out.append(unread)
   # A flag that no method reads is refused, as in the table of a method.
-  for flag in set.intersection(*left_out):
+  for flag in common.keys() & set.intersection(*left_out):
     typed = {**plan.methods[plan.baseline].flags, flag: common[flag]}
     _describe(plan.experiment, "common", typed, {})
   _check_methods(plan)
@@ -239,12 +245,15 @@ def _seeds(name: str, table: Mapping[str, Any], header: Header) -> tuple[int, ..
 
 def _experiment(name: str) -> Experiment:
   try:
-    return importlib.import_module(f"experiments.{name}").EXPERIMENT
-  except (ImportError, AttributeError) as error:
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    kinds = [choice.kind for choice in experiment.program.choices().values()]
+    _require("algorithm" in kinds, "it does not meta-learn")
+  except (ImportError, AttributeError, ValueError) as error:
     raise ValueError(
       f"experiment is {name!r}; choose one that meta-learns, such as omniglot, "
       f"miniimagenet or sinusoid ({error})"
     ) from error
+  return experiment
 
 
 def _describe(
@@ -252,10 +261,8 @@ def _describe(
   where: str,
   typed: Mapping[str, Any],
   background: Mapping[str, Any],
-) -> tuple[MetaRun, set[str]]:
-  """The description that flags ask for, and those of the background it leaves out."""
-  from jsharp.training.runs import MetaRun
-
+) -> tuple[Given, MetaRun, set[str]]:
+  """The description that flags ask for, and those that nothing in it reads."""
   try:
     given = experiment.program.parse(
       words(typed), flags.FlagValues(), background=words(background)
@@ -263,9 +270,7 @@ def _describe(
     run, left_out = _program.describe(experiment, given)
   except (flags.Error, ValueError) as error:
     raise ValueError(f"{where}: {error}") from error
-  is_meta = isinstance(run, MetaRun)
-  _require(is_meta, f"experiment is {experiment.name!r}; choose one that meta-learns")
-  return run, set(left_out)
+  return given, run, set(left_out)
 
 
 def _check_methods(plan: Plan) -> None:

@@ -243,6 +243,10 @@ class Given(NamedTuple):
       return default
     return _converted(field, self.values[field.name].value)
 
+  def changed(self, name: str) -> bool:
+    """Whether a flag has another value than its default."""
+    return self.values[name].value != self.values[name].default
+
   def unread(self) -> list[str]:
     """Flags that were given and that nothing chosen reads.
 
@@ -263,9 +267,14 @@ class Given(NamedTuple):
     strict = {c.kind for c in self.program.choices().values() if c.strict}
     left = sorted(n for n in self.present & owners.keys() if n not in read)
     for name in left:
+<<<<<<< ours
       flag = self.values[name]
       is_strict = owners[name][0][0].kind in strict
       if is_strict and name in self.typed and flag.value != flag.default:
+=======
+      is_of_algorithm = owners[name][0][0].kind == "algorithm"
+      if is_of_algorithm and name in self.typed and self.changed(name):
+>>>>>>> theirs
         raise ValueError(self._refusal(name, owners[name]))
     return left
 

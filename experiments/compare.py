@@ -61,20 +61,15 @@ def run(flag_values: flags.FlagValues, start: Start | None = None) -> int:
     plan, out = _asked(flag_values)
   except ValueError as error:
     return _program.refuse(NAME, str(error))
-  from jsharp.training.programs import (
-    Interrupted,
-    Runner,
-    interruptible,
-    stop_and_wait,
-  )
+  from jsharp.training import programs
 
-  start = start or Runner(out / "logs")
-  stop = start.stop if isinstance(start, Runner) else lambda: None
-  with interruptible():
+  start = start or programs.Runner(out / "logs")
+  stop = start.stop if isinstance(start, programs.Runner) else lambda: None
+  with programs.interruptible():
     try:
       return _run(plan, out, start, flag_values.jobs)
-    except Interrupted as interrupted:
-      stop_and_wait(stop, lambda what: say(f"{NAME}: stopping: {what}"))
+    except programs.Interrupted as interrupted:
+      programs.stop_and_wait(stop, lambda what: say(f"{NAME}: stopping: {what}"))
       say(f"{NAME}: interrupted; all is saved in {out}, the same command goes on.")
       return 128 + interrupted.args[0]
     except (ValueError, OSError) as error:

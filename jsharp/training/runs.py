@@ -47,8 +47,8 @@ class AnyRun(Options):
     return {}
 
   def comparable(self) -> dict[str, Any]:
-    """What runs must share to be compared, by name: how they are tested."""
-    return select(self, lambda field: field.role is Role.TESTING and field.identity)
+    """What finished runs must share to be compared, by name: how they are tested."""
+    return select(self, lambda field: field.shared and field.identity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

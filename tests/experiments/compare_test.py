@@ -137,6 +137,7 @@ class PlanTest(parameterized.TestCase):
     ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; for example"),
     ('"sinusoid"', "[]", r"experiment=\[\]: must be a text"),
     ('"sinusoid"', '"compare"', "experiment is 'compare'; choose .*EXPERIMENT"),
+    ('"sinusoid"', '"supervised"', "experiment is 'supervised'; .*does not meta-lea"),
     ("seeds = [0, 1]", "baseline = []", r"baseline=\[\]: must be a text"),
     ("[common]", "[common]\nnum_cg_steps = 3", "common: --num_cg_steps has no effect"),
     ("[common]", "[common]\ninner_rho = 3", "common: --inner_rho=3.0 has no effect"),
@@ -207,6 +208,10 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(plan.methods["maml"].run.algorithm.num_inner_steps, 3)
     with self.assertRaisesRegex(ValueError, "methods.other: --inner_lr has no effect"):
       load(images("steps = 1", 'algorithm = "protonet"\ninner_lr = 0.5'))
+    only = "[methods.protonet]\nnum_heads = 4\n"  # Its default.
+    text = images("steps = 1", "").partition("[methods.maml]")[0] + only
+    plan = load(text.replace("4\n", '4\nalgorithm = "protonet"\n'))
+    self.assertNotIn("num_heads", plan.methods["protonet"].flags)
     with self.assertRaisesRegex(ValueError, "common: --num_heads has no effect"):
       load(images("steps = 1", 'algorithm = "protonet"'), num_heads="2")
 
@@ -247,7 +252,14 @@ class PlanTest(parameterized.TestCase):
     flag = other.split()[0]
     with self.assertRaisesRegex(ValueError, f"is tested on tasks of {flag} "):
       load(images("steps = 1", other, dataset="omniglot"))
+<<<<<<< ours
     load(images("steps = 1", other))  # Characters of jsharp's own do not read it.
+=======
+    with self.assertRaisesRegex(
+      ValueError, f"methods.other: .'{flag}'. have no effect"
+    ):
+      load(images("steps = 1", other))
+>>>>>>> theirs
 
   def test_other_training_tasks_and_the_same_distortion_are_not(self):
     load(

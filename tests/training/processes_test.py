@@ -1,7 +1,7 @@
 """Two processes on one machine: the bits of one, a common stop, and lost peers.
 
-`python -m tests.processes_test RUN_DIR NUM_STEPS NUM_PROCESSES PROCESS_ID PORT TIMEOUT`
-is one of them; the first prints `ready` at its first validation.
+`python -m tests.training.processes_test RUN_DIR NUM_STEPS NUM_PROCESSES PROCESS_ID PORT
+TIMEOUT` is one of them; the first prints `ready` at its first validation.
 """
 
 import os
