@@ -267,14 +267,8 @@ class Given(NamedTuple):
     strict = {c.kind for c in self.program.choices().values() if c.strict}
     left = sorted(n for n in self.present & owners.keys() if n not in read)
     for name in left:
-<<<<<<< ours
-      flag = self.values[name]
       is_strict = owners[name][0][0].kind in strict
-      if is_strict and name in self.typed and flag.value != flag.default:
-=======
-      is_of_algorithm = owners[name][0][0].kind == "algorithm"
-      if is_of_algorithm and name in self.typed and self.changed(name):
->>>>>>> theirs
+      if is_strict and name in self.typed and self.changed(name):
         raise ValueError(self._refusal(name, owners[name]))
     return left
 

@@ -252,14 +252,10 @@ class PlanTest(parameterized.TestCase):
     flag = other.split()[0]
     with self.assertRaisesRegex(ValueError, f"is tested on tasks of {flag} "):
       load(images("steps = 1", other, dataset="omniglot"))
-<<<<<<< ours
-    load(images("steps = 1", other))  # Characters of jsharp's own do not read it.
-=======
     with self.assertRaisesRegex(
       ValueError, f"methods.other: .'{flag}'. have no effect"
     ):
       load(images("steps = 1", other))
->>>>>>> theirs
 
   def test_other_training_tasks_and_the_same_distortion_are_not(self):
     load(
