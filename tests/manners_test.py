@@ -95,6 +95,19 @@ class MannersTest(parameterized.TestCase):
           missing.append(f"{path.relative_to(ROOT)}:{node.name}")
     self.assertEqual(missing, [])
 
+  def test_images_are_opened_by_named_formats(self):
+    # Else Pillow tries all it knows, of which EPS starts a program.
+    wrong, opened = [], 0
+    for folder in ("jsharp", "experiments", "benchmarks"):
+      for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+          if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+            opened += 1
+            if "formats" not in {keyword.arg for keyword in node.keywords}:
+              wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    self.assertEqual(wrong, [])
+    self.assertGreater(opened, 0)
+
   def test_every_file_of_experiments_is_imported_by_nobody_else(self):
     wrong = [
       str(path.relative_to(ROOT))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jsharp.data import _pixels, splits
+from jsharp.data import _formats, _pixels, splits
 from jsharp.data.dataset import Dataset
 
 
@@ -109,13 +109,13 @@ def _classes(folder: pathlib.Path) -> Iterator[tuple[str, list[pathlib.Path]]]:
     if entry.name.startswith("."):
       continue
     if not entry.is_dir():
-      if _pixels.is_image(entry.name):
+      if _formats.is_image(entry.name):
         raise ValueError(f"{entry} lies in no class folder. {_help(folder.parent)}")
       continue
     files = sorted(
       file
       for file in entry.iterdir()
-      if _pixels.is_image(file.name) and not file.name.startswith(".")
+      if _formats.is_image(file.name) and not file.name.startswith(".")
     )
     if not files:
       raise ValueError(f"the class folder {entry} holds no PNG or JPEG: remove it.")

@@ -19,6 +19,9 @@ from jsharp.data.same_classes import check_same_classes
 VAL_SHARE, TEST_SHARE = 0.16, 0.2
 """Shares of the classes where they are divided; the rest is for training."""
 
+# Those that an `Image` feature can be decoded from by tensorflow-datasets itself.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP")
+
 _Classes = dict[str, list[np.ndarray]]
 
 
@@ -192,7 +195,7 @@ def _read(
   def decode(index: int) -> tuple[str, np.ndarray]:
     record = source[index]
     place = f"record {index} of {split} in {builder.data_dir}"
-    pixel = _pixels.decode(record[image], name=place, mode=mode)
+    pixel = _pixels.decode(record[image], name=place, mode=mode, formats=_FORMATS)
     return features[label].int2str(int(record[label])), _pixels.to_size(pixel, size)
 
   shape = None

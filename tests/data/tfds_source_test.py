@@ -34,8 +34,9 @@ class ToyClasses(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, classes):
     for name, images in classes.items():
       for index, image in enumerate(images):
-        encoded = io.BytesIO(fixtures.png(image))
-        yield f"{name}{index}", {"image": encoded, "label": name, "number": index}
+        data = image if isinstance(image, bytes) else fixtures.png(image)
+        record = {"image": io.BytesIO(data), "label": name, "number": index}
+        yield f"{name}{index}", record
 
 
 def _classes(*names, count=2, channels=3):
@@ -129,6 +130,23 @@ class TfdsSourceTest(parameterized.TestCase):
       tfds_source.load("toy_classes", self.root)
     datasets = tfds_source.load("toy_classes", self.root, size=4)
     self.assertEqual(datasets["train"].images.shape[1:], (4, 4, 3))
+
+  def test_records_are_read_in_the_formats_of_tensorflow_datasets(self):
+    contents = {"train": _classes(*"abc")}
+    encoded = {
+      name: [fixtures.png(image, format) for image in contents["train"][name]]
+      for name, format in (("a", "BMP"), ("b", "PNG"), ("c", "PNG"))
+    }
+    self._prepare({"train": encoded})
+    self._check(tfds_source.load("toy_classes", self.root), contents)
+
+  def test_a_record_starts_no_program(self):
+    started = fixtures.ghostscript(self, fixtures.temporary_dir(self))
+    eps = fixtures.png(fixtures.images(0, 1)[0], "EPS")
+    self._prepare({"train": _classes(*"ab") | {"c": [eps]}})
+    with self.assertRaisesRegex(ValueError, r"record \d of train .* EPS, not PNG"):
+      tfds_source.load("toy_classes", self.root)
+    self.assertFalse(started.exists())
 
   def test_nothing_prepared_names_what_is_there(self):
     self._prepare({"train": _classes(*"abc")})
