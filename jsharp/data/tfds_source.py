@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jsharp.data import _pixels, splits
+from jsharp.data import _feature_names, _pixels, splits
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 
@@ -59,7 +59,8 @@ def load(
   Raises:
     FileNotFoundError: nothing of that name is prepared in `data_dir`.
     ValueError: the records were written as tfrecord, lack the features, have images
-      of several sizes, or there are fewer than three classes.
+      of several sizes, or there are fewer than three classes; or the dataset has a
+      feature whose class would have to be imported.
 
   Example:
     >>> load("omniglot", "/nowhere")
@@ -150,6 +151,7 @@ def _builder(name: str, data_dir: str | os.PathLike) -> Any:
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(data_dir).expanduser()
+  _feature_names.check(root, name)
   try:
     builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
   except tfds.core.DatasetNotFoundError as error:
