@@ -11,6 +11,7 @@ import lzma
 import os
 import pathlib
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -28,9 +29,46 @@ _DAMAGE = (
   zipfile.BadZipFile,
   lzma.LZMAError,
   zlib.error,
+  struct.error,
   EOFError,
+  NotImplementedError,  # a zip with another compression
   OSError,
+  OverflowError,
+  UnicodeError,
 )
+
+LARGEST_MEMBER = 256 * 2**20
+"""Bytes; a member is held in memory, and a small archive can hold large ones."""
+
+
+_EXTENDED_HEADERS = (
+  tarfile.GNUTYPE_LONGNAME,
+  tarfile.GNUTYPE_LONGLINK,
+  tarfile.XHDTYPE,
+  tarfile.XGLTYPE,
+  tarfile.SOLARIS_XHDTYPE,
+)
+_LARGEST_HEADER = 2**20
+
+
+class _Header(tarfile.TarInfo):
+  """A header that ends the reading with an error where it is damaged or huge.
+
+  `tarfile` itself takes a damaged header for the archive's end, and reads the name of
+  a member at whatever length it is announced.
+  """
+
+  @classmethod
+  def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+    try:
+      header = super().frombuf(buf, encoding, errors)
+    except tarfile.HeaderError as error:
+      if not buf.strip(b"\0"):  # the end, as it should be
+        raise
+      raise tarfile.TarError(str(error)) from error
+    if header.type in _EXTENDED_HEADERS and header.size > _LARGEST_HEADER:
+      raise tarfile.TarError(f"a member's name has {header.size} bytes")
+    return header
 
 
 def check_not_html(path: pathlib.Path) -> None:
@@ -94,7 +132,8 @@ def members(
 
   Raises:
     ValueError: the file is an HTML page, is no archive, is truncated or damaged, or
-      holds a link, a device or a name outside the archive's own folder.
+      holds a link, a device, a name outside the archive's own folder or a wanted file
+      of more than `LARGEST_MEMBER` bytes.
   """
   check_not_html(path)
   with open(path, "rb") as file:
@@ -109,7 +148,10 @@ def members(
         f"{path} is neither a zip nor a tar archive (it starts with {head[:8]!r}). "
         "Fetch the file again."
       )
-    with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    with (
+      opener(path, "rb") as stream,
+      tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar,
+    ):
       yield from _tar_members(path, tar, wanted)
       # To the very end, where the checksum of a compressed stream is.
       while stream.read(1 << 20):
@@ -132,6 +174,7 @@ def _zip_members(path, wanted):
       if not info.is_dir() and _visible(info.filename) and wanted(info.filename):
         if info.flag_bits & 1:
           _refuse(path, info.filename, "is encrypted")
+        _check_size(path, info.filename, info.file_size)
         yield info.filename, archive.read(info)
 
 
@@ -142,6 +185,7 @@ def _tar_members(path, tar, wanted):
     _check_name(path, info.name)
     name = info.name.removeprefix("./")
     if info.isreg() and _visible(name) and wanted(name):
+      _check_size(path, name, info.size)
       content = tar.extractfile(info).read()
       if len(content) != info.size:
         raise EOFError(f"{name} ends after {len(content)} of {info.size} bytes")
@@ -157,6 +201,11 @@ def _check_name(path: pathlib.Path, name: str) -> None:
     _refuse(path, name, "is an absolute path")
   if ".." in name.split("/"):
     _refuse(path, name, "leaves its own folder")
+
+
+def _check_size(path: pathlib.Path, name: str, size: int) -> None:
+  if size > LARGEST_MEMBER:
+    _refuse(path, name, f"has {size} bytes, more than {LARGEST_MEMBER}")
 
 
 def _refuse(path: pathlib.Path, name: str, why: str) -> None:

@@ -1,18 +1,17 @@
 """The two families of mini-ImageNet pickle caches, read without running code.
 
-A pickle is a program: `pickle.load` may call anything. The unpickler here knows the
+A pickle is a program: `pickle.load` may call anything. What reads it here knows the
 few functions that rebuild numpy arrays, in versions of its own, and refuses every
 other name before anything is called.
 """
 
+import os
 import pathlib
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jsharp.data import _archives
+from jsharp.data import _archives, _pickle_language
 
 FAMILIES = (
   {split: f"mini-imagenet-cache-{split}.pkl" for split in ("train", "val", "test")},
@@ -24,67 +23,8 @@ FAMILIES = (
 )
 """File names of a family, by split."""
 
-_PLAIN_KINDS = frozenset("biufSU")
 
-
-class _Array:
-  """Stands for `numpy.ndarray`, which a pickle names and must never call."""
-
-
-def _dtype(spec: str, align: bool = False, copy: bool = True) -> np.dtype:
-  del align, copy
-  dtype = np.dtype(spec) if isinstance(spec, str) else None
-  if dtype is None or dtype.kind not in _PLAIN_KINDS:
-    raise pickle.UnpicklingError(f"arrays of dtype {spec!r} are refused")
-  # Always a copy: the pickle goes on to set its byte order.
-  return np.dtype(dtype, copy=True)
-
-
-def _reconstruct(array: _Array, shape: tuple, kind: bytes | str) -> np.ndarray:
-  del kind
-  if not isinstance(array, _Array) or shape != (0,):
-    raise pickle.UnpicklingError("arrays of an unusual form are refused")
-  return np.empty((0,), np.int8)
-
-
-def _scalar(dtype: np.dtype, data: bytes | str) -> np.generic:
-  raw = data.encode("latin1") if isinstance(data, str) else data
-  return np.frombuffer(raw, dtype, count=1)[0]
-
-
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: tuple, order: Any) -> np.ndarray:
-  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-  if encoding != "latin1":
-    raise pickle.UnpicklingError(f"the encoding {encoding!r} is refused")
-  return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Callable] = {
-  ("numpy", "dtype"): _dtype,
-  ("_codecs", "encode"): _encode,
-}
-for _core in ("numpy.core", "numpy._core"):
-  _ALLOWED[(f"{_core}.multiarray", "_reconstruct")] = _reconstruct
-  _ALLOWED[(f"{_core}.multiarray", "scalar")] = _scalar
-  _ALLOWED[(f"{_core}.numeric", "_frombuffer")] = _frombuffer
-
-
-class _Refused(Exception):
-  """A pickle names something that is not allowed."""
-
-
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) == ("numpy", "ndarray"):
-      return _Array()
-    if (module, name) not in _ALLOWED:
-      raise _Refused(f"{module}.{name}")
-    function = _ALLOWED[(module, name)]
-    # A pickle may set attributes on what it is given: give it something of its own.
-    return lambda *arguments: function(*arguments)
+_LONGEST_NAME = 200
 
 
 def load(path: pathlib.Path) -> Any:
@@ -93,18 +33,21 @@ def load(path: pathlib.Path) -> Any:
   Args:
     path: a pickle of protocol 0 to 5, written by Python 2 or 3 with numpy 1 or 2.
 
+  Returns:
+    Lists, tuples, dicts, text, bytes, numbers and numpy arrays, which are read-only.
+    Memory for them is bounded by four times the file's size and 100 MB.
+
   Raises:
-    ValueError: the file is an HTML page, is truncated or no pickle, or names
-      anything else than what rebuilds arrays of numbers; nothing is executed.
+    ValueError: the file is an HTML page, is truncated or no pickle, or asks for
+      anything else than arrays of numbers or text; nothing is executed.
   """
   _archives.check_not_html(path)
   try:
     with open(path, "rb") as file:
-      # Python 2 strings, array contents among them, are bytes in latin-1.
-      return _Unpickler(file, encoding="latin1").load()
-  except _Refused as error:
+      return _pickle_language.load(file, os.fstat(file.fileno()).st_size)
+  except _pickle_language.RefusedError as error:
     raise ValueError(
-      f"{path} is refused: this pickle asks for {error}, which no mini-ImageNet cache "
+      f"{path} is refused: this pickle {error}, which no mini-ImageNet cache "
       "needs. Nothing of it was executed. Do not load it elsewhere; fetch the file "
       "from a source that you trust."
     ) from error
@@ -137,13 +80,13 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
   if not isinstance(content, dict):
     raise ValueError(f"{path} holds a {type(content).__name__}, not a dict.")
   if {"image_data", "class_dict"} <= content.keys():
-    images, indices = content["image_data"], content["class_dict"]
+    images, classes = content["image_data"], content["class_dict"]
   elif {"data", "labels"} <= content.keys():
-    images = content["data"]
-    indices = _by_label(content)
+    images, classes = content["data"], None
   else:
+    keys = ", ".join(sorted(map(_shown, content))[:10])
     raise ValueError(
-      f"{path} has the keys {sorted(map(str, content))}; a mini-ImageNet cache has "
+      f"{path} has the keys [{keys}]; a mini-ImageNet cache has "
       "image_data and class_dict, or data and labels."
     )
   shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", None)
@@ -152,25 +95,78 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
       f"{path}: the images are {dtype} of shape {list(shape)}, not uint8 of shape "
       f"[num_images, {size}, {size}, 3]."
     )
+  if classes is None:
+    indices = _by_label(path, content, len(images))
+  elif isinstance(classes, dict):
+    indices = classes
+  else:
+    raise ValueError(f"{path}: class_dict is a {type(classes).__name__}, not a dict.")
   arrays = {}
   used = np.zeros(len(images), bool)
-  for name, members in indices.items():
-    index = np.asarray(members, np.int64)
+  for key, members in indices.items():
+    name = _name(path, key)
+    index = _numbers(path, f"class {name}", members, len(images))
     if index.size and not 0 <= index.min() <= index.max() < len(images):
       raise ValueError(f"{path}: class {name} names images beyond {len(images)}.")
-    if used[index].any() or len(set(index.tolist())) != index.size:
+    if used[index].any() or len(np.unique(index)) != index.size:
       raise ValueError(f"{path}: class {name} names an image that is already taken.")
     used[index] = True
-    arrays[str(name)] = images[index]
+    arrays[name] = images[index]
   return arrays
 
 
-def _by_label(content: dict) -> dict[str, np.ndarray]:
-  labels = np.asarray(content["labels"])
-  if labels.ndim != 1:
-    raise ValueError(f"labels must be a list of numbers, not {labels.shape}")
-  names = {label: name for name, label in content.get("catname2label", {}).items()}
-  return {
-    names.get(label, f"label{label}"): np.flatnonzero(labels == label)
-    for label in np.unique(labels).tolist()
-  }
+def _by_label(path: pathlib.Path, content: dict, num_images: int) -> dict:
+  """Class name -> indices, of the family that has a label for each image."""
+  labels = _numbers(path, "labels", content["labels"], num_images)
+  if len(labels) != num_images:
+    raise ValueError(f"{path} has {len(labels)} labels for {num_images} images.")
+  numbered = content.get("catname2label", {})
+  if not isinstance(numbered, dict):
+    raise ValueError(
+      f"{path}: catname2label is a {type(numbered).__name__}, not a dict."
+    )
+  values = list(numbered.values())
+  numbers = _numbers(path, "catname2label", values, len(values)).tolist()
+  names = dict(zip(numbers, (_name(path, name) for name in numbered), strict=True))
+  order = np.argsort(labels, kind="stable")
+  found, starts = np.unique(labels[order], return_index=True)
+  parts = np.split(order, starts[1:]) if len(found) else []
+  named = [names.get(label, f"label{label}") for label in found.tolist()]
+  if len(set(named)) != len(named) or len(names) != len(numbered):
+    raise ValueError(f"{path}: catname2label gives two classes one name or number.")
+  return dict(zip(named, parts, strict=True))
+
+
+def _numbers(path: pathlib.Path, what: str, values: Any, most: int) -> np.ndarray:
+  """A list of whole numbers as int64 `[num_values]`, of which there are at most `most`.
+
+  The length comes first: one long array can be the member of a thousand classes.
+  """
+  is_array = isinstance(values, np.ndarray) and values.ndim == 1
+  if not is_array and not isinstance(values, list | tuple):
+    raise ValueError(f"{path}: {what} must be a list of whole numbers.")
+  if len(values) > most:
+    raise ValueError(f"{path}: {what} has {len(values)} numbers, more than {most}.")
+  if is_array and values.dtype.kind in "iu":
+    return values.astype(np.int64)
+  # Never `np.asarray` of what may be nested: it multiplies lists within lists.
+  if is_array or not all(map(_is_integer, values)):
+    raise ValueError(f"{path}: {what} must be a list of whole numbers.")
+  return np.array([int(value) % 2**64 for value in values], np.uint64).view(np.int64)
+
+
+def _is_integer(value: Any) -> bool:
+  return type(value) is int or isinstance(value, np.integer)
+
+
+def _name(path: pathlib.Path, name: Any) -> str:
+  if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+    raise ValueError(f"{path}: {_shown(name)} is no name of a class.")
+  return name
+
+
+def _shown(value: Any) -> str:
+  """The value for an error, cut where it is long."""
+  if isinstance(value, str | bytes):
+    return ascii(value[:60])
+  return str(value)

@@ -2,52 +2,48 @@
 
 import collections
 import concurrent.futures
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+
+from jsharp.data import _formats
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _GRAY_MODES = frozenset(("1", "L", "LA"))
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
-
-def is_image(name: str) -> bool:
-  """Whether a file's name is that of an image that we read.
-
-  Example:
-    >>> is_image("train/n01532829/n0153282900000005.JPEG"), is_image("train.csv")
-    (True, False)
-  """
-  return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def decode(data: bytes, *, name: str, mode: str | None) -> np.ndarray:
-  """One PNG or JPEG as an array.
+def decode(
+  data: bytes,
+  *,
+  name: str,
+  mode: str | None,
+  formats: Sequence[str] | None = None,
+) -> np.ndarray:
+  """One image as an array.
 
   Args:
     data: the encoded image.
-    name: the file's name, for the error.
+    name: the file's name, for the error; its suffix decides which formats are tried.
     mode: `"L"` (one channel) or `"RGB"` (three); None takes the image's own.
+    formats: Pillow's names of the formats to try instead.
 
   Returns:
     uint8 `[height, width, channels]`, 1 or 3 channels.
 
   Raises:
-    ValueError: the image cannot be decoded.
+    ValueError: the image has another format or cannot be decoded.
   """
-  from PIL import Image
-
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with _formats.open_image(data, name=name, formats=formats) as image:
       own = "L" if image.mode in _GRAY_MODES else "RGB"
       pixels = np.asarray(image.convert(mode or own))
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+  except (MemoryError, _formats.WrongFormatError):
+    raise
+  except Exception as error:  # a damaged image can make Pillow raise anything
     raise ValueError(
       f"{name} cannot be decoded ({error}). The file is damaged or no image: replace "
       "it, or fetch the data again."

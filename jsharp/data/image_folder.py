@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _pixels, splits
+from jsharp.data import _formats, _pixels, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.options import at_least, option
@@ -113,13 +113,13 @@ def _classes(folder: pathlib.Path) -> Iterator[tuple[str, list[pathlib.Path]]]:
     if entry.name.startswith("."):
       continue
     if not entry.is_dir():
-      if _pixels.is_image(entry.name):
+      if _formats.is_image(entry.name):
         raise ValueError(f"{entry} lies in no class folder. {_help(folder.parent)}")
       continue
     files = sorted(
       file
       for file in entry.iterdir()
-      if _pixels.is_image(file.name) and not file.name.startswith(".")
+      if _formats.is_image(file.name) and not file.name.startswith(".")
     )
     if not files:
       raise ValueError(f"the class folder {entry} holds no PNG or JPEG: remove it.")

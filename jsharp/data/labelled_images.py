@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _archives, _pixels, _prepared, splits
+from jsharp.data import _archives, _formats, _pixels, _prepared, splits
 from jsharp.data._options import LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
@@ -58,7 +58,7 @@ def load(
     root, sources = given.parent, [given]
   elif given.is_dir():
     root, files = given, _archives.walk(given)
-    sources = [file for file in files if _pixels.is_image(file.name)]
+    sources = [file for file in files if _formats.is_image(file.name)]
     sources = sources or [file for file in files if _archives.is_archive(file)]
   else:
     raise FileNotFoundError(f"data_dir={given} does not exist. {_help(given)}")
@@ -138,7 +138,7 @@ def _images(
   """Place for errors, key and content of every image."""
   for source in sources:
     if _archives.is_archive(source):
-      for name, data in _archives.members(source, _pixels.is_image):
+      for name, data in _archives.members(source, _formats.is_image):
         yield f"{source}: {name}", _key(root, name), data
     else:
       name = source.relative_to(root).as_posix()

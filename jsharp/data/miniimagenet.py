@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _archives, _pickles, _pixels, _prepared, splits
+from jsharp.data import _archives, _formats, _pickles, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 
@@ -64,7 +64,7 @@ def load(
   sources = sorted(caches.values()) or [
     file
     for file in files
-    if _pixels.is_image(file.name)
+    if _formats.is_image(file.name)
     or _archives.is_archive(file)
     or _csv_split(file.name)
   ]
@@ -256,7 +256,7 @@ class _Reader:
           f"an archive below {self._root} holds the pickle {name}: extract it into "
           f"{self._root}."
         )
-      key = self._key(name) if _pixels.is_image(name) else None
+      key = self._key(name) if _formats.is_image(name) else None
       return key is not None and key not in self._seen
 
     for place, name, data in self._files(wanted, self._archives):

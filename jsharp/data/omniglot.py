@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from jsharp.data import _archives, _pixels, _prepared, splits
+from jsharp.data import _archives, _formats, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.options import at_least, option
@@ -120,10 +120,10 @@ def _help(root: pathlib.Path) -> str:
 
 def _files(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
   if not source.is_dir():
-    yield from _archives.members(source, _pixels.is_image)
+    yield from _archives.members(source, _formats.is_image)
     return
   for file in _archives.walk(source):
-    if _pixels.is_image(file.name):
+    if _formats.is_image(file.name):
       yield file.relative_to(source.parent).as_posix(), file.read_bytes()
 
 

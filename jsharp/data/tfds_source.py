@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jsharp.data import _pixels, splits
+from jsharp.data import _feature_names, _pixels, splits
 from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
@@ -21,6 +21,9 @@ from jsharp.options import at_least, option
 
 VAL_SHARE, TEST_SHARE = 0.16, 0.2
 """Shares of the classes where they are divided; the rest is for training."""
+
+# Those that an `Image` feature can be decoded from by tensorflow-datasets itself.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP")
 
 _Classes = dict[str, list[np.ndarray]]
 
@@ -59,7 +62,8 @@ def load(
   Raises:
     FileNotFoundError: nothing of that name is prepared in `data_dir`.
     ValueError: the records were written as tfrecord, lack the features, have images
-      of several sizes, or there are fewer than three classes.
+      of several sizes, or there are fewer than three classes; or the dataset has a
+      feature whose class would have to be imported.
 
   Example:
     >>> load("omniglot", "/nowhere")
@@ -150,6 +154,7 @@ def _builder(name: str, data_dir: str | os.PathLike) -> Any:
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(data_dir).expanduser()
+  _feature_names.check(root, name)
   try:
     builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
   except tfds.core.DatasetNotFoundError as error:
@@ -195,7 +200,7 @@ def _read(
   def decode(index: int) -> tuple[str, np.ndarray]:
     record = source[index]
     place = f"record {index} of {split} in {builder.data_dir}"
-    pixel = _pixels.decode(record[image], name=place, mode=mode)
+    pixel = _pixels.decode(record[image], name=place, mode=mode, formats=_FORMATS)
     return features[label].int2str(int(record[label])), _pixels.to_size(pixel, size)
 
   shape = None

@@ -5,6 +5,7 @@ import os
 import stat
 import tarfile
 import zipfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -119,6 +120,64 @@ class ArchivesTest(parameterized.TestCase):
       archive.writestr(info, "/etc/passwd")
     with self.assertRaisesRegex(ValueError, "link or a device"):
       _read(path, lambda name: False)
+
+  def test_members_larger_than_an_image_are_refused(self):
+    zeros = {"a/1.png": bytes(5000), "b.txt": bytes(9000)}
+    fixtures.write_archive(self.root / "b.zip", zeros)
+    fixtures.write_archive(self.root / "b.tar.gz", zeros)
+    for name in ("b.zip", "b.tar.gz"):
+      self.assertLen(_read(self.root / name), 1)
+      with (
+        mock.patch.object(_archives, "LARGEST_MEMBER", 4999),
+        self.assertRaisesRegex(ValueError, f"{name}: .* 'a/1.png' has 5000 bytes"),
+      ):
+        _read(self.root / name)
+
+  def test_a_size_that_is_only_announced_is_refused_unread(self):
+    info = tarfile.TarInfo("a/1.png")
+    info.size = 1 << 40
+    (self.root / "a.tar").write_bytes(info.tobuf() + bytes(1024))
+    with self.assertRaisesRegex(ValueError, "'a/1.png' has 1099511627776 bytes"):
+      _read(self.root / "a.tar")
+
+  @parameterized.parameters(tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+  def test_long_names_have_an_end(self, kind):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, 1 << 40
+    path = self._tar(tarfile.TarInfo("a/1.png"))
+    path.write_bytes(
+      path.read_bytes()[:512] + info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+    )
+    with self.assertRaisesRegex(ValueError, "a member's name has 1099511627776 bytes"):
+      _read(path)
+
+  @parameterized.parameters(1000, 520)
+  def test_a_damaged_header_is_not_the_end(self, length):
+    path = self._tar(tarfile.TarInfo("a/1.png"), tarfile.TarInfo("a/2.png"))
+    self.assertLen(_read(path), 2)
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1  # in the second header
+    path.write_bytes(data)
+    with self.assertRaisesRegex(ValueError, "a.tar is truncated or damaged"):
+      _read(path)
+    path.write_bytes(data[:length])
+    with self.assertRaisesRegex(ValueError, "a.tar is truncated or damaged"):
+      _read(path)
+
+  @parameterized.parameters(
+    (b"\x00\x00", b"\x63\x00"),  # the compression
+    (b"1.png", b"\xff.png"),  # the name, which is said to be UTF-8
+  )
+  def test_an_unusual_zip_is_named(self, old, new):
+    path = self.root / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr("ä/1.png", b"x")
+    data = path.read_bytes()
+    start = data.index(b"PK\1\2")
+    at = data.index(old, start + (10 if old == b"\0\0" else 0))
+    path.write_bytes(data[:at] + new + data[at + len(old) :])
+    with self.assertRaisesRegex(ValueError, "a.zip is truncated or damaged"):
+      _read(path)
 
   def test_walk_leaves_out_hidden_and_prepared_files(self):
     names = ("b/1.png", "a.csv", ".x/2.png", "._3.png", "__MACOSX/4.png", "tfds/5.png")

@@ -10,6 +10,7 @@ import unittest
 import zipfile
 from collections.abc import Mapping
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -49,6 +50,17 @@ def png(image: np.ndarray, format: str = "PNG") -> bytes:
   pixels = image[..., 0] if image.shape[-1] == 1 else image
   Image.fromarray(pixels).save(buffer, format)
   return buffer.getvalue()
+
+
+def ghostscript(test: unittest.TestCase, folder: pathlib.Path) -> pathlib.Path:
+  """Makes Pillow take a script for Ghostscript, which writes the file returned."""
+  from PIL import EpsImagePlugin
+
+  script, marker = folder / "gs", folder / "started"
+  script.write_text(f"#!/bin/sh\ntouch {marker}\nexit 1\n")
+  script.chmod(0o755)
+  test.enterContext(mock.patch.object(EpsImagePlugin, "gs_binary", str(script)))
+  return marker
 
 
 def class_arrays() -> dict[str, dict[str, np.ndarray]]:

@@ -13,8 +13,8 @@ from tests.data import fixtures
 class _Runs:
   """Pickled, it becomes a call of `function` with `arguments`."""
 
-  def __init__(self, function, *arguments):
-    self.call = (function, arguments)
+  def __init__(self, function, *arguments, state=None):
+    self.call = (function, arguments) if state is None else (function, arguments, state)
 
   def __reduce__(self):
     return self.call
@@ -113,14 +113,26 @@ class PicklesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "dtype 'O8' are refused"):
       _pickles.load(self._write({"image_data": np.array([None, {}])}))
 
-  def test_attributes_set_by_a_pickle_do_not_last(self):
+  def test_a_pickle_sets_no_attributes(self):
     # BUILD with a pair (None, dict) sets attributes on the object below it.
     state = pickle.dumps((None, {"__defaults__": ("O",)}), 2)[2:-1]
-    data = b"\x80\x02cnumpy\ndtype\n" + state + b"b."
-    self.assertEqual(pickle.loads(b"\x80\x02" + state + b".")[0], None)
-    before = _pickles._dtype.__defaults__
-    _pickles.load(self._write(data))
-    self.assertEqual(_pickles._dtype.__defaults__, before)
+    path = self._write(b"\x80\x02cnumpy\ndtype\n" + state + b"b.")
+    with self.assertRaisesRegex(ValueError, "train.pkl is truncated or no pickle"):
+      _pickles.load(path)
+
+  def test_a_dtype_sets_no_state(self):
+    # With numpy's own setter an alignment of zero divides by it: SIGFPE.
+    dtype = np.dtype("S1")
+    state = (3, "|", None, ("a",), {"a": (dtype, 10**9)}, 1, 0, 0)
+    path = self._write(pickle.dumps(_Runs(np.dtype, "S1", False, True, state=state)))
+    with self.assertRaisesRegex(ValueError, "dtypes of another size, alignment or"):
+      _pickles.load(path)
+
+  def test_ten_bytes_take_no_gigabytes(self):
+    # LONG_BINPUT of a large number makes `pickle` allocate so long a memo.
+    path = self._write(b"\x80\x02K\x01r\xff\xff\xff\x3f.")
+    with self.assertRaisesRegex(ValueError, "train.pkl is refused: .* numbers an obj"):
+      _pickles.load(path)
 
   def test_a_truncated_pickle_is_named(self):
     data = pickle.dumps({"image_data": fixtures.images(0)})
@@ -186,10 +198,129 @@ class ClassArraysTest(parameterized.TestCase):
       "class b names an image that is already taken",
     ),
     ("labels", {"data": fixtures.images(0), "labels": [[1]]}, "labels must be a list"),
+    (
+      "text",
+      {"data": fixtures.images(0), "labels": ["a"] * 3},
+      "labels must be a list",
+    ),
+    (
+      "no_labels",
+      {"data": fixtures.images(0), "labels": None},
+      "labels must be a list",
+    ),
+    (
+      "float_labels",
+      {"data": fixtures.images(0), "labels": np.zeros(3)},
+      "labels must be a list of whole",
+    ),
+    (
+      "more_labels",
+      {"data": fixtures.images(0), "labels": [1] * 4},
+      "labels has 4 numbers, more than 3",
+    ),
+    (
+      "fewer_labels",
+      {"data": fixtures.images(0), "labels": [1, 2]},
+      "has 2 labels for 3 images",
+    ),
+    ("class_list", {"image_data": fixtures.images(0), "class_dict": []}, "is a list"),
+    (
+      "class_numbers",
+      {"image_data": fixtures.images(0), "class_dict": {"a": 7}},
+      "class a must be a list of whole",
+    ),
+    (
+      "class_floats",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [0.0]}},
+      "class a must be a list of whole",
+    ),
+    (
+      "class_truth",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [True]}},
+      "class a must be a list of whole",
+    ),
+    (
+      "class_grid",
+      {"image_data": fixtures.images(0), "class_dict": {"a": np.zeros((1, 1), int)}},
+      "class a must be a list of whole",
+    ),
+    (
+      "large",
+      {"image_data": fixtures.images(0), "class_dict": {"a": [2**64 - 1]}},
+      "class a names images beyond 3",
+    ),
+    (
+      "class_name",
+      {"image_data": fixtures.images(0), "class_dict": {b"a": [0]}},
+      "b'a' is no name of a class",
+    ),
+    (
+      "long_name",
+      {"image_data": fixtures.images(0), "class_dict": {"a" * 201: [0]}},
+      "cache.pkl: 'a{60}' is no name of a class",
+    ),
+    ("long_key", {"a" * 99: 1}, r"has the keys \['a{60}'\]"),
+    (
+      "names_list",
+      {"data": fixtures.images(0), "labels": [1] * 3, "catname2label": ["a"]},
+      "catname2label is a list",
+    ),
+    (
+      "names_of_lists",
+      {"data": fixtures.images(0), "labels": [1] * 3, "catname2label": {"a": [1]}},
+      "catname2label must be a list of whole",
+    ),
+    (
+      "two_names",
+      {
+        "data": fixtures.images(0),
+        "labels": [1] * 3,
+        "catname2label": {"a": 1, "b": 1},
+      },
+      "gives two classes one name or number",
+    ),
+    (
+      "one_name",
+      {"data": fixtures.images(0), "labels": [1, 2, 2], "catname2label": {"label2": 1}},
+      "gives two classes one name or number",
+    ),
   )
   def test_wrong_content_is_refused(self, content, message):
     with self.assertRaisesRegex(ValueError, message):
       self._read(content)
+
+  def test_lists_within_lists_are_not_multiplied(self):
+    # As an array it would have 99**9 elements.
+    nested = [0] * 99
+    for _ in range(8):
+      nested = [nested] * 99
+    images = fixtures.images(0, 99)
+    with self.assertRaisesRegex(ValueError, "class a must be a list of whole"):
+      self._read({"image_data": images, "class_dict": {"a": nested}})
+    with self.assertRaisesRegex(ValueError, "labels must be a list of whole"):
+      self._read({"data": images, "labels": nested})
+
+  def test_a_long_array_of_many_classes_is_not_copied(self):
+    numbers = np.zeros(10**6, np.int8)
+    classes = {f"n{i}": numbers for i in range(1000)}
+    with self.assertRaisesRegex(
+      ValueError, "class n0 has 1000000 numbers, more than 3"
+    ):
+      self._read({"image_data": fixtures.images(0), "class_dict": classes})
+
+  def test_no_images(self):
+    images = fixtures.images(0, 0)
+    self.assertEqual(self._read({"data": images, "labels": []}), {})
+    self.assertEqual(self._read({"image_data": images, "class_dict": {}}), {})
+
+  def test_numpy_scalars_as_labels_and_members(self):
+    images = fixtures.images(0, 3)
+    arrays = self._read({"data": images, "labels": list(np.array([5, 7, 5]))})
+    np.testing.assert_array_equal(arrays["label5"], images[[0, 2]])
+    members = {"a": (np.uint8(2), 0), "b": np.array([1], np.uint64)}
+    arrays = self._read({"image_data": images, "class_dict": members})
+    np.testing.assert_array_equal(arrays["a"], images[[2, 0]])
+    np.testing.assert_array_equal(arrays["b"], images[[1]])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import sys
+from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -34,8 +36,9 @@ class ToyClasses(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, classes):
     for name, images in classes.items():
       for index, image in enumerate(images):
-        encoded = io.BytesIO(fixtures.png(image))
-        yield f"{name}{index}", {"image": encoded, "label": name, "number": index}
+        data = image if isinstance(image, bytes) else fixtures.png(image)
+        record = {"image": io.BytesIO(data), "label": name, "number": index}
+        yield f"{name}{index}", record
 
 
 def _classes(*names, count=2, channels=3):
@@ -129,6 +132,56 @@ class TfdsSourceTest(parameterized.TestCase):
       tfds_source.load("toy_classes", self.root)
     datasets = tfds_source.load("toy_classes", self.root, size=4)
     self.assertEqual(datasets["train"].images.shape[1:], (4, 4, 3))
+
+  def test_records_are_read_in_the_formats_of_tensorflow_datasets(self):
+    contents = {"train": _classes(*"abc")}
+    encoded = {
+      name: [fixtures.png(image, format) for image in contents["train"][name]]
+      for name, format in (("a", "BMP"), ("b", "PNG"), ("c", "PNG"))
+    }
+    self._prepare({"train": encoded})
+    self._check(tfds_source.load("toy_classes", self.root), contents)
+
+  def test_a_record_starts_no_program(self):
+    started = fixtures.ghostscript(self, fixtures.temporary_dir(self))
+    eps = fixtures.png(fixtures.images(0, 1)[0], "EPS")
+    self._prepare({"train": _classes(*"ab") | {"c": [eps]}})
+    with self.assertRaisesRegex(ValueError, r"record \d of train .* EPS, not PNG"):
+      tfds_source.load("toy_classes", self.root)
+    self.assertFalse(started.exists())
+
+  @parameterized.parameters("class", "legacy", "text")
+  def test_no_module_is_imported_for_a_feature(self, form):
+    self._prepare({"train": _classes(*"abc")})
+    marker = self.root / "imported"
+    self.enterContext(mock.patch.object(sys, "path", [*sys.path, str(self.root)]))
+    (self.root / f"foreign_{form}.py").write_text(f"open({str(marker)!r}, 'w')")
+    (file,) = self.root.rglob("features.json")
+    content = json.loads(file.read_text())
+    number = content["featuresDict"]["features"]["number"]
+    foreign = f"foreign_{form}.Feature"
+    legacy = {"a": {"type": foreign, "content": {}}}
+    if form == "class":
+      number["pythonClassName"] = foreign
+    elif form == "text":
+      number["pythonClassName"] = content["pythonClassName"]
+      number["jsonFeature"] = {"json": json.dumps(legacy)}
+      del number["tensor"]
+    else:
+      content = {"type": content["pythonClassName"], "content": legacy}
+    file.write_text(json.dumps(content))
+    for name in ("toy_classes", "ToyClasses:1.0.0"):
+      with self.assertRaisesRegex(ValueError, f"names the class {foreign}, .*import"):
+        tfds_source.load(name, self.root)
+    self.assertFalse(marker.exists())
+
+  def test_a_damaged_list_of_features_is_named(self):
+    self._prepare({"train": _classes(*"abc")})
+    (file,) = self.root.rglob("features.json")
+    for text in ("", "{", "[" * 100_000):
+      file.write_text(text)
+      with self.assertRaisesRegex(ValueError, "features.json is damaged"):
+        tfds_source.load("toy_classes", self.root)
 
   def test_nothing_prepared_names_what_is_there(self):
     self._prepare({"train": _classes(*"abc")})

@@ -29,7 +29,7 @@ class PlotCurvesTest(parameterized.TestCase):
       pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "curves.png"
     )
     curves.plot_curves(records, path, title="maml", best_step=30)
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
       self.assertEqual(image.width, round(672 * panels))
       self.assertGreater(len(image.convert("L").getcolors()), 10)
 
