@@ -30,7 +30,7 @@ class ReadmeTest(parameterized.TestCase):
 
   def test_its_code_runs(self):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    self.assertLen(blocks, 2)
+    self.assertLen(blocks, 3)
     for block in blocks:
       with jax.numpy_dtype_promotion("standard"):
         exec(block, {})
