@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments._flags import Choice, Group, Program
@@ -11,9 +11,6 @@ from experiments._program import Experiment, Parts
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.data import Dataset
-  from jsharp.evaluation.side_by_side import SideBySide
-  from jsharp.training import StopSignal, TrainingResult
   from jsharp.training.runs import FewShotRun
 
 ALGORITHM = Choice(
@@ -111,19 +108,6 @@ def _words(name: str, description: FewShotRun) -> list[str]:
   return [*words, f"{description.tasks.way}way", f"{description.tasks.shot}shot"]
 
 
-def load(description: FewShotRun) -> dict[str, Dataset]:
-  """The splits of a run, on the host."""
-  from jsharp.data.placement import load_with_test
-
-  placement = description.placement
-  return load_with_test(
-    description.data,
-    placement.data_dir,
-    test_source=description.test_data,
-    test_data_dir=placement.test_data_dir,
-  )
-
-
 def build(description: FewShotRun, execution: Execution) -> Parts:
   """Builds the parts of a run on images from its description.
 
@@ -136,16 +120,10 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   from jsharp.data.placement import placed
   from jsharp.evaluation.side_by_side import side_by_side
 
-  datasets = load(description)
+  datasets = description.load()
   tasks, training = description.tasks, description.training
-  usual, further = tasks.test(), list(tasks.variations())
-  for split, kinds in (
-    ("train", tasks.training()),
-    ("val", [usual]),
-    ("test", [usual, *further]),
-  ):
-    for kind in kinds:
-      kind.check(datasets[split])
+  testing = description.testing
+  tasks.check(datasets)
   fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
   classes = [str(data.num_classes) for data in datasets.values()]
   shape = datasets["train"].image_shape
@@ -177,86 +155,24 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
     data=datasets["train"],
     loop=description.loop(),
     chosen_by=f"validation on {training.val_tasks} tasks",
-    validate=_validation(description, learners, datasets["val"]),
+    validate=learners.validation(
+      tasks.test(),
+      datasets["val"],
+      num_tasks=training.val_tasks,
+      seed=testing.eval_seed,
+    ),
     score="accuracy",
-    test=functools.partial(_test, description, learners, datasets["test"]),
+    test=lambda trained, stop: learners.test(
+      trained.best_params,
+      tasks,
+      datasets["test"],
+      num_tasks=testing.eval_tasks,
+      seed=testing.eval_seed,
+      members=trained.top if training.ensemble > 1 else (),
+      stop=stop,
+    ),
     fingerprints=fingerprints,
     protocol=protocol,
     learners=learners.trained,
     title=f"{description.data_name}: {' '.join(description.words)}",
   )
-
-
-def _validation(
-  description: FewShotRun, learners: SideBySide, dataset: Dataset
-) -> Callable[[Any, StopSignal], dict[str, float]]:
-  from jsharp.evaluation import evaluate
-  from jsharp.evaluation.side_by_side import fixed_tasks
-
-  kind = description.tasks.test()
-  judged = learners.validation(kind)
-  sample_task = fixed_tasks(kind, "val", seed=description.testing.eval_seed)
-
-  def validate(params: Any, stop: StopSignal) -> dict[str, float]:
-    metrics = evaluate(
-      judged,
-      params,
-      sample_task,
-      dataset,
-      num_tasks=description.training.val_tasks,
-      stop=stop,
-      execution=learners.execution,
-    )
-    return {name: float(values.mean()) for name, values in metrics.items()}
-
-  return validate
-
-
-def _test(
-  description: FewShotRun,
-  learners: SideBySide,
-  dataset: Dataset,
-  trained: TrainingResult,
-  stop: StopSignal,
-) -> dict[str, Any]:
-  """Figures of the chosen parameters: every kind of task, and the ensemble."""
-  tasks, testing = description.tasks, description.testing
-  common: dict[str, Any] = {
-    "dataset": dataset,
-    "num_tasks": testing.eval_tasks,
-    "seed": testing.eval_seed,
-    "stop": stop,
-  }
-  metrics = learners.measure(trained.best_params, tasks.test(), **common)
-  figures: dict[str, Any] = {
-    **_summary(metrics),
-    "num_eval_tasks": testing.eval_tasks,
-    "per_task": metrics,
-  }
-  if description.training.num_seeds > 1:
-    figures["test_accuracy_by_seed"] = metrics["accuracy"].mean(axis=0).tolist()
-  if description.training.ensemble > 1:
-    members = [one.tree for one in trained.top]
-    together = learners.measure_ensemble(members, tasks.test(), **common)
-    figures |= _summary(together, prefix="test_ensemble_")
-    figures["ensemble_steps"] = [one.step for one in trained.top]
-  if further := list(tasks.variations()):
-    figures["test_variations"] = [
-      {
-        **kind.name,
-        **_summary(learners.measure(trained.best_params, kind, **common)),
-      }
-      for kind in further
-    ]
-  return figures
-
-
-def _summary(metrics: dict[str, Any], prefix: str = "test_") -> dict[str, float]:
-  """Means and intervals over tasks, of what a task gives on average over seeds."""
-  from jsharp.evaluation.report import summarise
-
-  by_task = {
-    name: values if values.ndim == 1 else values.mean(axis=1)
-    for name, values in metrics.items()
-  }
-  return summarise(by_task, prefix)

@@ -146,7 +146,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     chosen_by=chosen_by,
     test=tested,
     fingerprints=splits.fingerprints,
-    protocol=_protocol(description, splits, learner),
+    protocol=description.protocol(splits, learner.params.params),
     learners=lambda variables: {"": learner.replace(variables)},
     title=f"supervised: {algorithm.name}",
     curves={
@@ -198,41 +198,6 @@ def _measurements(
     )
 
   return metrics_of, hessian_of
-
-
-def _protocol(
-  description: OrdinaryRun, splits: Splits, learner: Classifier
-) -> dict[str, Any]:
-  """What a reader of the figures must know."""
-  import jax
-
-  from jsharp import options
-
-  def named(part: options.Options, name: str = "") -> dict[str, Any]:
-    return {"name": name or part.name, **options.select(part, lambda field: True)}
-
-  preparation = description.preparation
-  chosen = preparation.train_examples is not None
-  leaves = jax.tree.leaves(learner.params.params)
-  return {
-    "algorithm": named(description.algorithm),
-    "optimizer": named(description.training, "sgd"),
-    "model": {
-      **named(description.network),
-      "num_parameters": sum(leaf.size for leaf in leaves),
-    },
-    "precision": description.run.precision,
-    "normalisation": "the batch in training, running averages (0.9) at test",
-    **preparation.protocol(splits),
-    "data": {
-      "name": description.data.name,
-      "training examples": len(splits.train.labels),
-      "chosen evenly from": splits.num_available if chosen else None,
-      "classes": len(splits.class_names),
-      **splits.fingerprints,
-    },
-    "seeds": {"seed": description.run.seed, "data_seed": preparation.data_seed},
-  }
 
 
 _DATA: Mapping[str, str | Choice] = {

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from jsharp.data.corruption import with_distortion, with_label_noise
@@ -227,6 +227,24 @@ class Tasks(Options):
       for value in getattr(self, f"eval_{kind}") or ():
         distortion = {**usual.distortion, kind: (value, value)}
         yield usual._replace(name={kind: value}, distortion=distortion)
+
+  def check(self, datasets: Mapping[str, Dataset]) -> None:
+    """Refuses datasets that cannot give all kinds of task.
+
+    Args:
+      datasets: the splits "train", "val" and "test".
+
+    Raises:
+      ValueError: see `jsharp.data.check_task_shape`.
+    """
+    usual = self.test()
+    for split, kinds in (
+      ("train", self.training()),
+      ("val", [usual]),
+      ("test", [usual, *self.variations()]),
+    ):
+      for kind in kinds:
+        kind.check(datasets[split])
 
   @property
   def largest_way(self) -> int:

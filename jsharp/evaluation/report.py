@@ -33,7 +33,8 @@ def summarise(
   """Mean and 95 % interval of every per-task metric.
 
   Args:
-    metrics: per name `[num_tasks]`.
+    metrics: per name `[num_tasks]`, or `[num_tasks, num_seeds]` of several learners:
+      then what counts is what a task gives on average over them.
     prefix: put before each name.
 
   Returns:
@@ -48,7 +49,8 @@ def summarise(
   """
   result = {}
   for name, values in metrics.items():
-    result[prefix + name], result[f"{prefix}{name}_ci95"] = mean_and_ci95(values)
+    by_task = values if values.ndim == 1 else values.mean(axis=1)
+    result[prefix + name], result[f"{prefix}{name}_ci95"] = mean_and_ci95(by_task)
   return result
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from jsharp.core.execution import Execution
 from jsharp.data import sample_many, task_key
-from jsharp.data.tasks import Kind
+from jsharp.data.tasks import Kind, Tasks
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
+from jsharp.evaluation.report import summarise
 from jsharp.evaluation.tasks import (
   evaluate,
   evaluator,
@@ -20,6 +21,7 @@ from jsharp.evaluation.tasks import (
 )
 from jsharp.learners import Description, Learner, build
 from jsharp.normalization import query_loss, transductive
+from jsharp.training.checkpoints import Restored
 from jsharp.training.mixture import mixture
 from jsharp.training.over_seeds import evaluator_over_seeds, over_seeds
 from jsharp.training.stop_signal import StopSignal
@@ -109,11 +111,84 @@ class SideBySide(NamedTuple):
       return evaluate_tasks
     return evaluator_over_seeds(evaluate_tasks, num_seeds=len(self.learners))
 
-  def validation(self, kind: Kind) -> Callable[[Params, Any], Metrics]:
-    """`evaluate_tasks(params, tasks)` under the transductive policy."""
+  def validation(
+    self, kind: Kind, dataset: Any, *, num_tasks: int, seed: int = 0
+  ) -> Callable[[Params, StopSignal], dict[str, float]]:
+    """`validate(params, stop) -> metrics`: means over tasks, transductive.
+
+    Args:
+      kind: the kind of task.
+      dataset: what the tasks are drawn from.
+      num_tasks: how many tasks.
+      seed: of their list.
+    """
     learner, way = self.learners[0], kind.shape["way"]
     predict = transductive(learner.apply_fn(way))
-    return self.evaluator(way, query_loss(predict, learner.criterion))
+    judged = self.evaluator(way, query_loss(predict, learner.criterion))
+    sample_task = fixed_tasks(kind, "val", seed=seed)
+
+    def validate(params: Params, stop: StopSignal) -> dict[str, float]:
+      metrics = evaluate(
+        judged,
+        params,
+        sample_task,
+        dataset,
+        num_tasks=num_tasks,
+        stop=stop,
+        execution=self.execution,
+      )
+      return {name: float(values.mean()) for name, values in metrics.items()}
+
+    return validate
+
+  def test(
+    self,
+    params: Params,
+    tasks: Tasks,
+    dataset: Any,
+    *,
+    num_tasks: int,
+    seed: int = 0,
+    members: Sequence[Restored] = (),
+    stop: StopSignal | None = None,
+  ) -> dict[str, Any]:
+    """The figures of a result: every kind of test task, and the ensemble.
+
+    Args:
+      params: what is tested.
+      tasks: the kinds: the usual one and its variations.
+      dataset: what the tasks are drawn from.
+      num_tasks: how many tasks of each kind, at least 2.
+      seed: of their lists.
+      members: what an ensemble consists of; none for no ensemble.
+      stop: checked every few tasks.
+
+    Returns:
+      "test_accuracy", "test_accuracy_ci95" and the like; "per_task", metrics as
+      `measure` returns them; "test_accuracy_by_seed" of several learners;
+      "test_ensemble_accuracy" and the like, and "ensemble_steps"; "test_variations",
+      the name and the figures of each.
+    """
+    options: dict[str, Any] = {"num_tasks": num_tasks, "seed": seed, "stop": stop}
+    metrics = self.measure(params, tasks.test(), dataset, **options)
+    figures: dict[str, Any] = {
+      **summarise(metrics),
+      "num_eval_tasks": num_tasks,
+      "per_task": metrics,
+    }
+    if len(self.learners) > 1:
+      figures["test_accuracy_by_seed"] = metrics["accuracy"].mean(axis=0).tolist()
+    if members:
+      trees = [one.tree for one in members]
+      together = self.measure_ensemble(trees, tasks.test(), dataset, **options)
+      figures |= summarise(together, prefix="test_ensemble_")
+      figures["ensemble_steps"] = [one.step for one in members]
+    if further := list(tasks.variations()):
+      figures["test_variations"] = [
+        {**kind.name, **summarise(self.measure(params, kind, dataset, **options))}
+        for kind in further
+      ]
+    return figures
 
   def measure(
     self,

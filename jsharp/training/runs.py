@@ -10,7 +10,8 @@ import jax
 from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
-from jsharp.data import ImageSource, LabelledSource, Preparation
+from jsharp.data import Dataset, ImageSource, LabelledSource, Preparation, Splits
+from jsharp.data.placement import load_with_test
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
 from jsharp.learners import Description, check_parts
@@ -26,6 +27,7 @@ from jsharp.training.options import (
   Run,
   Testing,
 )
+from jsharp.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +229,20 @@ class FewShotRun(MetaRun):
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
 
+  def load(self) -> dict[str, Dataset]:
+    """The splits "train", "val" and "test", on the host.
+
+    Raises:
+      ValueError: if the data are not what the description says.
+      OSError: if they cannot be read.
+    """
+    return load_with_test(
+      self.data,
+      self.placement.data_dir,
+      test_source=self.test_data,
+      test_data_dir=self.placement.test_data_dir,
+    )
+
   @property
   def folder(self) -> str:
     """The last part of the directory that the data lie in; empty without files."""
@@ -309,3 +325,35 @@ class OrdinaryRun(AnyRun):
   training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
   hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
   machine: Machine = option(Machine(), role=Role.MACHINE)
+
+  def protocol(self, splits: Splits, params: Params) -> dict[str, Any]:
+    """What a reader of the figures must know.
+
+    Args:
+      splits: what was made of the dataset.
+      params: of the network.
+    """
+
+    def named(part: Options, name: str = "") -> dict[str, Any]:
+      return {"name": name or part.name, **select(part, lambda field: True)}
+
+    chosen = self.preparation.train_examples is not None
+    return {
+      "algorithm": named(self.algorithm),
+      "optimizer": named(self.training, "sgd"),
+      "model": {
+        **named(self.network),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+      },
+      "precision": self.run.precision,
+      "normalisation": "the batch in training, running averages (0.9) at test",
+      **self.preparation.protocol(splits),
+      "data": {
+        "name": self.data.name,
+        "training examples": len(splits.train.labels),
+        "chosen evenly from": splits.num_available if chosen else None,
+        "classes": len(splits.class_names),
+        **splits.fingerprints,
+      },
+      "seeds": {"seed": self.run.seed, "data_seed": self.preparation.data_seed},
+    }

@@ -9,7 +9,6 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from experiments import _few_shot
 from jsharp.data.characters import Characters
 from tests.experiments.flags_test import describe
 from tests.experiments.program_test import run
@@ -108,7 +107,7 @@ class ProgramTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r"\(20, 20, 1\).*\(16, 16, 1\).*image_size"
     ):
-      _few_shot.load(chosen)
+      chosen.load()
 
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),
