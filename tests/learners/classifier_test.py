@@ -3,8 +3,6 @@
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -19,8 +17,7 @@ from jsharp.learners import _store
 from jsharp.models.resnet import ResNetOptions, WideResNetOptions
 from jsharp.training import Checkpoints
 from jsharp.types import Batch, MetaState
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.learners.elsewhere import outputs_elsewhere
 
 
 def description(**parts):
@@ -164,24 +161,14 @@ class ClassifierTest(parameterized.TestCase):
     classifier = trained()
     jsharp.save(classifier, self.directory)
     np.save(self.directory / "images.npy", images())
-    code = (
-      "import sys, jsharp, numpy as np\n"
+    outputs = outputs_elsewhere(
       "classifier = jsharp.load('.')\n"
       "images = np.load('images.npy') / np.float32(255)\n"
-      "print(np.asarray(classifier.predict(None, images)).ravel().tolist())\n"
-      "print([name for name in sys.modules if name.startswith('experiments')])\n"
+      "outputs = classifier.predict(None, images)\n",
+      self.directory,
     )
-    ran = subprocess.run(
-      [sys.executable, "-c", code],
-      cwd=self.directory,
-      env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-    )
-    outputs, experiments = ran.stdout.splitlines()
-    self.assertEqual(experiments, "[]", ran.stderr)
     expected = classifier.predict(None, images() / np.float32(255))
-    np.testing.assert_allclose(json.loads(outputs), expected.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(outputs, expected.ravel(), rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -21,8 +19,7 @@ from jsharp.models.conv4 import Conv4Options
 from jsharp.models.mlp import SineNetwork
 from jsharp.training import Checkpoints
 from jsharp.types import MetaState
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.learners.elsewhere import outputs_elsewhere
 
 
 def sines(algorithm=None, **parts):
@@ -77,26 +74,16 @@ class FilesTest(parameterized.TestCase):
 
   def test_another_process_needs_nothing_but_the_library(self):
     learner = self.saved()
-    code = (
-      "import sys, jsharp, numpy as np\n"
-      f"learner = jsharp.load({str(self.directory)!r})\n"
+    outputs = outputs_elsewhere(
+      "learner = jsharp.load('.')\n"
       "x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]\n"
       "adapted = learner.adapt(jsharp.Batch(x, x))\n"
-      "print(np.asarray(learner.predict(adapted, x)).ravel().tolist())\n"
-      "print([name for name in sys.modules if name.startswith('experiments')])\n"
+      "outputs = learner.predict(adapted, x)\n",
+      self.directory,
     )
-    ran = subprocess.run(
-      [sys.executable, "-c", code],
-      cwd=self.directory,
-      env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-    )
-    outputs, experiments = ran.stdout.splitlines()
-    self.assertEqual(experiments, "[]", ran.stderr)
     x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
     expected = learner.predict(learner.adapt(jsharp.Batch(x, x)), x)
-    np.testing.assert_allclose(json.loads(outputs), expected.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(outputs, expected.ravel(), rtol=1e-5)
 
   @parameterized.parameters(
     (lambda c: c.update(learner_format=2), "learner_format 2, .* reads 1; upgrade"),
