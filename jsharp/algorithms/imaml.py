@@ -295,6 +295,8 @@ class IMAML(InnerLoop, NormOptions):
   """Implicit MAML: the meta-gradient of a proximal problem (Rajeswaran et al. 2019)."""
 
   name: ClassVar[str] = "imaml"
+  # One large step, as of MAML on Omniglot, does not solve a proximal problem.
+  own_defaults: ClassVar[tuple[str, ...]] = ("inner_lr",)
   # Conjugate gradients on products of 8 bits leave the solution.
   precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32")
 

@@ -199,6 +199,12 @@ class DescriptionTest(parameterized.TestCase):
     tasks = describe("sinusoid", "--query_shot=7").tasks
     self.assertEqual(tasks.eval_query_shot, 7)
 
+  def test_an_algorithms_own_defaults_come_before_the_experiments(self):
+    # One step of MAML's 2.0 would leave the proximal problem further from its solution.
+    self.assertEqual(describe("omniglot", "--algorithm=maml").algorithm.inner_lr, 2.0)
+    implicit = describe("omniglot", "--algorithm=imaml").algorithm
+    self.assertEqual(implicit.inner_lr, 0.01)
+
   @parameterized.parameters(
     ("omniglot", [], "runs/omniglot-maml-5way-1shot-seed0"),
     (
