@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+from unittest import mock
 
 # Several virtual CPU devices on few cores deadlock with a smaller thread pool.
 os.environ.setdefault("NPROC", "32")
@@ -31,6 +32,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -45,3 +47,10 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def _same_environment():
+  """Gives no test what a program asked of XLA in another one, by the environment."""
+  with mock.patch.dict(os.environ):
+    yield

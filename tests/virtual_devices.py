@@ -13,7 +13,7 @@ def run_on_eight(test, module, *, num_tests, xla_flags=""):
   devices = "--xla_force_host_platform_device_count=8"
   environment = {
     **os.environ,
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices} {xla_flags}".strip(),
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags} {devices}".strip(),
     "JAX_PLATFORMS": "cpu",
     "NPROC": "32",  # fewer threads than devices can deadlock
   }

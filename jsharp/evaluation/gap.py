@@ -44,7 +44,7 @@ def generalisation_gap(
   Example:
     >>> import jax.numpy as jnp
     >>> evaluate_tasks = lambda w, tasks: {"loss": w * tasks}
-    >>> sample_task = lambda index, data: data * (1 + index % 2)
+    >>> sample_task = lambda index, data: data * (1 + jnp.float32(index % 2))
     >>> generalisation_gap(evaluate_tasks, 2.0,
     ...   {"train": (sample_task, 1.0), "test": (sample_task, 3.0)}, num_tasks=2)
     {'train_loss': 3.0, 'test_loss': 9.0, 'loss_gap': -6.0}

@@ -58,7 +58,7 @@ def network_alone(learner: Learner, way: int | None = None) -> NetworkAlone:
     ...   algorithm=MetaSGD(), network=SineNetwork(), problem="regression",
     ...   num_outputs=1, input_shape=(1,)))
     >>> alone = network_alone(learner)
-    >>> type(learner.params).__name__, sorted(alone.params["params"])
+    >>> type(learner.params).__name__, sorted(alone.params)
     ('WithRates', ['dense_0', 'dense_1', 'dense_2'])
   """
   made = learner.made

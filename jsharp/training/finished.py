@@ -108,8 +108,10 @@ def check_comparable(first: FinishedRun, other: FinishedRun) -> None:
     ValueError: naming what differs.
 
   Example:
-    >>> run = FinishedRun(pathlib.Path("A"), "omniglot", AnyRun(), {}, {"test": "1"},
-    ...   "", 1, 1, False)
+    >>> from jsharp.training.options import Machine, Run
+    >>> description = AnyRun(run=Run(), machine=Machine())
+    >>> run = FinishedRun(pathlib.Path("A"), "omniglot", description, {},
+    ...   {"test": "1"}, "", 1, 1, False)
     >>> other = run._replace(path=pathlib.Path("B"), fingerprints={"test": "2"})
     >>> check_comparable(run, other)
     Traceback (most recent call last):

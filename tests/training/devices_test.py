@@ -5,7 +5,6 @@ has eight virtual CPU devices: this file, called as a program.
 """
 
 import functools
-import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -266,7 +265,7 @@ class DevicesTest(parameterized.TestCase):
   def test_on_eight_virtual_devices(self):
     # As --deterministic has it: else products and sums are contracted, or not, as
     # fusions fall.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX"
+    flags = "--xla_cpu_max_isa=AVX"
     run_on_eight(self, "tests.training.devices_test", num_tests=16, xla_flags=flags)
 
   @parameterized.parameters(

@@ -121,7 +121,8 @@ class RunAllTest(parameterized.TestCase):
 class InterruptibleTest(parameterized.TestCase):
   @parameterized.parameters(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
   def test_a_signal_raises_and_handlers_come_back(self, number):
-    before = signal.getsignal(number)
+    before = signal.default_int_handler  # Not what pytest was started with.
+    self.addCleanup(signal.signal, number, signal.signal(number, before))
     with interruptible(), self.assertRaises(Interrupted) as caught:
       signal.raise_signal(number)
     self.assertEqual(caught.exception.args, (number,))
