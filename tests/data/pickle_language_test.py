@@ -169,6 +169,7 @@ class RefusalsTest(parameterized.TestCase):
     ("version", dtype("u1", (4, "|", None, None, None, -1, -1, 0))),
     ("metadata", dtype("u1", (4, "|", None, None, None, -1, -1, 0, {}))),
     ("short", dtype("u1", (3, "|"))),
+    ("six", dtype("u1", (3, "N", None, -1, -1, 0))),  # SIGSEGV with numpy's setter
     ("attributes", dtype("u1", (None, {"__defaults__": ("O",)}))),
     ("twice", dtype("u1", UINT8) + piece(UINT8) + b"b"),
     ("objects", dtype("O8", (3, "|", None, None, None, -1, -1, 63))),
@@ -209,6 +210,7 @@ class RefusalsTest(parameterized.TestCase):
         dtype("U1", (3, "<", None, None, None, 4, 4, 8)),
       ),
     ),
+    ("no_ndarray", array((1,), b"U\x01a").replace(b"(cnumpy\nndarray\n", b"(N")),
     ("scalar_size", SCALAR + dtype("u1", UINT8) + string(b"ab") + b"\x86R"),
     ("scalar_type", SCALAR + b"U\x02u1U\x01a\x86R"),
   )
