@@ -1,6 +1,8 @@
 """Execution: what it refuses, and that its values change nothing but rounding."""
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +180,20 @@ class NetworkTest(parameterized.TestCase):
     self.assertIn("form='im2col'", program)
     for other in ("direct", "winograd", "shifted"):
       self.assertNotIn(f"form='{other}'", program)
+
+
+class ExplicitTest(absltest.TestCase):
+  def test_what_is_computed_asks_no_machine_and_no_context(self):
+    # Only `execution_for` looks at the machine; all else is told by an `Execution`.
+    root = pathlib.Path(jsharp.__file__).parent
+    asks = re.compile("cpu_count|sched_getaffinity|ContextVar|local_device_count")
+    found = [
+      str(path.relative_to(root))
+      for folder in ("core", "algorithms", "learners", "models", "nn", "perturbations")
+      for path in sorted((root / folder).rglob("*.py"))
+      if asks.search(path.read_text())
+    ]
+    self.assertEqual(found, [])
 
 
 if __name__ == "__main__":
