@@ -68,7 +68,7 @@ RUNS = {
   "several ways": f"{_IMAGES} --train_way=3,5 --train_shot=1,2 --eval_way=3,4,5",
   "several seeds": f"{_IMAGES} --num_seeds=2 --model=conv4_strided",
   "noise and distortion": (
-    f"{_IMAGES} --support_label_noise=0.2 --query_label_noise=0.1 --rotation=-20,20 "
+    f"{_IMAGES} --support_label_noise=0.2 --query_label_noise=0.2 --rotation=-20,20 "
     "--scale=0.8,1.2 --eval_support_label_noise=0,0.4 --eval_rotation=0,40"
   ),
   "sines": f"{_SINES} --num_inner_steps=2 --num_eval_inner_steps=3",
