@@ -137,7 +137,7 @@ def load(
     path: a run directory, or a directory with `config.json` and `model.safetensors`.
     step: of a run, the parameters of this meta-step, if a checkpoint of it was kept;
       None for the best validated ones, as it was tested.
-    execution: how a few-shot learner is computed; `Execution()` if None.
+    execution: how it is computed; `Execution()` if None.
 
   Returns:
     The learner, ready to adapt, or the ordinary classifier, ready to predict.
@@ -175,7 +175,7 @@ def _filled(
 ) -> Learner | Classifier:
   learner: Learner | Classifier
   if isinstance(description, ClassifierDescription):
-    learner = build_classifier(description)
+    learner = build_classifier(description, execution=execution or Execution())
   else:
     learner = build(description, execution=execution)
   return learner.replace(_leaf_archive.fill(learner.params, arrays, path))

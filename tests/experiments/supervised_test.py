@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import tempfile
 
 import jax
@@ -28,6 +29,37 @@ SMALL = (
   "--hessian_examples=16",
   "--hessian_steps=2",
 )
+OWN = """
+import dataclasses
+
+from flax import linen as nn
+
+from jsharp.models import ClassifierNetwork
+from jsharp.options import option
+from jsharp.perturbations import SharpLink, sam
+
+
+class Linear(nn.Module):
+  num_outputs: int
+
+  @nn.compact
+  def __call__(self, inputs, train):
+    return nn.Dense(self.num_outputs)(inputs.reshape(len(inputs), -1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearOptions(ClassifierNetwork):
+  def module(self, num_outputs, *, convolution="auto"):
+    return Linear(num_outputs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShareOfSAM(SharpLink):
+  share: float = option(0.5, "Of the radius.")
+
+  def link(self):
+    return sam(self.share * self.rho, p=self.p)
+"""
 THREE = ("--num_characters=3",)
 TINY = (*SMALL, *THREE)
 
@@ -168,6 +200,25 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual(
       result["protocol"]["checkpoint"]["chosen by"], "nothing: the last one"
     )
+
+  def test_a_network_and_a_variant_of_ones_own(self):
+    (self.run_dir / "own_parts.py").write_text(OWN)
+    sys.path.insert(0, str(self.run_dir))
+    self.addCleanup(sys.path.remove, str(self.run_dir))
+    self.addCleanup(sys.modules.pop, "own_parts", None)
+    own = ("--model=own_parts:LinearOptions", "--algorithm=own_parts:ShareOfSAM")
+    arguments = (*TINY, *own, "--share=0.25", "--sam_every=3")
+    code, _, err = run(self.run_dir / "a", *arguments)
+    self.assertEqual(code, 0, err)
+    result = json.loads((self.run_dir / "a" / "result.json").read_text())
+    self.assertEqual(result["protocol"]["algorithm"]["share"], 0.25)
+    self.assertEqual((result["num_steps"], result["num_gradients"]), (3, 4))
+    self.assertEqual(result["protocol"]["model"]["num_parameters"], 3 * 64 + 3)
+    classifier = jsharp.load(self.run_dir / "a")
+    self.assertEqual(classifier.description.network.name, "own_parts:LinearOptions")
+    code, _, err = run(self.run_dir / "a", *arguments, "--share=0.5")
+    self.assertEqual(code, 2)
+    self.assertRegex(err, r"share: 0\.25 there, 0\.5 now")
 
   def test_folders_of_images(self):
     root = fixtures.temporary_dir(self)
