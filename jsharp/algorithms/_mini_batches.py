@@ -18,7 +18,7 @@ from jsharp.core.execution import Execution
 from jsharp.types import Batch, LossFn, Mask, Metrics, Params
 
 
-def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarray:
+def mini_batches(num_examples: int, *, size: int, num_batches: int) -> Any:
   """Which rows of a support set each inner step sees.
 
   Samplers give classes one after another (`jsharp.data.episodes`), so a run of rows
@@ -35,7 +35,9 @@ def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarra
     num_batches: the number of batches.
 
   Returns:
-    `[num_batches, size]` int32 rows; each pass over the set takes every row once.
+    `[num_batches, size]` int32 rows; each pass over the set takes every row once. A
+    NumPy array, so that rows are constants in a trace, or one of JAX if `num_examples`
+    is a symbolic dimension of `jax.export`.
 
   Raises:
     ValueError: if a number is below 1, or `size` above `num_examples`.
@@ -45,15 +47,19 @@ def mini_batches(num_examples: int, *, size: int, num_batches: int) -> np.ndarra
     [[0, 3], [1, 4], [2, 5], [0, 3]]
   """
   check_count("num_batches", num_batches)
-  if check_count("size", size) > check_count("num_examples", num_examples):
+  if isinstance(num_examples, int):
+    check_count("num_examples", num_examples)
+  if check_count("size", size) > num_examples:
     raise ValueError(
       f"size={size} is more than num_examples={num_examples}; pass at most "
       f"{num_examples}"
     )
+  numpy: Any = np if isinstance(num_examples, int) else jnp
   stride = -(-num_examples // size)
-  rows = np.arange(num_examples, dtype=np.int32)
-  order = rows[np.argsort(rows % stride, kind="stable")]
-  return np.resize(order, (num_batches, size))
+  rows = numpy.arange(num_examples, dtype=np.int32)
+  order = numpy.argsort(rows % stride, stable=True)
+  turns = numpy.arange(num_batches * size) % num_examples
+  return order[turns].astype(np.int32).reshape(num_batches, size)
 
 
 def mini_batch_loop(
@@ -110,7 +116,7 @@ def mini_batch_loop(
     def loss_at(i: Any, adapted: Params) -> tuple[jax.Array, Metrics]:
       batch = support
       if rows is not None:
-        # NumPy's rows are constants while `i` is one.
+        # The row is a constant where `rows` and `i` are.
         chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
         batch = jax.tree.map(lambda x: x[chosen], support)
       return loss_fn(join(adapted, others), batch)

@@ -134,6 +134,14 @@ class Algorithm(Options):
       "method phases, as those in jsharp/algorithms have"
     )
 
+  def fewest_support(self, way: int) -> int:
+    """The fewest support examples of a task that it adapts to at test.
+
+    Args:
+      way: classes of the task; 1 for a regression.
+    """
+    return way
+
   def without_derivative(self) -> str | None:
     """Why the loss after adaptation has no derivative to measure; None if it has."""
     return None

@@ -258,6 +258,9 @@ class Reptile(InnerLoop):
     cost = self.num_inner_steps * gradients * batch
     return constant_cost(cost, sharpness.loops(self)[1])
 
+  def fewest_support(self, way: int) -> int:
+    return max(way, self.eval_inner_batch_size or self.inner_batch_size or 1)
+
   def adapts_norm(self) -> bool:
     return True
 

@@ -210,22 +210,37 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
     Array([[0.5]], dtype=float32)
   """
   n, dim = features.shape
+  penalty = jnp.asarray(penalty, features.dtype)
+  if not isinstance(n, int):
+    # A symbolic dimension of `jax.export`: the side is chosen when the program runs.
+    return jax.lax.cond(
+      jnp.asarray(n) <= dim, _by_examples, _by_entries, features, targets, penalty
+    )
   if min(n, dim) > _MAX_SIDE:
     raise ValueError(
       f"ridge regression on {n} support examples of dim {dim} needs a dense system of "
       f"{min(n, dim)} rows, more than {_MAX_SIDE}; use fewer support examples or a "
       "smaller embedding"
     )
-  transposed = features.T
-  left, right = (features, transposed) if n <= dim else (transposed, features)
+  return (_by_examples if n <= dim else _by_entries)(features, targets, penalty)
+
+
+def _by_examples(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
+  """`ridge_weights` by a system of as many rows as there are examples."""
+  dual = _solve(features, features.T, penalty, targets)
+  return jnp.matmul(features.T, dual, precision="highest")
+
+
+def _by_entries(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
+  """`ridge_weights` by a system of as many rows as a feature vector has entries."""
+  projected = jnp.matmul(features.T, targets, precision="highest")
+  return _solve(features.T, features, penalty, projected)
+
+
+def _solve(left: jax.Array, right: jax.Array, penalty: Any, to: jax.Array) -> jax.Array:
   gram = jnp.matmul(left, right, precision="highest")
-  penalty = jnp.asarray(penalty, gram.dtype)
-  system = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
-  if n <= dim:
-    dual = jax.scipy.linalg.solve(system, targets, assume_a="pos")
-    return jnp.matmul(transposed, dual, precision="highest")
-  projected = jnp.matmul(transposed, targets, precision="highest")
-  return jax.scipy.linalg.solve(system, projected, assume_a="pos")
+  system = gram + penalty * jnp.eye(gram.shape[0], dtype=gram.dtype)
+  return jax.scipy.linalg.solve(system, to, assume_a="pos")
 
 
 def _with_ones(features: jax.Array) -> jax.Array:

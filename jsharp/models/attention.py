@@ -92,7 +92,7 @@ class AttentionLearner(nn.Module):
         f"{support.shape}. Flatten each example to one vector."
       )
     known = _known(support_targets, support, self.num_outputs)
-    unknown = jnp.zeros((len(query), known.shape[1]), query.dtype)
+    unknown = jnp.zeros((query.shape[0], known.shape[1]), query.dtype)
     token = dense(self.width, "token", support.dtype)
     support = token(jnp.concatenate([support, known], axis=1))
     query = token(jnp.concatenate([query, unknown], axis=1))
@@ -147,7 +147,7 @@ class _Attention(nn.Module):
     out = dense(width, "out", dtype)
 
     def heads(name, x):
-      return parts[name](x).reshape(len(x), *shape)
+      return parts[name](x).reshape(x.shape[0], *shape)
 
     def scores(asking, keys):
       return jnp.einsum("qhd,khd->hqk", asking, keys) / shape[1] ** 0.5
@@ -224,13 +224,13 @@ def _known(targets, support, num_outputs):
   ):
     raise ValueError(
       "AttentionLearner: support_targets must be integer labels [num_support] or "
-      f"float targets [num_support, ...] for {len(support)} support examples; got "
+      f"float targets [num_support, ...] for {support.shape[0]} support examples; got "
       f"{targets.dtype} {targets.shape}."
     )
   if integer:
     features = jax.nn.one_hot(targets, num_outputs, dtype=support.dtype)
   else:
-    features = targets.reshape(len(targets), -1).astype(support.dtype)
+    features = targets.reshape(targets.shape[0], -1).astype(support.dtype)
   return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
 
 

@@ -11,10 +11,13 @@ def num_chunks(n: int, size: int, limit: int) -> int:
   """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
 
   Args:
-    n: number of examples.
+    n: number of examples. One that is known only when the program runs (a symbolic
+      dimension of `jax.export`) is one chunk.
     size: of one example.
     limit: what stays in the cache.
   """
+  if not isinstance(n, int):
+    return 1
   fewest = min(n, -(-n * size // limit))
   return next(k for k in range(fewest, n + 1) if n % k == 0)
 

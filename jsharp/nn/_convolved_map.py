@@ -21,7 +21,9 @@ def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
   """Whether `moments_and_pool` is faster here than a convolution and then the rest.
 
   So it is on a CPU for large maps of few input channels, first layers: there the
-  convolution, which is computed anew for the derivative, costs less than memory.
+  convolution, which is computed anew for the derivative, costs less than memory. For a
+  number of examples that is not known yet (a symbolic dimension of `jax.export`) the
+  answer is no.
 
   Args:
     x: `[n, height, width, in_channels]`.
@@ -31,6 +33,8 @@ def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
     >>> is_worthwhile(jnp.ones([1, 4, 4, 3]), jnp.ones([3, 3, 3, 8]))
     False
   """
+  if not isinstance(x.shape[0], int):
+    return False
   large = x.size // x.shape[-1] * w.shape[-1] > _LARGE
   return large and x.shape[-1] < MANY_CHANNELS and jax.default_backend() == "cpu"
 

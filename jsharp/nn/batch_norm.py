@@ -68,7 +68,8 @@ class BatchNorm(nn.Module):
         `num_statistics` rows only, so that support examples can normalise the
         query examples behind them.
       kernel: if given, what is normalised is `jsharp.nn.conv2d(x, kernel)`, whose map
-        is not held whole where `pool` is set and that is faster.
+        is not held whole where `pool` is set and that is faster, unless `convolution`
+        is "direct".
 
     Returns:
       An array like `x`, or like the convolved one; pooled, with `pool`.
@@ -97,6 +98,7 @@ class BatchNorm(nn.Module):
       and pool
       and not given
       and num_statistics is None
+      and self.convolution != "direct"
       and _convolved_map.is_worthwhile(x, kernel)
     ):
       mean, variance, x = _convolved_map.moments_and_pool(

@@ -388,6 +388,17 @@ class MiniBatchesTest(parameterized.TestCase):
       self.assertBetween(counts.min(), 1, 2)
       self.assertBetween(counts.max(), 2, 3)
 
+  def test_of_a_number_that_is_known_when_the_program_runs(self):
+    (n,) = jax.export.symbolic_shape("n", constraints=["n >= 4"])
+    exported = jax.export.export(
+      jax.jit(lambda x: mini_batches(x.shape[0], size=4, num_batches=7))
+    )(jax.ShapeDtypeStruct((n,), jnp.float32))
+    for size in (4, 7, 12):
+      np.testing.assert_array_equal(
+        exported.call(np.zeros(size, np.float32)),
+        mini_batches(size, size=4, num_batches=7),
+      )
+
   @parameterized.parameters(2, 14)
   def test_the_inner_loop_takes_them_in_turn(self, steps):
     with jax.enable_x64(True):

@@ -86,6 +86,19 @@ class WeightsTest(parameterized.TestCase):
     gradient = jax.grad(lambda x: ridge_weights(x, twice[1], 1e-3).sum())(twice[0])
     self.assertTrue(np.isfinite(gradient).all())
 
+  def test_exported_for_any_number_of_examples(self):
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(jax.jit(ridge_weights))(
+      jax.ShapeDtypeStruct((n, 5), jnp.float32),
+      jax.ShapeDtypeStruct((n, WAY), jnp.float32),
+      jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    for size in (3, 5, 12):  # Below, at and above the size of a feature vector.
+      x, y = np.float32(random(size, 5)), np.float32(random(size, WAY, seed=1))
+      expected = least_squares(np.float64(x), np.float64(y), 0.3)
+      actual = exported.call(x, y, np.float32(0.3))
+      np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
   def test_a_large_system_is_refused_when_traced(self):
     def shapes(n, dim):
       return jax.eval_shape(

@@ -111,6 +111,22 @@ class ConvolutionTest(parameterized.TestCase):
         expected = jax.jit(jax.grad(of_order(order, reference), (0, 1)))(x, w)
         assert_near(actual, expected)
 
+  @parameterized.parameters(*_WITH_STRIDE, ("auto", 1))
+  def test_exported_for_any_number_of_examples(self, form, stride):
+    def gradient(conv):
+      return jax.jit(jax.grad(of_order(1, conv), (0, 1)))
+
+    conv = functools.partial(conv2d, stride=stride, convolution=form)
+    w = operands((5, 4), (3, 3), 9, np.float32)[1]
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(gradient(conv), platforms=["cpu", "cuda", "tpu"])(
+      jax.ShapeDtypeStruct((n, 5, 4, 9), jnp.float32), w
+    )
+    for size in (1, 3):
+      x = np.float32(np.random.default_rng(1).normal(size=(size, 5, 4, 9)))
+      expected = gradient(functools.partial(plain, stride=stride))(x, w)
+      assert_near(exported.call(x, w), expected, rtol=1e-4)
+
   @parameterized.parameters(*_WITH_STRIDE)
   def test_derivatives_against_finite_differences(self, form, stride):
     with jax.enable_x64(True):

@@ -117,6 +117,21 @@ class ConvolvedMapTest(parameterized.TestCase):
       expected = expected and jax.default_backend() == "cpu"
       self.assertEqual(_convolved_map.is_worthwhile(x, w), expected, shape)
 
+  def test_it_is_not_for_a_number_of_examples_that_is_not_known(self):
+    (n,) = jax.export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((n, 84, 84, 3), jnp.float32)
+    w = jax.ShapeDtypeStruct((3, 3, 3, 64), jnp.float32)
+    self.assertFalse(_convolved_map.is_worthwhile(x, w))
+
+  def test_a_direct_convolution_is_one(self):
+    x, w = jnp.ones([2, 8, 8, 1]), jnp.ones([3, 3, 1, 4])
+    with mock.patch.object(_convolved_map, "is_worthwhile", return_value=True):
+      for convolution, loops in (("direct", 0), ("auto", 1)):
+        layer = BatchNorm(pool=True, convolution=convolution)
+        variables = layer.init(jax.random.key(0), x, kernel=w)
+        jaxpr = jax.make_jaxpr(lambda x: layer.apply(variables, x, kernel=w))(x)  # noqa: B023
+        self.assertEqual(str(jaxpr).count("scan["), loops)
+
   def test_the_map_is_not_held(self):
     x, w = jnp.ones([75, 28, 28, 1]), jnp.ones([3, 3, 1, 64])
     layer = BatchNorm(pool=True)
