@@ -41,8 +41,8 @@ class Prediction(Options):
   role: ClassVar[Role] = Role.TESTING
 
   model: str = option(
-    help="The learner: a run directory, what jsharp.save wrote, or the name of one that "
-    "comes with jsharp."
+    help="The learner: a run directory, what jsharp.save wrote, or the name of one "
+    "that comes with jsharp."
   )
   support: str = option(
     help="Directory of the examples: one folder for each class, called after it, with "

@@ -9,7 +9,7 @@ from jsharp.learners._description import Description, check_parts
 from jsharp.learners._few_shot_classifier import FewShotClassifier
 from jsharp.learners._files import from_json, load, save, to_json
 from jsharp.learners._learner import Learner, build
-from jsharp.learners._shipped import models_available
+from jsharp.learners._shipped import evaluations_of, models_available
 
 __all__ = [
   "Classifier",
@@ -20,6 +20,7 @@ __all__ = [
   "build",
   "build_classifier",
   "check_parts",
+  "evaluations_of",
   "from_json",
   "load",
   "models_available",

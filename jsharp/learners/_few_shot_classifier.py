@@ -127,7 +127,12 @@ class FewShotClassifier:
     """
     pixels, named = self._examples(images, labels)
     classes = _sorted_classes(named)
-    self._check_way(classes)
+    if len(classes) < 2:
+      raise ValueError(
+        f"all examples are of the class {classes[0]!r}; give examples of at least 2 "
+        "classes"
+      )
+    self.learner.check_way(len(classes))
     number = {name: index for index, name in enumerate(classes)}
     targets = np.array([number[name] for name in named], np.int32)
     support = Batch(jnp.asarray(_floats(pixels)), jnp.asarray(targets))
@@ -289,21 +294,6 @@ class FewShotClassifier:
     if not named:
       raise ValueError("there are no images; give at least one example of each class")
     return pixels, list(named)
-
-  def _check_way(self, classes: Sequence[Hashable]) -> None:
-    about = self.learner.description
-    if len(classes) < 2:
-      raise ValueError(
-        f"all examples are of the class {classes[0]!r}; give examples of at least 2 "
-        "classes"
-      )
-    if len(classes) > about.num_outputs and not about.algorithm.any_way:
-      raise ValueError(
-        f"the examples have {len(classes)} classes, and the head of this "
-        f"{about.algorithm.name} has {about.num_outputs} outputs; give fewer classes, "
-        f"train with --way={len(classes)}, or take a learner of any number of classes "
-        "(protonet, ridge or proto_maml)"
-      )
 
   def _after_fit(self) -> _Fitted:
     if self._fitted is None:

@@ -115,6 +115,26 @@ class Learner:
     """
     return FewShotClassifier(self, policy, num_steps)
 
+  def check_way(self, way: int) -> None:
+    """Refuses more classes than the learner's head can tell apart.
+
+    Args:
+      way: classes of a task.
+
+    Raises:
+      ValueError: naming the learners that take any number.
+
+    Example:
+      See `build`.
+    """
+    about = self.description
+    if way > about.num_outputs and not about.algorithm.any_way:
+      raise ValueError(
+        f"a task of {way} classes, and the head of this {about.algorithm.name} has "
+        f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
+        "take a learner of any number of classes (protonet, ridge or proto_maml)"
+      )
+
   @property
   def num_eval_steps(self) -> int | None:
     """Inner steps at test; None for an algorithm without any."""

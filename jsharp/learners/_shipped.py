@@ -39,3 +39,23 @@ def directory_of(name: str | os.PathLike[str]) -> pathlib.Path:
   if not path.exists() and str(name) in models_available():
     return _ROOT / str(name)
   return path
+
+
+def evaluations_of(name: str | os.PathLike[str]) -> pathlib.Path:
+  """Where evaluations of a learner are written: beside it, if it is the user's own.
+
+  Args:
+    name: as `directory_of` takes it.
+
+  Returns:
+    The directory, which need not exist; for a learner that comes with jsharp it lies in
+    the current directory.
+
+  Example:
+    >>> evaluations_of("runs/mine").as_posix()
+    'runs/mine/evaluations'
+  """
+  path = directory_of(name)
+  if path.parent == _ROOT:
+    return pathlib.Path("evaluations", path.name)
+  return path / "evaluations"
