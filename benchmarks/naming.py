@@ -96,7 +96,8 @@ def main(argv: list[str]) -> None:
     named[name] = learner.classifier()
   print(
     f"{len(paths)} photographs of {len(classes)} classes; Python "
-    f"{platform.python_version()}, jax {jax.__version__}, {jax.devices()[0].device_kind}"
+    f"{platform.python_version()}, jax {jax.__version__}, "
+    f"{jax.devices()[0].device_kind}"
   )
   rng = np.random.default_rng(_SEED.value)
   right: dict[str, list[np.ndarray]] = {name: [] for name in named}

@@ -335,7 +335,7 @@ def _dataset(
   subject: Subject, given: Given, parts: Mapping[str, Any]
 ) -> "tuple[Dataset, dict[str, Any], ImageSource]":
   """The images, in the learner's shape, and what is to be known of them."""
-  from jsharp.data import fit_to
+  from jsharp.data.fitting import fit_to
 
   place: Place = parts["place"]
   source = parts["data"] or subject.data
@@ -345,7 +345,7 @@ def _dataset(
     )
   own = parts["data"] is None
   data_dir = place.data_dir or (subject.data_dir if own else None)
-  dataset = source.load(data_dir, only=place.split)[place.split]
+  dataset = source.load(data_dir)[place.split]
   about = {
     "name": source.name,
     "folder": _folder(source, data_dir),
@@ -353,7 +353,9 @@ def _dataset(
     "classes": dataset.num_classes,
     "fingerprint": dataset.fingerprint(),
   }
-  dataset, changes = fit_to(dataset, subject.learner.description.looks, source)
+  dataset, changes = fit_to(
+    dataset, subject.learner.description.looks, light_ink=source.light_ink
+  )
   if changes:
     about["images"] = changes
   return dataset, about, source
