@@ -18,7 +18,7 @@ assert match, "jsharp/_version.py must define __version__"
 setup(
   version=match.group(1),
   packages=find_packages(include=["jsharp", "jsharp.*"]),
-  package_data={"jsharp": ["py.typed"]},
+  package_data={"jsharp": ["py.typed", "shipped/*/*"]},
   install_requires=requirements,
   extras_require={
     "test": ["pytest>=8.2", "pytest-xdist>=3.6"],
