@@ -10,14 +10,16 @@ from jax import lax
 def num_chunks(n: int, size: int, limit: int) -> int:
   """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
 
+  Of a number that is known only when the program runs, a symbolic dimension of
+  `jax.export`, it need not be a divisor: `split` then fills the last chunk with zeros.
+
   Args:
-    n: number of examples. One that is known only when the program runs (a symbolic
-      dimension of `jax.export`) is one chunk.
+    n: number of examples.
     size: of one example.
     limit: what stays in the cache.
   """
   if not isinstance(n, int):
-    return 1
+    return n if size >= limit else -(-n * size // limit)
   fewest = min(n, -(-n * size // limit))
   return next(k for k in range(fewest, n + 1) if n % k == 0)
 
@@ -41,10 +43,15 @@ def sum_of_chunks(
 
 
 def split(x: jax.Array, chunks: int) -> jax.Array:
-  """`[n, ...]` as `[chunks, n / chunks, ...]`."""
-  return x.reshape(chunks, -1, *x.shape[1:])
+  """`[n, ...]` as `[chunks, n / chunks, ...]`, the last chunk filled with zeros."""
+  n, *rest = x.shape
+  size = -(-n // chunks)
+  if not isinstance(n, int):
+    x = jnp.pad(x, ((0, chunks * size - n), *((0, 0) for _ in rest)))
+  return x.reshape(chunks, size, *rest)
 
 
-def merge(x: jax.Array) -> jax.Array:
-  """`[chunks, n, ...]` as `[chunks * n, ...]`."""
-  return x.reshape(-1, *x.shape[2:])
+def merge(x: jax.Array, n: int) -> jax.Array:
+  """`[chunks, size, ...]` as `[n, ...]`, what `split` took apart."""
+  x = x.reshape(-1, *x.shape[2:])
+  return x if isinstance(n, int) else x[:n]

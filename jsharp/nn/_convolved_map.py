@@ -89,4 +89,4 @@ def moments_and_pool(
   mean, square, pooled = lax.map(again, chunks)
   pixels = n * size[0] * size[1]
   statistics = moments_of_sums(near, mean.sum(0) / pixels, square.sum(0) / pixels)
-  return *statistics, merge(pooled)
+  return *statistics, merge(pooled, n)

@@ -87,7 +87,7 @@ def forward(x: jax.Array, w: jax.Array) -> jax.Array:
   chunks = num_chunks(x.shape[0], entries, _CHUNK_ENTRIES)
   if chunks == 1:
     return whole(x)
-  return merge(lax.map(whole, split(x, chunks)))
+  return merge(lax.map(whole, split(x, chunks)), x.shape[0])
 
 
 def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:

@@ -111,18 +111,29 @@ class ConvolutionTest(parameterized.TestCase):
         expected = jax.jit(jax.grad(of_order(order, reference), (0, 1)))(x, w)
         assert_near(actual, expected)
 
-  @parameterized.parameters(*_WITH_STRIDE, ("auto", 1))
-  def test_exported_for_any_number_of_examples(self, form, stride):
-    def gradient(conv):
-      return jax.jit(jax.grad(of_order(1, conv), (0, 1)))
-
+  @parameterized.parameters(
+    *((*case, 2.5) for case in (*_WITH_STRIDE, ("auto", 1))),
+    ("direct", 1, 0.5),
+  )
+  def test_exported_for_any_number_of_examples(self, form, stride, per_chunk):
     conv = functools.partial(conv2d, stride=stride, convolution=form)
     w = operands((5, 4), (3, 3), 9, np.float32)[1]
+
+    def gradient(conv):
+      return jax.jit(jax.grad(of_order(0, conv), (0, 1)))
+
     (n,) = jax.export.symbolic_shape("n")
+    pixels = 5 * 4 // stride**2
+    for module, name, one in (
+      (_conv_forms, "_CHUNK_PIXELS", pixels),
+      (_conv_forms, "_CHUNK_ENTRIES", 5 * 6 * (3 * 9 + 3 * w.shape[-1])),
+      (_winograd, "_CHUNK_ENTRIES", 36 * 2 * 9),
+    ):
+      self.enter_context(mock.patch.object(module, name, int(per_chunk * one)))
     exported = jax.export.export(gradient(conv), platforms=["cpu", "cuda", "tpu"])(
       jax.ShapeDtypeStruct((n, 5, 4, 9), jnp.float32), w
     )
-    for size in (1, 3):
+    for size in (1, 5):
       x = np.float32(np.random.default_rng(1).normal(size=(size, 5, 4, 9)))
       expected = gradient(functools.partial(plain, stride=stride))(x, w)
       assert_near(exported.call(x, w), expected, rtol=1e-4)
