@@ -1,7 +1,8 @@
 """Ordinary classifiers: what they are, and how to use them on images."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -127,6 +128,40 @@ class Classifier:
       f"{self.description.network.name} was trained as an ordinary classifier of "
       f"{len(self.description.class_names)} classes and cannot adapt to a support set; "
       "call predict(None, images), or load a few-shot learner"
+    )
+
+  def export(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    num_images: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  ) -> None:
+    """Writes `images -> probabilities` as a program that runs with JAX alone.
+
+    Args:
+      path: the file of the program, in a directory that exists. `PATH.json` beside it
+        says what goes in and comes out.
+      num_images: the only number of images, for a consumer that needs fixed shapes; any
+        number if None.
+      platforms: what it can run on.
+
+    Raises:
+      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
+      OSError: if a file cannot be written.
+
+    Example:
+      See `jsharp.learners.Learner.export`.
+    """
+    from jsharp.learners import _export
+
+    _export.export_classifier(
+      build_classifier(self.description, execution=_export.EXECUTION).replace(
+        self.params
+      ),
+      path,
+      num_images=num_images,
+      platforms=platforms,
     )
 
   def replace(self, params: Variables) -> "Classifier":

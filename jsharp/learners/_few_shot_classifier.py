@@ -314,6 +314,31 @@ class FewShotClassifier:
     return self._programs[way]
 
 
+def outputs_under(
+  learner: "Learner", way: int, policy: Policy
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+  """A learner's outputs under a policy, as a pure function.
+
+  Args:
+    learner: whose network predicts.
+    way: the number of classes.
+    policy: see `FewShotClassifier`.
+
+  Returns:
+    `outputs(adapted, support, inputs) -> [n, way]` logits, or numbers of a regression.
+  """
+  about, apply_fn = learner.description, learner.apply_fn(way)
+  depends_on_batch = (
+    about.network.has_norm and not about.algorithm.uses_running_statistics()
+  )
+  # Without a layer that looks at the batch, the two policies are one.
+  inductive = policy == "inductive" and depends_on_batch
+  predict = (support_statistics if inductive else transductive)(apply_fn)
+  return lambda adapted, support, inputs: predict(
+    adapted, Task(support, Batch(inputs, None))
+  )
+
+
 def probabilities(
   learner: "Learner", way: int, policy: Policy
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
@@ -327,17 +352,10 @@ def probabilities(
   Returns:
     `predict(adapted, support, images) -> [n, way]` probabilities.
   """
-  about, apply_fn = learner.description, learner.apply_fn(way)
-  depends_on_batch = (
-    about.network.has_norm and not about.algorithm.uses_running_statistics()
-  )
-  # Without a layer that looks at the batch, the two policies are one.
-  inductive = policy == "inductive" and depends_on_batch
-  outputs = (support_statistics if inductive else transductive)(apply_fn)
+  outputs = outputs_under(learner, way, policy)
 
   def predict(adapted: Any, support: Batch, images: jax.Array) -> jax.Array:
-    logits = outputs(adapted, Task(support, Batch(images, None)))
-    return jax.nn.softmax(logits.astype(jnp.float32))
+    return jax.nn.softmax(outputs(adapted, support, images).astype(jnp.float32))
 
   return predict
 

@@ -1,6 +1,8 @@
 """A learner: an algorithm on a network, with the parameters that it has learned."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,6 +116,78 @@ class Learner:
       See `FewShotClassifier`.
     """
     return FewShotClassifier(self, policy, num_steps)
+
+  def export(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    way: int | None = None,
+    policy: Policy = "inductive",
+    num_steps: int | None = None,
+    num_support: int | None = None,
+    num_images: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  ) -> None:
+    """Writes *adapt and predict* as one program that runs with JAX alone.
+
+    The program is `(support images, support labels, images) -> probabilities`, with the
+    learner's parameters inside, for any number of either images. Where jsharp is not
+    installed, `jax.export.deserialize(open(path, "rb").read()).call(...)` runs it.
+
+    Its arguments are float32 `[num_support, height, width, channels]` in [0, 1], int32
+    `[num_support]` in `[0, way)`, and float32 `[num_images, height, width, channels]`;
+    its result is float32 `[num_images, way]`. A regression takes float32 targets
+    `[num_support, num_outputs]` and returns `[num_images, num_outputs]`.
+
+    `PATH.json` beside it says what goes in and comes out: shapes, classes, policy, how
+    pictures are made into images, the learner's description, versions. JAX reads a
+    program for at least six months after it was written.
+
+    Args:
+      path: the file of the program, in a directory that exists.
+      way: classes of a task; all outputs if None.
+      policy: "inductive", each image normalised by the support set; or "transductive",
+        all images of one call as one normalisation batch.
+      num_steps: inner steps; None for the learner's own number.
+      num_support: the only number of support examples, for a consumer that needs fixed
+        shapes; any number from one example per class on if None.
+      num_images: likewise.
+      platforms: what it can run on.
+
+    Raises:
+      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
+      ValueError: if an argument is out of range, or the learner has an operation that
+        cannot be exported; the message says which.
+      OSError: if a file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from jax import export
+      >>> from jsharp.algorithms.protonet import ProtoNet
+      >>> from jsharp.models.mlp import MLPOptions
+      >>> learner = build(Description(
+      ...   algorithm=ProtoNet(), network=MLPOptions(), num_outputs=2,
+      ...   input_shape=(4, 4, 1)))
+      >>> black, white = jnp.zeros((1, 4, 4, 1)), jnp.ones((3, 4, 4, 1))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...   learner.export(f"{directory}/learner.jax")
+      ...   program = export.deserialize(open(f"{directory}/learner.jax", "rb").read())
+      >>> support, labels = jnp.concatenate([black, white]), jnp.array([0, 1, 1, 1])
+      >>> program.call(support, labels, white).argmax(axis=1).tolist()
+      [1, 1, 1]
+    """
+    from jsharp.learners import _export
+
+    _export.export_learner(
+      build(self.description, execution=_export.EXECUTION).replace(self.params),
+      path,
+      way=way,
+      policy=policy,
+      num_steps=num_steps,
+      num_support=num_support,
+      num_images=num_images,
+      platforms=platforms,
+    )
 
   def check_way(self, way: int) -> None:
     """Refuses more classes than the learner's head can tell apart.

@@ -1,0 +1,234 @@
+"""Learners as programs that JAX runs by itself, without jsharp.
+
+`jax.export` writes a traced function, its constants among them, as StableHLO in a file.
+Nothing in it may depend on a platform or on the number of examples: `EXECUTION` decides
+nothing by size, and the sizes are symbolic unless they are fixed.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp import options
+from jsharp._checks import check_choice, check_count
+from jsharp._files import write_atomically, write_json
+from jsharp._version import __version__
+from jsharp.core.execution import Execution
+from jsharp.learners._few_shot_classifier import Policy, outputs_under
+from jsharp.types import Batch
+
+if TYPE_CHECKING:
+  from jsharp.learners._classifier import Classifier
+  from jsharp.learners._learner import Learner
+
+EXECUTION = Execution(convolution="direct")
+"""Same operations on every platform and for every number of examples."""
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+FORMAT = 1
+"""Version of the JSON file beside a program."""
+
+
+def export_learner(
+  learner: "Learner",
+  path: str | os.PathLike[str],
+  *,
+  way: int | None,
+  policy: Policy,
+  num_steps: int | None,
+  num_support: int | None,
+  num_images: int | None,
+  platforms: Sequence[str],
+) -> None:
+  """Writes adaptation and prediction as one program; see `Learner.export`.
+
+  Args:
+    learner: what is exported, built with `EXECUTION`.
+    path: see `Learner.export`, as the others.
+    way: see there.
+    policy: see there.
+    num_steps: see there.
+    num_support: see there.
+    num_images: see there.
+    platforms: see there.
+  """
+  about = learner.description
+  check_choice("policy", policy, get_args(Policy))
+  is_regression = about.problem == "regression"
+  if is_regression and way is not None:
+    raise ValueError(f"way={way}: the learner solves a regression; leave it out")
+  way = check_count(
+    "way", about.num_outputs if way is None else way, minimum=1 if is_regression else 2
+  )
+  adapt_options = {}
+  if num_steps is not None:
+    if learner.num_eval_steps is None:
+      raise ValueError(
+        f"num_steps={num_steps}: {about.algorithm.name} takes no inner steps; leave it "
+        "out"
+      )
+    adapt_options["num_steps"] = check_count("num_steps", num_steps, minimum=0)
+  if not is_regression:
+    learner.check_way(way)
+  fewest = about.algorithm.fewest_support(1 if is_regression else way)
+  if num_support is not None:
+    check_count("num_support", num_support, minimum=fewest)
+  learner = learner.replace(_constants(learner.params))
+  outputs = outputs_under(learner, way, policy)
+
+  def adapt_and_predict(
+    support: jax.Array, targets: jax.Array, inputs: jax.Array
+  ) -> jax.Array:
+    batch = Batch(support, targets)
+    found = outputs(
+      learner.adapt(batch, way=way, **adapt_options), batch, inputs
+    ).astype(jnp.float32)
+    return found if is_regression else jax.nn.softmax(found)
+
+  s = _size("support", num_support, fewest)
+  n = _size("images", num_images, 1)
+  image = ("float32", about.input_shape)
+  targets = ("float32", (way,)) if is_regression else ("int32", ())
+  _write(
+    adapt_and_predict,
+    {"support": (s, *image), "targets": (s, *targets), "images": (n, *image)},
+    path,
+    platforms=platforms,
+    what=f"{about.algorithm.name} on {about.network.name}",
+    facts={
+      "outputs": "numbers" if is_regression else "probabilities",
+      "policy": policy,
+      "way": way,
+      "num_support": num_support,
+      "fewest_support": fewest,
+      "num_images": num_images,
+      **_looks(about),
+      "learner": options.to_json(about),
+    },
+  )
+
+
+def export_classifier(
+  classifier: "Classifier",
+  path: str | os.PathLike[str],
+  *,
+  num_images: int | None,
+  platforms: Sequence[str],
+) -> None:
+  """Writes an ordinary classifier as a program; see `Classifier.export`."""
+  about, params = classifier.description, _constants(classifier.params)
+
+  def predict(images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(classifier.logits(params, images))
+
+  n = _size("images", num_images, 1)
+  _write(
+    predict,
+    {"images": (n, "float32", about.input_shape)},
+    path,
+    platforms=platforms,
+    what=about.network.label,
+    facts={
+      "outputs": "probabilities",
+      "class_names": list(about.class_names),
+      "num_images": num_images,
+      "classifier": options.to_json(about),
+    },
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+  """A number of examples: fixed, or symbolic."""
+
+  name: str
+  fixed: int | None
+  fewest: int
+
+
+def _size(name: str, fixed: int | None, fewest: int) -> _Size:
+  return _Size(
+    name, fixed if fixed is None else check_count(f"num_{name}", fixed), fewest
+  )
+
+
+def _constants(params: Any) -> Any:
+  """The parameters, wherever they are, as constants of a trace."""
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)
+
+
+def _looks(about: Any) -> dict[str, Any]:
+  """What pictures are made into, for learners of images."""
+  if len(about.input_shape) != 3:
+    return {}
+  return {"looks": dataclasses.asdict(about.looks)}
+
+
+def _write(
+  function: Callable[..., jax.Array],
+  arguments: Mapping[str, tuple[_Size, str, tuple[int, ...]]],
+  path: str | os.PathLike[str],
+  *,
+  platforms: Sequence[str],
+  what: str,
+  facts: Mapping[str, Any],
+) -> None:
+  """Exports a function, and writes the program and the JSON file beside it."""
+  if importlib.util.find_spec("flatbuffers") is None:
+    raise ModuleNotFoundError(
+      "JAX needs flatbuffers to write a program; install it: pip install flatbuffers"
+    )
+  from jax import export
+
+  free = {s for s, _, _ in arguments.values() if s.fixed is None}
+  sizes: dict[str, Any] = {s.name: s.fixed for s, _, _ in arguments.values()}
+  if free:
+    names = sorted(size.name for size in free)
+    symbols = export.symbolic_shape(
+      ",".join(names),
+      constraints=[f"{size.name} >= {size.fewest}" for size in free if size.fewest > 1],
+    )
+    sizes.update(zip(names, symbols, strict=True))
+  shapes = {
+    name: jax.ShapeDtypeStruct((sizes[size.name], *rest), dtype)
+    for name, (size, dtype, rest) in arguments.items()
+  }
+  try:
+    exported = export.export(jax.jit(function), platforms=tuple(platforms))(
+      *shapes.values()
+    )
+  except Exception as error:
+    if not free:
+      raise
+    fix = ", ".join(f"num_{name}=" for name in names)
+    raise ValueError(
+      f"{what} cannot be exported for any number of {' and '.join(names)}: {error}\n"
+      f"Where the reason is a size that is not known, fix it: pass {fix}"
+    ) from error
+  program = bytes(exported.serialize())
+  write_atomically(path, program)
+  write_json(
+    pathlib.Path(f"{os.fspath(path)}.json"),
+    {
+      "program_format": FORMAT,
+      "jsharp": __version__,
+      "jax": jax.__version__,
+      "calling_convention": exported.calling_convention_version,
+      "platforms": list(exported.platforms),
+      "sha256": hashlib.sha256(program).hexdigest(),
+      "arguments": {
+        name: f"{shape.dtype}[{', '.join(map(str, shape.shape))}]"
+        for name, shape in shapes.items()
+      },
+      **facts,
+    },
+  )
