@@ -279,11 +279,12 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     },
     "tasks": {"eval_tasks": measuring.eval_tasks, "eval_seed": measuring.eval_seed},
   }
+  given_steps = measuring.num_eval_inner_steps
+  own_steps = subject.learner.num_eval_steps
   how = {
     "policy": measuring.policy,
-    "num_eval_inner_steps": measuring.num_eval_inner_steps
-    if measuring.num_eval_inner_steps is not None
-    else subject.learner.num_eval_steps,
+    "num_eval_inner_steps": own_steps if given_steps is None else given_steps,
+    "given": given_steps,
   }
   models: Models = parts["models"]
   name = models.name or _called(source, about, kind.shape, protocol, how, models.step)
@@ -410,7 +411,7 @@ def _called(
   words += [f"{shape['way']}way", f"{shape['shot']}shot", how["policy"]]
   if step is not None:
     words.append(f"step{step}")
-  text = json.dumps(_plain([protocol, how["policy"], how]), sort_keys=True)
+  text = json.dumps(_plain([protocol, how["policy"], how["given"]]), sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:6]
   return "-".join([*words, digest]).replace(":", "-").replace("/", "-")
 
@@ -453,7 +454,7 @@ def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:
       "learner": {"name": record["model"], "algorithm": record["algorithm"]},
       "task": protocol["task"],
       "data": protocol["data"],
-      "measured": record["measured"],
+      "measured": {**record["measured"], "given": None},
     },
   }
 
@@ -497,7 +498,12 @@ def _column(record: Mapping[str, Any]) -> str:
   text = json.dumps([{**data, "images": None}, task, protocol["tasks"]], sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:4]
   where = data["folder"] or data["name"]
-  return f"{where} {task['way']}-way {task['shot']}-shot {policy} ({digest})"
+  words = [where, f"{task['way']}-way {task['shot']}-shot", policy]
+  if (given := record["measured"]["given"]) is not None:
+    words.append(f"{given} steps")
+  if (step := record["learner"]["step"]) is not None:
+    words.append(f"at step {step}")
+  return f"{' '.join(words)} ({digest})"
 
 
 def _figure(record: Mapping[str, Any]) -> str:
