@@ -55,7 +55,7 @@ class Models(Options):
     "kept. Default: the best validated ones.",
     check=at_least(0),
   )
-  name: str | None = option(
+  eval_name: str | None = option(
     None, "What the evaluation is called. Default: after its data and its tasks."
   )
   table: bool = option(
@@ -236,15 +236,16 @@ def _subject(name: str, step: int | None) -> Subject:
   for path, array in _leaf_archive.named_leaves(learner.params).items():
     digest.update(path.encode() + array.tobytes())
   run = description_of(name)
-  known = isinstance(run, FewShotRun)
   return Subject(
     name=name,
     learner=learner,
     home=evaluations_of(name),
     digest=digest.hexdigest()[:16],
-    tasks=run.tasks if known else None,
-    data=(run.test_data or run.data) if known else learner.description.source,
-    data_dir=_data_dir(run) if known else None,
+    tasks=run.tasks if isinstance(run, FewShotRun) else None,
+    data=run.test_data or run.data
+    if isinstance(run, FewShotRun)
+    else learner.description.source,
+    data_dir=_data_dir(run) if isinstance(run, FewShotRun) else None,
   )
 
 
@@ -287,7 +288,9 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     "given": given_steps,
   }
   models: Models = parts["models"]
-  name = models.name or _called(source, about, kind.shape, protocol, how, models.step)
+  name = models.eval_name or _called(
+    source, about, kind.shape, protocol, how, models.step
+  )
   path = subject.home / f"{name}.json"
   asked = {
     "learner": {"digest": subject.digest, "step": models.step},
@@ -301,7 +304,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       print(protocol_card(_for_card(found)))
       return
     raise ValueError(
-      f"{path} is another evaluation; give this one another --name, or remove the file"
+      f"{path} is another evaluation; give this one another --eval_name, or remove the file"
     )
   say(f"evaluate: {subject.name} on {measuring.eval_tasks} tasks of {about['name']}")
   metrics = measure_learner(

@@ -55,7 +55,7 @@ class EvaluateTest(parameterized.TestCase):
 
   def test_it_is_the_evaluation_of_the_library(self):
     code, out, _ = self.call(
-      "--way=4", "--shot=2", "--query_shot=3", "--eval_tasks=5", "--name=wide"
+      "--way=4", "--shot=2", "--query_shot=3", "--eval_tasks=5", "--eval_name=wide"
     )
     self.assertEqual(code, 0)
     self.assertIn("wide.json", out)
@@ -73,7 +73,7 @@ class EvaluateTest(parameterized.TestCase):
 
   def test_the_learner_stays_as_it_is_and_nothing_is_measured_twice(self):
     before = (self.root / "protonet1" / "model.safetensors").read_bytes()
-    arguments = ("--way=2", "--eval_tasks=3", "--name=once")
+    arguments = ("--way=2", "--eval_tasks=3", "--eval_name=once")
     self.call(*arguments, model="protonet1")
     path = self.root / "protonet1" / "evaluations" / "once.json"
     written = path.stat().st_mtime_ns
@@ -81,9 +81,9 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual((code, path.stat().st_mtime_ns), (0, written))
     self.assertIn("has it already", err)
     self.assertIn("test accuracy", out)
-    code, _, err = self.call("--way=3", "--name=once", model="protonet1")
+    code, _, err = self.call("--way=3", "--eval_name=once", model="protonet1")
     self.assertEqual((code, path.stat().st_mtime_ns), (2, written))
-    self.assertIn("another --name", err)
+    self.assertIn("another --eval_name", err)
     model = self.root / "protonet1" / "model.safetensors"
     self.assertEqual(model.read_bytes(), before)
 
@@ -125,7 +125,7 @@ class EvaluateTest(parameterized.TestCase):
 
   def test_images_of_another_size_are_fitted_and_it_is_recorded(self):
     code, _, err = self.call(
-      "--dataset=characters", "--image_size=12", "--eval_tasks=2", "--name=larger"
+      "--dataset=characters", "--image_size=12", "--eval_tasks=2", "--eval_name=larger"
     )
     self.assertEqual(code, 0, err)
     data = self.record("protonet0", "larger")["protocol"]["data"]
