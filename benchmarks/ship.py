@@ -53,7 +53,8 @@ def card(learner: Learner, result: dict[str, Any], name: str, data: str) -> str:
     heads = f"Up to {about.num_outputs} classes."
   shown = {key: value for key, value in result.items() if "per_second" not in key}
   figures = protocol_card({**shown, "protocol": {"task": protocol["task"]}})
-  summary = f"""{(type(about.algorithm).__doc__ or "").strip()} Network: {about.network.name},
+  what = (type(about.algorithm).__doc__ or "").strip()
+  summary = f"""{what} Network: {about.network.name},
     {size:,} numbers. It sees {height}x{width} {colour} images. {heads}"""
   source = f"""{data}. Its splits have different classes: the learner had seen none of
     those that it was tested on."""
