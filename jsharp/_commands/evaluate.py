@@ -304,7 +304,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       print(protocol_card(_for_card(found)))
       return
     raise ValueError(
-      f"{path} is another evaluation; give this one another --eval_name, or remove that "
+      f"{path} is another evaluation; give this another --eval_name, or remove that "
       "file"
     )
   say(f"evaluate: {subject.name} on {measuring.eval_tasks} tasks of {about['name']}")
