@@ -20,7 +20,7 @@ demo = ["starlette>=1.0", "uvicorn>=0.40"]
 setup(
   version=match.group(1),
   packages=find_packages(include=["jsharp", "jsharp.*"]),
-  package_data={"jsharp": ["py.typed"]},
+  package_data={"jsharp": ["py.typed", "shipped/*/*"]},
   install_requires=requirements,
   extras_require={
     "test": ["pytest>=8.2", "pytest-xdist>=3.6", *demo],

@@ -94,6 +94,8 @@ class Algorithm(Options):
 
   Class attributes:
     classifies: whether it needs classes.
+    any_way: whether its head takes any number of classes, however many it was trained
+      with; otherwise it has a number of outputs.
     has_inner_gradient: whether SAM can perturb its inner steps.
     sharp: the loops that its name puts SAM into: "low", "up", "both" or "".
     own_defaults: options whose defaults it does not take from an experiment.
@@ -102,6 +104,7 @@ class Algorithm(Options):
 
   kind: ClassVar[str] = "algorithm"
   classifies: ClassVar[bool] = False
+  any_way: ClassVar[bool] = False
   has_inner_gradient: ClassVar[bool] = True
   sharp: ClassVar[str] = ""
   own_defaults: ClassVar[tuple[str, ...]] = ()

@@ -173,6 +173,7 @@ class ProtoNet(Algorithm):
 
   name: ClassVar[str] = "protonet"
   classifies: ClassVar[bool] = True
+  any_way: ClassVar[bool] = True
   has_inner_gradient: ClassVar[bool] = False
 
   def make(self, problem: Problem) -> Made:

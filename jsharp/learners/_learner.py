@@ -10,6 +10,7 @@ from jsharp import losses
 from jsharp.algorithms import Made, Problem
 from jsharp.core.execution import Execution
 from jsharp.learners._description import Description
+from jsharp.learners._few_shot_classifier import FewShotClassifier, Policy
 from jsharp.losses import Criterion
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 
@@ -92,6 +93,47 @@ class Learner:
     """
     self._check(inputs)
     return self.apply_fn(way)(adapted, inputs)
+
+  def classifier(
+    self, policy: Policy = "inductive", num_steps: int | None = None
+  ) -> FewShotClassifier:
+    """The learner as a classifier of pictures, with scikit-learn's methods.
+
+    Args:
+      policy: "inductive", each picture by itself; or "transductive", all pictures of
+        one call as one normalisation batch.
+      num_steps: inner steps on the examples; None for the learner's own number.
+
+    Returns:
+      A classifier that knows no classes yet: call its `fit`.
+
+    Raises:
+      ValueError: if the learner solves a regression, or an argument is wrong.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    return FewShotClassifier(self, policy, num_steps)
+
+  def check_way(self, way: int) -> None:
+    """Refuses more classes than the learner's head can tell apart.
+
+    Args:
+      way: classes of a task.
+
+    Raises:
+      ValueError: naming the learners that take any number.
+
+    Example:
+      See `build`.
+    """
+    about = self.description
+    if way > about.num_outputs and not about.algorithm.any_way:
+      raise ValueError(
+        f"a task of {way} classes, and the head of this {about.algorithm.name} has "
+        f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
+        "take a learner of any number of classes (protonet, ridge or proto_maml)"
+      )
 
   @property
   def num_eval_steps(self) -> int | None:
