@@ -20,8 +20,7 @@ from experiments._demo_drawing import RefusedError
 
 if TYPE_CHECKING:
   from jsharp.data.pictures import Looks
-
-  from jsharp.learners import FewShotClassifier, Learner
+  from jsharp.learners import FewShotClassifier
 
 MAX_CLASSES = 50
 MAX_EXAMPLES = 250
@@ -39,7 +38,7 @@ class Choice:
     about: its algorithm and its data, in words.
   """
 
-  def __init__(self, name: str, learner: Learner):
+  def __init__(self, name: str, learner: Any):
     """Takes a few-shot learner of images.
 
     Raises:
@@ -71,6 +70,11 @@ class Choice:
     self.about = f"{about.algorithm.name}, trained on {source}, {height}×{width} pixels"
     self._classifier: FewShotClassifier = learner.classifier()
     self._digest = ""
+
+  def rank(self) -> tuple[bool, bool, bool]:
+    """How well it suits a first visit: larger is better."""
+    is_drawn = self.takes == "drawings"
+    return is_drawn, self.max_classes == MAX_CLASSES, "omniglot" in self.about
 
   def for_page(self) -> dict[str, Any]:
     """What the page has to know, for JSON."""
@@ -132,8 +136,21 @@ class Recogniser:
     choices: the learners by name.
   """
 
-  def __init__(self, learners: Mapping[str, Learner]):
-    self.choices = {name: Choice(name, learner) for name, learner in learners.items()}
+  def __init__(self, learners: Mapping[str, Any], *, sort: bool = False):
+    """Takes learners by name.
+
+    Args:
+      learners: from `jsharp.load`, the one that the page begins with first.
+      sort: whether to put those that take drawings, any number of classes and real
+        handwriting first.
+
+    Raises:
+      ValueError: if one is no few-shot classifier of images.
+    """
+    choices = [Choice(name, learner) for name, learner in learners.items()]
+    if sort:
+      choices.sort(key=Choice.rank, reverse=True)
+    self.choices = {choice.name: choice for choice in choices}
 
   def answer(self, request: Any) -> dict[str, Any]:
     """Names the picture of a request.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl import flags
 
 from experiments import _program
-from experiments._flags import Group, Program, say
+from jsharp._flags import Group, Program, say
 from jsharp.options import Options, Role, between, option
 
 if TYPE_CHECKING:
@@ -128,37 +128,22 @@ def _recogniser(demo: Demo) -> Recogniser:
   from jsharp import training
 
   training.use_compilation_cache(demo.compilation_cache_dir)
-  learners = {name: jsharp.load(name) for name in demo.model or ()} or _shipped()
-  recogniser = Recogniser(learners)
-  first = next(iter(recogniser.choices))
-  say(f"demo: getting {first} ready")
-  recogniser.warm_up(first)
-  return recogniser
-
-
-def _shipped() -> dict[str, Any]:
-  """The learners that come with jsharp.
-
-  Raises:
-    ValueError: if there is none.
-  """
-  import jsharp
-
-  def rank(name: str) -> tuple[bool, bool]:
-    about = found[name].description
-    return (not about.algorithm.any_way, "omniglot" not in name)
-
-  found: dict[str, Any] = {
-    name: jsharp.load(name) for name in jsharp.models_available()
-  }
-  if not found:
+  names = demo.model or jsharp.models_available()
+  if not names:
     raise ValueError(
       "no trained learner comes with this jsharp; train one in minutes, without data:\n"
       "  python -m experiments.omniglot "
       "--flagfile=experiments/flagfiles/quickstart.txt --run_dir=runs/quickstart\n"
       "  python -m experiments.demo --model=runs/quickstart"
     )
-  return {name: found[name] for name in sorted(found, key=rank)}
+  # What compiles fastest: every new number of examples is a program of its own.
+  execution = jsharp.Execution(inner_steps="scanned", convolution="direct")
+  learners = {name: jsharp.load(name, execution=execution) for name in names}
+  recogniser = Recogniser(learners, sort=demo.model is None)
+  first = next(iter(recogniser.choices))
+  say(f"demo: getting {first} ready")
+  recogniser.warm_up(first)
+  return recogniser
 
 
 def server(recogniser: Recogniser) -> Any:

@@ -1,6 +1,7 @@
 """The demo without a browser: drawings as images, names, HTTP, the program."""
 
 import base64
+import dataclasses
 import http.client
 import io
 import json
@@ -28,6 +29,7 @@ from experiments._demo_recognition import Recogniser
 from jsharp import learners
 from jsharp.algorithms.maml import MAML
 from jsharp.data import characters
+from jsharp.data.omniglot import Omniglot
 from jsharp.models.mlp import SineNetwork
 from tests import demo_pages
 
@@ -268,6 +270,15 @@ class RecogniserTest(parameterized.TestCase):
   def test_other_requests_are_refused(self, request, message):
     with self.assertRaisesRegex(RefusedError, message):
       demo_pages.recogniser().answer(request)
+
+  def test_the_page_begins_with_handwriting_and_any_number_of_classes(self):
+    learners_ = {name: demo_pages.learner() for name in ("a", "b")}
+    learners_["photographs"] = demo_pages.learner(takes="photographs")
+    omniglot = dataclasses.replace(
+      learners_["a"], description=learners_["a"].description.replace(source=Omniglot())
+    )
+    found = Recogniser({**dict(reversed(learners_.items())), "c": omniglot}, sort=True)
+    self.assertEqual(list(found.choices), ["c", "b", "a", "photographs"])
 
   def test_other_learners_are_refused(self):
     sine = learners.Description(
