@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from experiments import _program
-from experiments._flags import Given, words
 from experiments._program import Experiment
 from jsharp import options
+from jsharp._flags import Given, words
 from jsharp.options import Check, Options, Role, at_least, option
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from experiments._compare_plan import Plan
-from experiments._flags import say, words
 from jsharp import options
 from jsharp._files import read_table, write_atomically, write_json
+from jsharp._flags import say, words
 
 _PILOT = {"num_steps": 40, "eval_every": 40, "val_tasks": 2, "eval_tasks": 2}
 

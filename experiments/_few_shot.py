@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments._flags import Choice, Group, Program
 from experiments._program import Experiment, Parts
+from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution

@@ -19,10 +19,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import flags, logging
+from absl import flags
 
-from experiments._flags import Given, Program, say
 from jsharp import options as descriptions
+from jsharp._flags import Given, Program, call, message, refuse, say
 from jsharp.options import Options
 
 if TYPE_CHECKING:
@@ -130,43 +130,6 @@ def start(
     return run(experiment, description, given.text(description))
 
   return call(experiment.program, arguments, values, then)
-
-
-def call(
-  program: Program,
-  arguments: Sequence[str],
-  values: flags.FlagValues,
-  then: Callable[[Given], int],
-) -> int:
-  """Calls a program with a command line: helps, refuses or hands on what was given.
-
-  Args:
-    program: which.
-    arguments: the words after its name.
-    values: where flags are defined and parsed.
-    then: what it does; a ValueError from it is a refusal.
-
-  Returns:
-    The exit code.
-  """
-  name = program.name
-  try:
-    if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
-      print(program.help([w for w in arguments if "help" not in w]))
-      return 0
-    given = program.parse(arguments, values)
-    if given.rest:
-      return refuse(name, f"{given.rest[0]!r} is no flag; flags start with --.")
-    if "verbosity" not in values or not values["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
-    return then(given)
-  except flags.Error as error:
-    return refuse(name, f"{error}\n--help lists every flag.")
-  except ValueError as error:
-    return refuse(name, message(error))
-  except KeyboardInterrupt:
-    say(f"{name}: interrupted before it began.")
-    return 130
 
 
 def described(experiment: Experiment, given: Given) -> Any:
@@ -457,14 +420,3 @@ def _finished_result(
     return None
   asked = {"settings": identity(experiment, description), **description.asked()}
   return result if all(result.get(key) == asked[key] for key in asked) else None
-
-
-def message(error: Exception) -> str:
-  """An exception's message, without the number that `OSError` puts before it."""
-  return getattr(error, "strerror", None) or str(error)
-
-
-def refuse(name: str, text: str) -> int:
-  """Says why nothing was done; returns exit code 2."""
-  say(f"{name}: {text}")
-  return 2

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from experiments import _compare_plan, _compare_runs, _program
 from experiments._compare_plan import Own, Plan
 from experiments._compare_runs import Start
-from experiments._flags import say, words
+from jsharp._flags import say, words
 
 NAME = "compare"
 

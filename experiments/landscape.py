@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from absl import flags
 
 from experiments import _program
-from experiments._flags import Group, Program, say
 from jsharp import options
+from jsharp._flags import Group, Program, say
 from jsharp.options import Check, Options, Role, at_least, between, option, positive
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import _few_shot, _program
-from experiments._flags import Choice, Group, Program
 from experiments._program import Experiment, Measure, Parts
+from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import _program
-from experiments._flags import Choice, Group, Program
 from experiments._program import Experiment, Parts
+from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution

@@ -54,6 +54,7 @@ _MODULE_OF = {
   "mean_and_ci95": "jsharp.evaluation",
   "build": "jsharp.learners",
   "load": "jsharp.learners",
+  "models_available": "jsharp.learners",
   "save": "jsharp.learners",
   "functional_sam": "jsharp.perturbations",
   "late_sam": "jsharp.perturbations",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp.evaluation import mean_and_ci95 as mean_and_ci95
   from jsharp.learners import build as build
   from jsharp.learners import load as load
+  from jsharp.learners import models_available as models_available
   from jsharp.learners import save as save
   from jsharp.perturbations import *
   from jsharp.perturbations.asam import asam as asam

@@ -238,6 +238,7 @@ class Ridge(Algorithm):
 
   name: ClassVar[str] = "ridge"
   classifies: ClassVar[bool] = True
+  any_way: ClassVar[bool] = True
   has_inner_gradient: ClassVar[bool] = False
 
   def make(self, problem: Problem) -> Made:

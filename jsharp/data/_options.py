@@ -5,6 +5,7 @@ import os
 from typing import ClassVar
 
 from jsharp.data.dataset import Dataset
+from jsharp.data.pictures import Filter
 from jsharp.options import Options, Role
 
 
@@ -16,12 +17,16 @@ class ImageSource(Options):
     files: what to put into `data_dir`; empty for a source that needs no files.
     holds_any: whether its directory may hold any images, so that these are called after
       it.
+    filter: Pillow's filter that images were resized by.
+    light_ink: whether its images are drawings in light ink on a dark ground.
   """
 
   kind: ClassVar[str] = "dataset"
   role: ClassVar[Role] = Role.TESTING
   files: ClassVar[str] = ""
   holds_any: ClassVar[bool] = False
+  filter: ClassVar[Filter] = "LANCZOS"
+  light_ink: ClassVar[bool] = False
 
   def load(self, data_dir: str | os.PathLike[str] | None) -> dict[str, Dataset]:
     """Loads the splits "train", "val" and "test".

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +48,12 @@ def decode(
     ) from error
 
 
+def flat(image: Any, *, mode: str) -> np.ndarray:
+  """The pixels of an opened Pillow image, uint8 `[height, width, channels]`."""
+  pixels = np.asarray(image.convert(mode))
+  return pixels.reshape(*pixels.shape[:2], -1)
+
+
 def check_size(image: np.ndarray, size: int, *, name: str) -> None:
   """Refuse an image `[height, width, channels]` that is not `size` by `size`.
 
@@ -62,17 +68,19 @@ def check_size(image: np.ndarray, size: int, *, name: str) -> None:
     )
 
 
-def resize(image: np.ndarray, size: int, *, method: str) -> np.ndarray:
+def resize(
+  image: np.ndarray, size: int | tuple[int, int], *, method: str
+) -> np.ndarray:
   """Scale height and width, each by itself, to `size`.
 
   Args:
     image: uint8 `[height, width, channels]`, one or three channels.
-    size: pixels.
+    size: pixels: of both, or `(height, width)`.
     method: the name of a Pillow filter: `"BOX"` is the area average, `"LANCZOS"` is
       sharper.
 
   Returns:
-    uint8 `[size, size, channels]`.
+    uint8 `[height, width, channels]`.
 
   Example:
     >>> resize(np.array([[[0], [200]], [[100], [100]]], np.uint8), 1, method="BOX")
@@ -81,8 +89,9 @@ def resize(image: np.ndarray, size: int, *, method: str) -> np.ndarray:
   from PIL import Image
 
   source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  scaled = source.resize((size, size), Image.Resampling[method])
-  return np.asarray(scaled).reshape(size, size, -1)
+  height, width = (size, size) if isinstance(size, int) else size
+  scaled = source.resize((width, height), Image.Resampling[method])
+  return np.asarray(scaled).reshape(height, width, -1)
 
 
 def to_size(image: np.ndarray, size: int | None) -> np.ndarray:

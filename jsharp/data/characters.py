@@ -22,6 +22,7 @@ import numpy as np
 from jsharp.data import same_classes
 from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
+from jsharp.data.pictures import Filter
 from jsharp.options import at_least, between, option
 
 NUM_CLASSES = {"train": 320, "val": 60, "test": 100}
@@ -215,6 +216,8 @@ class Characters(ImageSource):
   """Characters drawn by jsharp itself; needs no files."""
 
   name: ClassVar[str] = "characters"
+  filter: ClassVar[Filter] = "BOX"
+  light_ink: ClassVar[bool] = True
 
   image_size: int = option(
     28,
@@ -231,6 +234,8 @@ class LabelledCharacters(LabelledSource):
   """Drawings of the same characters, 15 to train and 5 to test."""
 
   name: ClassVar[str] = "characters"
+  filter: ClassVar[Filter] = "BOX"
+  light_ink: ClassVar[bool] = True
   mirrored: ClassVar[bool] = False
 
   num_characters: int = option(

@@ -16,6 +16,7 @@ import numpy as np
 from jsharp.data import _archives, _formats, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
+from jsharp.data.pictures import Filter
 from jsharp.options import at_least, option
 
 _ORIGINAL_SIZE = 105
@@ -181,6 +182,8 @@ class Omniglot(ImageSource):
   """Handwritten characters (Lake et al. 2015)."""
 
   name: ClassVar[str] = "omniglot"
+  filter: ClassVar[Filter] = "BOX"
+  light_ink: ClassVar[bool] = True
   files: ClassVar[str] = (
     "download images_background.zip and images_evaluation.zip from "
     "https://github.com/brendenlake/omniglot/tree/master/python, put them in one "

@@ -14,6 +14,7 @@ from jsharp.evaluation.comparison import (
 from jsharp.evaluation.curves import plot_curves
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
 from jsharp.evaluation.gap import generalisation_gap
+from jsharp.evaluation.learner import measure_learner
 from jsharp.evaluation.objective import NetworkAlone, network_alone, objective
 from jsharp.evaluation.report import (
   csv_table,
@@ -51,6 +52,7 @@ __all__ = [
   "log_probabilities",
   "markdown",
   "mean_and_ci95",
+  "measure_learner",
   "network_alone",
   "objective",
   "plot_comparison",

@@ -6,19 +6,24 @@ from jsharp.learners._classifier import (
   build_classifier,
 )
 from jsharp.learners._description import Description, check_parts
+from jsharp.learners._few_shot_classifier import FewShotClassifier
 from jsharp.learners._files import from_json, load, save, to_json
 from jsharp.learners._learner import Learner, build
+from jsharp.learners._shipped import evaluations_of, models_available
 
 __all__ = [
   "Classifier",
   "ClassifierDescription",
   "Description",
+  "FewShotClassifier",
   "Learner",
   "build",
   "build_classifier",
   "check_parts",
+  "evaluations_of",
   "from_json",
   "load",
+  "models_available",
   "save",
   "to_json",
 ]

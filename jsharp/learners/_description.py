@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from jsharp.algorithms import Algorithm, OuterLoop, Sharpness
 from jsharp.data import ImageSource
+from jsharp.data.pictures import Looks
 from jsharp.models import Network
 from jsharp.options import Options, Role, at_least, each, option
 
@@ -57,6 +58,18 @@ class Description(Options):
       precision=self.precision,
       problem=self.problem,
     )
+
+  @property
+  def looks(self) -> Looks:
+    """What pictures must be made into for it, as its training images were.
+
+    Raises:
+      ValueError: if its inputs are no images.
+    """
+    if len(self.input_shape) != 3:
+      raise ValueError(f"the learner's inputs are {self.input_shape}, not images")
+    source = self.source or ImageSource
+    return Looks(self.input_shape, source.filter, source.light_ink)
 
   def exact(self) -> "Description":
     """The same learner with the exact derivatives of the values that it computes.

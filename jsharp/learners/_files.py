@@ -23,6 +23,7 @@ from jsharp.learners._classifier import (
 )
 from jsharp.learners._description import Description
 from jsharp.learners._learner import Learner, build
+from jsharp.learners._shipped import directory_of, models_available
 
 FORMAT = 1
 """Version of the description in `config.json`; a later jsharp reads earlier ones."""
@@ -134,7 +135,8 @@ def load(
   """Loads a learner that a run has trained or `save` has written.
 
   Args:
-    path: a run directory, or a directory with `config.json` and `model.safetensors`.
+    path: a run directory, a directory with `config.json` and `model.safetensors`, or
+      the name of a learner that comes with jsharp (`jsharp.models_available()`).
     step: of a run, the parameters of this meta-step, if a checkpoint of it was kept;
       None for the best validated ones, as it was tested.
     execution: how it is computed; `Execution()` if None.
@@ -152,7 +154,7 @@ def load(
     Traceback (most recent call last):
     FileNotFoundError: /nowhere holds no learner: no config.json with ...
   """
-  directory = pathlib.Path(path).expanduser()
+  directory = directory_of(path)
   if step is None and _store.holds(directory):
     config, arrays = _store.read(directory)
     description = from_json(config, where=str(directory / _store.CONFIG))
@@ -160,7 +162,8 @@ def load(
   if not (directory / RUN).is_file():
     raise FileNotFoundError(
       f"{directory} holds no learner: no {_store.CONFIG} with {_store.WEIGHTS}, and no "
-      f"{RUN} of a run; name a run directory or what jsharp.save wrote"
+      f"{RUN} of a run; name a run directory, what jsharp.save wrote, or one of those "
+      f"that come with jsharp: {', '.join(models_available())}"
     )
   description = _of_run(directory / RUN)
   checkpoint, arrays = _of_checkpoint(directory / "checkpoints", step)

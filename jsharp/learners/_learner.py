@@ -10,6 +10,7 @@ from jsharp import losses
 from jsharp.algorithms import Made, Problem
 from jsharp.core.execution import Execution
 from jsharp.learners._description import Description
+from jsharp.learners._few_shot_classifier import FewShotClassifier, Policy
 from jsharp.losses import Criterion
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 
@@ -47,8 +48,8 @@ class Learner:
     """The bundle of pure functions for tasks of some way.
 
     Args:
-      way: classes per task, at most the network's outputs for a linear head; all
-        outputs if None.
+      way: classes per task: any number if `description.algorithm.any_way`, otherwise
+        at most `description.num_outputs`, the default.
     """
     return self.made.algorithm(self._way(way))
 
@@ -62,7 +63,7 @@ class Learner:
     Args:
       support: inputs `[n, *input_shape]` float in [0, 1] for images, and labels `[n]`
         in `[0, way)` or targets `[n, num_outputs]`.
-      way: classes of the task; all outputs if None.
+      way: classes of the task, see `algorithm`; `description.num_outputs` if None.
       **options: keyword arguments of `MetaAlgorithm.adapt` in place of those of the
         description, such as `num_steps`.
 
@@ -70,12 +71,14 @@ class Learner:
       What `predict` takes.
 
     Raises:
-      ValueError: if the inputs are of another shape than the learner's.
+      ValueError: if the inputs are of another shape than the learner's, a label is not
+        in `[0, way)`, or `way` is above the outputs of a learner with a linear head.
 
     Example:
       See `build`.
     """
     self._check(support.inputs)
+    self._check_labels(support.targets, way)
     algorithm = self.algorithm(way)
     return algorithm.adapt(self.params, support, **{**self.made.at_test, **options})
 
@@ -85,13 +88,54 @@ class Learner:
     Args:
       adapted: from `adapt`.
       inputs: `[n, *input_shape]`.
-      way: classes of the task; all outputs if None.
+      way: classes of the task, as given to `adapt`.
 
     Returns:
       `[n, way]` logits, or `[n, num_outputs]` numbers of a regression.
     """
     self._check(inputs)
     return self.apply_fn(way)(adapted, inputs)
+
+  def classifier(
+    self, policy: Policy = "inductive", num_steps: int | None = None
+  ) -> FewShotClassifier:
+    """The learner as a classifier of pictures, with scikit-learn's methods.
+
+    Args:
+      policy: "inductive", each picture by itself; or "transductive", all pictures of
+        one call as one normalisation batch.
+      num_steps: inner steps on the examples; None for the learner's own number.
+
+    Returns:
+      A classifier that knows no classes yet: call its `fit`.
+
+    Raises:
+      ValueError: if the learner solves a regression, or an argument is wrong.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    return FewShotClassifier(self, policy, num_steps)
+
+  def check_way(self, way: int) -> None:
+    """Refuses more classes than the learner's head can tell apart.
+
+    Args:
+      way: classes of a task.
+
+    Raises:
+      ValueError: naming the learners that take any number.
+
+    Example:
+      See `build`.
+    """
+    about = self.description
+    if way > about.num_outputs and not about.algorithm.any_way:
+      raise ValueError(
+        f"a task of {way} classes, and the head of this {about.algorithm.name} has "
+        f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
+        "take a learner of any number of classes (protonet, ridge or proto_maml)"
+      )
 
   @property
   def num_eval_steps(self) -> int | None:
@@ -104,6 +148,22 @@ class Learner:
 
   def _way(self, way: int | None) -> int:
     return self.description.num_outputs if way is None else way
+
+  def _check_labels(self, labels: Any, way: int | None) -> None:
+    is_regression = self.description.problem == "regression"
+    if is_regression or isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
+      return
+    limit, low, high = self._way(way), int(jnp.min(labels)), int(jnp.max(labels))
+    if low < 0:
+      raise ValueError(
+        f"support.targets has labels from {low}; number the classes from 0"
+      )
+    if high >= limit:
+      raise ValueError(
+        f"support.targets has labels up to {high}, and way is {limit}; pass "
+        f"way={high + 1} (with a linear head at most {self.description.num_outputs}), "
+        "or number the classes from 0"
+      )
 
   def _check(self, inputs: Any) -> None:
     wanted = self.description.input_shape

@@ -10,7 +10,12 @@ from jsharp.training.devices import (
   task_mesh,
 )
 from jsharp.training.dispatch import NonFiniteLossError, SampleFn
-from jsharp.training.finished import FinishedRun, check_comparable, read_run
+from jsharp.training.finished import (
+  FinishedRun,
+  check_comparable,
+  description_of,
+  read_run,
+)
 from jsharp.training.loop import TrainingResult, train
 from jsharp.training.mixture import mixture
 from jsharp.training.over_seeds import over_seeds
@@ -28,6 +33,7 @@ __all__ = [
   "StopSignal",
   "TrainingResult",
   "check_comparable",
+  "description_of",
   "execution_for",
   "mixture",
   "on_devices",

@@ -64,17 +64,9 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
   try:
     identity = (path / _IDENTITY).read_bytes()
     fingerprints = json.loads(identity)["identity"]["fingerprints"]
-    record = json.loads((path / _DESCRIPTION).read_text())
-    experiment, content = record["experiment"], record["run"]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    missing = _DESCRIPTION if (path / _IDENTITY).is_file() else _IDENTITY
-    raise ValueError(
-      f"{path} is not a run directory (no readable {missing}); name the --run_dir of a "
-      "training run"
-    ) from error
-  description = options.from_json(
-    AnyRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find
-  )
+    raise _no_run(path, _IDENTITY) from error
+  experiment, description = _described(path)
   try:
     result = json.loads((path / _RESULT).read_text())
     checkpoint = result["protocol"]["checkpoint"]
@@ -94,6 +86,47 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
     best_step=best_step,
     last_step=last_step,
     has_path=any((path / "checkpoints").glob("path_*.npz")),
+  )
+
+
+def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
+  """What a run is or was, finished or not.
+
+  Args:
+    path: a directory.
+
+  Returns:
+    The description; None if the directory holds no run.
+
+  Raises:
+    ValueError: if its description is damaged, or this version of jsharp does not know a
+      part of it.
+
+  Example:
+    >>> description_of("/nowhere") is None
+    True
+  """
+  path = pathlib.Path(path).expanduser()
+  return _described(path)[1] if (path / _DESCRIPTION).is_file() else None
+
+
+def _described(path: pathlib.Path) -> tuple[str, AnyRun]:
+  """The program of a run and its description."""
+  try:
+    record = json.loads((path / _DESCRIPTION).read_text())
+    experiment, content = record["experiment"], record["run"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise _no_run(path, _DESCRIPTION) from error
+  description = options.from_json(
+    AnyRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find
+  )
+  return experiment, description
+
+
+def _no_run(path: pathlib.Path, missing: str) -> ValueError:
+  return ValueError(
+    f"{path} is not a run directory (no readable {missing}); name the --run_dir of a "
+    "training run"
   )
 
 

@@ -11,13 +11,20 @@ from absl.testing import absltest, parameterized
 import jsharp
 from jsharp import losses, models, normalization
 from jsharp.algorithms._embedding import embed, one_hot_labels
+from jsharp.algorithms.proto_maml import predict_with_head, proto_maml
 from jsharp.algorithms.protonet import predict_with_prototypes, protonet
 from jsharp.algorithms.ridge import predict_with_ridge, ridge
 from jsharp.evaluation import tasks as evaluation
 
+# Its embedding adapts too, but not before the first inner step.
+without_steps = lambda apply_fn, outer_optimizer, **options: proto_maml(
+  apply_fn, optax.sgd(0.1), outer_optimizer, num_inner_steps=0, **options
+)
+
 HEADS = parameterized.named_parameters(
   ("protonet", protonet, predict_with_prototypes),
   ("ridge", ridge, predict_with_ridge),
+  ("proto_maml", without_steps, predict_with_head),
 )
 
 init_fn, apply_fn = models.as_functions(models.MLP((6, 4), normalize=True))

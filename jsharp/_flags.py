@@ -10,10 +10,10 @@ import dataclasses
 import sys
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from absl import flags
+from absl import flags, logging
 
 from jsharp import _catalogue
 from jsharp.options import MISSING, Check, Field, Options, fields, fitted
@@ -501,3 +501,54 @@ def say(line: str) -> None:
   """One line on standard error, which a closed terminal does not turn into an error."""
   with contextlib.suppress(OSError):
     print(line, file=sys.stderr, flush=True)
+
+
+def call(
+  program: Program,
+  arguments: Sequence[str],
+  values: flags.FlagValues,
+  then: Callable[[Given], int],
+  *,
+  takes_words: bool = False,
+) -> int:
+  """Calls a program with a command line: helps, refuses or hands on what was given.
+
+  Args:
+    program: which.
+    arguments: the words after its name.
+    values: where flags are defined and parsed.
+    then: what it does; a ValueError from it is a refusal.
+    takes_words: whether it takes words that are no flags.
+
+  Returns:
+    The exit code.
+  """
+  name = program.name
+  try:
+    if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
+      print(program.help([w for w in arguments if "help" not in w]))
+      return 0
+    given = program.parse(arguments, values)
+    if given.rest and not takes_words:
+      return refuse(name, f"{given.rest[0]!r} is no flag; flags start with --.")
+    if "verbosity" not in values or not values["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
+    return then(given)
+  except flags.Error as error:
+    return refuse(name, f"{error}\n--help lists every flag.")
+  except ValueError as error:
+    return refuse(name, message(error))
+  except KeyboardInterrupt:
+    say(f"{name}: interrupted before it began.")
+    return 130
+
+
+def message(error: Exception) -> str:
+  """An exception's message, without the number that `OSError` puts before it."""
+  return getattr(error, "strerror", None) or str(error)
+
+
+def refuse(name: str, text: str) -> int:
+  """Says why nothing was done; returns exit code 2."""
+  say(f"{name}: {text}")
+  return 2

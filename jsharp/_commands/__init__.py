@@ -1,0 +1,1 @@
+"""Programs that come with the library: what `python -m jsharp.NAME` runs."""

@@ -1,0 +1,516 @@
+"""Measures trained learners on any data, ways and shots, without training again.
+
+    python -m jsharp.evaluate --model=RUN --way=20 --shot=5
+    python -m jsharp.evaluate --model=A,B --dataset=image_folder --data_dir=photographs
+    python -m jsharp.evaluate --model=A,B,C --table
+
+What is not given is as the run was tested. Every evaluation is written beside its run,
+as `RUN/evaluations/NAME.json`, and nothing else of the run changes; those of a learner
+that comes with jsharp are written to `evaluations/LEARNER/`. With several learners, and
+with `--table`, tables set them side by side: learners by evaluations, and for each
+evaluation the differences from the first learner, task by task.
+
+Exit codes: 0 done; 2 bad flags, learner or data.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from absl import flags
+
+from jsharp._flags import Choice, Given, Group, Program, call, message, refuse, say
+from jsharp.options import (
+  Options,
+  Role,
+  at_least,
+  between,
+  interval,
+  option,
+)
+
+if TYPE_CHECKING:
+  from jsharp.data import Dataset, ImageSource
+  from jsharp.data.tasks import Tasks
+  from jsharp.learners import Learner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models(Options):
+  """What is measured, and where the figures go."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  model: tuple[str, ...] = option(
+    help="The learners: run directories, what jsharp.save wrote, or names of learners "
+    "that come with jsharp. Several as in A,B."
+  )
+  step: int | None = option(
+    None,
+    "Measures the parameters of this meta-step of a run, if a checkpoint of it was "
+    "kept. Default: the best validated ones.",
+    check=at_least(0),
+  )
+  eval_name: str | None = option(
+    None, "What the evaluation is called. Default: after its data and its tasks."
+  )
+  table: bool = option(
+    False, "Measures nothing: prints the tables of the evaluations that are there."
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(Options):
+  """The tasks that learners are measured on; None is as a run was tested."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  way: int | None = option(None, "Classes per task.", check=at_least(2))
+  shot: int | None = option(
+    None, "Support examples per class and task.", check=at_least(1)
+  )
+  query_shot: int | None = option(
+    None,
+    "Query examples per class and task. Under --policy=transductive they are one "
+    "normalisation batch, so this number changes the result.",
+    check=at_least(1),
+  )
+  support_label_noise: float | None = option(
+    None, "Share of wrong labels in the support sets.", check=between(0, 1)
+  )
+  rotation: tuple[float, ...] | None = option(
+    None,
+    "Rotates the images of every task alike, in degrees, uniform from LOW to HIGH.",
+    check=interval("needs LOW,HIGH with LOW <= HIGH, as in -20,20."),
+  )
+  shear: tuple[float, ...] | None = option(
+    None,
+    "Shears the images of every task alike, in columns per row, from LOW to HIGH.",
+    check=interval("needs LOW,HIGH with LOW <= HIGH, as in -0.2,0.2."),
+  )
+  scale: tuple[float, ...] | None = option(
+    None,
+    "Scales the images of every task alike, in times the size, from LOW to HIGH.",
+    check=interval("needs LOW,HIGH with LOW <= HIGH, as in 0.8,1.2."),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measuring(Options):
+  """How learners are measured on the tasks."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  policy: Literal["transductive", "support_statistics", "per_query"] = option(
+    "transductive",
+    "Whose statistics normalise a query example: those of the whole query set, as in "
+    "the papers; of the support set; or of the support set and the example.",
+  )
+  num_eval_inner_steps: int | None = option(
+    None, "Inner steps. Default: the learner's own number.", check=at_least(0)
+  )
+  eval_tasks: int = option(
+    600,
+    "Tasks, always the same ones. The interval shrinks with the square root.",
+    check=at_least(2, "an interval needs at least 2 tasks; the papers use 600."),
+  )
+  eval_seed: int = option(0, "Seed of the tasks.", check=at_least(0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place(Options):
+  """Where the data lie."""
+
+  role: ClassVar[Role] = Role.MACHINE
+
+  data_dir: str | None = option(
+    None,
+    "Directory that holds the files of the dataset. Default: that of the run, where "
+    "--dataset is not given.",
+  )
+  split: Literal["test", "val", "train"] = option(
+    "test", "Classes that tasks are drawn from.", role=Role.TESTING
+  )
+
+
+PROGRAM = Program(
+  "evaluate",
+  (
+    Group("learners", {"models": Models}),
+    Group(
+      "data",
+      {
+        "data": Choice(
+          "dataset",
+          "dataset",
+          "What they are measured on: omniglot, miniimagenet, characters (drawn by "
+          "jsharp itself, needs no files), image_folder (any split/class/image or "
+          "class/image), tfds:NAME or your own as module:Class. Default: that of the "
+          "run.",
+          None,
+        ),
+        "place": Place,
+      },
+    ),
+    Group("tasks", {"tasks": Measured}),
+    Group("measuring", {"measuring": Measuring}),
+  ),
+  {},
+  "python -m jsharp.evaluate measures trained learners on any data.",
+)
+
+
+class Subject(NamedTuple):
+  """A learner to measure.
+
+  Attributes:
+    name: as it was given.
+    learner: itself.
+    home: where its evaluations are written.
+    digest: of its parameters and description.
+    tasks: as it was tested; None if that is not known.
+    data: of the run, as above.
+    data_dir: of the run, as above.
+  """
+
+  name: str
+  learner: "Learner"
+  home: pathlib.Path
+  digest: str
+  tasks: "Tasks | None"
+  data: "ImageSource | None"
+  data_dir: str | None
+
+
+def main() -> None:
+  """Runs the program that was called; does not return."""
+  sys.exit(start(sys.argv[1:], flags.FLAGS))
+
+
+def start(arguments: Sequence[str], values: flags.FlagValues) -> int:
+  """Runs the program with a command line; returns the exit code."""
+  return call(PROGRAM, arguments, values, _measure)
+
+
+def _measure(given: Given) -> int:
+  parts = given.build()
+  models: Models = parts["models"]
+  try:
+    if not models.table:
+      subjects = [_subject(name, models.step) for name in models.model]
+      for subject in subjects:
+        _one(subject, given, parts)
+    records = {name: list(_records(name)) for name in models.model}
+  except OSError as error:
+    return refuse(PROGRAM.name, message(error))
+  if models.table and not any(records.values()):
+    return refuse(
+      PROGRAM.name,
+      f"{', '.join(records)}: no evaluations yet; leave out --table to make one",
+    )
+  if models.table or len(records) > 1:
+    print(tables(records))
+  return 0
+
+
+def _subject(name: str, step: int | None) -> Subject:
+  from jsharp import _leaf_archive
+  from jsharp.learners import Learner, evaluations_of, load, to_json
+  from jsharp.training import description_of
+  from jsharp.training.runs import FewShotRun
+
+  learner = load(name, step=step)
+  if not isinstance(learner, Learner):
+    raise ValueError(
+      f"--model={name} is an ordinary classifier, measured when it is trained; take a "
+      "few-shot learner"
+    )
+  if learner.description.problem != "classification":
+    raise ValueError(f"--model={name} solves a regression; take one that names images")
+  text = json.dumps(to_json(learner.description), sort_keys=True)
+  digest = hashlib.sha256(text.encode())
+  for path, array in _leaf_archive.named_leaves(learner.params).items():
+    digest.update(path.encode() + array.tobytes())
+  run = description_of(name)
+  return Subject(
+    name=name,
+    learner=learner,
+    home=evaluations_of(name),
+    digest=digest.hexdigest()[:16],
+    tasks=run.tasks if isinstance(run, FewShotRun) else None,
+    data=run.test_data or run.data
+    if isinstance(run, FewShotRun)
+    else learner.description.source,
+    data_dir=_data_dir(run) if isinstance(run, FewShotRun) else None,
+  )
+
+
+def _data_dir(run: Any) -> str | None:
+  placement = run.placement
+  if run.test_data is None:
+    return placement.data_dir
+  return placement.test_data_dir or placement.data_dir
+
+
+def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
+  """Measures one learner and writes what was measured."""
+  import numpy as np
+
+  from jsharp._files import write_json
+  from jsharp.evaluation import environment, measure_learner, protocol_card, summarise
+  from jsharp.training.devices import execution_for
+
+  measuring: Measuring = parts["measuring"]
+  dataset, about, source = _dataset(subject, given, parts)
+  tasks = _tasks(subject, parts["tasks"])
+  kind = tasks.test()
+  subject.learner.check_way(kind.shape["way"])
+  kind.check(dataset)
+  protocol = {
+    "data": about,
+    "task": kind.shape
+    | {
+      name: getattr(tasks, name)
+      for name in ("support_label_noise", "rotation", "shear", "scale")
+      if getattr(tasks, name)
+    },
+    "tasks": {"eval_tasks": measuring.eval_tasks, "eval_seed": measuring.eval_seed},
+  }
+  given_steps = measuring.num_eval_inner_steps
+  own_steps = subject.learner.num_eval_steps
+  how = {
+    "policy": measuring.policy,
+    "num_eval_inner_steps": own_steps if given_steps is None else given_steps,
+    "given": given_steps,
+  }
+  models: Models = parts["models"]
+  name = models.eval_name or _called(
+    source, about, kind.shape, protocol, how, models.step
+  )
+  path = subject.home / f"{name}.json"
+  asked = {
+    "learner": {"digest": subject.digest, "step": models.step},
+    "protocol": _plain(protocol),
+    "measured": _plain(how),
+  }
+  if path.exists():
+    found = _read(path)
+    if all(found.get(key) == value for key, value in asked.items()):
+      say(f"evaluate: {path} has it already")
+      print(protocol_card(_for_card(found)))
+      return
+    raise ValueError(
+      f"{path} is another evaluation; give this another --eval_name, or remove that "
+      "file"
+    )
+  say(f"evaluate: {subject.name} on {measuring.eval_tasks} tasks of {about['name']}")
+  metrics = measure_learner(
+    subject.learner,
+    kind,
+    dataset.on_device(),
+    num_tasks=measuring.eval_tasks,
+    seed=measuring.eval_seed,
+    policy=measuring.policy,
+    num_steps=measuring.num_eval_inner_steps,
+    execution=execution_for(),
+  )
+  algorithm = subject.learner.description.algorithm.name
+  record = {
+    "name": name,
+    "model": subject.name,
+    "algorithm": algorithm,
+    **asked,
+    "figures": summarise(metrics),
+    "per_task": {
+      key: np.asarray(values, np.float64).tolist() for key, values in metrics.items()
+    },
+    **environment(),
+  }
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_json(path, record)
+  print(protocol_card(_for_card(record)))
+  print(path)
+
+
+def _dataset(
+  subject: Subject, given: Given, parts: Mapping[str, Any]
+) -> "tuple[Dataset, dict[str, Any], ImageSource]":
+  """The images, in the learner's shape, and what is to be known of them."""
+  from jsharp.data.fitting import fit_to
+
+  place: Place = parts["place"]
+  source = parts["data"] or subject.data
+  if source is None:
+    raise ValueError(
+      f"--dataset is missing: it is not known what {subject.name} was tested on"
+    )
+  own = parts["data"] is None
+  data_dir = place.data_dir or (subject.data_dir if own else None)
+  dataset = source.load(data_dir)[place.split]
+  about = {
+    "name": source.name,
+    "folder": _folder(source, data_dir),
+    "split": place.split,
+    "classes": dataset.num_classes,
+    "fingerprint": dataset.fingerprint(),
+  }
+  dataset, changes = fit_to(
+    dataset, subject.learner.description.looks, light_ink=source.light_ink
+  )
+  if changes:
+    about["images"] = changes
+  return dataset, about, source
+
+
+def _folder(source: "ImageSource", data_dir: str | None) -> str | None:
+  if not source.files or data_dir is None:
+    return None
+  return pathlib.Path(data_dir).expanduser().resolve().name
+
+
+def _tasks(subject: Subject, asked: Measured) -> "Tasks":
+  from jsharp.data.tasks import Tasks
+
+  tasks = subject.tasks or Tasks(query_shot=15)
+  own = {
+    name: value
+    for name, value in dataclasses.asdict(asked).items()
+    if value is not None
+  }
+  query_shot = own.pop("query_shot", tasks.eval_query_shot)
+  return tasks.replace(
+    **own,
+    eval_query_shot=query_shot,
+    **dict.fromkeys(
+      (
+        "train_way",
+        "train_shot",
+        "eval_way",
+        "eval_shot",
+        "eval_support_label_noise",
+        "eval_rotation",
+        "eval_shear",
+        "eval_scale",
+      )
+    ),
+  )
+
+
+def _called(
+  source: "ImageSource",
+  about: Mapping[str, Any],
+  shape: Mapping[str, int],
+  protocol: Mapping[str, Any],
+  how: Mapping[str, Any],
+  step: int | None,
+) -> str:
+  """A name that says what was measured; other tasks or figures have another one."""
+  words = [about["folder"] if source.holds_any and about["folder"] else source.name]
+  if about["split"] != "test":
+    words.append(about["split"])
+  words += [f"{shape['way']}way", f"{shape['shot']}shot", how["policy"]]
+  if step is not None:
+    words.append(f"step{step}")
+  text = json.dumps(_plain([protocol, how["policy"], how["given"]]), sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+  return "-".join([*words, digest]).replace(":", "-").replace("/", "-")
+
+
+def _plain(value: Any) -> Any:
+  return json.loads(json.dumps(value))
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    record = json.loads(path.read_text())
+    record["per_task"]["accuracy"], record["figures"]["test_accuracy"]
+    return record
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is no evaluation ({error!r}); remove it, or restore a copy"
+    ) from error
+
+
+def _records(name: str) -> Iterator[dict[str, Any]]:
+  from jsharp.learners import evaluations_of
+
+  for path in sorted(evaluations_of(name).glob("*.json")):
+    yield _read(path)
+
+
+def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:
+  """An evaluation as `protocol_card` takes a result."""
+  figures = dict(record["figures"])
+  policy = record["measured"]["policy"]
+  if policy != "transductive":  # The card names the two policies of a run's result.
+    for end in ("", "_ci95"):
+      figures[f"test_accuracy_inductive{end}"] = figures.pop(f"test_accuracy{end}")
+  protocol = record["protocol"]
+  return {
+    "experiment": record["name"],
+    **figures,
+    "num_eval_tasks": protocol["tasks"]["eval_tasks"],
+    "protocol": {
+      "learner": {"name": record["model"], "algorithm": record["algorithm"]},
+      "task": protocol["task"],
+      "data": protocol["data"],
+      "measured": {**record["measured"], "given": None},
+    },
+  }
+
+
+def tables(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """Learners by evaluations, and for each evaluation the differences from the first.
+
+  Args:
+    records: for each learner, by name, its evaluations.
+
+  Returns:
+    Markdown. Learners are compared where they were measured on the same tasks.
+  """
+  from jsharp.evaluation import compare, markdown
+
+  columns = list(dict.fromkeys(_column(r) for found in records.values() for r in found))
+  lines = [
+    "| learner | " + " | ".join(columns) + " |",
+    "|---" * (len(columns) + 1) + "|",
+  ]
+  for name, found in records.items():
+    cells = {_column(record): _figure(record) for record in found}
+    lines.append(f"| {name} | " + " | ".join(cells.get(c, "") for c in columns) + " |")
+  for column in columns:
+    rows = {
+      name: [record["per_task"]["accuracy"]]
+      for name, found in records.items()
+      for record in found
+      if _column(record) == column
+    }
+    if len(rows) > 1:
+      compared = compare(rows, baseline=next(iter(rows)))
+      lines += ["", f"{column}:", "", markdown(compared)]
+  return "\n".join(lines)
+
+
+def _column(record: Mapping[str, Any]) -> str:
+  """What evaluations on the same tasks share."""
+  protocol, policy = record["protocol"], record["measured"]["policy"]
+  data, task = protocol["data"], protocol["task"]
+  text = json.dumps([{**data, "images": None}, task, protocol["tasks"]], sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:4]
+  where = data["folder"] or data["name"]
+  words = [where, f"{task['way']}-way {task['shot']}-shot", policy]
+  if (given := record["measured"]["given"]) is not None:
+    words.append(f"{given} steps")
+  if (step := record["learner"]["step"]) is not None:
+    words.append(f"at step {step}")
+  return f"{' '.join(words)} ({digest})"
+
+
+def _figure(record: Mapping[str, Any]) -> str:
+  figures = record["figures"]
+  mean, half = (100 * figures[f"test_accuracy{end}"] for end in ("", "_ci95"))
+  return f"{mean:.2f} ± {half:.2f}"

@@ -1,0 +1,267 @@
+"""Names pictures after a few examples of each class, from the command line.
+
+    python -m jsharp.predict --model=RUN --support=examples --images=photographs
+
+`examples/` has a folder for each class with a few images of it; `photographs/` is a
+directory of images, with or without folders in it. One line for each image goes to
+standard output, as a table, CSV or JSON; everything else to standard error.
+
+Where every image lies in a folder that is called after one of the classes, the share of
+those that were named so is reported too.
+
+Exit codes: 0 done; 2 bad flags, learner or images.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from absl import flags
+
+from jsharp._flags import Given, Group, Program, call, message, refuse, say
+from jsharp.options import Options, Role, at_least, option
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from jsharp.learners import FewShotClassifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction(Options):
+  """What is named, after which examples, by which learner."""
+
+  role: ClassVar[Role] = Role.TESTING
+
+  model: str = option(
+    help="The learner: a run directory, what jsharp.save wrote, or the name of one "
+    "that comes with jsharp."
+  )
+  support: str = option(
+    help="Directory of the examples: one folder for each class, called after it, with "
+    "any number of images."
+  )
+  images: tuple[str, ...] | None = option(
+    None,
+    "Images to name: files, or directories that are searched for images. Words that "
+    "are no flags are images too.",
+  )
+  format: Literal["table", "csv", "json"] = option(
+    "table", "How the names are written to standard output."
+  )
+  top: int = option(
+    3, "Names shown for each image, the most probable first.", check=at_least(1)
+  )
+  policy: Literal["inductive", "transductive"] = option(
+    "inductive",
+    "inductive: each image by itself, normalised by the examples. transductive: all "
+    "images are one normalisation batch.",
+  )
+  num_steps: int | None = option(
+    None,
+    "Inner steps on the examples. Default: as the learner is tested.",
+    check=at_least(0),
+  )
+
+
+PROGRAM = Program(
+  "predict",
+  (Group("naming images", {"prediction": Prediction}),),
+  {},
+  "python -m jsharp.predict names images after a few examples of each class.",
+)
+
+
+class Names(NamedTuple):
+  """Classes for images.
+
+  Attributes:
+    paths: of the images.
+    classes: the classes.
+    probabilities: `[num_images, way]`, in the order of `classes`.
+  """
+
+  paths: "list[pathlib.Path]"
+  classes: list[str]
+  probabilities: "np.ndarray"
+
+  def best(self, top: int) -> list[list[tuple[str, float]]]:
+    """For each image its most probable classes with their probabilities."""
+    order = (-self.probabilities).argsort(axis=1, kind="stable")[:, :top]
+    return [
+      [(self.classes[i], float(row[i])) for i in chosen]
+      for row, chosen in zip(self.probabilities, order, strict=True)
+    ]
+
+
+def main() -> None:
+  """Runs the program that was called; does not return."""
+  sys.exit(start(sys.argv[1:], flags.FLAGS))
+
+
+def start(arguments: Sequence[str], values: flags.FlagValues) -> int:
+  """Runs the program with a command line; returns the exit code."""
+  return call(PROGRAM, arguments, values, _name, takes_words=True)
+
+
+def _name(given: Given) -> int:
+  asked: Prediction = given.build()["prediction"]
+  places = [*(asked.images or ()), *given.rest]
+  if not places:
+    raise ValueError("--images is missing: name files or directories of images")
+  try:
+    paths = found(places)
+    names, seconds = _named(asked, paths)
+  except OSError as error:
+    return refuse(PROGRAM.name, message(error))
+  _print(written(names, asked.format, asked.top))
+  say(seconds)
+  if truth := accuracy(names):
+    say(truth)
+  return 0
+
+
+def found(places: Sequence[str]) -> list[pathlib.Path]:
+  """The image files of files and directories, those of a directory by their paths.
+
+  Args:
+    places: paths.
+
+  Returns:
+    The paths, each once.
+
+  Raises:
+    FileNotFoundError: if one does not exist, or a directory has no images.
+  """
+  from jsharp.data import pictures
+
+  paths: dict[pathlib.Path, None] = {}
+  for place in places:
+    paths |= dict.fromkeys(pictures.files(place, recursive=True))
+  return list(paths)
+
+
+def _named(asked: Prediction, paths: list[pathlib.Path]) -> tuple[Names, str]:
+  """Names for images, and a line that says how long it took."""
+  classifier = _classifier(asked)
+  begin = time.perf_counter()
+  classifier.fit(asked.support)
+  adapted = time.perf_counter()
+  probabilities = classifier.predict_proba(paths)
+  end = time.perf_counter()
+  classes = [str(name) for name in classifier.classes_]
+  say(
+    f"{PROGRAM.name}: {classifier!r} from {asked.model}: {', '.join(classes)}",
+  )
+  seconds = (
+    f"{PROGRAM.name}: adapted to {classifier.num_examples} examples in "
+    f"{adapted - begin:.1f} s, named {len(paths)} images in {end - adapted:.1f} s, "
+    "both with compilation"
+  )
+  return Names(paths, classes, probabilities), seconds
+
+
+def _classifier(asked: Prediction) -> "FewShotClassifier":
+  from jsharp.learners import Learner, load
+
+  learner = load(asked.model)
+  if not isinstance(learner, Learner):
+    raise ValueError(
+      f"--model={asked.model} is an ordinary classifier of fixed classes and cannot "
+      "learn new ones from --support; take a few-shot learner"
+    )
+  return learner.classifier(asked.policy, asked.num_steps)
+
+
+def written(names: Names, form: str, top: int) -> str:
+  """The names as text.
+
+  Args:
+    names: of images.
+    form: "table", "csv" or "json".
+    top: names for each image.
+
+  Returns:
+    The text, with a line break at its end.
+
+  Example:
+    >>> import numpy as np
+    >>> names = Names([pathlib.Path("a.png")], ["cat", "dog"], np.array([[0.2, 0.8]]))
+    >>> print(written(names, "csv", 1), end="")
+    file,name,probability
+    a.png,dog,0.8
+  """
+  best = names.best(top)
+  if form == "json":
+    entries = [
+      {
+        "file": str(path),
+        "name": chosen[0][0],
+        "probability": chosen[0][1],
+        "top": [{"name": name, "probability": share} for name, share in chosen],
+      }
+      for path, chosen in zip(names.paths, best, strict=True)
+    ]
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+  if form == "csv":
+    return _csv(names, best)
+  rows = [
+    [str(path), *(f"{name} {100 * share:.1f} %" for name, share in chosen)]
+    for path, chosen in zip(names.paths, best, strict=True)
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = (
+    "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    for row in rows
+  )
+  return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _csv(names: Names, best: list[list[tuple[str, float]]]) -> str:
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  head = ["file", "name", "probability"]
+  for place in range(2, len(best[0]) + 1):
+    head += [f"name_{place}", f"probability_{place}"]
+  writer.writerow(head)
+  for path, chosen in zip(names.paths, best, strict=True):
+    cells: list[Any] = [path]
+    for pair in chosen:
+      cells += pair
+    writer.writerow(cells)
+  return buffer.getvalue()
+
+
+def accuracy(names: Names) -> str | None:
+  """How many images are named like their folder; None if a folder is no class."""
+  import numpy as np
+
+  truth = [path.parent.name for path in names.paths]
+  if not set(truth) <= set(names.classes):
+    return None
+  best = names.probabilities.argmax(axis=1)
+  right = np.array(
+    [names.classes[i] == name for i, name in zip(best, truth, strict=True)]
+  )
+  share = right.mean()
+  line = f"{PROGRAM.name}: {right.sum()} of {len(right)} are named like their folder"
+  if len(right) < 2:
+    return line
+  half = 1.96 * right.std(ddof=1) / np.sqrt(len(right))
+  return f"{line}: {100 * share:.1f} ± {100 * half:.1f} %"
+
+
+def _print(text: str) -> None:
+  """Prints, and ends quietly where the reader has left, as `head` does."""
+  try:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

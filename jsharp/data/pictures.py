@@ -1,0 +1,304 @@
+"""Pictures as a user has them, read as a learner was trained to see them.
+
+A trained learner takes images of one shape in [0, 1]. A user has photographs of any
+size, as files, Pillow images or arrays. What happens to each of them here is what its
+source did to the training images: upright and flat colour or gray pixels, one filter
+that resizes height and width to the learner's, and for handwriting light ink on dark.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jsharp.data import _formats, _pixels
+
+Filter = Literal["LANCZOS", "BOX"]
+
+_MOST_NAMED = 20
+"""Pictures that one error names; it counts the rest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+  """What pictures are made into before a learner sees them.
+
+  Attributes:
+    shape: `(height, width, channels)`, one channel (gray) or three (RGB).
+    filter: Pillow's filter that resizes, without keeping the aspect: Lanczos', or the
+      area average ("BOX").
+    light_ink: whether a picture is a drawing in light ink on a dark ground. A picture
+      with a light ground, such as a scanned page, is inverted.
+  """
+
+  shape: tuple[int, int, int]
+  filter: Filter = "LANCZOS"
+  light_ink: bool = False
+
+
+def read(pictures: Any, looks: Looks) -> np.ndarray:
+  """Reads pictures of any kind and size as the images that a learner takes.
+
+  Args:
+    pictures: one of
+      an array `[n, height, width]` or `[n, height, width, channels]`,
+      an array `[n, height * width * channels]` of images that already have the shape of
+      `looks`, flattened,
+      a list of arrays `[height, width]` or `[height, width, channels]` of any sizes, of
+      paths, of Pillow images, or of a mixture of these,
+      or the path of one file or of a directory of image files.
+      Arrays hold bool, integers from 0 to 255, or floats from 0 to 1; one, three (RGB)
+      or four (RGBA) channels. Transparent pixels are seen on white.
+    looks: what the learner was trained on.
+
+  Returns:
+    uint8 `[n, *looks.shape]`.
+
+  Raises:
+    FileNotFoundError: if a file does not exist.
+    ValueError: if an array has another shape or range, or pictures cannot be decoded:
+      all of them are named.
+    TypeError: if something is no picture.
+
+  Example:
+    >>> looks = Looks((2, 2, 1))
+    >>> read(np.array([[[0.0, 1.0], [0.2, 0.4]]]), looks)[0, ..., 0].tolist()
+    [[0, 255], [51, 102]]
+    >>> read([np.zeros((4, 6, 3), np.uint8), np.zeros((2, 2), bool)], looks).shape
+    (2, 2, 2, 1)
+  """
+  if is_path(pictures):
+    pictures = files(pictures)
+  if hasattr(pictures, "__array__") and not _is_pillow(pictures):
+    pictures = _rows(np.asarray(pictures), looks)
+  entries = list(pictures)
+  failures: list[tuple[int, Exception]] = []
+
+  def convert(numbered: tuple[int, Any]) -> np.ndarray | None:
+    number, picture = numbered
+    try:
+      return _converted(picture, number, looks)
+    except (OSError, ValueError, TypeError) as error:
+      failures.append((number, error))
+      return None
+
+  images = list(_pixels.map_threads(convert, enumerate(entries)))
+  if failures:
+    _refuse(sorted(failures, key=lambda failure: failure[0]), len(entries))
+  if not images:
+    return np.zeros((0, *looks.shape), np.uint8)
+  return np.stack(images)  # type: ignore[arg-type]
+
+
+def is_path(pictures: Any) -> bool:
+  """Whether pictures are named by one path, and not given themselves.
+
+  Example:
+    >>> is_path("photographs"), is_path(["a.png", "b.png"])
+    (True, False)
+  """
+  return isinstance(pictures, str | os.PathLike)
+
+
+def files(
+  path: str | os.PathLike[str], *, recursive: bool = False
+) -> list[pathlib.Path]:
+  """The image files that a path names: itself, or those of a directory, by name.
+
+  Args:
+    path: a file, or a directory whose image files are meant. Files that are no images
+      are left out.
+    recursive: whether the images of folders in the directory are meant too.
+
+  Returns:
+    The paths.
+
+  Raises:
+    FileNotFoundError: if there is no such path, or no image in the directory.
+
+  Example:
+    >>> files("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: /nowhere does not exist; name an image or a directory of images
+  """
+  root = pathlib.Path(path).expanduser()
+  if root.is_dir():
+    entries = root.rglob("*") if recursive else root.iterdir()
+    found = [entry for entry in sorted(entries) if _is_picture(entry)]
+    if not found:
+      raise FileNotFoundError(
+        f"{root} holds no images ({', '.join(sorted(_formats.FORMATS))}); name a "
+        "directory that does"
+      )
+    return found
+  if not root.exists():
+    raise FileNotFoundError(
+      f"{root} does not exist; name an image or a directory of images"
+    )
+  return [root]
+
+
+def class_folders(
+  path: str | os.PathLike[str],
+) -> tuple[list[pathlib.Path], list[str]]:
+  """The image files of a directory with one folder for each class.
+
+  Args:
+    path: the directory; the name of a folder in it is the name of a class.
+
+  Returns:
+    The paths and the class of each, sorted by class and name.
+
+  Raises:
+    FileNotFoundError: if there is no such directory, or no folder in it.
+    ValueError: if a folder holds no images, all such folders being named, or an image
+      lies beside the folders.
+
+  Example:
+    >>> class_folders("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: /nowhere is no directory; name one with a folder of images ...
+  """
+  root = pathlib.Path(path).expanduser()
+  if not root.is_dir():
+    raise FileNotFoundError(
+      f"{root} is no directory; name one with a folder of images for each class"
+    )
+  folders = [e for e in sorted(root.iterdir()) if e.is_dir() and _is_shown(e)]
+  loose = [entry.name for entry in sorted(root.iterdir()) if _is_picture(entry)]
+  if not folders:
+    raise FileNotFoundError(
+      f"{root} holds no folders; put the examples of each class into a folder named "
+      f"after it, as {root / 'cat' / 'photo.jpg'}"
+    )
+  if loose:
+    raise ValueError(
+      f"{root / loose[0]} lies in no class folder ({len(loose)} such); move it into "
+      "one, or out of the directory"
+    )
+  examples = {
+    folder.name: [entry for entry in sorted(folder.iterdir()) if _is_picture(entry)]
+    for folder in folders
+  }
+  if empty := [name for name, found in examples.items() if not found]:
+    raise ValueError(
+      f"{root}: no images in {_listed(empty)}; add an example to each, or remove the "
+      "folder"
+    )
+  pairs = [(path, name) for name, found in examples.items() for path in found]
+  return [path for path, _ in pairs], [name for _, name in pairs]
+
+
+def _is_shown(entry: pathlib.Path) -> bool:
+  return not entry.name.startswith((".", "__MACOSX"))
+
+
+def _is_picture(entry: pathlib.Path) -> bool:
+  return _is_shown(entry) and entry.is_file() and _formats.is_image(entry.name)
+
+
+def _is_pillow(picture: Any) -> bool:
+  return hasattr(picture, "getbands") and hasattr(picture, "convert")
+
+
+def _rows(array: np.ndarray, looks: Looks) -> Iterator[np.ndarray] | np.ndarray:
+  """The images of one array."""
+  if array.dtype == object:
+    return iter(array)
+  size = int(np.prod(looks.shape))
+  if array.ndim == 2:
+    if array.shape[1] != size:
+      wanted = " x ".join(map(str, looks.shape))
+      raise ValueError(
+        f"images has shape {array.shape}: rows of flattened images need {size} numbers "
+        f"({wanted}); give one image as images[None], or [n, height, width, channels]"
+      )
+    return array.reshape(-1, *looks.shape)
+  if array.ndim not in (3, 4):
+    raise ValueError(
+      f"images has shape {array.shape}; expected [n, height, width] or [n, height, "
+      "width, channels]"
+    )
+  return array
+
+
+def _converted(picture: Any, number: int, looks: Looks) -> np.ndarray:
+  height, width, channels = looks.shape
+  mode = "L" if channels == 1 else "RGB"
+  if is_path(picture):
+    path = pathlib.Path(picture).expanduser()
+    pixels = _pixels.decode(path.read_bytes(), name=str(path), mode=mode)
+  elif _is_pillow(picture):
+    pixels = _pixels.flat(picture, mode=mode)
+  elif hasattr(picture, "__array__") or isinstance(picture, Sequence):
+    pixels = _pixels.flat(_as_pillow(np.asarray(picture), number), mode=mode)
+  else:
+    raise TypeError(
+      f"images[{number}] is a {type(picture).__name__}; give an array, a path or a "
+      "Pillow image"
+    )
+  if pixels.shape[:2] != (height, width):
+    pixels = _pixels.resize(pixels, (height, width), method=looks.filter)
+  # Ink covers the smaller part of a drawing, so its median pixel is ground.
+  if looks.light_ink and np.median(pixels) > 127:
+    pixels = 255 - pixels
+  return pixels
+
+
+def _as_pillow(array: np.ndarray, number: int) -> Any:
+  from PIL import Image
+
+  name = f"images[{number}]"
+  if array.ndim == 3 and array.shape[-1] == 1:
+    array = array[..., 0]
+  if (array.ndim, array.shape[-1] if array.ndim == 3 else 3) not in (
+    (2, 3),
+    (3, 3),
+    (3, 4),
+  ):
+    raise ValueError(
+      f"{name} has shape {array.shape}; expected [height, width] or [height, width, "
+      "channels] with 1, 3 (RGB) or 4 (RGBA) channels"
+    )
+  if not array.size:
+    raise ValueError(f"{name} has shape {array.shape}: it has no pixels")
+  if array.dtype == bool:
+    array = array.astype(np.uint8) * 255
+  elif np.issubdtype(array.dtype, np.floating):
+    if not np.isfinite(array).all():
+      raise ValueError(f"{name} holds NaN or infinity; give floats from 0 to 1")
+    if array.min() < 0 or array.max() > 1:
+      raise ValueError(
+        f"{name} holds floats from {array.min():g} to {array.max():g}; give floats "
+        "from 0 to 1, or uint8 from 0 to 255"
+      )
+    array = np.rint(array * 255).astype(np.uint8)
+  elif np.issubdtype(array.dtype, np.integer):
+    if array.min() < 0 or array.max() > 255:
+      raise ValueError(
+        f"{name} holds integers from {array.min()} to {array.max()}; give uint8 from 0 "
+        "to 255, or floats from 0 to 1"
+      )
+    array = array.astype(np.uint8)
+  else:
+    raise ValueError(f"{name} is an array of {array.dtype}; give uint8 or floats")
+  return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _refuse(failures: list[tuple[int, Exception]], total: int) -> None:
+  if len(failures) == 1:
+    raise failures[0][1]
+  named = "\n  ".join(str(error) for _, error in failures[:_MOST_NAMED])
+  more = len(failures) - _MOST_NAMED
+  rest = f"\n  and {more} more" if more > 0 else ""
+  raise ValueError(
+    f"{len(failures)} of {total} images cannot be read:\n  {named}{rest}"
+  )
+
+
+def _listed(names: Sequence[str]) -> str:
+  shown = ", ".join(names[:_MOST_NAMED])
+  return shown if len(names) <= _MOST_NAMED else f"{shown} and more"

@@ -1,0 +1,15 @@
+"""`python -m jsharp.evaluate`: measures trained learners on any data.
+
+It cannot be imported, because `jsharp.evaluate` is the function
+`jsharp.evaluation.evaluate`.
+"""
+
+if __name__ != "__main__":
+  raise ImportError(
+    "jsharp.evaluate is a function and a program: write `from jsharp import evaluate`, "
+    "or run `python -m jsharp.evaluate`"
+  )
+
+from jsharp._commands.evaluate import main
+
+main()

@@ -1,0 +1,89 @@
+"""A trained learner measured on a fixed list of tasks, in any way, without training."""
+
+import functools
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from jsharp import normalization
+from jsharp._checks import check_choice
+from jsharp.core.execution import Execution
+from jsharp.data.tasks import Kind
+from jsharp.evaluation.side_by_side import fixed_tasks
+from jsharp.evaluation.tasks import evaluate, evaluator
+from jsharp.learners import Learner
+from jsharp.normalization import query_loss
+
+Policy = Literal["transductive", "support_statistics", "per_query"]
+"""Whose statistics normalise a query example, see `jsharp.normalization`."""
+
+
+def measure_learner(
+  learner: Learner,
+  kind: Kind,
+  dataset: Any,
+  *,
+  num_tasks: int = 600,
+  seed: int = 0,
+  policy: Policy = "transductive",
+  num_steps: int | None = None,
+  execution: Execution = Execution(),
+) -> dict[str, np.ndarray]:
+  """Measures a learner on the first tasks of a fixed list.
+
+  The list is that of a run's test: a function of the dataset, the kind of task and the
+  seed, so two learners measured alike are measured on the same tasks.
+
+  Args:
+    learner: what is measured.
+    kind: the kind of task, such as `jsharp.data.tasks.Tasks(way=5, shot=1).test()`.
+    dataset: a `jsharp.data.Dataset` with images of the learner's shape.
+    num_tasks: how many tasks; 600 in the papers.
+    seed: of the list.
+    policy: whose statistics normalise a query example.
+    num_steps: inner steps; None for the learner's own number.
+    execution: how it is computed.
+
+  Returns:
+    "loss" and "accuracy", each `[num_tasks]`.
+
+  Raises:
+    ValueError: if the tasks have more classes than the learner's head has outputs, the
+      dataset cannot give such tasks, or an argument is wrong.
+
+  Example:
+    >>> from jsharp.algorithms.protonet import ProtoNet
+    >>> from jsharp.data import characters
+    >>> from jsharp.data.tasks import Tasks
+    >>> from jsharp.learners import Description, build
+    >>> from jsharp.models.mlp import MLPOptions
+    >>> learner = build(Description(
+    ...   algorithm=ProtoNet(), network=MLPOptions(), num_outputs=2,
+    ...   input_shape=(8, 8, 1)))
+    >>> dataset = characters.load(size=8)["test"]
+    >>> kind = Tasks(way=3, query_shot=2).test()
+    >>> measure_learner(learner, kind, dataset, num_tasks=4)["accuracy"].shape
+    (4,)
+  """
+  check_choice("policy", policy, get_args(Policy))
+  way = kind.shape["way"]
+  learner.check_way(way)
+  kind.check(dataset)
+  options = {} if num_steps is None else {"num_steps": num_steps}
+  if options and learner.num_eval_steps is None:
+    raise ValueError(
+      f"num_steps={num_steps}: {learner.description.algorithm.name} takes no inner "
+      "steps; leave it out"
+    )
+  predict = getattr(normalization, policy)(learner.apply_fn(way))
+  adapt = functools.partial(
+    learner.algorithm(way).adapt, **{**learner.made.at_test, **options}
+  )
+  return evaluate(
+    evaluator(adapt, query_loss(predict, learner.criterion), execution=execution),
+    learner.params,
+    fixed_tasks(kind, "test", seed=seed),
+    dataset,
+    num_tasks=num_tasks,
+    execution=execution,
+  )

@@ -1,0 +1,366 @@
+"""A trained learner as a classifier of pictures, with scikit-learn's methods."""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsharp._checks import check_choice, check_count
+from jsharp.data import pictures
+from jsharp.data.episodes import UNIT
+from jsharp.normalization import support_statistics, transductive
+from jsharp.types import Batch, Params, Task
+
+if TYPE_CHECKING:
+  from jsharp.learners._learner import Learner
+
+Policy = Literal["inductive", "transductive"]
+"""Whose statistics normalise the images that are named; see `FewShotClassifier`."""
+
+_BUCKETS = (1, 8, 64)
+"""Numbers of images that are predicted at once: one program is compiled for each."""
+
+
+class _Programs(NamedTuple):
+  """What is compiled for one number of classes.
+
+  Attributes:
+    adapt: `adapt(params, support) -> adapted`.
+    predict: `predict(adapted, support, images) -> [n, way]` probabilities.
+  """
+
+  adapt: Callable[[Params, Batch], Any]
+  predict: Callable[[Any, Batch, jax.Array], jax.Array]
+
+
+class _Fitted(NamedTuple):
+  """What `fit` leaves behind."""
+
+  classes: list[Hashable]
+  support: Batch
+  adapted: Any
+
+
+class FewShotClassifier:
+  """Learns new classes from a few pictures of each, and names further pictures.
+
+  Made by `Learner.classifier`. `fit` adapts the learner to the examples; `predict`
+  names pictures. Both read pictures as the learner's training images were read: size,
+  channels and, for handwriting, light ink on a dark ground. See
+  `jsharp.data.pictures.read` for what a picture may be.
+
+  Under the policy "inductive" every picture is normalised by the statistics of the
+  examples, so an answer does not depend on what else is asked at the same time. Under
+  "transductive" all pictures of one call are one normalisation batch, as in the papers'
+  tables: more accurate where they come in large numbers and evenly from all classes.
+
+  The first `fit` with some number of examples and classes compiles, and so does the
+  first `predict`. Inductive predictions are padded to 1, 8 or 64 pictures, so that no
+  more than three programs are compiled however many are asked for.
+
+  Attributes:
+    learner: what is adapted; its parameters do not change.
+    policy: "inductive" or "transductive".
+    num_steps: inner steps of `fit`; None for the learner's own number.
+
+  Example:
+    >>> from jsharp.algorithms.protonet import ProtoNet
+    >>> from jsharp.learners import Description, build
+    >>> from jsharp.models.mlp import MLPOptions
+    >>> learner = build(Description(
+    ...   algorithm=ProtoNet(), network=MLPOptions(), num_outputs=2,
+    ...   input_shape=(4, 4, 1)))
+    >>> black, white = np.zeros((1, 4, 4)), np.ones((1, 4, 4))
+    >>> classifier = learner.classifier().fit([black[0], white[0]], ["night", "day"])
+    >>> classifier.classes_.tolist()
+    ['day', 'night']
+    >>> classifier.predict(black).tolist(), classifier.predict_proba(black).shape
+    (['night'], (1, 2))
+  """
+
+  def __init__(
+    self,
+    learner: "Learner",
+    policy: Policy = "inductive",
+    num_steps: int | None = None,
+  ):
+    if learner.description.problem != "classification":
+      raise ValueError(
+        f"the learner solves a {learner.description.problem}; only one that was "
+        "trained on classes names pictures"
+      )
+    if num_steps is not None and learner.num_eval_steps is None:
+      raise ValueError(
+        f"num_steps={num_steps}: {learner.description.algorithm.name} takes no inner "
+        "steps; leave it out"
+      )
+    self.learner = learner
+    check_choice("policy", policy, get_args(Policy))
+    self.policy = policy
+    self.num_steps = (
+      None if num_steps is None else check_count("num_steps", num_steps, minimum=0)
+    )
+    self._programs: dict[int, _Programs] = {}
+    self._fitted: _Fitted | None = None
+
+  def fit(self, images: Any, labels: Iterable[Hashable] | None = None) -> Self:
+    """Adapts to examples of the classes that are to be told apart.
+
+    Args:
+      images: the examples, in any number for each class: see
+        `jsharp.data.pictures.read`. Or the path of a directory with one folder of
+        images for each class; `labels` is then left out.
+      labels: the class of each example, of any hashable kind.
+
+    Returns:
+      The classifier itself.
+
+    Raises:
+      ValueError: for fewer than two classes, more than the learner's head has outputs,
+        another number of labels than images, or images that cannot be read.
+      FileNotFoundError: if a file or directory is missing.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    pixels, named = self._examples(images, labels)
+    classes = _sorted_classes(named)
+    if len(classes) < 2:
+      raise ValueError(
+        f"all examples are of the class {classes[0]!r}; give examples of at least 2 "
+        "classes"
+      )
+    self.learner.check_way(len(classes))
+    number = {name: index for index, name in enumerate(classes)}
+    targets = np.array([number[name] for name in named], np.int32)
+    support = Batch(jnp.asarray(_floats(pixels)), jnp.asarray(targets))
+    programs = self._programs_for(len(classes))
+    adapted = programs.adapt(self.learner.params, support)
+    self._fitted = _Fitted(classes, support, adapted)
+    return self
+
+  def predict(self, images: Any) -> np.ndarray:
+    """The most probable class of each picture.
+
+    Args:
+      images: see `jsharp.data.pictures.read`.
+
+    Returns:
+      `[n]` labels, as they were given to `fit`.
+
+    Raises:
+      ValueError: before `fit`, or if pictures cannot be read; all of them are named.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    return self.classes_[self.predict_proba(images).argmax(axis=1)]
+
+  def predict_proba(self, images: Any) -> np.ndarray:
+    """The probability of each class for each picture.
+
+    Args:
+      images: see `jsharp.data.pictures.read`.
+
+    Returns:
+      `[n, way]` float32, in the order of `classes_`; each row sums to 1.
+
+    Raises:
+      ValueError: as `predict` does.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    fitted = self._after_fit()
+    pixels = pictures.read(images, self.learner.description.looks)
+    way = len(fitted.classes)
+    predict = self._programs_for(way).predict
+    if self.policy == "transductive":
+      groups, sizes = [pixels] if len(pixels) else [], [len(pixels)]
+    else:
+      groups = [
+        pixels[i : i + _BUCKETS[-1]] for i in range(0, len(pixels), _BUCKETS[-1])
+      ]
+      sizes = [next(size for size in _BUCKETS if size >= len(g)) for g in groups]
+    found = [np.zeros((0, way), np.float32)]
+    for group, size in zip(groups, sizes, strict=False):
+      padded = np.zeros((size, *pixels.shape[1:]), np.float32)
+      padded[: len(group)] = _floats(group)
+      rows = predict(fitted.adapted, fitted.support, jnp.asarray(padded))
+      found.append(np.asarray(rows)[: len(group)])
+    return np.concatenate(found)
+
+  def score(self, images: Any, labels: Iterable[Hashable] | None = None) -> float:
+    """The share of pictures that are named rightly.
+
+    Args:
+      images: as in `fit`.
+      labels: as in `fit`.
+
+    Returns:
+      The accuracy, from 0 to 1.
+
+    Raises:
+      ValueError: as `predict` does, or if there are no pictures.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    self._after_fit()
+    pixels, named = self._examples(images, labels)
+    found = self.predict(pixels).tolist()
+    return float(np.mean([a == b for a, b in zip(found, named, strict=True)]))
+
+  @property
+  def classes_(self) -> np.ndarray:
+    """`[way]` labels, sorted where they can be, else in the order of the examples."""
+    classes = self._after_fit().classes
+    if all(isinstance(name, str) for name in classes):
+      return np.array(classes)
+    if all(isinstance(name, bool | int | float) for name in classes):
+      return np.array(classes)
+    found = np.empty(len(classes), object)
+    found[:] = classes
+    return found
+
+  @property
+  def num_examples(self) -> int:
+    """How many examples `fit` was given."""
+    return len(self._after_fit().support.targets)
+
+  def get_params(self, deep: bool = True) -> dict[str, Any]:
+    """What the classifier was made with, for scikit-learn."""
+    del deep
+    return {
+      "learner": self.learner,
+      "policy": self.policy,
+      "num_steps": self.num_steps,
+    }
+
+  def set_params(self, **params: Any) -> Self:
+    """Changes what the classifier was made with, and forgets its classes."""
+    self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
+    return self
+
+  def __sklearn_clone__(self) -> "FewShotClassifier":
+    """A classifier before `fit`, which shares what was compiled."""
+    clone = FewShotClassifier(**self.get_params())
+    clone._programs = self._programs
+    return clone
+
+  def __sklearn_tags__(self) -> Any:
+    """What scikit-learn asks before it uses a classifier."""
+    from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+    return Tags(
+      estimator_type="classifier",
+      target_tags=TargetTags(required=True),
+      classifier_tags=ClassifierTags(),
+      input_tags=InputTags(three_d_array=True),
+    )
+
+  def __sklearn_is_fitted__(self) -> bool:
+    """Whether `fit` was called."""
+    return self._fitted is not None
+
+  def __repr__(self) -> str:
+    """The learner's algorithm and network, and the classes after `fit`."""
+    about = self.learner.description
+    known = f", {len(self._fitted.classes)} classes" if self._fitted else ""
+    return (
+      f"FewShotClassifier({about.algorithm.name} on {about.network.name}, "
+      f"{self.policy}{known})"
+    )
+
+  def _examples(
+    self, images: Any, labels: Iterable[Hashable] | None
+  ) -> tuple[np.ndarray, list[Hashable]]:
+    if labels is None:
+      if not pictures.is_path(images):
+        raise ValueError(
+          "labels is missing; give the class of each image, or the path of a directory "
+          "with one folder of images for each class"
+        )
+      images, folders = pictures.class_folders(images)
+      named: list[Hashable] = [*folders]
+    else:
+      named = _as_list(labels)
+    pixels = pictures.read(images, self.learner.description.looks)
+    if len(pixels) != len(named):
+      raise ValueError(
+        f"{len(pixels)} images and {len(named)} labels; give one label for each image"
+      )
+    if not named:
+      raise ValueError("there are no images; give at least one example of each class")
+    return pixels, list(named)
+
+  def _after_fit(self) -> _Fitted:
+    if self._fitted is None:
+      raise ValueError(
+        "the classifier knows no classes yet; call fit(images, labels) first"
+      )
+    return self._fitted
+
+  def _programs_for(self, way: int) -> _Programs:
+    if way not in self._programs:
+      learner = self.learner
+      options = dict(learner.made.at_test)
+      if self.num_steps is not None:
+        options["num_steps"] = self.num_steps
+      adapt = functools.partial(learner.algorithm(way).adapt, **options)
+      predict = probabilities(learner, way, self.policy)
+      self._programs[way] = _Programs(jax.jit(adapt), jax.jit(predict))
+    return self._programs[way]
+
+
+def probabilities(
+  learner: "Learner", way: int, policy: Policy
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+  """Prediction under a policy, as a pure function.
+
+  Args:
+    learner: whose network predicts.
+    way: the number of classes.
+    policy: see `FewShotClassifier`.
+
+  Returns:
+    `predict(adapted, support, images) -> [n, way]` probabilities.
+  """
+  about, apply_fn = learner.description, learner.apply_fn(way)
+  depends_on_batch = (
+    about.network.has_norm and not about.algorithm.uses_running_statistics()
+  )
+  # Without a layer that looks at the batch, the two policies are one.
+  inductive = policy == "inductive" and depends_on_batch
+  outputs = (support_statistics if inductive else transductive)(apply_fn)
+
+  def predict(adapted: Any, support: Batch, images: jax.Array) -> jax.Array:
+    logits = outputs(adapted, Task(support, Batch(images, None)))
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
+  return predict
+
+
+def _floats(pixels: np.ndarray) -> np.ndarray:
+  return pixels.astype(np.float32) * UNIT  # As tasks are drawn.
+
+
+def _as_list(labels: Iterable[Hashable]) -> list[Hashable]:
+  """The labels as Python values, so that 1 from NumPy and 1 are one class."""
+  if hasattr(labels, "__array__"):
+    return list(np.asarray(labels).tolist())
+  return [label.item() if isinstance(label, np.generic) else label for label in labels]
+
+
+def _sorted_classes(labels: Sequence[Hashable]) -> list[Hashable]:
+  try:
+    found = list(dict.fromkeys(labels))
+  except TypeError as error:
+    raise ValueError(f"labels must be hashable ({error})") from error
+  try:
+    return sorted(found)  # type: ignore[type-var]
+  except TypeError:
+    return found

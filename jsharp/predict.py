@@ -1,0 +1,6 @@
+"""`python -m jsharp.predict`: names pictures after a few examples of each class."""
+
+if __name__ == "__main__":
+  from jsharp._commands.predict import main
+
+  main()
