@@ -24,6 +24,7 @@ import jsharp
 from benchmarks import tables
 from experiments import _demo_drawing
 from jsharp.data import splits
+from jsharp.learners import Learner
 
 _MODELS = flags.DEFINE_list("models", ["omniglot-maml"], "Learners of Omniglot.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Omniglot's two zips.", required=True)
@@ -107,7 +108,12 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   characters = read(_DATA_DIR.value)
-  classifiers = {name: jsharp.load(name).classifier() for name in _MODELS.value}
+  classifiers = {}
+  for name in _MODELS.value:
+    learner = jsharp.load(name)
+    if not isinstance(learner, Learner):
+      raise app.UsageError(f"--models: {name} is no few-shot learner")
+    classifiers[name] = learner.classifier()
   right: dict[tuple[str, str, str], list[float]] = {}
   rng = np.random.default_rng(_SEED.value)
 
