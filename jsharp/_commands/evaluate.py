@@ -37,6 +37,7 @@ if TYPE_CHECKING:
   from jsharp.data import Dataset, ImageSource
   from jsharp.data.tasks import Tasks
   from jsharp.learners import Learner
+  from jsharp.training.options import Testing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,12 +114,15 @@ class Measuring(Options):
   num_eval_inner_steps: int | None = option(
     None, "Inner steps. Default: the learner's own number.", check=at_least(0)
   )
-  eval_tasks: int = option(
-    600,
-    "Tasks, always the same ones. The interval shrinks with the square root.",
+  eval_tasks: int | None = option(
+    None,
+    "Tasks, always the same ones. The interval shrinks with the square root. Default: "
+    "as many as the run was tested on, or the papers' 600.",
     check=at_least(2, "an interval needs at least 2 tasks; the papers use 600."),
   )
-  eval_seed: int = option(0, "Seed of the tasks.", check=at_least(0))
+  eval_seed: int | None = option(
+    None, "Seed of the tasks. Default: that of the run, or 0.", check=at_least(0)
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,7 @@ class Subject(NamedTuple):
     home: where its evaluations are written.
     digest: of its parameters and description.
     tasks: as it was tested; None if that is not known.
+    testing: as it was tested.
     data: of the run, as above.
     data_dir: of the run, as above.
   """
@@ -182,6 +187,7 @@ class Subject(NamedTuple):
   home: pathlib.Path
   digest: str
   tasks: "Tasks | None"
+  testing: "Testing"
   data: "ImageSource | None"
   data_dir: str | None
 
@@ -221,6 +227,7 @@ def _subject(name: str, step: int | None) -> Subject:
   from jsharp import _leaf_archive
   from jsharp.learners import Learner, evaluations_of, load, to_json
   from jsharp.training import description_of
+  from jsharp.training.options import Testing
   from jsharp.training.runs import FewShotRun
 
   learner = load(name, step=step)
@@ -242,6 +249,7 @@ def _subject(name: str, step: int | None) -> Subject:
     home=evaluations_of(name),
     digest=digest.hexdigest()[:16],
     tasks=run.tasks if isinstance(run, FewShotRun) else None,
+    testing=run.testing if isinstance(run, FewShotRun) else Testing(),
     data=run.test_data or run.data
     if isinstance(run, FewShotRun)
     else learner.description.source,
@@ -270,6 +278,10 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   kind = tasks.test()
   subject.learner.check_way(kind.shape["way"])
   kind.check(dataset)
+  num_tasks = measuring.eval_tasks or subject.testing.eval_tasks
+  seed = measuring.eval_seed
+  if seed is None:
+    seed = subject.testing.eval_seed
   protocol = {
     "data": about,
     "task": kind.shape
@@ -278,7 +290,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       for name in ("support_label_noise", "rotation", "shear", "scale")
       if getattr(tasks, name)
     },
-    "tasks": {"eval_tasks": measuring.eval_tasks, "eval_seed": measuring.eval_seed},
+    "tasks": {"eval_tasks": num_tasks, "eval_seed": seed},
   }
   given_steps = measuring.num_eval_inner_steps
   own_steps = subject.learner.num_eval_steps
@@ -307,13 +319,13 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       f"{path} is another evaluation; give this another --eval_name, or remove that "
       "file"
     )
-  say(f"evaluate: {subject.name} on {measuring.eval_tasks} tasks of {about['name']}")
+  say(f"evaluate: {subject.name} on {num_tasks} tasks of {about['name']}")
   metrics = measure_learner(
     subject.learner,
     kind,
     dataset.on_device(),
-    num_tasks=measuring.eval_tasks,
-    seed=measuring.eval_seed,
+    num_tasks=num_tasks,
+    seed=seed,
     policy=measuring.policy,
     num_steps=measuring.num_eval_inner_steps,
     execution=execution_for(),

@@ -5,6 +5,10 @@ name, size and modification time of every source file and the settings. A change
 source is therefore another directory and is prepared anew. tensorflow-datasets writes
 into a directory called `incomplete.*` and renames it at the end, so an interrupted
 preparation is never opened.
+
+The rule by which images are decoded is part of the fingerprint too. A copy made by an
+older rule, without that part, is still opened if all of its images read as before. That
+is found out once and noted beside it.
 """
 
 import contextlib
@@ -17,11 +21,14 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+
+from jsharp.data import _rules
 
 ClassArrays = dict[str, np.ndarray]
 """Class name -> uint8 `[num_images, height, width, channels]`."""
@@ -68,6 +75,18 @@ def fingerprint(
   return digest.hexdigest()[:16]
 
 
+class Encoded(NamedTuple):
+  """The images that are decoded to prepare a dataset.
+
+  Attributes:
+    images: `images()` gives name and content of every image of the source.
+    mode: the channels that they are decoded to; see `jsharp.data._pixels.decode`.
+  """
+
+  images: Callable[[], Iterable[tuple[str, bytes]]]
+  mode: str | None
+
+
 def load(
   builder_name: str,
   read: Callable[[], dict[str, ClassArrays]],
@@ -76,6 +95,7 @@ def load(
   prepared_dir: str | os.PathLike | None,
   files: Sequence[pathlib.Path],
   settings: Sequence[object],
+  encoded: Encoded | None = None,
 ) -> dict[str, Classes]:
   """The classes of every split, prepared at the first call.
 
@@ -87,6 +107,7 @@ def load(
       where that can be written, else `~/.cache/jsharp`.
     files: the source files.
     settings: whatever else decides the arrays.
+    encoded: the images that `read` decodes; None where they are stored as pixels.
 
   Returns:
     The classes of each split, in the order in which `read` gave them.
@@ -99,34 +120,79 @@ def load(
 
   builder_class = getattr(_builders, builder_name)
   version = str(builder_class.VERSION)
-  key = fingerprint(
-    data_dir, files, *settings, version, file_format := _builders.file_format()
-  )
+  file_format = _builders.file_format()
   places = _places(data_dir, prepared_dir)
-  for place in places:
-    root = place / f"{builder_class.name}-{key}"
+
+  def folder(*rule: object) -> str:
+    decided = (*settings, version, file_format, *rule)
+    return f"{builder_class.name}-{fingerprint(data_dir, files, *decided)}"
+
+  def opened(root: pathlib.Path) -> dict[str, Classes] | None:
     target = root / builder_class.name / version
-    if target.is_dir():
-      try:
-        return _builders.open_prepared(builder_class(data_dir=root))
-      except (MemoryError, ImportError, PermissionError):
-        raise
-      except Exception as error:
-        logging.warning("%s is damaged and is prepared anew: %s", target, error)
-        shutil.rmtree(target, ignore_errors=True)
+    if not target.is_dir():
+      return None
+    try:
+      return _builders.open_prepared(builder_class(data_dir=root))
+    except (MemoryError, ImportError, PermissionError):
+      raise
+    except Exception as error:
+      logging.warning("%s is damaged and is prepared anew: %s", target, error)
+      shutil.rmtree(target, ignore_errors=True)
+      return None
+
+  current, older = folder("rule", _rules.RULE), folder()
+  for place in places:
+    if classes := opened(place / current):
+      return classes
   writable = [place for place in places if _writable(place)]
+  for place in places:
+    classes = opened(place / older)
+    if classes and _still_right(classes, older, places, writable, encoded):
+      return classes
+    if classes:
+      print(
+        f"{place / older} is used no more: some of its images read otherwise today "
+        "(transparency, 16 bits, orientation) or were left out. It may be deleted.",
+        file=sys.stderr,
+      )
   if not writable:
     raise OSError(
       f"nowhere to keep the prepared dataset: {' and '.join(map(str, places))} cannot "
       "be written. Give prepared_dir=, a directory that can."
     )
-  root = writable[0] / f"{builder_class.name}-{key}"
+  root = writable[0] / current
   print(f"Preparing {data_dir} in {root}, once.", file=sys.stderr, flush=True)
   _remove_stale(root / builder_class.name)
   builder = builder_class(data_dir=root, file_format=file_format)
   builder.read = read
   _prepare(builder, root / builder_class.name / version)
   return _builders.open_prepared(builder_class(data_dir=root))
+
+
+def _still_right(
+  classes: dict[str, Classes],
+  folder: str,
+  places: Sequence[pathlib.Path],
+  writable: Sequence[pathlib.Path],
+  encoded: Encoded | None,
+) -> bool:
+  """Whether the copy of an older rule holds what the present one would read."""
+  note = f"right_by_rule_{_rules.RULE}"
+  if encoded is None or any((place / folder / note).exists() for place in places):
+    return True
+  print("Checking the prepared images once.", file=sys.stderr, flush=True)
+  names = [name for split in classes.values() for name in split.names]
+  rest = sum(len(split.images) for split in classes.values())
+  for name, data in encoded.images():
+    rest -= 1
+    if not _rules.reads_as_before(data, name=name, mode=encoded.mode):
+      return False
+  if rest or not all(unicodedata.is_normalized("NFC", name) for name in names):
+    return False
+  for place in writable[:1]:
+    (place / folder).mkdir(exist_ok=True)
+    (place / folder / note).touch()
+  return True
 
 
 def _prepare(builder, target: pathlib.Path) -> None:

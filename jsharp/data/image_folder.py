@@ -3,12 +3,12 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+import unicodedata
 from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _formats, _pixels, splits
+from jsharp.data import _archives, _formats, _left_out, _pixels, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.options import at_least, option
@@ -21,7 +21,9 @@ def load(
 
   Args:
     data_dir: the directory with the three folders; `val/` may also be called
-      `valid/` or `validation/`. Files other than PNG and JPEG are left out.
+      `valid/` or `validation/`. Everything below a class's folder belongs to the class.
+      Files that are no images are left out with a warning; hidden ones, such as `.*`
+      and `Thumbs.db`, without one.
     size: height and width of the result in pixels. An image of another size is
       resized by Lanczos' filter without keeping its aspect.
     channels: 1 (grayscale) or 3 (RGB). None takes 1 if every image is grayscale,
@@ -47,7 +49,9 @@ def load(
     raise ValueError(f"channels={channels} must be 1, 3 or None.")
   root = pathlib.Path(data_dir).expanduser()
   folders = _split_folders(root)
-  class_files = {split: dict(_classes(folder)) for split, folder in folders.items()}
+  left_out = _left_out.LeftOut(root)
+  class_files = {split: _classes(folder, left_out) for split, folder in folders.items()}
+  left_out.warn()
   _check_disjoint(root, class_files)
   items = [
     (split, name, file)
@@ -106,27 +110,36 @@ def _help(root: pathlib.Path) -> str:
   )
 
 
-def _classes(folder: pathlib.Path) -> Iterator[tuple[str, list[pathlib.Path]]]:
+def _classes(
+  folder: pathlib.Path, left_out: _left_out.LeftOut
+) -> dict[str, list[pathlib.Path]]:
   """Name and image files of each class of a split."""
-  empty = True
+  found: dict[str, list[pathlib.Path]] = {}
+  root = folder.parent
   for entry in sorted(folder.iterdir()):
-    if entry.name.startswith("."):
+    if _left_out.is_hidden(entry.name):
       continue
     if not entry.is_dir():
-      if _formats.is_image(entry.name):
-        raise ValueError(f"{entry} lies in no class folder. {_help(folder.parent)}")
+      if left_out.is_image(entry.relative_to(root).as_posix()):
+        raise ValueError(f"{entry} lies in no class folder. {_help(root)}")
       continue
-    files = sorted(
+    files = [
       file
-      for file in entry.iterdir()
-      if _formats.is_image(file.name) and not file.name.startswith(".")
-    )
+      for file in _archives.walk(entry)
+      if left_out.is_image(file.relative_to(root).as_posix())
+    ]
     if not files:
-      raise ValueError(f"the class folder {entry} holds no PNG or JPEG: remove it.")
-    empty = False
-    yield entry.name, files
-  if empty:
-    raise FileNotFoundError(f"{folder} holds no class folders. {_help(folder.parent)}")
+      raise ValueError(
+        f"the class folder {entry} holds no {_formats.NAMES}: remove it."
+      )
+    # macOS writes accents apart from their letters, others do not.
+    name = unicodedata.normalize("NFC", entry.name)
+    if name in found:
+      raise ValueError(f"{folder} has two folders called {name}: make them one.")
+    found[name] = files
+  if not found:
+    raise FileNotFoundError(f"{folder} holds no class folders. {_help(root)}")
+  return dict(sorted(found.items()))
 
 
 def _check_disjoint(root: pathlib.Path, classes: dict[str, dict]) -> None:

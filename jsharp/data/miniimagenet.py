@@ -85,6 +85,11 @@ def load(
       for split in expected.classes
     }
 
+  def encoded() -> Iterator[tuple[str, bytes]]:
+    return (
+      (name, data) for _, name, _, data in _Reader(root, sources, expected).images()
+    )
+
   opened = _prepared.load(
     "JsharpMiniImagenet",
     read,
@@ -92,6 +97,7 @@ def load(
     prepared_dir=prepared_dir,
     files=sources,
     settings=(expected,),
+    encoded=None if caches else _prepared.Encoded(encoded, "RGB"),
   )
   return {
     split: Dataset(
@@ -189,7 +195,7 @@ class _Reader:
   def read(self) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     num_resized = 0
-    for key, image, resized in _pixels.map_threads(self._decode, self._images()):
+    for key, image, resized in _pixels.map_threads(self._decode, self.images()):
       split, label, name = key
       found.setdefault(split, {}).setdefault(label, {})[name] = image
       num_resized += resized
@@ -249,7 +255,9 @@ class _Reader:
           raise ValueError(f"{place} names {name} for {entry}, before {listed[name]}.")
     return listed
 
-  def _images(self) -> Iterator[tuple[str, str, tuple[str, str, str], bytes]]:
+  def images(self) -> Iterator[tuple[str, str, tuple[str, str, str], bytes]]:
+    """Place for errors, name, key and content of every image."""
+
     def wanted(name: str) -> bool:
       if name.lower().endswith((".pkl", ".pickle")):
         raise ValueError(

@@ -86,6 +86,9 @@ def load(
     prepared_dir=prepared_dir,
     files=files,
     settings=(size,),
+    encoded=_prepared.Encoded(
+      lambda: (item for source in sources.values() for item in _files(source)), "L"
+    ),
   )
   classes = {
     name: images for part in parts.values() for name, images in part.arrays().items()

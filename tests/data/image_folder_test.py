@@ -63,11 +63,57 @@ class ImageFolderTest(parameterized.TestCase):
     test = image_folder.load(self.root, size=6)["test"]
     np.testing.assert_array_equal(test.images, np.full((1, 6, 6, 3), 9))
 
-  def test_jpegs_are_read(self):
+  @parameterized.parameters("JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+  def test_other_formats_are_read(self, format):
     self._write({name: np.full((1, 8, 8, 3), 90, np.uint8) for name in self._three()})
-    self._write({"train/j": np.full((1, 8, 8, 3), 90, np.uint8)}, "JPEG")
+    self._write({"train/j": np.full((1, 8, 8, 3), 70, np.uint8)}, format)
     train = image_folder.load(self.root, size=8)["train"]
-    np.testing.assert_allclose(train.images, 90, atol=2)
+    self.assertEqual(train.class_names, ("j", "train"))
+    np.testing.assert_allclose(train.images[0], 70, atol=2)
+
+  def test_everything_below_a_class_belongs_to_it(self):
+    classes = self._three() | {"train/c/images": fixtures.images(4, 2)}
+    classes |= {"train/c/_more/still": fixtures.images(5, 1)}
+    classes |= {"train/__background__": fixtures.images(6, 1)}
+    self._write(classes)
+    elsewhere = fixtures.temporary_dir(self)
+    (self.root / "train" / "c").rename(elsewhere / "c")
+    (self.root / "train" / "c").symlink_to(elsewhere / "c")
+    (elsewhere / "c" / "around").symlink_to(elsewhere)
+    train = image_folder.load(self.root, size=8)["train"]
+    self.assertEqual(train.class_names, ("__background__", "c", "train"))
+    self.assertEqual(train.counts.tolist(), [1, 3, 2])
+    np.testing.assert_array_equal(train.images[1], fixtures.images(5, 1)[0])
+
+  def test_what_is_left_out_is_counted_and_named(self):
+    self._write(self._three())
+    hidden = ("train/.DS_Store", "train/train/._0.png", "__MACOSX/train/a/0.png")
+    fixtures.write_files(self.root, dict.fromkeys(hidden, b"x"))
+    with self.assertNoLogs():
+      image_folder.load(self.root, size=8)
+    others = ("train/list.csv", "test/test/1.heic", "val/val/sub/a.pdf")
+    fixtures.write_files(self.root, dict.fromkeys(others, b"x"))
+    with self.assertLogs() as logs:
+      datasets = image_folder.load(self.root, size=8)
+    self.assertLen(logs.output, 1)
+    self.assertRegex(
+      logs.output[0], "left out 3 files .*: test/test/1.heic, train/list.csv, val/"
+    )
+    self.assertEqual(datasets["test"].counts.tolist(), [2])
+
+  def test_accents_are_compared_composed(self):
+    """macOS writes them apart from their letters."""
+    self._write(self._three() | {"train/cafe\u0301": fixtures.images(4, 1)})
+    train = image_folder.load(self.root, size=8)["train"]
+    self.assertEqual(train.class_names, ("caf\u00e9", "train"))
+    self._write({"test/caf\u00e9": fixtures.images(4, 1)})
+    with self.assertRaisesRegex(
+      ValueError, "the class caf\u00e9 is in train and in test"
+    ):
+      image_folder.load(self.root, size=8)
+    (self.root / "test" / "caf\u00e9").rename(self.root / "train" / "caf\u00e9")
+    with self.assertRaisesRegex(ValueError, "train has two folders called caf\u00e9"):
+      image_folder.load(self.root, size=8)
 
   @parameterized.parameters("train", "val", "test")
   def test_a_missing_or_empty_split_is_named(self, split):
@@ -85,7 +131,11 @@ class ImageFolderTest(parameterized.TestCase):
     self.assertRegex(str(caught.exception), "none/train/CLASS/")
 
   @parameterized.named_parameters(
-    ("empty_class", {"train/e/notes.txt": b"x"}, "train/e holds no PNG or JPEG"),
+    (
+      "empty_class",
+      {"train/e/notes.txt": b"x"},
+      "train/e holds no PNG, JPEG, .* WebP: remove",
+    ),
     ("no_class", {"train/1.png": b"x"}, "train/1.png lies in no class folder"),
     ("no_image", {"train/e/1.png": b"x"}, "train/e/1.png cannot be decoded"),
     (
