@@ -34,7 +34,7 @@ SHOTS = os.environ.get("JSHARP_DEMO_SHOTS")  # where pictures of the steps are p
 
 HOOK = [[(0.3, 0.2), (0.3, 0.7), (0.6, 0.7)]]
 WHEEL = [
-  [(0.5 + 0.3 * math.cos(t / 3), 0.5 + 0.3 * math.sin(t / 3)) for t in range(20)],
+  [(0.5 + 0.3 * math.cos(t / 1.6), 0.5 + 0.3 * math.sin(t / 1.6)) for t in range(11)],
   [(0.2, 0.5), (0.8, 0.5)],
 ]
 ZIGZAG = [[(0.2, 0.2), (0.8, 0.25), (0.2, 0.75), (0.8, 0.8)]]
@@ -181,7 +181,7 @@ class DemoBrowserTest(absltest.TestCase):
 
     page.on("request", begun)
     page.on("requestfinished", lambda request: running.discard(request))
-    self.draw(page, page.locator("#query .pad"), WHEEL * 3)
+    self.draw(page, page.locator("#query .pad"), WHEEL)
     self.expect(page, "wheel")
     self.assertEqual(most, 1)
     self.assertGreater(count, 1)
