@@ -5,7 +5,8 @@
 
 Copies `config.json` and `model.safetensors` to `jsharp/shipped/NAME/` and writes the
 model card beside them from the run's own record: what it was trained on, how accurate
-it is on which tasks, the command and the commit.
+it is on which tasks, the command and the commit. What `python -m jsharp.evaluate` has
+measured of the run is on the card too.
 """
 
 import json
@@ -42,7 +43,25 @@ def command(words: list[str]) -> str:
   return shlex.join(["python", *kept[start:]])
 
 
-def card(learner: Learner, result: dict[str, Any], name: str, data: str) -> str:
+def measured(run: pathlib.Path) -> str:
+  """A line for each evaluation of a run."""
+  lines = []
+  for path in sorted((run / "evaluations").glob("*.json")):
+    record = json.loads(path.read_text())
+    protocol, figures = record["protocol"], record["figures"]
+    task, mean = protocol["task"], 100 * figures["test_accuracy"]
+    lines.append(
+      f"- {protocol['data']['name']}, {task['way']}-way {task['shot']}-shot, "
+      f"{task['query_shot']} query images a class, {record['measured']['policy']}: "
+      f"{mean:.2f} ± {100 * figures['test_accuracy_ci95']:.2f} % "
+      f"({protocol['tasks']['eval_tasks']} tasks)"
+    )
+  return "".join(f"{line}\n" for line in lines) + "\n" * bool(lines)
+
+
+def card(
+  learner: Learner, result: dict[str, Any], name: str, data: str, evaluations: str
+) -> str:
   """The model card as Markdown."""
   about, protocol = learner.description, result["protocol"]
   height, width, channels = about.input_shape
@@ -79,7 +98,7 @@ def card(learner: Learner, result: dict[str, Any], name: str, data: str) -> str:
 Means over {result["num_eval_tasks"]} test tasks with their 95 % interval; one training
 seed. Inductive: each image by itself.
 
-## Made by
+{evaluations}## Made by
 
     {command(shlex.split(protocol["command"]))}
 
@@ -113,7 +132,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"--run={run} is no run of few-shot learning")
   result = json.loads((run / "result.json").read_text())
   jsharp.save(learner, target)
-  text = card(learner, result, _NAME.value, _DATA.value)
+  text = card(learner, result, _NAME.value, _DATA.value, measured(run))
   (target / "README.md").write_text(text)
   print(text)
 

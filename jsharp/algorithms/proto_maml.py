@@ -29,7 +29,10 @@ things follow, here as in the published code. With one example per class, each s
 example is its own prototype; where classes lie tens of nats apart the support gradient
 vanishes, and the learner is a prototypical network. With several examples, one step
 moves the logits by up to `inner_lr * |features|^2` through the weights alone, so a
-large embedding needs a small step. Body and head take the same step, as in the paper.
+large embedding needs a small step: in short runs on 5-way 5-shot tasks of drawn
+characters, steps up to 1 served an average over space (32 numbers), while a flattened
+map of 288 numbers needed 0.01 or less. The default, 0.01, is the published code's too.
+Body and head take the same step, as in the paper.
 
 Batch normalisation: the support set is normalised as a batch of its own in prototypes
 and inner steps, query examples as the policy of `jsharp.normalization` says. The
@@ -240,7 +243,7 @@ class ProtoMAML(InnerLoop, NormOptions, SecondOrderOptions):
   name: ClassVar[str] = "proto_maml"
   classifies: ClassVar[bool] = True
   any_way: ClassVar[bool] = True
-  # A step that suits a head of MAML is too large for one made of features.
+  # MAML's step on Omniglot, 2, is too large for a head that is made of features.
   own_defaults: ClassVar[tuple[str, ...]] = ("inner_lr",)
 
   first_order: bool = option(
