@@ -61,7 +61,8 @@ def load_with_test(
       f"--test_dataset={test_source.name} would test on classes of {where} that are "
       "trained on; leave it out to test on the others"
     )
-  looks = Looks(splits["train"].image_shape, source.filter, source.light_ink)
+  height, width, channels = splits["train"].image_shape
+  looks = Looks((height, width, channels), source.filter, source.light_ink)
   fitted, said = fit_to(test, looks, light_ink=test_source.light_ink)
   origin = "; ".join(filter(None, (test.origin, said)))
   return {**splits, "test": dataclasses.replace(fitted, origin=origin)}

@@ -8,7 +8,7 @@ all images are put together and the classes are divided.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -219,10 +219,14 @@ def _divide(name: str, found: dict[str, _Classes], seed: int) -> dict[str, _Clas
       return {split: found[split] for split in ("train", "val", "test")}
     order = splits.permutation(tuple(sorted(found["train"])), seed)
     num_val = max(1, len(order) // 5)
-    parts = {"train": order[num_val:], "val": order[:num_val], "test": found["test"]}
+    parts: dict[str, Collection[str]] = {
+      "train": order[num_val:],
+      "val": order[:num_val],
+      "test": found["test"],
+    }
   else:
     try:
-      parts = splits.divided(tuple(set(names)), seed, least=1)
+      parts = {**splits.divided(tuple(set(names)), seed, least=1)}
     except ValueError as error:
       raise ValueError(
         f"{name} cannot be divided into three splits: {error}"
