@@ -15,13 +15,17 @@ requirements = [
 match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/_version.py").read_text())
 assert match, "jsharp/_version.py must define __version__"
 
+demo = ["starlette>=1.0", "uvicorn>=0.40"]
+
 setup(
   version=match.group(1),
   packages=find_packages(include=["jsharp", "jsharp.*"]),
   package_data={"jsharp": ["py.typed", "shipped/*/*"]},
   install_requires=requirements,
   extras_require={
-    "test": ["pytest>=8.2", "pytest-xdist>=3.6"],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.6", *demo],
+    "browser": ["playwright>=1.58"],
+    "demo": demo,
     "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
   },

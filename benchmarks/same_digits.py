@@ -63,6 +63,7 @@ RUNS = {
   "imaml": f"{_IMAGES} --algorithm=imaml --num_inner_steps=4 --inner_lr=0.1",
   "cavia": f"{_IMAGES} --algorithm=cavia --model=mlp --inner_lr=1",
   "protonet": f"{_IMAGES} --algorithm=protonet --sharpness=up",
+  "proto maml": f"{_IMAGES} --algorithm=proto_maml --sharpness=low --inner_lr=0.1",
   "ridge": f"{_IMAGES} --algorithm=ridge",
   "black box": f"{_IMAGES} --algorithm=black_box --width=16 --num_layers=1",
   "several ways": f"{_IMAGES} --train_way=3,5 --train_shot=1,2 --eval_way=3,4,5",

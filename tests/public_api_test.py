@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def public_modules():
   """The modules of jsharp without a leading underscore in their path."""
   for found in pkgutil.walk_packages(jsharp.__path__, "jsharp."):
-    if "._" not in found.name:
+    # `jsharp.evaluate` is a function; the module of that name is a program alone.
+    if "._" not in found.name and found.name != "jsharp.evaluate":
       yield importlib.import_module(found.name)
 
 

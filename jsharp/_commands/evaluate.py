@@ -37,6 +37,7 @@ if TYPE_CHECKING:
   from jsharp.data import Dataset, ImageSource
   from jsharp.data.tasks import Tasks
   from jsharp.learners import Learner
+  from jsharp.training.options import Testing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Models(Options):
     "kept. Default: the best validated ones.",
     check=at_least(0),
   )
-  name: str | None = option(
+  eval_name: str | None = option(
     None, "What the evaluation is called. Default: after its data and its tasks."
   )
   table: bool = option(
@@ -113,12 +114,15 @@ class Measuring(Options):
   num_eval_inner_steps: int | None = option(
     None, "Inner steps. Default: the learner's own number.", check=at_least(0)
   )
-  eval_tasks: int = option(
-    600,
-    "Tasks, always the same ones. The interval shrinks with the square root.",
+  eval_tasks: int | None = option(
+    None,
+    "Tasks, always the same ones. The interval shrinks with the square root. Default: "
+    "as many as the run was tested on, or the papers' 600.",
     check=at_least(2, "an interval needs at least 2 tasks; the papers use 600."),
   )
-  eval_seed: int = option(0, "Seed of the tasks.", check=at_least(0))
+  eval_seed: int | None = option(
+    None, "Seed of the tasks. Default: that of the run, or 0.", check=at_least(0)
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,7 @@ class Subject(NamedTuple):
     home: where its evaluations are written.
     digest: of its parameters and description.
     tasks: as it was tested; None if that is not known.
+    testing: as it was tested.
     data: of the run, as above.
     data_dir: of the run, as above.
   """
@@ -182,6 +187,7 @@ class Subject(NamedTuple):
   home: pathlib.Path
   digest: str
   tasks: "Tasks | None"
+  testing: "Testing"
   data: "ImageSource | None"
   data_dir: str | None
 
@@ -221,6 +227,7 @@ def _subject(name: str, step: int | None) -> Subject:
   from jsharp import _leaf_archive
   from jsharp.learners import Learner, evaluations_of, load, to_json
   from jsharp.training import description_of
+  from jsharp.training.options import Testing
   from jsharp.training.runs import FewShotRun
 
   learner = load(name, step=step)
@@ -236,15 +243,17 @@ def _subject(name: str, step: int | None) -> Subject:
   for path, array in _leaf_archive.named_leaves(learner.params).items():
     digest.update(path.encode() + array.tobytes())
   run = description_of(name)
-  known = isinstance(run, FewShotRun)
   return Subject(
     name=name,
     learner=learner,
     home=evaluations_of(name),
     digest=digest.hexdigest()[:16],
-    tasks=run.tasks if known else None,
-    data=(run.test_data or run.data) if known else learner.description.source,
-    data_dir=_data_dir(run) if known else None,
+    tasks=run.tasks if isinstance(run, FewShotRun) else None,
+    testing=run.testing if isinstance(run, FewShotRun) else Testing(),
+    data=run.test_data or run.data
+    if isinstance(run, FewShotRun)
+    else learner.description.source,
+    data_dir=_data_dir(run) if isinstance(run, FewShotRun) else None,
   )
 
 
@@ -269,6 +278,10 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   kind = tasks.test()
   subject.learner.check_way(kind.shape["way"])
   kind.check(dataset)
+  num_tasks = measuring.eval_tasks or subject.testing.eval_tasks
+  seed = measuring.eval_seed
+  if seed is None:
+    seed = subject.testing.eval_seed
   protocol = {
     "data": about,
     "task": kind.shape
@@ -277,16 +290,19 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       for name in ("support_label_noise", "rotation", "shear", "scale")
       if getattr(tasks, name)
     },
-    "tasks": {"eval_tasks": measuring.eval_tasks, "eval_seed": measuring.eval_seed},
+    "tasks": {"eval_tasks": num_tasks, "eval_seed": seed},
   }
+  given_steps = measuring.num_eval_inner_steps
+  own_steps = subject.learner.num_eval_steps
   how = {
     "policy": measuring.policy,
-    "num_eval_inner_steps": measuring.num_eval_inner_steps
-    if measuring.num_eval_inner_steps is not None
-    else subject.learner.num_eval_steps,
+    "num_eval_inner_steps": own_steps if given_steps is None else given_steps,
+    "given": given_steps,
   }
   models: Models = parts["models"]
-  name = models.name or _called(source, about, kind.shape, protocol, how, models.step)
+  name = models.eval_name or _called(
+    source, about, kind.shape, protocol, how, models.step
+  )
   path = subject.home / f"{name}.json"
   asked = {
     "learner": {"digest": subject.digest, "step": models.step},
@@ -300,15 +316,16 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       print(protocol_card(_for_card(found)))
       return
     raise ValueError(
-      f"{path} is another evaluation; give this one another --name, or remove the file"
+      f"{path} is another evaluation; give this another --eval_name, or remove that "
+      "file"
     )
-  say(f"evaluate: {subject.name} on {measuring.eval_tasks} tasks of {about['name']}")
+  say(f"evaluate: {subject.name} on {num_tasks} tasks of {about['name']}")
   metrics = measure_learner(
     subject.learner,
     kind,
     dataset.on_device(),
-    num_tasks=measuring.eval_tasks,
-    seed=measuring.eval_seed,
+    num_tasks=num_tasks,
+    seed=seed,
     policy=measuring.policy,
     num_steps=measuring.num_eval_inner_steps,
     execution=execution_for(),
@@ -345,7 +362,7 @@ def _dataset(
     )
   own = parts["data"] is None
   data_dir = place.data_dir or (subject.data_dir if own else None)
-  dataset = source.load(data_dir)[place.split]
+  dataset = source.load(data_dir, only=place.split)[place.split]
   about = {
     "name": source.name,
     "folder": _folder(source, data_dir),
@@ -358,6 +375,8 @@ def _dataset(
   )
   if changes:
     about["images"] = changes
+  if dataset.origin:
+    about["prepared"] = dataset.origin
   return dataset, about, source
 
 
@@ -410,7 +429,7 @@ def _called(
   words += [f"{shape['way']}way", f"{shape['shot']}shot", how["policy"]]
   if step is not None:
     words.append(f"step{step}")
-  text = json.dumps(_plain([protocol, how["policy"], how]), sort_keys=True)
+  text = json.dumps(_plain([protocol, how["policy"], how["given"]]), sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:6]
   return "-".join([*words, digest]).replace(":", "-").replace("/", "-")
 
@@ -453,7 +472,7 @@ def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:
       "learner": {"name": record["model"], "algorithm": record["algorithm"]},
       "task": protocol["task"],
       "data": protocol["data"],
-      "measured": record["measured"],
+      "measured": {**record["measured"], "given": None},
     },
   }
 
@@ -497,7 +516,12 @@ def _column(record: Mapping[str, Any]) -> str:
   text = json.dumps([{**data, "images": None}, task, protocol["tasks"]], sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:4]
   where = data["folder"] or data["name"]
-  return f"{where} {task['way']}-way {task['shot']}-shot {policy} ({digest})"
+  words = [where, f"{task['way']}-way {task['shot']}-shot", policy]
+  if (given := record["measured"]["given"]) is not None:
+    words.append(f"{given} steps")
+  if (step := record["learner"]["step"]) is not None:
+    words.append(f"at step {step}")
+  return f"{' '.join(words)} ({digest})"
 
 
 def _figure(record: Mapping[str, Any]) -> str:

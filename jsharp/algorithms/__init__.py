@@ -32,6 +32,9 @@ from jsharp.algorithms.maml_plus_plus import PlusPlusParams as PlusPlusParams
 from jsharp.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
 from jsharp.algorithms.meta_sgd import WithRates as WithRates
 from jsharp.algorithms.meta_sgd import meta_sgd as meta_sgd
+from jsharp.algorithms.proto_maml import WithHead as WithHead
+from jsharp.algorithms.proto_maml import predict_with_head as predict_with_head
+from jsharp.algorithms.proto_maml import proto_maml as proto_maml
 from jsharp.algorithms.protonet import WithPrototypes as WithPrototypes
 from jsharp.algorithms.protonet import (
   predict_with_prototypes as predict_with_prototypes,

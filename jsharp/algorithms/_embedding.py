@@ -1,6 +1,6 @@
-"""What algorithms that fit a head on an embedding share: features and labels."""
+"""What algorithms that fit a head on an embedding share: features, labels, means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from jsharp.algorithms._options import Made, Problem
 from jsharp.types import ApplyFn, MetaAlgorithm, Params
+
+_BEHIND = 1e3
+"""By how many nats a class without support examples is behind the last other one."""
 
 
 def embed(
@@ -76,10 +79,63 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
   return jax.nn.one_hot(labels, way, dtype=like.dtype)
 
 
+def class_means(
+  features: jax.Array, labels: Any, way: int
+) -> tuple[jax.Array, jax.Array]:
+  """The prototypes of a support set.
+
+  Args:
+    features: `[num_examples, dim]`.
+    labels: `[num_examples]` integers in `[0, way)`; another value belongs to no class.
+    way: the number of classes.
+
+  Returns:
+    `[way, dim]` means, and `[way]` bool: which classes have examples. A class without
+    any gets the mean of all examples, which does not move the centre of all means far.
+
+  Raises:
+    ValueError: see `one_hot_labels`.
+
+  Example:
+    >>> means, present = class_means(
+    ...   jnp.array([[0.0], [2.0], [10.0]]), jnp.array([0, 0, 1]), 2)
+    >>> means.tolist(), present.tolist()
+    ([[1.0], [10.0]], [True, True])
+  """
+  one_hot = one_hot_labels(labels, way, features)
+  counts = one_hot.sum(axis=0)[:, None]
+  sums = jnp.matmul(one_hot.T, features, precision="highest")
+  means = jnp.where(
+    counts > 0, sums / jnp.maximum(counts, 1), features.mean(axis=0, keepdims=True)
+  )
+  return means, counts[:, 0] > 0
+
+
+def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
+  """Logits under which a class without support examples is never predicted.
+
+  Args:
+    logits: `[num_examples, way]`.
+    present: `[way]` bool, the classes that have support examples.
+
+  Returns:
+    `[num_examples, way]`. The logit of an absent class is 1000 below the lowest one of
+    the other classes, and constant to derivatives: finite, and without influence on
+    the probabilities and gradients of the others.
+
+  Example:
+    >>> without_absent(jnp.array([[5.0, 9.0, 7.0]]), jnp.array([True, False, True]))
+    Array([[   5., -995.,    7.]], dtype=float32)
+  """
+  lowest = jnp.where(present[None], logits, jnp.inf).min(axis=1, keepdims=True)
+  return jnp.where(present[None], logits, jax.lax.stop_gradient(lowest) - _BEHIND)
+
+
 def made_of_embedding(
   problem: Problem,
   constructor: Callable[..., MetaAlgorithm],
   prediction: Callable[[ApplyFn], ApplyFn],
+  at_test: Mapping[str, Any] | None = None,
 ) -> Made:
   """An algorithm that fits a head on the network without its own.
 
@@ -87,6 +143,7 @@ def made_of_embedding(
     problem: what it is built for.
     constructor: `constructor(apply_fn, outer_optimizer, *, way, execution)`.
     prediction: `prediction(apply_fn) -> predict(adapted, inputs)`.
+    at_test: keyword arguments of `adapt` at test; none if None.
 
   Returns:
     What `Algorithm.make` returns.
@@ -105,5 +162,5 @@ def made_of_embedding(
     params=init_fn(problem.key, problem.inputs),
     algorithm=algorithm,
     predict=lambda way: prediction(apply_fn),
-    at_test={},
+    at_test=dict(at_test or {}),
   )

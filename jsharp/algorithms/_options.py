@@ -94,8 +94,9 @@ class Algorithm(Options):
 
   Class attributes:
     classifies: whether it needs classes.
-    any_way: whether its head takes any number of classes, however many it was trained
-      with; otherwise it has a number of outputs.
+    any_way: whether its head is made from the support set, so that a trained learner
+      takes tasks of any number of classes. Otherwise the most classes of a task are
+      the outputs of the network.
     has_inner_gradient: whether SAM can perturb its inner steps.
     sharp: the loops that its name puts SAM into: "low", "up", "both" or "".
     own_defaults: options whose defaults it does not take from an experiment.

@@ -30,7 +30,12 @@ import optax
 
 from jsharp._checks import check_count
 from jsharp.algorithms._bundle import bundle, without_inner_loop
-from jsharp.algorithms._embedding import embed, made_of_embedding, one_hot_labels
+from jsharp.algorithms._embedding import (
+  class_means,
+  embed,
+  made_of_embedding,
+  without_absent,
+)
 from jsharp.algorithms._options import (
   Algorithm,
   Made,
@@ -43,9 +48,6 @@ from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
-
-_BEHIND = 1e3
-"""By how many nats a class without support examples is behind the last other one."""
 
 
 class WithPrototypes(NamedTuple):
@@ -108,14 +110,7 @@ def protonet(
 
   def adapt(params: Params, support: Batch) -> WithPrototypes:
     features = embed(apply_fn, params, support.inputs)
-    one_hot = one_hot_labels(support.targets, way, features)
-    counts = one_hot.sum(axis=0)[:, None]
-    sums = jnp.matmul(one_hot.T, features, precision="highest")
-    # A class without examples stands where it does not move the centre of all.
-    means = jnp.where(
-      counts > 0, sums / jnp.maximum(counts, 1), features.mean(axis=0, keepdims=True)
-    )
-    return WithPrototypes(params, means, counts[:, 0] > 0)
+    return WithPrototypes(params, *class_means(features, support.targets, way))
 
   predict = predict_with_prototypes(apply_fn)
   return bundle(
@@ -160,9 +155,7 @@ def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
       - jnp.square(features).sum(axis=1, keepdims=True)
       - jnp.square(prototypes).sum(axis=1)[None]
     )
-    present = adapted.present[None]
-    lowest = jnp.where(present, logits, jnp.inf).min(axis=1, keepdims=True)
-    return jnp.where(present, logits, jax.lax.stop_gradient(lowest) - _BEHIND)
+    return without_absent(logits, adapted.present)
 
   return predict
 

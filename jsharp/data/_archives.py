@@ -17,6 +17,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+from jsharp.data import _left_out
+
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
 _OPENERS: tuple[tuple[bytes, Callable], ...] = (
@@ -89,21 +91,25 @@ def check_not_html(path: pathlib.Path) -> None:
     raise ValueError(f"{path} is empty. Fetch the file again.")
 
 
-def walk(root: pathlib.Path) -> list[pathlib.Path]:
-  """The files below `root`, sorted; hidden files and prepared data are left out.
+def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]:
+  """The files below `root`, sorted by folder; see `_left_out.is_hidden` for those left.
 
-  Links are followed for files, not for directories.
+  Prepared data are left out too. Links are followed, but for one to a folder that it
+  lies in.
   """
-  found = []
-  for folder, subfolders, names in os.walk(root):
-    subfolders[:] = sorted(
-      name
-      for name in subfolders
-      if not name.startswith((".", "__")) and (folder, name) != (str(root), "tfds")
-    )
-    found += [
-      pathlib.Path(folder, name) for name in sorted(names) if name[0] not in "._"
-    ]
+  real = os.path.realpath(root)
+  if real in _above:
+    return []
+  found, folders = [], []
+  for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+    if _left_out.is_hidden(entry.name):
+      continue
+    if not entry.is_dir():
+      found.append(pathlib.Path(root, entry.name))
+    elif _above or entry.name != "tfds":
+      folders.append(pathlib.Path(root, entry.name))
+  for folder in folders:
+    found += walk(folder, (*_above, real))
   return found
 
 
@@ -171,7 +177,9 @@ def _zip_members(path, wanted):
         _refuse(path, info.filename, "is a link or a device")
       # `filename` has backslashes replaced on some systems; the original has not.
       _check_name(path, info.orig_filename)
-      if not info.is_dir() and _visible(info.filename) and wanted(info.filename):
+      if info.is_dir() or _left_out.is_hidden(info.filename):
+        continue
+      if wanted(info.filename):
         if info.flag_bits & 1:
           _refuse(path, info.filename, "is encrypted")
         _check_size(path, info.filename, info.file_size)
@@ -184,16 +192,12 @@ def _tar_members(path, tar, wanted):
       _refuse(path, info.name, "is a link or a device")
     _check_name(path, info.name)
     name = info.name.removeprefix("./")
-    if info.isreg() and _visible(name) and wanted(name):
+    if info.isreg() and not _left_out.is_hidden(name) and wanted(name):
       _check_size(path, name, info.size)
       content = tar.extractfile(info).read()
       if len(content) != info.size:
         raise EOFError(f"{name} ends after {len(content)} of {info.size} bytes")
       yield name, content
-
-
-def _visible(name: str) -> bool:
-  return not any(part.startswith((".", "__")) for part in name.split("/"))
 
 
 def _check_name(path: pathlib.Path, name: str) -> None:

@@ -14,8 +14,18 @@ if TYPE_CHECKING:
 
 # ImageNet has a PNG under the name of a JPEG: each of the two may hold the other.
 _PHOTOS = ("PNG", "JPEG")
-FORMATS = {".png": _PHOTOS, ".jpg": _PHOTOS, ".jpeg": _PHOTOS}
+FORMATS = {
+  **dict.fromkeys((".png", ".jpg", ".jpeg"), _PHOTOS),
+  ".bmp": ("BMP",),
+  ".gif": ("GIF",),
+  **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), ("PPM",)),
+  **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+  ".webp": ("WEBP",),
+}
 """Pillow's names of the formats that a file of this suffix may have."""
+
+NAMES = "PNG, JPEG, BMP, GIF, PPM, TIFF or WebP"
+"""The formats in words, for messages."""
 
 _SIGNATURES = (
   (b"\x89PNG\r\n", "PNG"),

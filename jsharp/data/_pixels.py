@@ -4,16 +4,14 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from jsharp.data import _formats
+from jsharp.data import _formats, _modes
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-_GRAY_MODES = frozenset(("1", "L", "LA"))
 
 
 def decode(
@@ -23,7 +21,7 @@ def decode(
   mode: str | None,
   formats: Sequence[str] | None = None,
 ) -> np.ndarray:
-  """One image as an array.
+  """One image as an array, upright and on white: see `_modes`.
 
   Args:
     data: the encoded image.
@@ -35,26 +33,19 @@ def decode(
     uint8 `[height, width, channels]`, 1 or 3 channels.
 
   Raises:
-    ValueError: the image has another format or cannot be decoded.
+    ValueError: the image has another format, pixels of a kind that is not read, or
+      cannot be decoded.
   """
   try:
     with _formats.open_image(data, name=name, formats=formats) as image:
-      own = "L" if image.mode in _GRAY_MODES else "RGB"
-      pixels = np.asarray(image.convert(mode or own))
-  except (MemoryError, _formats.WrongFormatError):
+      return _modes.pixels(image, name=name, mode=mode)
+  except (MemoryError, _formats.WrongFormatError, _modes.WrongModeError):
     raise
   except Exception as error:  # a damaged image can make Pillow raise anything
     raise ValueError(
       f"{name} cannot be decoded ({error}). The file is damaged or no image: replace "
       "it, or fetch the data again."
     ) from error
-  return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def flat(image: Any, *, mode: str) -> np.ndarray:
-  """The pixels of an opened Pillow image, uint8 `[height, width, channels]`."""
-  pixels = np.asarray(image.convert(mode))
-  return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def check_size(image: np.ndarray, size: int, *, name: str) -> None:

@@ -5,6 +5,10 @@ name, size and modification time of every source file and the settings. A change
 source is therefore another directory and is prepared anew. tensorflow-datasets writes
 into a directory called `incomplete.*` and renames it at the end, so an interrupted
 preparation is never opened.
+
+The rule by which images are decoded is part of the fingerprint too. A copy made by an
+older rule, without that part, is still opened if all of its images read as before. That
+is found out once and noted beside it.
 """
 
 import contextlib
@@ -17,16 +21,20 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from jsharp.data import _rules
+
 ClassArrays = dict[str, np.ndarray]
 """Class name -> uint8 `[num_images, height, width, channels]`."""
 
 _STALE_SECONDS = 3600
+_NOTE = f"right_by_rule_{_rules.RULE}"
 
 
 class Classes(NamedTuple):
@@ -68,6 +76,18 @@ def fingerprint(
   return digest.hexdigest()[:16]
 
 
+class Encoded(NamedTuple):
+  """The images that are decoded to prepare a dataset.
+
+  Attributes:
+    images: `images()` gives name and content of every image of the source.
+    mode: the channels that they are decoded to; see `jsharp.data._pixels.decode`.
+  """
+
+  images: Callable[[], Iterable[tuple[str, bytes]]]
+  mode: str | None
+
+
 def load(
   builder_name: str,
   read: Callable[[], dict[str, ClassArrays]],
@@ -76,6 +96,8 @@ def load(
   prepared_dir: str | os.PathLike | None,
   files: Sequence[pathlib.Path],
   settings: Sequence[object],
+  encoded: Encoded | None = None,
+  parts: Sequence[str] | None = None,
 ) -> dict[str, Classes]:
   """The classes of every split, prepared at the first call.
 
@@ -87,6 +109,9 @@ def load(
       where that can be written, else `~/.cache/jsharp`.
     files: the source files.
     settings: whatever else decides the arrays.
+    encoded: all images of the source files; None where they are stored as pixels.
+    parts: the splits that are needed and that `read` gives; None for all. They are
+      taken from a copy of all where there is one, and else have one of their own.
 
   Returns:
     The classes of each split, in the order in which `read` gave them.
@@ -99,34 +124,72 @@ def load(
 
   builder_class = getattr(_builders, builder_name)
   version = str(builder_class.VERSION)
-  key = fingerprint(
-    data_dir, files, *settings, version, file_format := _builders.file_format()
-  )
+  file_format = _builders.file_format()
   places = _places(data_dir, prepared_dir)
-  for place in places:
-    root = place / f"{builder_class.name}-{key}"
+
+  def folder(*rule: object) -> str:
+    decided = (*settings, version, file_format, *rule)
+    return f"{builder_class.name}-{fingerprint(data_dir, files, *decided)}"
+
+  def opened(
+    root: pathlib.Path, parts: Sequence[str] | None = parts
+  ) -> dict[str, Classes] | None:
     target = root / builder_class.name / version
-    if target.is_dir():
-      try:
-        return _builders.open_prepared(builder_class(data_dir=root))
-      except (MemoryError, ImportError, PermissionError):
-        raise
-      except Exception as error:
-        logging.warning("%s is damaged and is prepared anew: %s", target, error)
-        shutil.rmtree(target, ignore_errors=True)
+    if not target.is_dir():
+      return None
+    try:
+      return _builders.open_prepared(builder_class(data_dir=root), parts)
+    except (MemoryError, ImportError, PermissionError):
+      raise
+    except Exception as error:
+      logging.warning("%s is damaged and is prepared anew: %s", target, error)
+      shutil.rmtree(target, ignore_errors=True)
+      return None
+
+  whole, older = folder("rule", _rules.RULE), folder()
+  current = whole if parts is None else folder("parts", *parts, "rule", _rules.RULE)
+  for place in places:
+    if classes := opened(place / whole) or opened(place / current):
+      return classes
   writable = [place for place in places if _writable(place)]
+  for place in places:
+    noted = any((other / older / _NOTE).exists() for other in places)
+    classes = opened(place / older, parts if noted else None)
+    if classes and (noted or encoded is None or _still_right(classes, encoded)):
+      if not noted and writable:
+        (writable[0] / older).mkdir(exist_ok=True)
+        (writable[0] / older / _NOTE).touch()
+      return {p: c for p, c in classes.items() if parts is None or p in parts}
+    if classes:
+      print(
+        f"{place / older} is used no more: some of its images read otherwise today "
+        "(transparency, 16 bits, orientation) or were left out. It may be deleted.",
+        file=sys.stderr,
+      )
   if not writable:
     raise OSError(
       f"nowhere to keep the prepared dataset: {' and '.join(map(str, places))} cannot "
       "be written. Give prepared_dir=, a directory that can."
     )
-  root = writable[0] / f"{builder_class.name}-{key}"
+  root = writable[0] / current
   print(f"Preparing {data_dir} in {root}, once.", file=sys.stderr, flush=True)
   _remove_stale(root / builder_class.name)
   builder = builder_class(data_dir=root, file_format=file_format)
   builder.read = read
   _prepare(builder, root / builder_class.name / version)
   return _builders.open_prepared(builder_class(data_dir=root))
+
+
+def _still_right(classes: dict[str, Classes], encoded: Encoded) -> bool:
+  """Whether the copy of an older rule holds what the present one would read."""
+  print("Checking the prepared images once.", file=sys.stderr, flush=True)
+  names = [name for split in classes.values() for name in split.names]
+  rest = sum(len(split.images) for split in classes.values())
+  for name, data in encoded.images():
+    rest -= 1
+    if not _rules.reads_as_before(data, name=name, mode=encoded.mode):
+      return False
+  return rest == 0 and all(unicodedata.is_normalized("NFC", name) for name in names)
 
 
 def _prepare(builder, target: pathlib.Path) -> None:

@@ -3,18 +3,21 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _archives, _formats, _pixels, _prepared, splits
+from jsharp.data import _image_files, _pixels, _prepared, splits
 from jsharp.data._options import LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 from jsharp.options import at_least, option
 
 _Key = tuple[str, str, str]  # split, class, file name
+_FIX = (
+  "Put the images into {0}/train/CLASS/ and {0}/test/CLASS/, with the same classes in "
+  "both, or an archive of these. --dataset=characters needs no data."
+)
 
 
 def load(
@@ -31,7 +34,8 @@ def load(
     data_dir: a directory with the folders, one folder per class in each, at any
       depth; or with an archive of these (tar, tar.xz, tar.gz, tar.bz2 or zip); or
       the archive itself. Loose images come before archives. `val/` may also be called
-      `valid/` or `validation/`. Files other than PNG and JPEG are left out.
+      `valid/` or `validation/`. Files that are no images are left out with a warning;
+      hidden ones, such as `.*` and `Thumbs.db`, without one.
     size: height and width in pixels that images of another size are resized to, by
       Lanczos' filter without keeping the aspect; None expects images of one size.
     prepared_dir: where to keep the prepared dataset.
@@ -51,27 +55,19 @@ def load(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere does not exist...
   """
-  given = pathlib.Path(data_dir).expanduser()
   if size is not None and size < 1:
     raise ValueError(f"size={size} must be at least 1 pixel.")
-  if given.is_file() and _archives.is_archive(given):
-    root, sources = given.parent, [given]
-  elif given.is_dir():
-    root, files = given, _archives.walk(given)
-    sources = [file for file in files if _formats.is_image(file.name)]
-    sources = sources or [file for file in files if _archives.is_archive(file)]
-  else:
-    raise FileNotFoundError(f"data_dir={given} does not exist. {_help(given)}")
-  if not sources:
-    raise FileNotFoundError(f"data_dir={given} holds no PNG or JPEG. {_help(given)}")
+  images = _image_files.ImageFiles.find(data_dir, fix=_FIX)
   opened = _prepared.load(
     "JsharpLabelledImages",
-    lambda: _read(root, sources, size),
-    data_dir=root,
+    lambda: _read(images, size),
+    data_dir=images.root,
     prepared_dir=prepared_dir,
-    files=sources,
+    files=images.sources,
     settings=(size,),
+    encoded=_prepared.Encoded(images.encoded, None),
   )
+  images.warn()
   datasets = {
     split: Dataset.from_class_arrays(classes.arrays(), split=split)
     for split, classes in opened.items()
@@ -80,26 +76,18 @@ def load(
   return datasets
 
 
-def _help(root: pathlib.Path) -> str:
-  return (
-    f"Put the images into {root}/train/CLASS/ and {root}/test/CLASS/, with the same "
-    "classes in both, or an archive of these. --dataset=characters needs no data."
-  )
-
-
 def _read(
-  root: pathlib.Path, sources: Sequence[pathlib.Path], size: int | None
+  images: _image_files.ImageFiles, size: int | None
 ) -> dict[str, dict[str, np.ndarray]]:
   found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
   shape = None
 
-  def decode(item: tuple[str, _Key, bytes]) -> tuple[str, _Key, np.ndarray]:
-    place, key, data = item
-    image = _pixels.decode(data, name=place, mode=None)
-    return place, key, _pixels.to_size(image, size)
+  def decode(file: _image_files.ImageFile) -> tuple[str, _Key, np.ndarray]:
+    key = _key(images.root, file.path)
+    image = _pixels.decode(file.content, name=file.place, mode=None)
+    return file.place, key, _pixels.to_size(image, size)
 
-  items = _images(root, sources)
-  for place, (split, label, name), image in _pixels.map_threads(decode, items):
+  for place, (split, label, name), image in _pixels.map_threads(decode, images.read()):
     shape = shape or image.shape[:2]
     if image.shape[:2] != shape:
       raise ValueError(
@@ -112,7 +100,9 @@ def _read(
     classes[name] = image
   for split in ("train", "test"):
     if split not in found:
-      raise FileNotFoundError(f"{root} has no images of {split}/. {_help(root)}")
+      raise FileNotFoundError(
+        f"{images.root} has no images of {split}/. {_FIX.format(images.root)}"
+      )
   everything = (
     image for c in found.values() for i in c.values() for image in i.values()
   )
@@ -132,24 +122,13 @@ def _read(
   }
 
 
-def _images(
-  root: pathlib.Path, sources: Sequence[pathlib.Path]
-) -> Iterator[tuple[str, _Key, bytes]]:
-  """Place for errors, key and content of every image."""
-  for source in sources:
-    if _archives.is_archive(source):
-      for name, data in _archives.members(source, _formats.is_image):
-        yield f"{source}: {name}", _key(root, name), data
-    else:
-      name = source.relative_to(root).as_posix()
-      yield str(source), _key(root, name), source.read_bytes()
-
-
 def _key(root: pathlib.Path, path: str) -> _Key:
   folders = path.split("/")
   split = splits.FOLDERS.get(folders[-3]) if len(folders) > 2 else None
   if split is None:
-    raise ValueError(f"{path} below {root} lies in no class folder. {_help(root)}")
+    raise ValueError(
+      f"{path} below {root} lies in no class folder. {_FIX.format(root)}"
+    )
   return split, folders[-2], folders[-1]
 
 

@@ -98,7 +98,8 @@ class FewShotClassifier:
         "steps; leave it out"
       )
     self.learner = learner
-    self.policy: Policy = check_choice("policy", policy, get_args(Policy))
+    check_choice("policy", policy, get_args(Policy))
+    self.policy = policy
     self.num_steps = (
       None if num_steps is None else check_count("num_steps", num_steps, minimum=0)
     )
@@ -283,7 +284,8 @@ class FewShotClassifier:
           "labels is missing; give the class of each image, or the path of a directory "
           "with one folder of images for each class"
         )
-      images, named = pictures.class_folders(images)
+      images, folders = pictures.class_folders(images)
+      named: list[Hashable] = [*folders]
     else:
       named = _as_list(labels)
     pixels = pictures.read(images, self.learner.description.looks)
@@ -368,10 +370,7 @@ def _as_list(labels: Iterable[Hashable]) -> list[Hashable]:
   """The labels as Python values, so that 1 from NumPy and 1 are one class."""
   if hasattr(labels, "__array__"):
     return list(np.asarray(labels).tolist())
-  return [
-    label.item() if isinstance(label, np.generic) else label  # type: ignore[misc]
-    for label in labels
-  ]
+  return [label.item() if isinstance(label, np.generic) else label for label in labels]
 
 
 def _sorted_classes(labels: Sequence[Hashable]) -> list[Hashable]:

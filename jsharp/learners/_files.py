@@ -162,8 +162,8 @@ def load(
   if not (directory / RUN).is_file():
     raise FileNotFoundError(
       f"{directory} holds no learner: no {_store.CONFIG} with {_store.WEIGHTS}, and no "
-      f"{RUN} of a run; name a run directory, what jsharp.save wrote, or one of "
-      f"{', '.join(models_available())}"
+      f"{RUN} of a run; name a run directory, what jsharp.save wrote, or one of those "
+      f"that come with jsharp: {', '.join(models_available())}"
     )
   description = _of_run(directory / RUN)
   checkpoint, arrays = _of_checkpoint(directory / "checkpoints", step)

@@ -50,8 +50,8 @@ class Learner:
     """The bundle of pure functions for tasks of some way.
 
     Args:
-      way: classes per task, at most the network's outputs for a linear head; all
-        outputs if None.
+      way: classes per task: any number if `description.algorithm.any_way`, otherwise
+        at most `description.num_outputs`, the default.
     """
     return self.made.algorithm(self._way(way))
 
@@ -65,7 +65,7 @@ class Learner:
     Args:
       support: inputs `[n, *input_shape]` float in [0, 1] for images, and labels `[n]`
         in `[0, way)` or targets `[n, num_outputs]`.
-      way: classes of the task; all outputs if None.
+      way: classes of the task, see `algorithm`; `description.num_outputs` if None.
       **options: keyword arguments of `MetaAlgorithm.adapt` in place of those of the
         description, such as `num_steps`.
 
@@ -73,12 +73,14 @@ class Learner:
       What `predict` takes.
 
     Raises:
-      ValueError: if the inputs are of another shape than the learner's.
+      ValueError: if the inputs are of another shape than the learner's, a label is not
+        in `[0, way)`, or `way` is above the outputs of a learner with a linear head.
 
     Example:
       See `build`.
     """
     self._check(support.inputs)
+    self._check_labels(support.targets, way)
     algorithm = self.algorithm(way)
     return algorithm.adapt(self.params, support, **{**self.made.at_test, **options})
 
@@ -88,7 +90,7 @@ class Learner:
     Args:
       adapted: from `adapt`.
       inputs: `[n, *input_shape]`.
-      way: classes of the task; all outputs if None.
+      way: classes of the task, as given to `adapt`.
 
     Returns:
       `[n, way]` logits, or `[n, num_outputs]` numbers of a regression.
@@ -220,6 +222,22 @@ class Learner:
 
   def _way(self, way: int | None) -> int:
     return self.description.num_outputs if way is None else way
+
+  def _check_labels(self, labels: Any, way: int | None) -> None:
+    is_regression = self.description.problem == "regression"
+    if is_regression or isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
+      return
+    limit, low, high = self._way(way), int(jnp.min(labels)), int(jnp.max(labels))
+    if low < 0:
+      raise ValueError(
+        f"support.targets has labels from {low}; number the classes from 0"
+      )
+    if high >= limit:
+      raise ValueError(
+        f"support.targets has labels up to {high}, and way is {limit}; pass "
+        f"way={high + 1} (with a linear head at most {self.description.num_outputs}), "
+        "or number the classes from 0"
+      )
 
   def _check(self, inputs: Any) -> None:
     wanted = self.description.input_shape

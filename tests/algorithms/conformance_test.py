@@ -14,7 +14,12 @@ import jsharp
 from jsharp import losses
 from jsharp.core import objectives
 from jsharp.evaluation import evaluator
-from tests.algorithms import own_meta_gradient, parts_and_rates, without_inner_loop
+from tests.algorithms import (
+  own_head,
+  own_meta_gradient,
+  parts_and_rates,
+  without_inner_loop,
+)
 
 sharp = functools.partial(jsharp.sharp_maml, inner_rho=None, outer_rho=None)
 
@@ -27,6 +32,7 @@ ALGORITHMS = {
   "sharp_maml_equation_14": functools.partial(
     sharp, inner_rho=0.05, outer_rho=0.03, reuse_perturbation=True
   ),
+  **own_head.ROWS,
   **own_meta_gradient.ROWS,
   **parts_and_rates.ROWS,
   **without_inner_loop.ROWS,

@@ -32,6 +32,9 @@ class CostTest(parameterized.TestCase):
     ("reptile", {}, {}, 3 * 5),
     ("imaml", {"num_cg_steps": 4}, {}, (3 + 8 + 2) * 5 + 5),
     ("maml_plus_plus", {}, {}, 3 * 3 * 5 + 3 * 5),
+    ("proto_maml", {}, {}, (1 + 3 * 3) * 5 + 5),
+    ("proto_maml", {"first_order": True}, {}, (1 + 3) * 5 + 5),
+    ("proto_maml", {}, {"sharpness": "both"}, 2 * ((1 + 3 * 6) * 5 + 5)),
   )
   def test_costs_by_hand(self, name, own, sharpness, expected):
     algorithm = made(name, num_inner_steps=3, **own)

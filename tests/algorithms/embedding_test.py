@@ -10,14 +10,26 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import losses, models, normalization
-from jsharp.algorithms._embedding import embed, one_hot_labels
+from jsharp.algorithms._embedding import (
+  class_means,
+  embed,
+  one_hot_labels,
+  without_absent,
+)
+from jsharp.algorithms.proto_maml import predict_with_head, proto_maml
 from jsharp.algorithms.protonet import predict_with_prototypes, protonet
 from jsharp.algorithms.ridge import predict_with_ridge, ridge
 from jsharp.evaluation import tasks as evaluation
 
+# Its embedding adapts too, but not before the first inner step.
+without_steps = lambda apply_fn, outer_optimizer, **options: proto_maml(
+  apply_fn, optax.sgd(0.1), outer_optimizer, num_inner_steps=0, **options
+)
+
 HEADS = parameterized.named_parameters(
   ("protonet", protonet, predict_with_prototypes),
   ("ridge", ridge, predict_with_ridge),
+  ("proto_maml", without_steps, predict_with_head),
 )
 
 init_fn, apply_fn = models.as_functions(models.MLP((6, 4), normalize=True))
@@ -87,6 +99,25 @@ class PoliciesTest(parameterized.TestCase):
       jax.tree.map(lambda x: x[None], task()),
     )
     self.assertEqual(set(metrics), {"loss", "accuracy", "accuracy_inductive"})
+
+
+class AbsentTest(parameterized.TestCase):
+  def test_the_logits_of_absent_classes_are_constant_and_change_no_other(self):
+    logits = jnp.array([[3.0, -2.0, 5.0, 9.0], [0.0, 1.0, 800.0, -1.0]])
+    present = jnp.array([True, False, True, False])
+    outputs = without_absent(logits, present)
+    np.testing.assert_array_equal(outputs[:, ::2], logits[:, ::2])
+    np.testing.assert_array_equal(outputs[:, 1::2], [[-997.0] * 2, [-1000.0] * 2])
+    slopes = jax.jacobian(lambda x: without_absent(x[None], present)[0])(logits[0])
+    np.testing.assert_array_equal(slopes, np.diag([1.0, 0.0, 1.0, 0.0]))
+
+  def test_means_of_unequal_numbers_of_examples(self):
+    features = jax.random.normal(jax.random.key(2), (6, 3))
+    labels = jnp.array([3, 1, 3, 3, 0, 7])  # 7 is of no class.
+    means, present = class_means(features, labels, 4)
+    np.testing.assert_array_equal(present, [True, True, False, True])
+    rows = [features[4], features[1], features.mean(0), features[labels == 3].mean(0)]
+    np.testing.assert_allclose(means, jnp.stack(rows), rtol=1e-5, atol=1e-6)
 
 
 class RefusedTest(parameterized.TestCase):

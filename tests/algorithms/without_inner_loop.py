@@ -23,10 +23,7 @@ class WithoutInnerLoop:
     self._options, self._predict = options, predict
 
   def query_loss_fn(self, adapted, task):
-    # A class may be missing in a support set here; what is then right is undefined.
-    seen = (task.query.targets[:, None] == task.support.targets[None]).any(axis=1)
-    logits = jnp.where(seen[:, None], self._predict(adapted, task.query.inputs), 0.0)
-    return losses.cross_entropy(logits, task.query.targets)
+    return loss_of_seen_classes(self._predict(adapted, task.query.inputs), task)
 
   def __call__(
     self,
@@ -44,6 +41,13 @@ class WithoutInnerLoop:
       **self._options,
       **options,
     )
+
+
+def loss_of_seen_classes(logits, task):
+  """A class may be missing in a support set; what is then right is undefined."""
+  seen = (task.query.targets[:, None] == task.support.targets[None]).any(axis=1)
+  logits = jnp.where(seen[:, None], logits, 0.0)
+  return losses.cross_entropy(logits, task.query.targets)
 
 
 def embedding(params, x):

@@ -49,9 +49,15 @@ class ArchivesTest(parameterized.TestCase):
   def test_hidden_members_are_left_out(self):
     path = self.root / "a.zip"
     fixtures.write_archive(
-      path, {"__MACOSX/a/1.png": b"x", "a/._1.png": b"x", "a/1.png": b"y"}
+      path,
+      {
+        "__MACOSX/a/1.png": b"x",
+        "a/._1.png": b"x",
+        "a/1.png": b"y",
+        "__a/_1.png": b"z",
+      },
     )
-    self.assertEqual(_read(path), {"a/1.png": b"y"})
+    self.assertEqual(_read(path), {"a/1.png": b"y", "__a/_1.png": b"z"})
 
   @parameterized.parameters("a.tar", "a.tar.gz", "a.tar.xz", "a.zip")
   def test_a_truncated_archive_is_named(self, name):
@@ -181,11 +187,27 @@ class ArchivesTest(parameterized.TestCase):
 
   def test_walk_leaves_out_hidden_and_prepared_files(self):
     names = ("b/1.png", "a.csv", ".x/2.png", "._3.png", "__MACOSX/4.png", "tfds/5.png")
-    fixtures.write_files(self.root, dict.fromkeys((*names, "b/tfds/6.png"), b""))
+    names += ("b/tfds/6.png", "Thumbs.db", "b/desktop.ini", "__c__/_7.png")
+    fixtures.write_files(self.root, dict.fromkeys(names, b""))
     found = [
       path.relative_to(self.root).as_posix() for path in _archives.walk(self.root)
     ]
-    self.assertEqual(found, ["a.csv", "b/1.png", "b/tfds/6.png"])
+    self.assertEqual(found, ["a.csv", "__c__/_7.png", "b/1.png", "b/tfds/6.png"])
+
+  def test_walk_follows_links_but_not_in_circles(self):
+    elsewhere = fixtures.temporary_dir(self)
+    fixtures.write_files(elsewhere, {"1.png": b"", "c/2.png": b""})
+    (self.root / "link").symlink_to(elsewhere)
+    (self.root / "other").symlink_to(elsewhere / "c")
+    (elsewhere / "c" / "up").symlink_to(elsewhere)
+    (elsewhere / "c" / "home").symlink_to(self.root)
+    found = [
+      path.relative_to(self.root).as_posix() for path in _archives.walk(self.root)
+    ]
+    # Below `other` nothing is a circle until `elsewhere/c` comes again.
+    self.assertEqual(
+      found, ["link/1.png", "link/c/2.png", "other/2.png", "other/up/1.png"]
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import unicodedata
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -64,6 +65,48 @@ class LabelledImagesTest(parameterized.TestCase):
     self.check(self.load()[0])
     self.check(self.load(self.root / name)[0])
 
+  def test_underscores_hide_nothing(self):
+    renamed = {
+      name.replace("/a/0", "/a/_0").replace("/b/", "/__b__/"): data
+      for name, data in files(CLASSES).items()
+    }
+    fixtures.write_files(self.root, renamed)
+    fixtures.write_archive(self.prepared / "images.zip", renamed)
+    for data_dir in (self.root, self.prepared / "images.zip"):
+      train = self.load(data_dir)[0]["train"]
+      self.assertEqual(train.class_names, ("__b__", "a"))
+      self.assertEqual(train.counts.tolist(), [2, 3])
+      np.testing.assert_array_equal(train.images[-1], CLASSES["train/a"][0])
+
+  @parameterized.parameters(None, "a.zip", "a.tar.gz")
+  def test_what_is_left_out_is_counted_and_named(self, archive):
+    written = files(CLASSES) | dict.fromkeys(
+      ("train/a/.x.png", "Thumbs.db", "train/a/1.heic", "README"), b"x"
+    )
+    if archive:
+      fixtures.write_archive(self.root / archive, written)
+    else:
+      fixtures.write_files(self.root, written)
+    with self.assertLogs(level="WARNING") as logs:
+      self.check(self.load()[0])
+    self.assertLen(logs.output, 1)
+    self.assertIn(f"{self.root}: left out 2 files that are no PNG", logs.output[0])
+    self.assertIn("WebP: README, train/a/1.heic", logs.output[0])
+
+  def test_accents_are_compared_composed(self):
+    """macOS writes them apart from their letters."""
+    written = files(
+      {name.replace("b", "e\u0301"): images for name, images in CLASSES.items()}
+    )
+    written = {
+      unicodedata.normalize("NFC", name) if name.startswith("test") else name: data
+      for name, data in written.items()
+    }
+    fixtures.write_files(self.root, written)
+    datasets, _ = self.load()
+    for split in ("train", "test"):
+      self.assertEqual(datasets[split].class_names, ("a", "\u00e9"))
+
   def test_a_validation_split_is_kept_and_sizes_are_changed(self):
     classes = CLASSES | {"valid/a": CLASSES["test/a"], "valid/b": CLASSES["test/b"]}
     fixtures.write_files(self.root, files(classes))
@@ -79,7 +122,7 @@ class LabelledImagesTest(parameterized.TestCase):
     self.assertEqual(self.load()[0]["train"].image_shape, (8, 8, 3))
 
   @parameterized.named_parameters(
-    ("nothing", {}, FileNotFoundError, "holds no PNG or JPEG.*characters"),
+    ("nothing", {}, FileNotFoundError, "holds no PNG, .*WebP. Put.*characters"),
     (
       "no_test",
       {"train/a": CLASSES["train/a"]},

@@ -1,6 +1,9 @@
 """Tests of jsharp.data._prepared and jsharp.data._builders: the prepared cache."""
 
+import contextlib
+import io
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -8,9 +11,27 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from PIL import Image
 
-from jsharp.data import _builders, _prepared
+from jsharp.data import _builders, _pixels, _prepared
 from tests.data import fixtures
+
+_fingerprint = _prepared.fingerprint
+
+
+def _fingerprint_by_rule_1(root, files, *settings):
+  """It knew of no rule."""
+  if settings[-2:-1] == ("rule",):
+    settings = settings[:-2]
+  return _fingerprint(root, files, *settings)
+
+
+def jpeg(orientation):
+  exif = Image.Exif()
+  exif[274] = orientation
+  buffer = io.BytesIO()
+  Image.fromarray(fixtures.images(0, 1, 3)[0]).save(buffer, "JPEG", exif=exif)
+  return buffer.getvalue()
 
 
 class PreparedTest(parameterized.TestCase):
@@ -25,7 +46,7 @@ class PreparedTest(parameterized.TestCase):
     self.calls += 1
     return {"a": {"y": fixtures.images(1), "x": fixtures.images(2, 5)}}
 
-  def _load(self, *, read=None, settings=(1,), prepared_dir="cache"):
+  def _load(self, *, read=None, settings=(1,), prepared_dir="cache", **arguments):
     return _prepared.load(
       "JsharpOmniglot",
       read or self._read,
@@ -33,6 +54,7 @@ class PreparedTest(parameterized.TestCase):
       prepared_dir=self.cache if prepared_dir == "cache" else prepared_dir,
       files=[self.root / "source.bin"],
       settings=settings,
+      **arguments,
     )
 
   def _check(self, opened):
@@ -106,6 +128,137 @@ class PreparedTest(parameterized.TestCase):
     with self.assertLogs(level="WARNING") as logs:
       self._check(self._load())
     self.assertRegex(logs.output[0], "class y of a does not match its SHA-256")
+
+  def _load_images(self, files, *, mode="RGB", **arguments):
+    """Loads classes made of encoded images, as a source does."""
+
+    def decoded():
+      return {
+        name: _pixels.decode(data, name=name, mode=mode)[None]
+        for name, data in files.items()
+      }
+
+    def read():
+      self.calls += 1
+      return {"a": decoded()}
+
+    def images():
+      self.checks += 1
+      return files.items()
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+      opened = self._load(
+        read=read, encoded=_prepared.Encoded(images, mode), **arguments
+      )
+    for name, array in decoded().items():
+      np.testing.assert_array_equal(opened["a"].arrays()[name], array)
+    return err.getvalue()
+
+  def _load_by_rule_1(self, files, mode="RGB"):
+    """Leaves the copy that the first rule made of the same files."""
+    arrays = {}
+    for name, data in files.items():
+      pixels = np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+      arrays[name] = pixels.reshape(1, *pixels.shape[:2], -1)
+    with mock.patch.object(_prepared, "fingerprint", _fingerprint_by_rule_1):
+      self._load(read=lambda: {"a": arrays})
+    (folder,) = self.cache.iterdir()
+    self.calls = self.checks = 0
+    return folder
+
+  def test_a_copy_by_an_older_rule_that_is_still_right_is_kept(self):
+    gray = fixtures.png(fixtures.images(0, 1, 1)[0])
+    color = fixtures.png(fixtures.images(0, 1, 3)[0])
+    files = {"1.png": gray, "2.png": color, "3.JPG": jpeg(orientation=1)}
+    files["4.png"] = fixtures.png(np.full((8, 8, 4), 255, np.uint8))  # opaque
+    self._load_by_rule_1(files)
+    self.assertIn("Checking the prepared images once", self._load_images(files))
+    self.assertEqual(self._load_images(files), "")
+    self.assertEqual((self.calls, self.checks), (0, 1))
+    self.assertLen(list(self.cache.iterdir()), 1)
+
+  @parameterized.parameters("alpha", "turned", "format", "name", "accent", "16 bits")
+  def test_one_that_is_wrong_today_is_prepared_anew_beside_it(self, what):
+    image = fixtures.images(0, 1, 4)[0]
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 999
+    extra = {
+      "alpha": ("1.png", fixtures.png(image)),
+      "turned": ("1.jpg", jpeg(orientation=6)),
+      "format": ("1.gif", fixtures.png(image[..., :1], "GIF")),
+      "name": ("_1.png", fixtures.png(image[..., :3])),
+      "accent": ("e\u0301.png", fixtures.png(image[..., :3])),
+      "16 bits": ("1.png", fixtures.png(deep[..., None])),
+    }[what]
+    files = {"0.png": fixtures.png(image[..., :3])}
+    before = dict([*files.items(), extra])
+    if what in ("format", "name"):  # The first rule left it out.
+      before = files
+    copy = self._load_by_rule_1(before)
+    kept = sorted(copy.rglob("*"))
+    files = dict([*files.items(), extra])
+    self.assertIn(f"{copy} is used no more", self._load_images(files))
+    self.assertEqual(self._load_images(files), "")
+    self.assertEqual((self.calls, self.checks), (1, 1))
+    self.assertEqual(sorted(copy.rglob("*")), kept)  # Nothing was lost.
+
+  def _load_part(self, part):
+    def read():
+      self.calls += 1
+      return {part: {"y": fixtures.images({"a": 1, "b": 2}[part])}}
+
+    opened = self._load(read=read, parts=(part,))
+    self.assertEqual(list(opened), [part])
+    images = opened[part].arrays()["y"]
+    np.testing.assert_array_equal(images, fixtures.images({"a": 1, "b": 2}[part]))
+
+  def test_parts_have_copies_of_their_own_or_are_taken_from_that_of_all(self):
+    for part in ("a", "b", "a", "b"):
+      self._load_part(part)
+    self.assertEqual(self.calls, 2)
+    self._load(
+      read=lambda: {
+        name: {"y": fixtures.images(seed)} for name, seed in (("a", 1), ("b", 2))
+      }
+    )
+    for folder in self.cache.iterdir():
+      if len(list(folder.rglob("*.array_record*"))) == 1:
+        shutil.rmtree(folder)
+    self._load_part("a")
+    self.assertEqual(self.calls, 2)
+
+  def test_a_part_is_taken_from_an_older_copy_of_all(self):
+    image = fixtures.png(fixtures.images(0, 1, 3)[0])
+    self._load_by_rule_1({"1.png": image, "2.png": image})
+    for _ in range(2):
+      opened = self._load(
+        read=self.fail,
+        parts=("a",),
+        encoded=_prepared.Encoded(lambda: [("1.png", image)] * 2, "RGB"),
+      )
+      self.assertEqual(opened["a"].names, ("1.png", "2.png"))
+
+  def test_pixels_have_no_rule(self):
+    with mock.patch.object(_prepared, "fingerprint", _fingerprint_by_rule_1):
+      self._check(self._load())
+    self._check(self._load())
+    self.assertEqual(self.calls, 1)
+
+  def test_the_check_is_noted_elsewhere_where_the_copy_is_read_only(self):
+    files = {"1.png": fixtures.png(fixtures.images(0, 1, 3)[0])}
+    copy = self._load_by_rule_1(files)
+    (self.root / "tfds").symlink_to(self.cache)
+    home = fixtures.temporary_dir(self)
+    before = sorted(copy.rglob("*"))
+    copy.chmod(0o555)
+    self.cache.chmod(0o555)
+    self.addCleanup(self.cache.chmod, 0o755)
+    self.addCleanup(copy.chmod, 0o755)
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(home)}):
+      self.assertIn("Checking", self._load_images(files, prepared_dir=None))
+      self.assertEqual(self._load_images(files, prepared_dir=None), "")
+    self.assertEqual((self.calls, self.checks), (0, 1))
+    self.assertEqual(sorted(copy.rglob("*")), before)
 
   def test_an_error_while_reading_leaves_nothing_behind(self):
     def fail():

@@ -126,6 +126,36 @@ class LearnerTest(parameterized.TestCase):
     self.assertEqual(outputs.shape, (2, 3))
     self.assertTrue(np.isfinite(outputs).all())
 
+  @parameterized.parameters(*_catalogue.outlines("algorithm"))
+  def test_more_classes_than_outputs(self, name):
+    algorithm = _catalogue.find("algorithm", name)()
+    self.assertEqual(algorithm.any_way, name in ("proto_maml", "protonet", "ridge"))
+    learner = learners.build(of_images(algorithm))
+    images = jax.random.uniform(jax.random.key(0), (20, 6, 6, 1))
+    batch = Batch(images, jnp.arange(20))
+    with self.assertRaisesRegex(ValueError, "labels up to 19.*way is 4; pass way=20"):
+      learner.adapt(batch)
+    if not algorithm.any_way:
+      with self.assertRaisesRegex(ValueError, "way is 20, the model has 4 outputs"):
+        learner.predict(learner.adapt(batch, way=20), images, way=20)
+      return
+    adapted = learner.adapt(batch, way=20)
+    outputs = learner.predict(adapted, images, way=20)
+    self.assertEqual(outputs.shape, (20, 20))
+    # One example per class, so each is nearest to itself.
+    np.testing.assert_array_equal(jnp.argmax(outputs, axis=1), jnp.arange(20))
+
+  def test_negative_labels_are_refused(self):
+    learner = learners.build(of_images(ProtoNet()))
+    with self.assertRaisesRegex(ValueError, "labels from -1"):
+      learner.adapt(Batch(jnp.zeros((4, 6, 6, 1)), jnp.arange(4) - 1))
+
+  def test_labels_may_be_traced(self):
+    learner = learners.build(of_images(ProtoNet()))
+    support = Batch(jnp.zeros((4, 6, 6, 1)), jnp.arange(4))
+    adapted = jax.jit(learner.adapt)(support)
+    self.assertEqual(adapted.prototypes.shape[0], 4)
+
   def test_inputs_of_another_size_are_refused(self):
     learner = learners.build(of_images(ProtoNet()))
     with self.assertRaisesRegex(ValueError, r"\[n, 6, 6, 1\], got \[2, 8, 8, 1\]"):

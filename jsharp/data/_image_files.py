@@ -1,0 +1,129 @@
+"""The images that lie in a directory or in archives, by their paths."""
+
+import os
+import pathlib
+import unicodedata
+from collections.abc import Container, Iterator
+from typing import NamedTuple, Self
+
+from jsharp.data import _archives, _formats, _left_out
+
+
+class ImageFile(NamedTuple):
+  """One image.
+
+  Attributes:
+    place: file, and name in its archive, for errors.
+    path: `/` between folders, accents composed; below the directory or in the archive.
+    content: the encoded image.
+  """
+
+  place: str
+  path: str
+  content: bytes
+
+
+class ImageFiles:
+  """The images of a dataset.
+
+  Attributes:
+    root: the directory that they lie in.
+    sources: the loose images, or the archives that hold them.
+  """
+
+  def __init__(self, root: pathlib.Path, sources: list[pathlib.Path]):
+    self.root = root
+    self.sources = sources
+    self._left_out = _left_out.LeftOut(root)
+
+  @classmethod
+  def find(cls, data_dir: str | os.PathLike, *, fix: str) -> Self:
+    """The images of a directory or an archive.
+
+    Loose images come before archives, which are at any depth.
+
+    Args:
+      data_dir: a directory with images or archives, or an archive.
+      fix: what to do where there are none; `{}` stands for the directory.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    given = pathlib.Path(data_dir).expanduser()
+    if given.is_file() and _archives.is_archive(given):
+      return cls(given.parent, [given])
+    if not given.is_dir():
+      raise FileNotFoundError(f"data_dir={given} does not exist. {fix.format(given)}")
+    files = _archives.walk(given)
+    sources = [file for file in files if _formats.is_image(file.name)]
+    sources = sources or [file for file in files if _archives.is_archive(file)]
+    if not sources:
+      raise FileNotFoundError(
+        f"data_dir={given} holds no {_formats.NAMES}. {fix.format(given)}"
+      )
+    found = cls(given, sources)
+    used = set(sources)
+    found._left_out.add(
+      file.relative_to(given).as_posix() for file in files if file not in used
+    )
+    return found
+
+  @property
+  def packed(self) -> bool:
+    """Whether the images lie in archives."""
+    return _archives.is_archive(self.sources[0])
+
+  def paths(self) -> list[str]:
+    """The paths of all images; archives are read through to their end."""
+    found: list[str] = []
+
+    def wanted(name: str) -> bool:
+      if self._left_out.is_image(name):
+        found.append(_composed(name))
+      return False
+
+    if not self.packed:
+      return [_composed(self._name(source)) for source in self.sources]
+    for source in self.sources:
+      for _ in _archives.members(source, wanted):
+        pass
+    return found
+
+  def read(self, wanted: Container[str] | None = None) -> Iterator[ImageFile]:
+    """The images in the order in which they are stored.
+
+    Args:
+      wanted: the paths to read; None for all.
+
+    Raises:
+      ValueError: an archive is damaged or refused.
+      OSError: a file cannot be read.
+    """
+
+    def is_wanted(name: str) -> bool:
+      if not self._left_out.is_image(name):
+        return False
+      return wanted is None or _composed(name) in wanted
+
+    for source in self.sources:
+      if self.packed:
+        for name, content in _archives.members(source, is_wanted):
+          yield ImageFile(f"{source}: {name}", _composed(name), content)
+      elif is_wanted(name := self._name(source)):
+        yield ImageFile(str(source), _composed(name), source.read_bytes())
+
+  def encoded(self) -> Iterator[tuple[str, bytes]]:
+    """Place and content of every image."""
+    return ((file.place, file.content) for file in self.read())
+
+  def warn(self) -> None:
+    """Counts and names in one line the files that are left out."""
+    self._left_out.warn()
+
+  def _name(self, file: pathlib.Path) -> str:
+    return file.relative_to(self.root).as_posix()
+
+
+def _composed(path: str) -> str:
+  """The path with composed accents; macOS writes them apart from their letters."""
+  return unicodedata.normalize("NFC", path)
