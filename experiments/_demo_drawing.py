@@ -16,10 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jsharp.data import _formats, _pixels
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's names of what may be uploaded."""
+from jsharp.data import _formats, _modes, _pixels
 
 MAX_PIXELS = 64_000_000
 """Pixels of an uploaded picture; decoding takes up to four bytes for each."""
@@ -75,7 +72,7 @@ def render(
 
   Example:
     >>> dot = render([np.array([[0.1, 0.2]])], size=(5, 5), hand=Hand(0.2, 0.6, 0.7))
-    >>> dot[2, 2, 0] > 150, dot[0, 0, 0]
+    >>> bool(dot[2, 2, 0] > 150), int(dot[0, 0, 0])
     (True, 0)
   """
   from PIL import Image, ImageDraw
@@ -140,7 +137,7 @@ def upload(data: bytes, name: str) -> bytes:
   """An uploaded picture, upright and small enough to be sent with every request.
 
   Args:
-    data: the encoded picture, of one of `FORMATS`.
+    data: the encoded picture, of any format that jsharp reads.
     name: what the person calls it, for the message.
 
   Returns:
@@ -151,21 +148,21 @@ def upload(data: bytes, name: str) -> bytes:
   """
   from PIL import Image
 
+  formats = sorted({kind for kinds in _formats.FORMATS.values() for kind in kinds})
   try:
-    with _formats.open_image(data, name=name, formats=FORMATS) as image:
+    with _formats.open_image(data, name=name, formats=formats) as image:
       if math.prod(image.size) > MAX_PIXELS:
         raise Image.DecompressionBombError
-    pixels = _pixels.decode(data, name=name, mode=None, formats=FORMATS)
+    pixels = _pixels.decode(data, name=name, mode=None, formats=formats)
   except Image.DecompressionBombError as error:
     raise RefusedError(
       f"{name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller."
     ) from error
-  except _formats.WrongFormatError as error:
+  except (_formats.WrongFormatError, _modes.WrongModeError) as error:
     raise RefusedError(str(error)) from error
   except Exception as error:  # a damaged picture can make Pillow raise anything
     raise RefusedError(
-      f"{name} is damaged or no picture; PNG, JPEG, WebP, GIF, BMP, TIFF and PPM are "
-      "read."
+      f"{name} is damaged or no picture. Choose one in {_formats.NAMES}."
     ) from error
   picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   scale = min(1.0, _SMALL_SIDE / min(picture.size), MAX_SIDE / max(picture.size))

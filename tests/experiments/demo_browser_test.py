@@ -140,6 +140,7 @@ class DemoBrowserTest(absltest.TestCase):
       page.get_by_role("button", name="Clear New drawing").click()
       sync_api.expect(verdict).to_have_text("Now draw one of them above.")
       page.get_by_role("button", name="Undo: New drawing").click()
+      sync_api.expect(query.get_by_label("New drawing: 1 stroke")).to_have_count(1)
       self.draw(page, query, WHEEL[1:])
       self.expect(page, "sun")
       page.get_by_role("button", name="Clear New drawing").click()

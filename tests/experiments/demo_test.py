@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import doctest
 import http.client
 import io
 import json
@@ -48,6 +49,11 @@ def rendered(strokes, hand=HAND, size=(28, 28)):
 
 
 class RenderTest(parameterized.TestCase):
+  def test_examples(self):
+    failed, attempted = doctest.testmod(drawing)
+    self.assertEqual(failed, 0)
+    self.assertGreater(attempted, 5)
+
   def test_inks_like_the_characters_that_learners_are_trained_on(self):
     # Drawn by distances from the curves, as `jsharp.data.characters` does.
     for index, (strokes, *_) in enumerate(demo_pages.drawings()):
