@@ -88,12 +88,13 @@ def run(demo: Demo) -> int:
   try:
     with listener(demo.port) as at:
       recogniser = _recogniser(demo)
-      return _serve(recogniser, at, open_browser=demo.open_browser)
+      _serve(recogniser, at, open_browser=demo.open_browser)
   except (ValueError, OSError) as error:
     return _program.refuse("demo", _program.message(error))
   except KeyboardInterrupt:
-    say("demo: stopped.")
-    return 0
+    pass  # asyncio raises it after a Ctrl-C or returns, as it happens.
+  say("demo: stopped.")
+  return 0
 
 
 def listener(port: int) -> socket.socket:
@@ -173,13 +174,12 @@ def server(recogniser: Recogniser) -> Any:
   )
 
 
-def _serve(recogniser: Recogniser, at: socket.socket, *, open_browser: bool) -> int:
+def _serve(recogniser: Recogniser, at: socket.socket, *, open_browser: bool) -> None:
   url = f"http://{_ADDRESS}:{at.getsockname()[1]}/"
   print(f"demo: {url} (Ctrl-C stops it)", flush=True)
   if open_browser and _has_screen():
     webbrowser.open(url)
   server(recogniser).run(sockets=[at])
-  return 0
 
 
 def _has_screen() -> bool:

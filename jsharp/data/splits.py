@@ -218,7 +218,7 @@ def divided(names: tuple[str, ...], seed: int, *, least: int = 2) -> Split:
 
   Example:
     >>> divided(tuple("abcdefg"), 0)
-    {'train': ('a', 'd', 'e'), 'val': ('c', 'g'), 'test': ('b', 'f')}
+    {'train': ('a', 'e', 'f'), 'val': ('c', 'g'), 'test': ('b', 'd')}
   """
   if len(names) < least * len(NAMES):
     raise ValueError(

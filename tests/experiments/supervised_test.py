@@ -121,11 +121,6 @@ class ProgramTest(parameterized.TestCase):
       self.assertTrue((self.run_dir / name).exists(), name)
     self.assertRegex(out, r"test error +\d+\.\d\d ± .* %")
     self.assertRegex(out, r"Hessian, end +\S+, \S+")
-    with self.subTest("a benchmark reads it"):
-      from benchmarks import label_noise  # Only here: it defines flags.
-
-      table = label_noise.table({("0.4", "SAM"): [result]})
-      self.assertIn(f"| {100 * result['train_error']:.1f} |", table)
     with self.subTest("the classifier"):
       classifier = jsharp.load(self.run_dir)
       self.assertEqual(classifier.description.network.label, "wide_resnet10x1")
