@@ -47,15 +47,16 @@ def image_experiment(
     "dataset",
     "dataset",
     "What to learn from: omniglot, miniimagenet, characters (drawn by jsharp itself, "
-    "needs no files), image_folder (any split/class/image), tfds:NAME (already "
-    "prepared by tensorflow-datasets) or your own as module:Class.",
+    "needs no files), image_folder (any split/class/image or class/image), "
+    "tfds:NAME (already prepared by tensorflow-datasets) or your own as module:Class.",
     None,
   )
   test_dataset = Choice(
     "dataset",
     "test_dataset",
     "Tests on this dataset in place of --dataset: training and validation stay as they "
-    "are. Values as for --dataset.",
+    "are. Its images are resized and converted to those of --dataset. Values as for "
+    "--dataset.",
     None,
   )
   network = Choice(
@@ -117,7 +118,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   """
   import jax
 
-  from jsharp.data.placement import placed
+  from jsharp.data.placement import origins, placed
   from jsharp.evaluation.side_by_side import side_by_side
 
   datasets = description.load()
@@ -126,6 +127,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   tasks.check(datasets)
   fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
   classes = [str(data.num_classes) for data in datasets.values()]
+  origin = origins(datasets)
   shape = datasets["train"].image_shape
   datasets = placed(datasets, description.placement.images)
   learners = side_by_side(
@@ -146,6 +148,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   protocol["data"] |= {
     "images": "x".join(map(str, shape)),
     "classes": " / ".join(classes),
+    "prepared": origin,
     **fingerprints,
   }
   return Parts(

@@ -362,7 +362,7 @@ def _dataset(
     )
   own = parts["data"] is None
   data_dir = place.data_dir or (subject.data_dir if own else None)
-  dataset = source.load(data_dir)[place.split]
+  dataset = source.load(data_dir, only=place.split)[place.split]
   about = {
     "name": source.name,
     "folder": _folder(source, data_dir),
@@ -375,6 +375,8 @@ def _dataset(
   )
   if changes:
     about["images"] = changes
+  if dataset.origin:
+    about["prepared"] = dataset.origin
   return dataset, about, source
 
 

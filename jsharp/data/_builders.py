@@ -9,7 +9,7 @@ is used: it imports tensorflow-datasets.
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -109,12 +109,22 @@ class JsharpMiniImagenet(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   )
 
 
+class JsharpImageFolder(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """Images in folders split/class with other classes in each split, or in class/."""
+
+
 class JsharpLabelledImages(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   """Images in folders split/class, the same classes in every split."""
 
 
-def open_prepared(builder: tfds.core.DatasetBuilder) -> dict[str, _prepared.Classes]:
+def open_prepared(
+  builder: tfds.core.DatasetBuilder, parts: Container[str] | None = None
+) -> dict[str, _prepared.Classes]:
   """The classes of every split of a builder that has been prepared, verified.
+
+  Args:
+    builder: that has prepared them.
+    parts: the splits to open, where they are there; None for all.
 
   Raises:
     ValueError: the records are not those that the metadata lists.
@@ -122,6 +132,8 @@ def open_prepared(builder: tfds.core.DatasetBuilder) -> dict[str, _prepared.Clas
   sources = builder.as_data_source()
   opened = {}
   for split, entries in builder.info.metadata.items():
+    if parts is not None and split not in parts:
+      continue
     if len(sources[split]) != len(entries):
       raise ValueError(f"{split} has {len(sources[split])} records of {len(entries)}")
     counts = np.array([entry["shape"][0] for entry in entries], np.int32)

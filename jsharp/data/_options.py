@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from jsharp.data.dataset import Dataset
 from jsharp.data.pictures import Filter
@@ -28,18 +28,35 @@ class ImageSource(Options):
   filter: ClassVar[Filter] = "LANCZOS"
   light_ink: ClassVar[bool] = False
 
-  def load(self, data_dir: str | os.PathLike[str] | None) -> dict[str, Dataset]:
-    """Loads the splits "train", "val" and "test".
+  def load(
+    self, data_dir: str | os.PathLike[str] | None, *, only: str | None = None
+  ) -> dict[str, Dataset]:
+    """Loads the splits "train", "val" and "test", or one of them.
+
+    Args:
+      data_dir: its directory; None for a source without files.
+      only: the split that is wanted. Files of the others may then be missing.
 
     Raises:
       ValueError: if it needs a directory and none was given.
       OSError: if files are missing or cannot be read.
     """
-    return self.read(self.directory(data_dir))
+    directory = self.directory(data_dir)
+    if only is None:
+      return self.read(directory)
+    return {only: self.read_one(directory, only)}
 
   def read(self, directory: str) -> dict[str, Dataset]:
     """Loads the splits from a directory that was given where one is needed."""
     raise NotImplementedError
+
+  def read_one(self, directory: str, split: str) -> Dataset:
+    """Loads one split; a source that can do so without the others says how."""
+    return self.read(directory)[split]
+
+  def for_training(self) -> Self:
+    """The source with all options said that decide which classes are trained on."""
+    return self
 
   def directory(self, data_dir: str | os.PathLike[str] | None) -> str:
     """The directory to read, with `~` expanded; empty for a source without files."""

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -46,12 +46,6 @@ def decode(
       f"{name} cannot be decoded ({error}). The file is damaged or no image: replace "
       "it, or fetch the data again."
     ) from error
-
-
-def flat(image: Any, *, mode: str) -> np.ndarray:
-  """The pixels of an opened Pillow image, uint8 `[height, width, channels]`."""
-  pixels = np.asarray(image.convert(mode))
-  return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def check_size(image: np.ndarray, size: int, *, name: str) -> None:

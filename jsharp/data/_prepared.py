@@ -34,6 +34,7 @@ ClassArrays = dict[str, np.ndarray]
 """Class name -> uint8 `[num_images, height, width, channels]`."""
 
 _STALE_SECONDS = 3600
+_NOTE = f"right_by_rule_{_rules.RULE}"
 
 
 class Classes(NamedTuple):
@@ -96,6 +97,7 @@ def load(
   files: Sequence[pathlib.Path],
   settings: Sequence[object],
   encoded: Encoded | None = None,
+  parts: Sequence[str] | None = None,
 ) -> dict[str, Classes]:
   """The classes of every split, prepared at the first call.
 
@@ -107,7 +109,9 @@ def load(
       where that can be written, else `~/.cache/jsharp`.
     files: the source files.
     settings: whatever else decides the arrays.
-    encoded: the images that `read` decodes; None where they are stored as pixels.
+    encoded: all images of the source files; None where they are stored as pixels.
+    parts: the splits that are needed and that `read` gives; None for all. They are
+      taken from a copy of all where there is one, and else have one of their own.
 
   Returns:
     The classes of each split, in the order in which `read` gave them.
@@ -127,12 +131,14 @@ def load(
     decided = (*settings, version, file_format, *rule)
     return f"{builder_class.name}-{fingerprint(data_dir, files, *decided)}"
 
-  def opened(root: pathlib.Path) -> dict[str, Classes] | None:
+  def opened(
+    root: pathlib.Path, parts: Sequence[str] | None = parts
+  ) -> dict[str, Classes] | None:
     target = root / builder_class.name / version
     if not target.is_dir():
       return None
     try:
-      return _builders.open_prepared(builder_class(data_dir=root))
+      return _builders.open_prepared(builder_class(data_dir=root), parts)
     except (MemoryError, ImportError, PermissionError):
       raise
     except Exception as error:
@@ -140,15 +146,20 @@ def load(
       shutil.rmtree(target, ignore_errors=True)
       return None
 
-  current, older = folder("rule", _rules.RULE), folder()
+  whole, older = folder("rule", _rules.RULE), folder()
+  current = whole if parts is None else folder("parts", *parts, "rule", _rules.RULE)
   for place in places:
-    if classes := opened(place / current):
+    if classes := opened(place / whole) or opened(place / current):
       return classes
   writable = [place for place in places if _writable(place)]
   for place in places:
-    classes = opened(place / older)
-    if classes and _still_right(classes, older, places, writable, encoded):
-      return classes
+    noted = any((other / older / _NOTE).exists() for other in places)
+    classes = opened(place / older, parts if noted else None)
+    if classes and (noted or encoded is None or _still_right(classes, encoded)):
+      if not noted and writable:
+        (writable[0] / older).mkdir(exist_ok=True)
+        (writable[0] / older / _NOTE).touch()
+      return {p: c for p, c in classes.items() if parts is None or p in parts}
     if classes:
       print(
         f"{place / older} is used no more: some of its images read otherwise today "
@@ -169,17 +180,8 @@ def load(
   return _builders.open_prepared(builder_class(data_dir=root))
 
 
-def _still_right(
-  classes: dict[str, Classes],
-  folder: str,
-  places: Sequence[pathlib.Path],
-  writable: Sequence[pathlib.Path],
-  encoded: Encoded | None,
-) -> bool:
+def _still_right(classes: dict[str, Classes], encoded: Encoded) -> bool:
   """Whether the copy of an older rule holds what the present one would read."""
-  note = f"right_by_rule_{_rules.RULE}"
-  if encoded is None or any((place / folder / note).exists() for place in places):
-    return True
   print("Checking the prepared images once.", file=sys.stderr, flush=True)
   names = [name for split in classes.values() for name in split.names]
   rest = sum(len(split.images) for split in classes.values())
@@ -187,12 +189,7 @@ def _still_right(
     rest -= 1
     if not _rules.reads_as_before(data, name=name, mode=encoded.mode):
       return False
-  if rest or not all(unicodedata.is_normalized("NFC", name) for name in names):
-    return False
-  for place in writable[:1]:
-    (place / folder).mkdir(exist_ok=True)
-    (place / folder / note).touch()
-  return True
+  return rest == 0 and all(unicodedata.is_normalized("NFC", name) for name in names)
 
 
 def _prepare(builder, target: pathlib.Path) -> None:

@@ -28,6 +28,7 @@ from jsharp.options import at_least, between, option
 NUM_CLASSES = {"train": 320, "val": 60, "test": 100}
 """Classes per split, which take consecutive characters in this order."""
 
+_LEAST_SIZE = 8
 _MAX_STROKES = 4
 _SEGMENTS = 8  # straight pieces that a stroke is drawn as
 _STROKE_NUMBERS = 10  # random numbers that define a stroke
@@ -43,7 +44,7 @@ _PEN = (0.04, 0.085)  # half of the stroke's width
 
 
 def load(
-  *, seed: int = 0, num_drawings: int = 20, size: int = 28
+  *, seed: int = 0, num_drawings: int = 20, size: int = 28, only: str | None = None
 ) -> dict[str, Dataset]:
   """Draws the dataset: 320 training, 60 validation and 100 test classes.
 
@@ -57,10 +58,11 @@ def load(
     num_drawings: images per class. The first ones do not depend on how many
       follow.
     size: height and width in pixels.
+    only: "train", "val" or "test", which alone is drawn.
 
   Returns:
-    `"train"`, `"val"` and `"test"`, on the host, with no class in common;
-    images `[num_images, size, size, 1]`, ink 255 on 0.
+    `"train"`, `"val"` and `"test"`, or the one that was asked for, on the host, with no
+    class in common; images `[num_images, size, size, 1]`, ink 255 on 0.
 
   Raises:
     ValueError: a seed outside `[0, 2**64)`, no drawings, or a size below 8.
@@ -69,34 +71,36 @@ def load(
     raise ValueError(f"seed is {seed}; it must lie in [0, 2**64)")
   if num_drawings < 1:
     raise ValueError(f"num_drawings is {num_drawings}; it must be at least 1")
-  if size < 8:
-    raise ValueError(f"size is {size}; characters need at least 8 pixels")
-  images = _draw_all(seed, num_drawings, size)
+  if size < _LEAST_SIZE:
+    raise ValueError(f"size is {size}; characters need at least {_LEAST_SIZE} pixels")
+  if only not in (None, *NUM_CLASSES):
+    raise ValueError(f"only is {only!r}; it must be one of {', '.join(NUM_CLASSES)}")
   splits, first = {}, 0
   for split, num_classes in NUM_CLASSES.items():
-    chosen = slice(first, first + num_classes)
+    indices = range(first, first + num_classes)
+    first += num_classes
+    if only not in (None, split):
+      continue
     splits[split] = Dataset(
-      images=images[chosen].reshape(-1, size, size, 1),
+      images=_draw(seed, num_drawings, size, indices).reshape(-1, size, size, 1),
       offsets=np.arange(num_classes, dtype=np.int32) * np.int32(num_drawings),
       counts=np.full(num_classes, num_drawings, np.int32),
-      class_names=tuple(f"character{i:03d}" for i in range(chosen.start, chosen.stop)),
+      class_names=tuple(f"character{index:03d}" for index in indices),
       split=split,
     )
-    first += num_classes
   return splits
 
 
-@functools.lru_cache(maxsize=1)
-def _draw_all(seed: int, num_drawings: int, size: int) -> np.ndarray:
-  """All images, `[num_classes, num_drawings, size, size]` uint8, read-only."""
-  num_classes = sum(NUM_CLASSES.values())
-  images = np.empty([num_classes, num_drawings, size, size], np.uint8)
-  for index in range(num_classes):
+@functools.lru_cache(maxsize=len(NUM_CLASSES))
+def _draw(seed: int, num_drawings: int, size: int, indices: range) -> np.ndarray:
+  """Some classes, `[num_classes, num_drawings, size, size]` uint8, read-only."""
+  images = np.empty([len(indices), num_drawings, size, size], np.uint8)
+  for place, index in enumerate(indices):
     strokes = _character(_uniforms(seed, 2 * index, _MAX_STROKES * _STROKE_NUMBERS + 1))
     per_drawing = 2 * strokes.size + _POSE_NUMBERS
     numbers = _uniforms(seed, 2 * index + 1, num_drawings * per_drawing)
     curves, pen = _drawings(strokes, numbers.reshape(num_drawings, per_drawing))
-    images[index] = _render(curves, pen, size)
+    images[place] = _render(curves, pen, size)
   images.flags.writeable = False
   return images
 
@@ -227,6 +231,9 @@ class Characters(ImageSource):
 
   def read(self, directory: str) -> dict[str, Dataset]:
     return load(size=self.image_size)
+
+  def read_one(self, directory: str, split: str) -> Dataset:
+    return load(size=self.image_size, only=split)[split]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

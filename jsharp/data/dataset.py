@@ -58,6 +58,8 @@ class Dataset:
       by `rotation`. Needs square images (static).
     smallest: name and count of the smallest class; found at construction, so
       that an impossible task is refused under `jit` too (static).
+    origin: in words, what jsharp did to the images or decided on the classes that a
+      reader of a result must know; empty where it was nothing (static).
 
   Raises:
     ValueError: on construction, for anything that contradicts the above.
@@ -70,6 +72,7 @@ class Dataset:
   split: str = _static()
   num_rotations: int = _static(default=1)
   smallest: tuple[str, int] = _static(default=("", 0))
+  origin: str = _static(default="")
 
   def __post_init__(self) -> None:
     if not 1 <= self.num_rotations <= MAX_ROTATIONS:
@@ -104,7 +107,12 @@ class Dataset:
 
   @classmethod
   def from_class_arrays(
-    cls, arrays: Mapping[str, np.ndarray], *, split: str, num_rotations: int = 1
+    cls,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    split: str,
+    num_rotations: int = 1,
+    origin: str = "",
   ) -> Self:
     """Builds a dataset from one array per class.
 
@@ -118,6 +126,7 @@ class Dataset:
         the order that the classes are to have.
       split: name of the split.
       num_rotations: see `Dataset`.
+      origin: see `Dataset`.
 
     Returns:
       The dataset, on the host.
@@ -150,6 +159,7 @@ class Dataset:
       class_names=tuple(arrays),
       split=split,
       num_rotations=num_rotations,
+      origin=origin,
     )
 
   @property

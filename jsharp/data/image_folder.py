@@ -1,42 +1,72 @@
-"""Any directory `split/class/image` as a few-shot dataset."""
+"""Any directory or archive of images as a few-shot dataset.
+
+The classes lie in folders `train/`, `val/` and `test/`, or side by side without those.
+Then a seed divides them.
+"""
 
 import dataclasses
+import itertools
 import os
 import pathlib
+import sys
 import unicodedata
-from typing import ClassVar
+from collections.abc import Container
+from typing import ClassVar, Self
 
 import numpy as np
 
-from jsharp.data import _archives, _formats, _left_out, _pixels, splits
+from jsharp.data import _formats, _image_files, _left_out, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
-from jsharp.options import at_least, option
+from jsharp.options import at_least, between, option
+
+_UNDIVIDED = "undivided"  # tensorflow-datasets keeps "all" for itself.
+_Paths = dict[str, dict[str, list[str]]]  # Split, or `_UNDIVIDED`, -> class -> images.
+_FIX = (
+  "Put the images into {0}/CLASS/, or into {0}/train/CLASS/, {0}/val/CLASS/ and "
+  "{0}/test/CLASS/ with different classes in each. --dataset=characters needs no data."
+)
 
 
 def load(
-  data_dir: str | os.PathLike, *, size: int, channels: int | None = None
+  data_dir: str | os.PathLike,
+  *,
+  size: int,
+  channels: int | None = None,
+  split_seed: int | None = None,
+  only: str | None = None,
+  prepared_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
-  """The images of `train/`, `val/` and `test/`, one folder per class.
+  """The images of `train/`, `val/` and `test/`, or of classes that a seed divides.
 
   Args:
-    data_dir: the directory with the three folders; `val/` may also be called
-      `valid/` or `validation/`. Everything below a class's folder belongs to the class.
-      Files that are no images are left out with a warning; hidden ones, such as `.*`
-      and `Thumbs.db`, without one.
+    data_dir: a directory with the three folders, which hold one folder per class; or
+      with the class folders alone, which are then divided into the three; or with one
+      folder that holds either; or with archives of these (tar, tar.xz, tar.gz, tar.bz2
+      or zip), or such an archive itself. `val/` may also be called `valid/` or
+      `validation/`. All images below a class folder belong to the class. Files that are
+      no images are left out with a warning; hidden ones, such as `.*` and `Thumbs.db`,
+      without one.
     size: height and width of the result in pixels. An image of another size is
       resized by Lanczos' filter without keeping its aspect.
     channels: 1 (grayscale) or 3 (RGB). None takes 1 if every image is grayscale,
       else 3.
+    split_seed: decides which classes train, validate and test where no folders do. See
+      `jsharp.data.splits.divided`. None means 0, and leaves all classes to a split that
+      is loaded alone.
+    only: "train", "val" or "test", which alone is read and has to be there.
+    prepared_dir: where to keep the decoded images of archives; see `docs/data.md`.
 
   Returns:
-    `{"train", "val", "test"}` with uint8 images `[num_images, size, size, channels]`,
-    classes and images in the order of their names.
+    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `[num_images, size, size, channels]`, classes and images in the order of their
+    names.
 
   Raises:
-    FileNotFoundError: the directory or a split is missing, or a split is empty.
-    ValueError: an argument is wrong, a class is empty or in two splits, an image
-      lies outside of a class folder or cannot be decoded.
+    FileNotFoundError: the directory or a split is missing or holds no images.
+    ValueError: an argument is wrong, a class is empty or in two splits, there are too
+      few classes to divide, class folders lie beside `train/`, an image lies in no
+      class folder, is there twice or cannot be decoded.
 
   Example:
     >>> load("/nowhere", size=28)
@@ -47,105 +77,174 @@ def load(
     raise ValueError(f"size={size} must be at least 1 pixel.")
   if channels not in (None, 1, 3):
     raise ValueError(f"channels={channels} must be 1, 3 or None.")
-  root = pathlib.Path(data_dir).expanduser()
-  folders = _split_folders(root)
-  left_out = _left_out.LeftOut(root)
-  class_files = {split: _classes(folder, left_out) for split, folder in folders.items()}
-  left_out.warn()
-  _check_disjoint(root, class_files)
-  items = [
-    (split, name, file)
-    for split, classes in class_files.items()
-    for name, files in classes.items()
-    for file in files
-  ]
-  mode = {None: None, 1: "L", 3: "RGB"}[channels]
-
-  def decode(item: tuple[str, str, pathlib.Path]) -> np.ndarray:
-    image = _pixels.decode(item[2].read_bytes(), name=str(item[2]), mode=mode)
-    return _pixels.to_size(image, size)
-
-  found: dict[tuple[str, str], list[np.ndarray]] = {}
-  for (split, name, _), image in zip(
-    items, _pixels.map_threads(decode, items), strict=True
-  ):
-    found.setdefault((split, name), []).append(image)
-  depth = max(image.shape[-1] for images in found.values() for image in images)
-  return {
-    split: Dataset.from_class_arrays(
-      {
-        name: np.stack(
-          [np.broadcast_to(image, (size, size, depth)) for image in found[split, name]]
-        )
-        for name in classes
-      },
-      split=split,
+  if only not in (None, *splits.NAMES):
+    raise ValueError(
+      f"only={only!r} must be one of {', '.join(splits.NAMES)}, or None."
     )
-    for split, classes in class_files.items()
+  files = _image_files.ImageFiles.find(data_dir, fix=_FIX)
+
+  def read() -> dict[str, dict[str, np.ndarray]]:
+    return _read(files, size, channels, only)
+
+  if files.packed:
+    opened = _prepared.load(
+      "JsharpImageFolder",
+      read,
+      data_dir=files.root,
+      prepared_dir=prepared_dir,
+      files=files.sources,
+      settings=(size, channels),
+      parts=None if only is None else (only, _UNDIVIDED),
+    )
+    found = {part: classes.arrays() for part, classes in opened.items()}
+  else:
+    found = read()
+  files.warn()
+  origin = ""
+  if _UNDIVIDED in found:
+    found, origin = _divided(files.root, found[_UNDIVIDED], split_seed, only)
+  return {
+    split: Dataset.from_class_arrays(found[split], split=split, origin=origin)
+    for split in splits.NAMES
+    if split in found
   }
 
 
-def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  if not root.is_dir():
-    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
-  folders: dict[str, pathlib.Path] = {}
-  for name, split in splits.FOLDERS.items():
-    if (root / name).is_dir():
-      if split in folders:
-        raise ValueError(
-          f"{root} has both {folders[split].name}/ and {name}/: keep one."
+def _divided(
+  root: pathlib.Path,
+  classes: dict[str, np.ndarray],
+  split_seed: int | None,
+  only: str | None,
+) -> tuple[dict[str, dict[str, np.ndarray]], str]:
+  """The classes of each split, and in words how they came there."""
+  if only is not None and split_seed is None:
+    return {only: classes}, f"all {len(classes)} classes"
+  seed = split_seed or 0
+  try:
+    divided = splits.divided(tuple(classes), seed)
+  except ValueError as error:
+    raise ValueError(
+      f"data_dir={root} has no folders train/, val/ and test/, and {error} Add "
+      "classes. A learner that is trained already can be tested on these: python -m "
+      "jsharp.evaluate."
+    ) from error
+  sizes = " / ".join(str(len(names)) for names in divided.values())
+  origin = f"{len(classes)} classes, divided {sizes} by split_seed={seed}"
+  print(f"data_dir={root} has {origin}.", file=sys.stderr, flush=True)
+  return {
+    split: {name: classes[name] for name in names}
+    for split, names in divided.items()
+    if only in (None, split)
+  }, origin
+
+
+def _read(
+  files: _image_files.ImageFiles, size: int, channels: int | None, only: str | None
+) -> dict[str, dict[str, np.ndarray]]:
+  """The images of each class of each split, or of all together."""
+  layout = _layout(files)
+  if _UNDIVIDED not in layout:
+    for split in splits.NAMES if only is None else (only,):
+      if split not in layout:
+        raise FileNotFoundError(
+          f"data_dir={files.root} has no images of {split}/. {_FIX.format(files.root)}"
         )
-      folders[split] = root / name
-  for split in ("train", "val", "test"):
-    if split not in folders:
-      raise FileNotFoundError(f"data_dir={root} has no folder {split}/. {_help(root)}")
-  return {split: folders[split] for split in ("train", "val", "test")}
+    if only is not None:
+      layout = {only: layout[only]}
+  mode = {None: None, 1: "L", 3: "RGB"}[channels]
+
+  def decode(file: _image_files.ImageFile) -> tuple[str, np.ndarray]:
+    image = _pixels.decode(file.content, name=file.place, mode=mode)
+    return file.path, _pixels.to_size(image, size)
+
+  wanted = {
+    path for classes in layout.values() for paths in classes.values() for path in paths
+  }
+  images = dict(_pixels.map_threads(decode, files.read(wanted)))
+  depth = max(image.shape[-1] for image in images.values())
+  return {
+    split: {
+      name: np.stack(
+        [np.broadcast_to(images.pop(path), (size, size, depth)) for path in paths]
+      )
+      for name, paths in classes.items()
+    }
+    for split, classes in layout.items()
+  }
 
 
-def _help(root: pathlib.Path) -> str:
-  return (
-    f"Put the images into {root}/train/CLASS/, {root}/val/CLASS/ and "
-    f"{root}/test/CLASS/, with different classes in each. --dataset=characters needs "
-    "no data."
-  )
+def _layout(files: _image_files.ImageFiles) -> _Paths:
+  """Which images are of which class of which split; all `_UNDIVIDED` without splits.
+
+  Raises:
+    ValueError: for anything that is neither.
+  """
+  root, paths = files.root, sorted(files.paths())
+  for path, following in itertools.pairwise(paths):
+    if path == following:
+      raise ValueError(f"{path} below {root} is there twice. Remove one.")
+  around, parts = _within(paths)
+  tops = sorted({folders[0] for folders in parts})
+  named = [top for top in tops if top in splits.FOLDERS]
+  others = [top for top in tops if top not in splits.FOLDERS]
+  for path, folders in zip(paths, parts, strict=True):
+    if len(folders) < 2 + bool(named):
+      raise ValueError(
+        f"{path} below {root} lies in no class folder. {_FIX.format(root)}"
+      )
+  if named and others:
+    raise ValueError(
+      f"data_dir={root} has {named[0]}/ beside {', '.join(others[:3])}"
+      f"{', ...' if len(others) > 3 else ''}: put every class into train/, val/ or "
+      "test/, or none; or remove what is no part of the data."
+    )
+  found: _Paths = {}
+  names: dict[str, str] = {}
+  for path, folders in zip(paths, parts, strict=True):
+    split, label = _UNDIVIDED, folders[0]
+    if named:
+      split, label = splits.FOLDERS[folders[0]], folders[1]
+      if names.setdefault(split, folders[0]) != folders[0]:
+        raise ValueError(
+          f"{root} has both {names[split]}/ and {folders[0]}/: keep one."
+        )
+    found.setdefault(split, {}).setdefault(label, []).append(path)
+  if not files.packed:
+    for top in named or [""]:
+      classes = found[splits.FOLDERS[top] if named else _UNDIVIDED]
+      _check_not_empty(root.joinpath(*around, top), classes)
+  _check_disjoint(root, found)
+  return found
 
 
-def _classes(
-  folder: pathlib.Path, left_out: _left_out.LeftOut
-) -> dict[str, list[pathlib.Path]]:
-  """Name and image files of each class of a split."""
-  found: dict[str, list[pathlib.Path]] = {}
-  root = folder.parent
+def _within(paths: list[str]) -> tuple[list[str], list[list[str]]]:
+  """The folders around the data, as archives have one, and the paths within them."""
+  around: list[str] = []
+  parts = [path.split("/") for path in paths]
+  while (
+    len({folders[0] for folders in parts}) == 1
+    and parts[0][0] not in splits.FOLDERS
+    and min(map(len, parts)) > 2
+  ):
+    around.append(parts[0][0])
+    parts = [folders[1:] for folders in parts]
+  return around, parts
+
+
+def _check_not_empty(folder: pathlib.Path, classes: Container[str]) -> None:
   for entry in sorted(folder.iterdir()):
-    if _left_out.is_hidden(entry.name):
-      continue
-    if not entry.is_dir():
-      if left_out.is_image(entry.relative_to(root).as_posix()):
-        raise ValueError(f"{entry} lies in no class folder. {_help(root)}")
-      continue
-    files = [
-      file
-      for file in _archives.walk(entry)
-      if left_out.is_image(file.relative_to(root).as_posix())
-    ]
-    if not files:
+    name = unicodedata.normalize("NFC", entry.name)
+    ours = _left_out.is_hidden(name) or name == "tfds"
+    if entry.is_dir() and name not in classes and not ours:
       raise ValueError(
         f"the class folder {entry} holds no {_formats.NAMES}: remove it."
       )
-    # macOS writes accents apart from their letters, others do not.
-    name = unicodedata.normalize("NFC", entry.name)
-    if name in found:
-      raise ValueError(f"{folder} has two folders called {name}: make them one.")
-    found[name] = files
-  if not found:
-    raise FileNotFoundError(f"{folder} holds no class folders. {_help(root)}")
-  return dict(sorted(found.items()))
 
 
-def _check_disjoint(root: pathlib.Path, classes: dict[str, dict]) -> None:
+def _check_disjoint(root: pathlib.Path, classes: _Paths) -> None:
   where: dict[str, str] = {}
-  for split, names in classes.items():
-    for name in names:
+  for split in splits.NAMES:
+    for name in classes.get(split, ()):
       if where.setdefault(name, split) != split:
         raise ValueError(
           f"data_dir={root}: the class {name} is in {where[name]} and in {split}. "
@@ -155,13 +254,13 @@ def _check_disjoint(root: pathlib.Path, classes: dict[str, dict]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFolder(ImageSource):
-  """Any directory split/class/image."""
+  """Any directory split/class/image, or class/image."""
 
   name: ClassVar[str] = "image_folder"
   holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
-    "pass the directory that holds train/, val/ and test/, each with a folder of "
-    "images per class, as --data_dir"
+    "pass the directory or archive that holds a folder of images per class, or train/, "
+    "val/ and test/ with these, as --data_dir"
   )
 
   image_size: int = option(
@@ -169,6 +268,22 @@ class ImageFolder(ImageSource):
     "Height and width in pixels that images are resized to.",
     check=at_least(1),
   )
+  split_seed: int | None = option(
+    None,
+    "Decides which classes train, validate and test where no folders train/, val/ and "
+    "test/ do: 64, 16 and 20 percent of them. Default: 0 in training; a test alone "
+    "takes all classes.",
+    check=between(0, 2**31 - 1),
+  )
+
+  def for_training(self) -> Self:
+    return self if self.split_seed is not None else self.replace(split_seed=0)
 
   def read(self, directory: str) -> dict[str, Dataset]:
-    return load(directory, size=self.image_size)
+    return load(directory, size=self.image_size, split_seed=self.split_seed)
+
+  def read_one(self, directory: str, split: str) -> Dataset:
+    loaded = load(
+      directory, size=self.image_size, split_seed=self.split_seed, only=split
+    )
+    return loaded[split]

@@ -8,10 +8,11 @@ allow non-commercial research and education. `docs/data.md` shows every layout.
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ def load(
   *,
   prepared_dir: str | os.PathLike | None = None,
   expected: splits.Composition = splits.MINI_IMAGENET,
+  only: str | None = None,
 ) -> dict[str, Dataset]:
   """mini-ImageNet as three datasets of different classes.
 
@@ -37,12 +39,15 @@ def load(
       zip archives. Pickles come before images, folders before archives.
     prepared_dir: where to keep the prepared dataset (1.3 GB); see `docs/data.md`.
     expected: the classes and sizes that must be found.
+    only: "train", "val" or "test", which alone is loaded; pickles, CSVs and archives of
+      the others may be missing.
 
   Returns:
-    `{"train", "val", "test"}` with uint8 images `[num_images, 84, 84, 3]`, classes in
-    the order of their WordNet ids. Images that do not lie in `split/class/` folders
-    (ImageNet's own files) are resized where they are not 84x84, without keeping the
-    aspect, by Lanczos' filter, and their number is reported on stderr.
+    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `[num_images, 84, 84, 3]`, classes in the order of their WordNet ids. Images that do
+    not lie in `split/class/` folders (ImageNet's own files) are resized where they are
+    not 84x84, without keeping the aspect, by Lanczos' filter, and their number is
+    reported on stderr.
 
   Raises:
     FileNotFoundError: `data_dir` does not exist or holds no mini-ImageNet, or lacks
@@ -56,11 +61,16 @@ def load(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere does not exist...
   """
+  if only not in (None, *expected.classes):
+    raise ValueError(f"only={only!r} is none of {', '.join(expected.classes)}.")
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():
     raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
   files = _archives.walk(root)
-  caches = _caches(files)
+  caches = _caches(files, only)
+  wanted = expected
+  if only is not None:
+    wanted = expected._replace(classes={only: expected.classes[only]})
   sources = sorted(caches.values()) or [
     file
     for file in files
@@ -75,14 +85,14 @@ def load(
     if caches:
       size = expected.image_size
       found = {
-        split: _pickles.class_arrays(file, size) for split, file in caches.items()
+        split: _pickles.class_arrays(caches[split], size) for split in wanted.classes
       }
     else:
-      found = _Reader(root, sources, expected).read()
-    _check(root, found, expected)
+      found = _Reader(root, sources, expected, only).read()
+    _check(root, found, wanted)
     return {
       split: {name: found[split][name] for name in sorted(found[split])}
-      for split in expected.classes
+      for split in wanted.classes
     }
 
   def encoded() -> Iterator[tuple[str, bytes]]:
@@ -98,6 +108,7 @@ def load(
     files=sources,
     settings=(expected,),
     encoded=None if caches else _prepared.Encoded(encoded, "RGB"),
+    parts=None if only is None else (only,),
   )
   return {
     split: Dataset(
@@ -121,16 +132,18 @@ def _help(root: pathlib.Path) -> str:
   )
 
 
-def _caches(files: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-  """The pickle of each split in the first family of which there is any."""
+def _caches(files: Sequence[pathlib.Path], only: str | None) -> dict[str, pathlib.Path]:
+  """The pickle of each split in the first family that has any, at least of `only`."""
   by_name = {file.name: file for file in files}
   for family in _pickles.FAMILIES:
     found = {split: by_name[name] for split, name in family.items() if name in by_name}
-    missing = [name for name in family.values() if name not in by_name]
+    missing = [split for split in family if split not in found]
+    if only is not None:
+      missing = [split for split in missing if split == only]
     if found and missing:
       raise FileNotFoundError(
-        f"{next(iter(found.values()))} is there, {missing[0]} is missing: put the "
-        "three files of the family side by side."
+        f"{next(iter(found.values()))} is there, {family[missing[0]]} is missing: put "
+        "the files of the family side by side."
       )
     if found:
       return found
@@ -181,10 +194,17 @@ class _Reader:
     root: pathlib.Path,
     sources: Sequence[pathlib.Path],
     expected: splits.Composition,
+    only: str | None = None,
   ):
     self._root = root
     self._expected = expected
+    self._only = only
     self._archives = [file for file in sources if _archives.is_archive(file)]
+    self._first = self._archives  # Where CSVs and images are looked for first.
+    if only is not None:
+      self._archives.sort(key=lambda file: not file.name.startswith(only))
+      named = [file for file in self._archives if file.name.startswith(only)]
+      self._first = named or self._archives
     self._loose = [file for file in sources if file not in set(self._archives)]
     self._split_of = {
       name: split for split, names in expected.classes.items() for name in names
@@ -200,7 +220,7 @@ class _Reader:
       found.setdefault(split, {}).setdefault(label, {})[name] = image
       num_resized += resized
     for name, (split, label) in self._listed.items():
-      if (split, label, name) not in self._seen:
+      if self._is_wanted(split) and (split, label, name) not in self._seen:
         raise FileNotFoundError(
           f"{split}.csv names {name} of class {label}, which is nowhere below "
           f"{self._root}. Complete the images, or, if they lie in split/class/ "
@@ -221,7 +241,7 @@ class _Reader:
     }
 
   def _files(
-    self, wanted: Callable[[str], bool], within: Sequence[pathlib.Path]
+    self, wanted: Callable[[str], bool], within: Iterable[pathlib.Path]
   ) -> Iterator[tuple[str, str, bytes]]:
     """Place for errors, name and content: loose files first, then those `within`."""
     for file in self._loose:
@@ -236,9 +256,7 @@ class _Reader:
     """File name -> (split, class); empty where there are no CSVs."""
     listed: dict[str, tuple[str, str]] = {}
     # Looking through the archives takes seconds; loose CSVs make it needless.
-    within = (
-      [] if any(_csv_split(file.name) for file in self._loose) else self._archives
-    )
+    within = [] if any(_csv_split(file.name) for file in self._loose) else self._first
     for place, csv_name, data in self._files(
       lambda name: bool(_csv_split(name)), within
     ):
@@ -265,13 +283,26 @@ class _Reader:
           f"{self._root}."
         )
       key = self._key(name) if _formats.is_image(name) else None
-      return key is not None and key not in self._seen
+      return key is not None and self._is_wanted(key[0]) and key not in self._seen
 
-    for place, name, data in self._files(wanted, self._archives):
+    within = itertools.takewhile(
+      lambda archive: not self._is_complete(), self._archives
+    )
+    for place, name, data in self._files(wanted, within):
       key = self._key(name)
       assert key is not None
       self._seen.add(key)
       yield place, name, key, data
+
+  def _is_wanted(self, split: str) -> bool:
+    return self._only in (None, split)
+
+  def _is_complete(self) -> bool:
+    """Whether further archives can hold no image of the split that alone is wanted."""
+    if self._only is None:
+      return False
+    num_classes = len(self._expected.classes[self._only])
+    return len(self._seen) >= num_classes * self._expected.images_per_class
 
   def _key(self, path: str) -> tuple[str, str, str] | None:
     """Split, class and file name of an image; None for one that no CSV names."""
@@ -316,3 +347,6 @@ class MiniImageNet(ImageSource):
 
   def read(self, directory: str) -> dict[str, Dataset]:
     return load(directory)
+
+  def read_one(self, directory: str, split: str) -> Dataset:
+    return load(directory, only=split)[split]

@@ -34,6 +34,7 @@ def load(
   split: str = "vinyals",
   rotations: Sequence[str] = ("train", "val"),
   split_seed: int = 0,
+  only: str | None = None,
   prepared_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
   """Omniglot as three datasets of different characters.
@@ -49,11 +50,13 @@ def load(
       counts as three more classes. Train and val as in the Sharp-MAML code; the MAML
       code rotates test characters too: `("train", "val", "test")`.
     split_seed: decides the split `"mixed"`.
+    only: "train", "val" or "test", which alone is loaded. The test characters of
+      `"vinyals"` are in `images_evaluation.zip` alone, those of val in the other.
     prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
 
   Returns:
-    `{"train", "val", "test"}` with uint8 images `[num_images, size, size, 1]`, ink
-    255 on background 0.
+    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `[num_images, size, size, 1]`, ink 255 on background 0.
 
   Raises:
     FileNotFoundError: an archive is missing.
@@ -72,8 +75,26 @@ def load(
     raise ValueError(f"rotations={rotations!r}: no split is called {unknown.pop()!r}.")
   if not 1 <= size <= _ORIGINAL_SIZE:
     raise ValueError(f"size={size} must lie between 1 and {_ORIGINAL_SIZE} pixels.")
+  if only not in (None, *splits.NAMES):
+    raise ValueError(f"only={only!r} is none of {', '.join(splits.NAMES)}.")
+  wanted = _SPLITS[split](split_seed)
+  if only is not None:
+    wanted = {only: wanted[only]}
+  characters = {name for names in wanted.values() for name in names}
+  needed = [
+    part
+    for part, alphabets in _PARTS.items()
+    if characters.intersection(splits.omniglot_characters(alphabets))
+  ]
   root = pathlib.Path(data_dir).expanduser()
-  sources = {part: _source(root, part) for part in _PARTS}
+  if not root.is_dir():
+    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
+  sources = {part: source for part in _PARTS if (source := _source(root, part))}
+  for part in needed:
+    if part not in sources:
+      raise FileNotFoundError(
+        f"data_dir={root} holds neither {part}.zip nor {part}/. {_help(root)}"
+      )
   files = [
     file
     for source in sources.values()
@@ -81,7 +102,7 @@ def load(
   ]
   parts = _prepared.load(
     "JsharpOmniglot",
-    lambda: {part: _read(source, part, size) for part, source in sources.items()},
+    lambda: {part: _read(sources[part], part, size) for part in needed},
     data_dir=root,
     prepared_dir=prepared_dir,
     files=files,
@@ -89,6 +110,7 @@ def load(
     encoded=_prepared.Encoded(
       lambda: (item for source in sources.values() for item in _files(source)), "L"
     ),
+    parts=None if set(needed) == set(_PARTS) else needed,
   )
   classes = {
     name: images for part in parts.values() for name, images in part.arrays().items()
@@ -99,19 +121,13 @@ def load(
       split=name,
       num_rotations=4 if name in rotations else 1,
     )
-    for name, characters in _SPLITS[split](split_seed).items()
+    for name, characters in wanted.items()
   }
 
 
-def _source(root: pathlib.Path, part: str) -> pathlib.Path:
-  if not root.is_dir():
-    raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
-  for candidate in (root / part, root / f"{part}.zip"):
-    if candidate.exists():
-      return candidate
-  raise FileNotFoundError(
-    f"data_dir={root} holds neither {part}.zip nor {part}/. {_help(root)}"
-  )
+def _source(root: pathlib.Path, part: str) -> pathlib.Path | None:
+  candidates = (root / part, root / f"{part}.zip")
+  return next((path for path in candidates if path.exists()), None)
 
 
 def _help(root: pathlib.Path) -> str:
@@ -207,7 +223,16 @@ class Omniglot(ImageSource):
   )
 
   def read(self, directory: str) -> dict[str, Dataset]:
-    rotations = ("train", "val", "test") if self.rotate_test else ("train", "val")
+    return self._load(directory)
+
+  def read_one(self, directory: str, split: str) -> Dataset:
+    return self._load(directory, only=split)[split]
+
+  def _load(self, directory: str, only: str | None = None) -> dict[str, Dataset]:
     return load(
-      directory, split=self.omniglot_split, rotations=rotations, size=self.image_size
+      directory,
+      split=self.omniglot_split,
+      rotations=splits.NAMES if self.rotate_test else ("train", "val"),
+      size=self.image_size,
+      only=only,
     )

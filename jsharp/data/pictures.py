@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jsharp.data import _formats, _pixels
+from jsharp.data import _formats, _left_out, _modes, _pixels
 
 Filter = Literal["LANCZOS", "BOX"]
 
@@ -193,7 +193,7 @@ def class_folders(
 
 
 def _is_shown(entry: pathlib.Path) -> bool:
-  return not entry.name.startswith((".", "__MACOSX"))
+  return not _left_out.is_hidden(entry.name)
 
 
 def _is_picture(entry: pathlib.Path) -> bool:
@@ -232,9 +232,10 @@ def _converted(picture: Any, number: int, looks: Looks) -> np.ndarray:
     path = pathlib.Path(picture).expanduser()
     pixels = _pixels.decode(path.read_bytes(), name=str(path), mode=mode)
   elif _is_pillow(picture):
-    pixels = _pixels.flat(picture, mode=mode)
+    pixels = _modes.pixels(picture, name=f"images[{number}]", mode=mode)
   elif hasattr(picture, "__array__") or isinstance(picture, Sequence):
-    pixels = _pixels.flat(_as_pillow(np.asarray(picture), number), mode=mode)
+    image = _as_pillow(np.asarray(picture), number)
+    pixels = _modes.pixels(image, name=f"images[{number}]", mode=mode)
   else:
     raise TypeError(
       f"images[{number}] is a {type(picture).__name__}; give an array, a path or a "

@@ -1,12 +1,17 @@
 """The splits of a run: where they come from, and where their images are kept."""
 
+import dataclasses
 import functools
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
+from jsharp.data.fitting import fit_to
+from jsharp.data.pictures import Looks
 
 
 def load_with_test(
@@ -18,6 +23,9 @@ def load_with_test(
 ) -> dict[str, Dataset]:
   """The splits of a dataset, `test` perhaps of another one.
 
+  Images of the other dataset are made what the learner takes, see `fit_to`, and its
+  `origin` says so.
+
   Args:
     source: of "train", "val" and, without `test_source`, "test".
     data_dir: its directory; None for a source without files.
@@ -28,8 +36,8 @@ def load_with_test(
     The three splits.
 
   Raises:
-    ValueError: if the images of the two datasets differ in shape, or files are needed
-      and no directory was given.
+    ValueError: if the two are one dataset whose classes are not divided in the same
+      way, or files are needed and no directory was given.
     OSError: if the data cannot be read.
 
   Example:
@@ -40,16 +48,41 @@ def load_with_test(
   splits = source.load(data_dir)
   if test_source is None:
     return splits
-  other = test_source.load(test_data_dir or data_dir)["test"]
-  shape = splits["train"].image_shape
-  if other.image_shape != shape:
+  where = test_data_dir or data_dir
+  test = test_source.load(where, only="test")["test"]
+  places = [test_source.directory(where), source.directory(data_dir)]
+  seen = {*splits["train"].class_names, *splits["val"].class_names}
+  if (
+    test_source.name == source.name
+    and len(set(map(os.path.realpath, places))) == 1
+    and not seen.isdisjoint(test.class_names)
+  ):
     raise ValueError(
-      f"the images of --test_dataset={test_source.name} are {other.image_shape}, those "
-      f"of --dataset={source.name} {shape}; a model takes one shape: where only height "
-      "and width differ pass --image_size, where the channels differ the two cannot be "
-      "combined"
+      f"--test_dataset={test_source.name} would test on classes of {where} that are "
+      "trained on; leave it out to test on the others"
     )
-  return {**splits, "test": other}
+  height, width, channels = splits["train"].image_shape
+  looks = Looks((height, width, channels), source.filter, source.light_ink)
+  fitted, said = fit_to(test, looks, light_ink=test_source.light_ink)
+  origin = "; ".join(filter(None, (test.origin, said)))
+  return {**splits, "test": dataclasses.replace(fitted, origin=origin)}
+
+
+def origins(splits: Mapping[str, Dataset]) -> str | None:
+  """In words, what was done to the images and classes of some splits; None if nothing.
+
+  Example:
+    >>> from jsharp.data.characters import Characters
+    >>> other = Characters(image_size=16)
+    >>> origins(load_with_test(Characters(), None, test_source=other))
+    'test: 16x16 gray to 28x28 gray, box filter'
+  """
+  alike: dict[str, list[str]] = {}
+  for split, dataset in splits.items():
+    if dataset.origin:
+      alike.setdefault(dataset.origin, []).append(split)
+  said = [f"{', '.join(names)}: {origin}" for origin, names in alike.items()]
+  return "; ".join(said) or None
 
 
 def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:

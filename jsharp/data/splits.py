@@ -96,6 +96,11 @@ FOLDERS = {
 }
 """What the folder or the list of a split may be called."""
 
+NAMES = ("train", "val", "test")
+
+VAL_SHARE, TEST_SHARE = 0.16, 0.2
+"""Shares of the classes where they are divided; the rest is for training."""
+
 Split = dict[str, tuple[str, ...]]
 """Class names under `"train"`, `"val"` and `"test"`."""
 
@@ -195,6 +200,37 @@ def mixed(seed: int = 0) -> Split:
   names = omniglot_characters(OMNIGLOT_BACKGROUND | OMNIGLOT_EVALUATION)
   order = permutation(names, seed)
   return {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}
+
+
+def divided(names: tuple[str, ...], seed: int, *, least: int = 2) -> Split:
+  """Some classes divided at random: 16 % validate, 20 % test, the rest train.
+
+  Both shares are rounded to the nearest number of classes. mini-ImageNet's 64 / 16 / 20
+  classes have the same shares.
+
+  Args:
+    names: of the classes; their order does not matter.
+    seed: decides, with the names, which classes go where.
+    least: classes of each split; a task needs two.
+
+  Raises:
+    ValueError: there are too few classes.
+
+  Example:
+    >>> divided(tuple("abcdefg"), 0)
+    {'train': ('a', 'd', 'e'), 'val': ('c', 'g'), 'test': ('b', 'f')}
+  """
+  if len(names) < least * len(NAMES):
+    raise ValueError(
+      f"{len(names)} classes ({', '.join(sorted(names))}) are too few to divide: "
+      f"train, val and test need {least} each."
+    )
+  order = permutation(tuple(sorted(names)), seed)
+  num_val, num_test = (
+    max(least, round(share * len(order))) for share in (VAL_SHARE, TEST_SHARE)
+  )
+  parts = (order[num_val + num_test :], order[:num_val], order[num_val:][:num_test])
+  return {split: tuple(sorted(part)) for split, part in zip(NAMES, parts, strict=True)}
 
 
 def permutation(names: tuple[str, ...], seed: int) -> tuple[str, ...]:

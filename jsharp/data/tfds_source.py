@@ -8,7 +8,7 @@ all images are put together and the classes are divided.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,9 +18,6 @@ from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 from jsharp.options import at_least, option
-
-VAL_SHARE, TEST_SHARE = 0.16, 0.2
-"""Shares of the classes where they are divided; the rest is for training."""
 
 # Those that an `Image` feature can be decoded from by tensorflow-datasets itself.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP")
@@ -222,18 +219,18 @@ def _divide(name: str, found: dict[str, _Classes], seed: int) -> dict[str, _Clas
       return {split: found[split] for split in ("train", "val", "test")}
     order = splits.permutation(tuple(sorted(found["train"])), seed)
     num_val = max(1, len(order) // 5)
-    parts = {"train": order[num_val:], "val": order[:num_val], "test": found["test"]}
-  else:
-    order = splits.permutation(tuple(sorted(set(names))), seed)
-    num_val = max(1, round(VAL_SHARE * len(order)))
-    num_held = num_val + max(1, round(TEST_SHARE * len(order)))
-    parts = {
-      "train": order[num_held:],
+    parts: dict[str, Collection[str]] = {
+      "train": order[num_val:],
       "val": order[:num_val],
-      "test": order[num_val:num_held],
+      "test": found["test"],
     }
-  if not all(parts.values()):
-    raise ValueError(f"{name} has {len(set(names))} classes, too few for three splits.")
+  else:
+    try:
+      parts = {**splits.divided(tuple(set(names)), seed, least=1)}
+    except ValueError as error:
+      raise ValueError(
+        f"{name} cannot be divided into three splits: {error}"
+      ) from error
   pooled: _Classes = {}
   for classes in found.values():
     for class_name, images in classes.items():

@@ -224,7 +224,9 @@ class Placement(Files):
   """Where the files of a dataset lie, and where its images are kept."""
 
   data_dir: str | None = option(
-    None, "Directory that holds the files of the dataset.", shared=True
+    None,
+    "Directory that holds the files of the dataset; image_folder: or a tar or zip.",
+    shared=True,
   )
   test_data_dir: str | None = option(
     None, "Directory of --test_dataset. Default: as --data_dir.", shared=True

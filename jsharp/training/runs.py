@@ -219,6 +219,7 @@ class FewShotRun(MetaRun):
   def complete(self) -> None:
     """Refuses several seeds with several kinds of task."""
     super().complete()
+    object.__setattr__(self, "data", self.data.for_training())
     self.check(problem="classification")
     if self.training.num_seeds > 1 and len(self.tasks.training()) > 1:
       raise ValueError(

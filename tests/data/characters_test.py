@@ -29,6 +29,14 @@ class CharactersTest(parameterized.TestCase):
     for name, split in splits.items():
       self.assertEqual(split.split, name)
 
+  @parameterized.parameters("train", "val", "test")
+  def test_one_split_alone(self, only):
+    whole = characters.load(num_drawings=2, seed=5)[only]
+    characters._draw.cache_clear()
+    (alone,) = characters.load(num_drawings=2, seed=5, only=only).values()
+    self.assertEqual(alone.class_names, whole.class_names)
+    np.testing.assert_array_equal(alone.images, whole.images)
+
   def test_more_drawings_only_add_to_the_first(self):
     few, more = (characters.load(num_drawings=n)["val"].images for n in (2, 3))
     few, more = few.reshape(60, 2, 28, 28), more.reshape(60, 3, 28, 28)
@@ -70,6 +78,7 @@ class CharactersTest(parameterized.TestCase):
     ("seed", {"seed": -1}, "seed is -1"),
     ("num_drawings", {"num_drawings": 0}, "num_drawings is 0"),
     ("size", {"size": 4}, "size is 4"),
+    ("only", {"only": "all"}, "only is 'all'; it must be one of train, val, test"),
   )
   def test_refuses(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):

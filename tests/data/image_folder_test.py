@@ -1,5 +1,8 @@
 """Tests of jsharp.data.image_folder."""
 
+import contextlib
+import io
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -112,17 +115,17 @@ class ImageFolderTest(parameterized.TestCase):
     ):
       image_folder.load(self.root, size=8)
     (self.root / "test" / "caf\u00e9").rename(self.root / "train" / "caf\u00e9")
-    with self.assertRaisesRegex(ValueError, "train has two folders called caf\u00e9"):
+    with self.assertRaisesRegex(ValueError, "train/caf\u00e9/0.png .* there twice"):
       image_folder.load(self.root, size=8)
 
   @parameterized.parameters("train", "val", "test")
   def test_a_missing_or_empty_split_is_named(self, split):
     classes = {k: v for k, v in self._three().items() if not k.startswith(split)}
     self._write(classes)
-    with self.assertRaisesRegex(FileNotFoundError, f"has no folder {split}/"):
+    with self.assertRaisesRegex(FileNotFoundError, f"has no images of {split}/"):
       image_folder.load(self.root, size=8)
     (self.root / split).mkdir()
-    with self.assertRaisesRegex(FileNotFoundError, f"{split} holds no class folders"):
+    with self.assertRaisesRegex(FileNotFoundError, f"has no images of {split}/"):
       image_folder.load(self.root, size=8)
 
   def test_a_missing_directory_says_what_to_do(self):
@@ -136,7 +139,7 @@ class ImageFolderTest(parameterized.TestCase):
       {"train/e/notes.txt": b"x"},
       "train/e holds no PNG, JPEG, .* WebP: remove",
     ),
-    ("no_class", {"train/1.png": b"x"}, "train/1.png lies in no class folder"),
+    ("no_class", {"train/1.png": b"x"}, "train/1.png below .* lies in no class folder"),
     ("no_image", {"train/e/1.png": b"x"}, "train/e/1.png cannot be decoded"),
     (
       "two_splits",
@@ -151,10 +154,152 @@ class ImageFolderTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       image_folder.load(self.root, size=8)
 
-  @parameterized.parameters(({"size": 0}, "size=0"), ({"size": 8, "channels": 2}, "=2"))
+  @parameterized.parameters(
+    ({"size": 0}, "size=0"),
+    ({"size": 8, "channels": 2}, "channels=2"),
+    ({"size": 8, "only": "valid"}, "only='valid' must be one of train, val, test"),
+  )
   def test_wrong_arguments(self, kwargs, message):
     with self.assertRaisesRegex(ValueError, message):
       image_folder.load(self.root, **kwargs)
+
+
+class WithoutSplitsTest(parameterized.TestCase):
+  """Class folders side by side."""
+
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+    self.prepared = fixtures.temporary_dir(self)
+    self.classes = {f"c{i}": fixtures.images(i, 1 + i % 2, 1) for i in range(10)}
+    self.files = {
+      f"{name}/{index}.png": fixtures.png(image)
+      for name, images in self.classes.items()
+      for index, image in enumerate(images)
+    }
+
+  def load(self, data_dir=None, **options):
+    self.err = io.StringIO()
+    with contextlib.redirect_stderr(self.err):
+      return image_folder.load(
+        data_dir or self.root, size=8, prepared_dir=self.prepared, **options
+      )
+
+  def check(self, datasets, seed):
+    """Against the definition: a permutation of the sorted names, cut in three."""
+    order = np.random.RandomState(seed).permutation(10)
+    parts = {"train": order[4:], "val": order[:2], "test": order[2:4]}
+    self.assertEqual(list(datasets), ["train", "val", "test"])
+    for split, numbers in parts.items():
+      names = tuple(f"c{number}" for number in sorted(numbers))
+      self.assertEqual(datasets[split].class_names, names)
+      expected = np.concatenate([self.classes[name] for name in names])
+      np.testing.assert_array_equal(datasets[split].images, expected)
+      self.assertEqual(
+        datasets[split].origin, f"10 classes, divided 6 / 2 / 2 by split_seed={seed}"
+      )
+
+  def test_classes_are_divided_by_a_seed_which_is_said(self):
+    fixtures.write_files(self.root, self.files)
+    self.check(self.load(), 0)
+    line = f"data_dir={self.root} has 10 classes, divided 6 / 2 / 2 by split_seed=0.\n"
+    self.assertEqual(self.err.getvalue(), line)
+    self.check(self.load(split_seed=0), 0)
+    self.check(self.load(split_seed=7), 7)
+
+  def test_folders_around_the_data(self):
+    files = {f"a/b/{name}": data for name, data in self.files.items()}
+    fixtures.write_files(self.root, files | {"a/README.txt": b"x"})
+    with self.assertLogs(level="WARNING") as logs:
+      self.check(self.load(), 0)
+    self.assertIn("a/README.txt", logs.output[0])
+    (self.root / "a" / "b" / "empty").mkdir()
+    with self.assertRaisesRegex(ValueError, "a/b/empty holds no PNG"):
+      self.load()
+
+  @parameterized.product(
+    name=("images.zip", "images.tar.xz"), around=("", "birds/"), itself=(True, False)
+  )
+  def test_archives_are_read_once(self, name, around, itself):
+    files = {f"{around}{path}": data for path, data in self.files.items()}
+    fixtures.write_archive(self.root / name, files)
+    given = self.root / name if itself else self.root
+    self.check(self.load(given), 0)
+    self.assertIn("Preparing", self.err.getvalue())
+    for seed in (0, 5):  # The seed divides what is prepared.
+      self.check(self.load(given, split_seed=seed), seed)
+      self.assertNotIn("Preparing", self.err.getvalue())
+    self.assertEqual(self.load(given, only="test")["test"].num_classes, 10)
+    self.assertNotIn("Preparing", self.err.getvalue())
+
+  def test_a_test_alone_takes_all_classes(self):
+    fixtures.write_files(self.root, self.files)
+    (test,) = self.load(only="test").values()
+    self.assertEqual(test.split, "test")
+    self.assertEqual(test.class_names, tuple(self.classes))
+    self.assertEqual(test.origin, "all 10 classes")
+    self.assertEqual(self.err.getvalue(), "")
+
+  def test_a_test_alone_of_divided_classes_takes_those_of_the_test(self):
+    fixtures.write_files(self.root, self.files)
+    for source in (
+      image_folder.ImageFolder(image_size=8, split_seed=3),
+      image_folder.ImageFolder(image_size=8).for_training(),
+    ):
+      with contextlib.redirect_stderr(io.StringIO()):
+        whole = source.load(self.root)
+        alone = source.load(self.root, only="test")
+      self.assertEqual(list(alone), ["test"])
+      self.assertEqual(alone["test"].fingerprint(), whole["test"].fingerprint())
+      self.assertEqual(whole["test"].num_classes, 2)
+
+  def test_too_few_classes_to_divide(self):
+    two = {name: data for name, data in self.files.items() if name[:2] in ("c0", "c1")}
+    fixtures.write_files(self.root, two)
+    with self.assertRaisesRegex(
+      ValueError, r"no folders train/.* 2 classes \(c0, c1\) .* 2 each. Add .*evaluate"
+    ):
+      self.load()
+    self.assertEqual(self.load(only="test")["test"].num_classes, 2)
+
+
+class OneSplitTest(parameterized.TestCase):
+  """A split that is loaded without the others."""
+
+  def setUp(self):
+    super().setUp()
+    self.root = fixtures.temporary_dir(self)
+    self.prepared = fixtures.temporary_dir(self)
+    self.images = fixtures.images(0, 3)
+    self.files = {
+      f"test/a/{i}.png": fixtures.png(image) for i, image in enumerate(self.images)
+    }
+
+  def load(self, data_dir=None, **options):
+    with contextlib.redirect_stderr(io.StringIO()):
+      return image_folder.load(
+        data_dir or self.root, size=8, prepared_dir=self.prepared, **options
+      )
+
+  @parameterized.parameters("", "x.zip", "x.tar.gz")
+  def test_the_others_may_be_missing_or_broken(self, archive):
+    for others in ({}, {"train/b/1.png": b"broken", "val/c/1.png": b"broken"}):
+      files = self.files | others
+      if archive:
+        fixtures.write_archive(self.root / archive, files)
+      else:
+        fixtures.write_files(self.root, files)
+      (test,) = self.load(only="test").values()
+      self.assertEqual((test.split, test.class_names), ("test", ("a",)))
+      np.testing.assert_array_equal(test.images, self.images)
+      self.assertEqual(test.origin, "")
+      with self.assertRaises((FileNotFoundError, ValueError)):
+        self.load()
+
+  def test_one_that_is_missing_is_named(self):
+    fixtures.write_files(self.root, self.files)
+    with self.assertRaisesRegex(FileNotFoundError, "has no images of val/"):
+      self.load(only="val")
 
 
 if __name__ == "__main__":

@@ -99,11 +99,56 @@ class MiniImagenetTest(parameterized.TestCase):
     self.cache = fixtures.temporary_dir(self)
     self.stderr = io.StringIO()
 
-  def _load(self):
+  def _load(self, **options):
     with contextlib.redirect_stderr(self.stderr):
       return miniimagenet.load(
-        self.root, prepared_dir=self.cache, expected=fixtures.COMPOSITION
+        self.root, prepared_dir=self.cache, expected=fixtures.COMPOSITION, **options
       )
+
+  def _check_one(self, split):
+    (alone,) = self._load(only=split).values()
+    self.assertEqual(alone.split, split)
+    expected = fixtures.class_arrays()[split]
+    self.assertEqual(alone.class_names, tuple(sorted(expected)))
+    images = np.concatenate([expected[name] for name in sorted(expected)])
+    np.testing.assert_array_equal(alone.images, images)
+
+  @parameterized.named_parameters(*_LAYOUTS.items())
+  def test_every_layout_gives_one_split_alone(self, write):
+    write(self.root)
+    for split in ("test", "train"):
+      self._check_one(split)
+
+  @parameterized.product(
+    suffix=(".csv", ".pkl", ".pickle", "/", ".tar", ".zip"), broken=(False, True)
+  )
+  def test_of_one_split_alone_the_others_may_be_missing(self, suffix, broken):
+    {
+      ".csv": _directory(_CSVS, _FLAT),
+      ".pkl": _pickled(fixtures.cache_contents(), pickle.dumps),
+      ".pickle": _pickled(fixtures.category_contents(), pickle.dumps),
+      "/": _directory(_SPLIT_FOLDERS),
+      ".tar": _shards(".tar"),
+      ".zip": _shards(".zip"),
+    }[suffix](self.root)
+    for path in sorted(self.root.rglob("*")):
+      if path.is_file() and any(
+        split in path.relative_to(self.root).as_posix() for split in ("train", "val")
+      ):
+        path.write_bytes(b"broken") if broken and suffix != ".csv" else path.unlink()
+    self._check_one("test")
+    with self.assertRaises((FileNotFoundError, ValueError)):
+      self._load()
+    with self.assertRaises((FileNotFoundError, ValueError)):
+      self._load(only="val")
+
+  def test_one_split_alone_is_taken_from_the_copy_of_all(self):
+    _LAYOUTS["split_folders"](self.root)
+    self._load()
+    self._check_one("val")
+    self.assertLen(list(self.cache.iterdir()), 1)
+    with self.assertRaisesRegex(ValueError, "only='x' is none of train, val, test"):
+      self._load(only="x")
 
   @parameterized.named_parameters(*_LAYOUTS.items())
   def test_every_layout_gives_the_same(self, write):

@@ -89,6 +89,31 @@ class OmniglotTest(parameterized.TestCase):
       self.assertEqual(set(dataset.counts.tolist()), {20})
       self.assertEqual(dataset.images.shape[1:], (28, 28, 1))
 
+  @parameterized.parameters("train", "val", "test")
+  def test_one_split_alone(self, only):
+    whole = self._load()[only]
+    self.assertLen(list(self.cache.iterdir()), 1)
+    self.assertEqual(self._load(only=only)[only].fingerprint(), whole.fingerprint())
+    self.assertLen(list(self.cache.iterdir()), 1)  # From the copy of all.
+    self.cache = fixtures.temporary_dir(self)
+    missing = {"val": "images_evaluation", "test": "images_background"}.get(only)
+    if missing:
+      (self.data / f"{missing}.zip").unlink()
+    for _ in range(2):
+      (alone,) = self._load(only=only).values()
+      self.assertEqual(alone.fingerprint(), whole.fingerprint())
+    if missing:
+      with self.assertRaisesRegex(FileNotFoundError, f"neither {missing}.zip"):
+        self._load()
+      with self.assertRaisesRegex(FileNotFoundError, f"neither {missing}.zip"):
+        self._load(only="train")
+
+  def test_of_a_part_that_is_not_needed_nothing_is_read(self):
+    (self.data / "images_background.zip").write_bytes(b"broken")
+    self.assertEqual(self._load(only="test")["test"].class_names, _SPLIT["test"])
+    with self.assertRaisesRegex(ValueError, "only='all' is none of train, val, test"):
+      self._load(only="all")
+
   def test_rotations_in_test_too(self):
     datasets = self._load(rotations=("train", "val", "test"))
     self.assertEqual([d.num_rotations for d in datasets.values()], [4, 4, 4])

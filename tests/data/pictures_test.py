@@ -58,6 +58,26 @@ class ReadTest(parameterized.TestCase):
     resized = Image.fromarray(picture).resize((3, 2), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(read[0], np.asarray(resized))
 
+  def test_transparency_and_orientation(self):
+    """White where nothing is seen, upright as a phone shows it; whatever it is."""
+    ink = np.zeros((6, 9, 4), np.uint8)
+    ink[2, 3:, 3] = 255
+    seen = np.where(ink[..., 3] > 0, 0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    with tempfile.TemporaryDirectory() as directory:
+      path, turned = (pathlib.Path(directory, f"{name}.png") for name in "ab")
+      Image.fromarray(ink).save(path)
+      Image.fromarray(np.ascontiguousarray(np.rot90(ink))).save(turned, exif=exif)
+      given = [ink, Image.fromarray(ink), path, turned, Image.open(turned)]
+      read = pictures.read(given, Looks((6, 9, 1)))
+    for one in read:
+      np.testing.assert_array_equal(one[..., 0], seen)
+    deep = Image.fromarray(np.full((2, 2), 40000, np.uint16))
+    self.assertEqual(pictures.read([deep], Looks((1, 1, 1))).tolist(), [[[[156]]]])
+    with self.assertRaisesRegex(ValueError, r"images\[0\] has .* mode F"):
+      pictures.read([Image.new("F", (2, 2))], GRAY)
+
   def test_drawings_are_light_ink_on_a_dark_ground(self):
     looks = Looks((4, 4, 1), filter="BOX", light_ink=True)
     ink = np.zeros((8, 8), np.uint8)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -45,7 +46,7 @@ class PreparedTest(parameterized.TestCase):
     self.calls += 1
     return {"a": {"y": fixtures.images(1), "x": fixtures.images(2, 5)}}
 
-  def _load(self, *, read=None, settings=(1,), prepared_dir="cache", encoded=None):
+  def _load(self, *, read=None, settings=(1,), prepared_dir="cache", **arguments):
     return _prepared.load(
       "JsharpOmniglot",
       read or self._read,
@@ -53,7 +54,7 @@ class PreparedTest(parameterized.TestCase):
       prepared_dir=self.cache if prepared_dir == "cache" else prepared_dir,
       files=[self.root / "source.bin"],
       settings=settings,
-      encoded=encoded,
+      **arguments,
     )
 
   def _check(self, opened):
@@ -200,6 +201,42 @@ class PreparedTest(parameterized.TestCase):
     self.assertEqual(self._load_images(files), "")
     self.assertEqual((self.calls, self.checks), (1, 1))
     self.assertEqual(sorted(copy.rglob("*")), kept)  # Nothing was lost.
+
+  def _load_part(self, part):
+    def read():
+      self.calls += 1
+      return {part: {"y": fixtures.images({"a": 1, "b": 2}[part])}}
+
+    opened = self._load(read=read, parts=(part,))
+    self.assertEqual(list(opened), [part])
+    images = opened[part].arrays()["y"]
+    np.testing.assert_array_equal(images, fixtures.images({"a": 1, "b": 2}[part]))
+
+  def test_parts_have_copies_of_their_own_or_are_taken_from_that_of_all(self):
+    for part in ("a", "b", "a", "b"):
+      self._load_part(part)
+    self.assertEqual(self.calls, 2)
+    self._load(
+      read=lambda: {
+        name: {"y": fixtures.images(seed)} for name, seed in (("a", 1), ("b", 2))
+      }
+    )
+    for folder in self.cache.iterdir():
+      if len(list(folder.rglob("*.array_record*"))) == 1:
+        shutil.rmtree(folder)
+    self._load_part("a")
+    self.assertEqual(self.calls, 2)
+
+  def test_a_part_is_taken_from_an_older_copy_of_all(self):
+    image = fixtures.png(fixtures.images(0, 1, 3)[0])
+    self._load_by_rule_1({"1.png": image, "2.png": image})
+    for _ in range(2):
+      opened = self._load(
+        read=self.fail,
+        parts=("a",),
+        encoded=_prepared.Encoded(lambda: [("1.png", image)] * 2, "RGB"),
+      )
+      self.assertEqual(opened["a"].names, ("1.png", "2.png"))
 
   def test_pixels_have_no_rule(self):
     with mock.patch.object(_prepared, "fingerprint", _fingerprint_by_rule_1):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jsharp.data import splits
@@ -44,6 +45,26 @@ class SplitsTest(parameterized.TestCase):
     classes = splits.MINI_IMAGENET.classes
     self.assertEqual([len(classes[s]) for s in ("train", "val", "test")], [64, 16, 20])
     self.assertLen({name for names in classes.values() for name in names}, 100)
+
+  @parameterized.parameters(
+    (6, 2, 2), (9, 2, 2), (22, 4, 4), (91, 15, 18), (100, 16, 20)
+  )
+  def test_classes_are_divided_by_shares(self, number, num_val, num_test):
+    names = tuple(f"c{index:02d}" for index in range(number))
+    divided = splits.divided(names, 5)
+    self.assertEqual(list(divided), ["train", "val", "test"])
+    sizes = [len(part) for part in divided.values()]
+    self.assertEqual(sizes, [number - num_val - num_test, num_val, num_test])
+    self.assertCountEqual([n for part in divided.values() for n in part], names)
+    self.assertEqual(splits.divided(names[::-1], 5), divided)
+    if number > 9:
+      self.assertNotEqual(splits.divided(names, 6), divided)
+    order = np.random.RandomState(5).permutation(number)
+    self.assertCountEqual(divided["val"], [names[index] for index in order[:num_val]])
+
+  def test_too_few_classes_are_named(self):
+    with self.assertRaisesRegex(ValueError, r"^2 classes \(cat, dog\) .* 2 each"):
+      splits.divided(("dog", "cat"), 0)
 
   @parameterized.parameters("train", "val", "test")
   def test_vinyals_is_the_published_list(self, name):

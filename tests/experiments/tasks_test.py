@@ -9,8 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jsharp.data.characters import Characters
-from tests.experiments.flags_test import describe
+import jsharp
 from tests.experiments.program_test import run
 
 TINY = (
@@ -74,40 +73,67 @@ class ProgramTest(parameterized.TestCase):
     np.testing.assert_allclose(result["test_accuracy_by_seed"], by_seed, atol=1e-6)
     self.assertAlmostEqual(result["test_accuracy"], np.mean(by_seed), places=6)
 
-  def test_a_test_on_another_dataset(self):
+  def _write(self, classes, shape):
     generator = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-      for label in range(5):
-        folder = self.directory / "data" / split / f"{split}{label}"
-        folder.mkdir(parents=True)
-        for i in range(3):
-          pixels = generator.integers(0, 255, (16, 16), np.uint8)
-          Image.fromarray(pixels).save(folder / f"{i}.png")
+    for label in classes:
+      folder = self.directory / "data" / label
+      folder.mkdir(parents=True)
+      for i in range(3):
+        pixels = generator.integers(0, 255, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+  def test_a_test_on_another_dataset(self):
+    """Its splits of training are missing, its images larger and in colour."""
+    self._write([f"test/{label}" for label in range(5)], (20, 24, 3))
     other = (
       "--test_dataset=image_folder",
       f"--test_data_dir={self.directory / 'data'}",
     )
     run_dir = self.directory / "run"
-    code, _, err = run("omniglot", run_dir, *TINY, *other)
+    code, out, err = run("omniglot", run_dir, *TINY, *other)
     self.assertEqual(code, 0, err)
     facts = json.loads((run_dir / "result.json").read_text())["protocol"]["data"]
     self.assertEqual(facts["tested on"], "image_folder")
     from jsharp.data import characters, image_folder
+    from jsharp.data.fitting import fit_to
+    from jsharp.data.pictures import Looks
 
-    folder = image_folder.load(self.directory / "data", size=16)["test"]
-    self.assertEqual(facts["test"], folder.fingerprint())
+    folder = image_folder.load(
+      self.directory / "data", size=16, channels=3, only="test"
+    )["test"]
+    looks = Looks((16, 16, 1), "BOX", light_ink=True)
+    fitted, said = fit_to(folder, looks)
+    self.assertEqual(facts["test"], fitted.fingerprint())
+    self.assertEqual(facts["prepared"], f"test: {said}")
+    self.assertIn("16x16 colour to 16x16 gray, box filter", out)
     drawn = characters.load(size=16)
     self.assertEqual(facts["val"], drawn["val"].fingerprint())
 
-  def test_images_of_another_shape_are_refused(self):
-    chosen = describe("omniglot", "--dataset=characters", "--test_dataset=characters")
-    chosen = chosen.replace(
-      data=Characters(image_size=16), test_data=Characters(image_size=20)
+  def test_classes_without_splits_are_divided_and_that_is_recorded(self):
+    self._write([f"{label:02d}" for label in range(15)], (16, 16))
+    run_dir = self.directory / "run"
+    arguments = (
+      *TINY[1:],
+      "--dataset=image_folder",
+      f"--data_dir={self.directory / 'data'}",
+      "--way=2",
     )
-    with self.assertRaisesRegex(
-      ValueError, r"\(20, 20, 1\).*\(16, 16, 1\).*image_size"
-    ):
-      chosen.load()
+    code, out, err = run("omniglot", run_dir, *arguments)
+    self.assertEqual(code, 0, err)
+    said = "15 classes, divided 10 / 2 / 3 by split_seed=0"
+    self.assertIn(f"data has {said}.", err)
+    self.assertIn(said, out)
+    result = json.loads((run_dir / "result.json").read_text())
+    facts = result["protocol"]["data"]
+    self.assertEqual(facts["prepared"], f"train, val, test: {said}")
+    self.assertEqual(facts["classes"], "10 / 2 / 3")
+    self.assertEqual(result["settings"]["data.split_seed"], 0)
+    source = jsharp.load(run_dir).description.source
+    test = source.load(self.directory / "data", only="test")["test"]
+    self.assertEqual(test.fingerprint(), facts["test"])
+    code, _, err = run("omniglot", run_dir, *arguments, "--split_seed=1")
+    self.assertEqual(code, 2)
+    self.assertIn("split_seed", err)
 
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),
