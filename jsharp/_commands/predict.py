@@ -169,9 +169,12 @@ def _named(asked: Prediction, paths: list[pathlib.Path]) -> tuple[Names, str]:
 
 
 def _classifier(asked: Prediction) -> "FewShotClassifier":
+  from jsharp.core.execution import Execution
   from jsharp.learners import Learner, load
 
-  learner = load(asked.model)
+  # It runs a few times only, so what compiles quickly is fastest.
+  execution = Execution(inner_steps="scanned", convolution="direct")
+  learner = load(asked.model, execution=execution)
   if not isinstance(learner, Learner):
     raise ValueError(
       f"--model={asked.model} is an ordinary classifier of fixed classes and cannot "
