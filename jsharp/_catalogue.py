@@ -198,9 +198,11 @@ def _foreign(kind: str, name: str) -> type[Options]:
     module = importlib.import_module(module_name)
     value = getattr(module, attribute)
   except (ImportError, AttributeError) as error:
+    fix = "put the directory of its file on PYTHONPATH and name it as module:Class"
+    if getattr(error, "name", None) != module_name.partition(".")[0]:
+      fix = "mend its file, or name another class of it"
     raise ValueError(
-      f"the {kind} {name} cannot be imported ({error}); put the directory of its file "
-      "on PYTHONPATH and name it as module:Class"
+      f"the {kind} {name} cannot be imported ({error}); {fix}"
     ) from error
   found: list[Any] = [
     cls

@@ -50,6 +50,12 @@ class DocsTest(parameterized.TestCase):
         resolve(name)
 
   @parameterized.parameters(*TEXTS)
+  def test_learners_that_come_with_jsharp_exist(self, page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"\b((?:omniglot|characters|miniimagenet)-[a-z_-]+)\b", text)
+    self.assertEmpty(set(named) - set(jsharp.models_available()))
+
+  @parameterized.parameters(*TEXTS)
   def test_files_of_the_library_exist(self, page):
     text = (ROOT / page).read_text()
     for name in re.findall(

@@ -123,6 +123,11 @@ class Measuring(Options):
   eval_seed: int | None = option(
     None, "Seed of the tasks. Default: that of the run, or 0.", check=at_least(0)
   )
+  compilation_cache_dir: str = option(
+    "~/.cache/jsharp/xla",
+    "As for training: compiled programs, for you alone. Empty: no cache.",
+    role=Role.MACHINE,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +212,9 @@ def _measure(given: Given) -> int:
   models: Models = parts["models"]
   try:
     if not models.table:
+      from jsharp.training import use_compilation_cache
+
+      use_compilation_cache(parts["measuring"].compilation_cache_dir)
       subjects = [_subject(name, models.step) for name in models.model]
       for subject in subjects:
         _one(subject, given, parts)

@@ -69,6 +69,11 @@ class Prediction(Options):
     "Inner steps on the examples. Default: as the learner is tested.",
     check=at_least(0),
   )
+  compilation_cache_dir: str = option(
+    "~/.cache/jsharp/xla",
+    "As for training: compiled programs, for you alone. Empty: no cache.",
+    role=Role.MACHINE,
+  )
 
 
 PROGRAM = Program(
@@ -150,11 +155,16 @@ def found(places: Sequence[str]) -> list[pathlib.Path]:
 
 def _named(asked: Prediction, paths: list[pathlib.Path]) -> tuple[Names, str]:
   """Names for images, and a line that says how long it took."""
+  from jsharp.data import pictures
+
   classifier = _classifier(asked)
+  # What cannot be read is refused before anything is compiled.
+  images = pictures.read(paths, classifier.learner.description.looks)
+  say(f"{PROGRAM.name}: adapting; the first time compiles, which takes seconds")
   begin = time.perf_counter()
   classifier.fit(asked.support)
   adapted = time.perf_counter()
-  probabilities = classifier.predict_proba(paths)
+  probabilities = classifier.predict_proba(images)
   end = time.perf_counter()
   classes = [str(name) for name in classifier.classes_]
   say(
@@ -171,7 +181,9 @@ def _named(asked: Prediction, paths: list[pathlib.Path]) -> tuple[Names, str]:
 def _classifier(asked: Prediction) -> "FewShotClassifier":
   from jsharp.core.execution import Execution
   from jsharp.learners import Learner, load
+  from jsharp.training import use_compilation_cache
 
+  use_compilation_cache(asked.compilation_cache_dir)
   # It runs a few times only, so what compiles quickly is fastest.
   execution = Execution(inner_steps="scanned", convolution="direct")
   learner = load(asked.model, execution=execution)

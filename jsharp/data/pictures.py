@@ -110,7 +110,7 @@ def files(
 
   Args:
     path: a file, or a directory whose image files are meant. Files that are no images
-      are left out.
+      are left out, with a warning that names them.
     recursive: whether the images of folders in the directory are meant too.
 
   Returns:
@@ -126,8 +126,8 @@ def files(
   """
   root = pathlib.Path(path).expanduser()
   if root.is_dir():
-    entries = root.rglob("*") if recursive else root.iterdir()
-    found = [entry for entry in sorted(entries) if _is_picture(entry)]
+    entries = sorted(root.rglob("*") if recursive else root.iterdir())
+    found = _pictures(root, entries)
     if not found:
       raise FileNotFoundError(
         f"{root} holds no images ({', '.join(sorted(_formats.FORMATS))}); name a "
@@ -180,8 +180,7 @@ def class_folders(
       "one, or out of the directory"
     )
   examples = {
-    folder.name: [entry for entry in sorted(folder.iterdir()) if _is_picture(entry)]
-    for folder in folders
+    folder.name: _pictures(root, sorted(folder.iterdir())) for folder in folders
   }
   if empty := [name for name, found in examples.items() if not found]:
     raise ValueError(
@@ -194,6 +193,22 @@ def class_folders(
 
 def _is_shown(entry: pathlib.Path) -> bool:
   return not _left_out.is_hidden(entry.name)
+
+
+def _pictures(
+  root: pathlib.Path, entries: Sequence[pathlib.Path]
+) -> list[pathlib.Path]:
+  """The images among files; the others are counted and named in a warning."""
+  left_out = _left_out.LeftOut(root)
+  found = [
+    entry
+    for entry in entries
+    if not _left_out.is_hidden(entry.relative_to(root).as_posix())
+    and entry.is_file()
+    and left_out.is_image(entry.relative_to(root).as_posix())
+  ]
+  left_out.warn()
+  return found
 
 
 def _is_picture(entry: pathlib.Path) -> bool:

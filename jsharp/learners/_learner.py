@@ -17,7 +17,7 @@ from jsharp.losses import Criterion
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Learner:
   """An algorithm with its network and parameters, ready for tasks.
 
@@ -220,6 +220,15 @@ class Learner:
     """The same learner with other parameters."""
     return dataclasses.replace(self, params=params)
 
+  def __repr__(self) -> str:
+    """Algorithm, network and inputs; not the parameters."""
+    about = self.description
+    size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    return (
+      f"Learner({about.algorithm.name} on {about.network.name}, {size:,} numbers, "
+      f"inputs {about.input_shape})"
+    )
+
   def _way(self, way: int | None) -> int:
     return self.description.num_outputs if way is None else way
 
@@ -292,6 +301,11 @@ def build(
       execution=execution or Execution(),
     )
   )
+  if not isinstance(made, Made):
+    raise ValueError(
+      f"{type(description.algorithm).__name__}.make returned {made!r}; return a "
+      "jsharp.algorithms.Made"
+    )
   algorithm = made.algorithm(description.num_outputs)
   params = algorithm.init(made.params).params
   return Learner(description, params, made, criterion)
