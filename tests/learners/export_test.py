@@ -13,10 +13,8 @@ from absl.testing import absltest, parameterized
 from jax import export
 
 from jsharp import learners
-from jsharp.algorithms.black_box import BlackBox
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.maml_plus_plus import MAMLPlusPlus
-from jsharp.algorithms.proto_maml import ProtoMAML
 from jsharp.algorithms.protonet import ProtoNet
 from jsharp.algorithms.ridge import Ridge
 from jsharp.algorithms.sharp_maml import SharpMAMLBoth
@@ -58,10 +56,7 @@ class ExportTest(parameterized.TestCase):
   @parameterized.parameters(
     SharpMAMLBoth(inner_lr=0.4),
     MAMLPlusPlus(running_statistics=True),
-    ProtoNet(),
     Ridge(),
-    BlackBox(),
-    ProtoMAML(),
   )
   def test_one_program_for_any_number_of_examples(self, algorithm):
     made = learner(algorithm)

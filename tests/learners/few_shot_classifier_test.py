@@ -13,7 +13,6 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jsharp import learners
-from jsharp.algorithms.black_box import BlackBox
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.maml_plus_plus import MAMLPlusPlus
 from jsharp.algorithms.protonet import ProtoNet
@@ -54,8 +53,6 @@ class FewShotClassifierTest(parameterized.TestCase):
   @parameterized.parameters(
     MAML(inner_lr=0.4),
     ProtoNet(),
-    Ridge(),
-    BlackBox(),
     MAMLPlusPlus(running_statistics=True),
   )
   def test_inductive_is_normalised_by_the_examples(self, algorithm):
