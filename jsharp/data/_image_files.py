@@ -27,14 +27,18 @@ class ImageFiles:
   """The images of a dataset.
 
   Attributes:
+    given: the directory or archive that was given.
     root: the directory that they lie in.
     sources: the loose images, or the archives that hold them.
   """
 
-  def __init__(self, root: pathlib.Path, sources: list[pathlib.Path]):
+  def __init__(
+    self, given: pathlib.Path, root: pathlib.Path, sources: list[pathlib.Path]
+  ):
+    self.given = given
     self.root = root
     self.sources = sources
-    self._left_out = _left_out.LeftOut(root)
+    self._left_out = _left_out.LeftOut(given)
 
   @classmethod
   def find(cls, data_dir: str | os.PathLike, *, fix: str) -> Self:
@@ -51,9 +55,12 @@ class ImageFiles:
     """
     given = pathlib.Path(data_dir).expanduser()
     if given.is_file() and _archives.is_archive(given):
-      return cls(given.parent, [given])
+      return cls(given, given.parent, [given])
     if not given.is_dir():
-      raise FileNotFoundError(f"data_dir={given} does not exist. {fix.format(given)}")
+      what = (
+        "is neither a directory nor an archive" if given.exists() else "does not exist"
+      )
+      raise FileNotFoundError(f"data_dir={given} {what}. {fix.format(given)}")
     files = _archives.walk(given)
     sources = [file for file in files if _formats.is_image(file.name)]
     sources = sources or [file for file in files if _archives.is_archive(file)]
@@ -61,7 +68,7 @@ class ImageFiles:
       raise FileNotFoundError(
         f"data_dir={given} holds no {_formats.NAMES}. {fix.format(given)}"
       )
-    found = cls(given, sources)
+    found = cls(given, given, sources)
     used = set(sources)
     found._left_out.add(
       file.relative_to(given).as_posix() for file in files if file not in used

@@ -102,7 +102,7 @@ def load(
   files.warn()
   origin = ""
   if _UNDIVIDED in found:
-    found, origin = _divided(files.root, found[_UNDIVIDED], split_seed, only)
+    found, origin = _divided(files.given, found[_UNDIVIDED], split_seed, only)
   return {
     split: Dataset.from_class_arrays(found[split], split=split, origin=origin)
     for split in splits.NAMES
@@ -111,7 +111,7 @@ def load(
 
 
 def _divided(
-  root: pathlib.Path,
+  given: pathlib.Path,
   classes: dict[str, np.ndarray],
   split_seed: int | None,
   only: str | None,
@@ -124,13 +124,13 @@ def _divided(
     divided = splits.divided(tuple(classes), seed)
   except ValueError as error:
     raise ValueError(
-      f"data_dir={root} has no folders train/, val/ and test/, and {error} Add "
+      f"data_dir={given} has no folders train/, val/ and test/, and {error} Add "
       "classes. A learner that is trained already can be tested on these: python -m "
       "jsharp.evaluate."
     ) from error
   sizes = " / ".join(str(len(names)) for names in divided.values())
   origin = f"{len(classes)} classes, divided {sizes} by split_seed={seed}"
-  print(f"data_dir={root} has {origin}.", file=sys.stderr, flush=True)
+  print(f"data_dir={given} has {origin}.", file=sys.stderr, flush=True)
   return {
     split: {name: classes[name] for name in names}
     for split, names in divided.items()
@@ -147,7 +147,7 @@ def _read(
     for split in splits.NAMES if only is None else (only,):
       if split not in layout:
         raise FileNotFoundError(
-          f"data_dir={files.root} has no images of {split}/. {_FIX.format(files.root)}"
+          f"data_dir={files.given} has no images of {split}/. {_FIX.format(files.root)}"
         )
     if only is not None:
       layout = {only: layout[only]}
@@ -179,10 +179,10 @@ def _layout(files: _image_files.ImageFiles) -> _Paths:
   Raises:
     ValueError: for anything that is neither.
   """
-  root, paths = files.root, sorted(files.paths())
+  given, root, paths = files.given, files.root, sorted(files.paths())
   for path, following in itertools.pairwise(paths):
     if path == following:
-      raise ValueError(f"{path} below {root} is there twice. Remove one.")
+      raise ValueError(f"{path} below {given} is there twice. Remove one.")
   around, parts = _within(paths)
   tops = sorted({folders[0] for folders in parts})
   named = [top for top in tops if top in splits.FOLDERS]
@@ -190,11 +190,11 @@ def _layout(files: _image_files.ImageFiles) -> _Paths:
   for path, folders in zip(paths, parts, strict=True):
     if len(folders) < 2 + bool(named):
       raise ValueError(
-        f"{path} below {root} lies in no class folder. {_FIX.format(root)}"
+        f"{path} below {given} lies in no class folder. {_FIX.format(root)}"
       )
   if named and others:
     raise ValueError(
-      f"data_dir={root} has {named[0]}/ beside {', '.join(others[:3])}"
+      f"data_dir={given} has {named[0]}/ beside {', '.join(others[:3])}"
       f"{', ...' if len(others) > 3 else ''}: put every class into train/, val/ or "
       "test/, or none; or remove what is no part of the data."
     )
@@ -206,14 +206,14 @@ def _layout(files: _image_files.ImageFiles) -> _Paths:
       split, label = splits.FOLDERS[folders[0]], folders[1]
       if names.setdefault(split, folders[0]) != folders[0]:
         raise ValueError(
-          f"{root} has both {names[split]}/ and {folders[0]}/: keep one."
+          f"data_dir={given} has both {names[split]}/ and {folders[0]}/: keep one."
         )
     found.setdefault(split, {}).setdefault(label, []).append(path)
   if not files.packed:
     for top in named or [""]:
       classes = found[splits.FOLDERS[top] if named else _UNDIVIDED]
       _check_not_empty(root.joinpath(*around, top), classes)
-  _check_disjoint(root, found)
+  _check_disjoint(given, found)
   return found
 
 
@@ -241,13 +241,13 @@ def _check_not_empty(folder: pathlib.Path, classes: Container[str]) -> None:
       )
 
 
-def _check_disjoint(root: pathlib.Path, classes: _Paths) -> None:
+def _check_disjoint(given: pathlib.Path, classes: _Paths) -> None:
   where: dict[str, str] = {}
   for split in splits.NAMES:
     for name in classes.get(split, ()):
       if where.setdefault(name, split) != split:
         raise ValueError(
-          f"data_dir={root}: the class {name} is in {where[name]} and in {split}. "
+          f"data_dir={given}: the class {name} is in {where[name]} and in {split}. "
           "Test classes must not be seen in training: keep it in one split."
         )
 

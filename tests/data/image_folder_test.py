@@ -128,6 +128,11 @@ class ImageFolderTest(parameterized.TestCase):
     with self.assertRaisesRegex(FileNotFoundError, f"has no images of {split}/"):
       image_folder.load(self.root, size=8)
 
+  def test_what_is_no_data_is_named(self):
+    fixtures.write_files(self.root, {"a.txt": b"x"})
+    with self.assertRaisesRegex(FileNotFoundError, "a.txt is neither a directory nor"):
+      image_folder.load(self.root / "a.txt", size=8)
+
   def test_a_missing_directory_says_what_to_do(self):
     with self.assertRaisesRegex(FileNotFoundError, "--dataset=characters") as caught:
       image_folder.load(self.root / "none", size=8)

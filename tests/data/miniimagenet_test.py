@@ -116,8 +116,7 @@ class MiniImagenetTest(parameterized.TestCase):
   @parameterized.named_parameters(*_LAYOUTS.items())
   def test_every_layout_gives_one_split_alone(self, write):
     write(self.root)
-    for split in ("test", "train"):
-      self._check_one(split)
+    self._check_one("train")
 
   @parameterized.product(
     suffix=(".csv", ".pkl", ".pickle", "/", ".tar", ".zip"), broken=(False, True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.data import Dataset, HostImages, ImageSource, characters, placement
+from jsharp.data import Dataset, HostImages, ImageSource, placement
 from jsharp.data.characters import Characters
 from jsharp.data.image_folder import ImageFolder
 from tests.data import fixtures
@@ -81,18 +81,18 @@ class LoadTest(parameterized.TestCase):
       fixtures.write_files(self.root, {f"{name}/1.png": fixtures.png(image)})
 
   def test_the_test_alone_is_of_another_dataset_and_shape(self):
-    source, other = Characters(image_size=14), Characters()
+    source, other = Characters(image_size=8), Characters(image_size=16)
     loaded = placement.load_with_test(source, None, test_source=other)
     own = source.load(None)
     self.assertEqual(list(loaded), ["train", "val", "test"])
     for split in ("train", "val"):
       self.assertEqual(loaded[split].fingerprint(), own[split].fingerprint())
-    large = characters.load()["test"]
+    large = other.load(None, only="test")["test"]
     self.assertEqual(loaded["test"].class_names, large.class_names)
-    area = large.images.reshape(-1, 14, 2, 14, 2).mean((2, 4))
+    area = large.images.reshape(-1, 8, 2, 8, 2).mean((2, 4))
     # Pillow rounds after each of the two axes.
     np.testing.assert_allclose(loaded["test"].images[..., 0], area, atol=1.01)
-    said = "test: 28x28 gray to 14x14 gray, box filter"
+    said = "test: 16x16 gray to 8x8 gray, box filter"
     self.assertEqual(placement.origins(loaded), said)
     self.assertIsNone(placement.origins(own))
 
