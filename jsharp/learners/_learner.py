@@ -163,7 +163,7 @@ class Learner:
       OSError: if a file cannot be written.
 
     Example:
-      >>> import tempfile
+      >>> import pathlib, tempfile
       >>> from jax import export
       >>> from jsharp.algorithms.protonet import ProtoNet
       >>> from jsharp.models.mlp import MLPOptions
@@ -172,8 +172,9 @@ class Learner:
       ...   input_shape=(4, 4, 1)))
       >>> black, white = jnp.zeros((1, 4, 4, 1)), jnp.ones((3, 4, 4, 1))
       >>> with tempfile.TemporaryDirectory() as directory:
-      ...   learner.export(f"{directory}/learner.jax")
-      ...   program = export.deserialize(open(f"{directory}/learner.jax", "rb").read())
+      ...   path = pathlib.Path(directory, "learner.jax")
+      ...   learner.export(path)
+      ...   program = export.deserialize(path.read_bytes())
       >>> support, labels = jnp.concatenate([black, white]), jnp.array([0, 1, 1, 1])
       >>> program.call(support, labels, white).argmax(axis=1).tolist()
       [1, 1, 1]
