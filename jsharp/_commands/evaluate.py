@@ -25,6 +25,7 @@ from absl import flags
 
 from jsharp._flags import Choice, Given, Group, Program, call, message, refuse, say
 from jsharp.options import (
+  Check,
   Options,
   Role,
   at_least,
@@ -57,7 +58,12 @@ class Models(Options):
     check=at_least(0),
   )
   eval_name: str | None = option(
-    None, "What the evaluation is called. Default: after its data and its tasks."
+    None,
+    "What the evaluation is called. Default: after its data and its tasks.",
+    check=Check(
+      lambda name: not name.startswith(".") and not set(name) & set("/\\:"),
+      "must be the name of a file, without folders, as in wide.",
+    ),
   )
   table: bool = option(
     False, "Measures nothing: prints the tables of the evaluations that are there."

@@ -232,6 +232,10 @@ def _rows(array: np.ndarray, looks: Looks) -> Iterator[np.ndarray] | np.ndarray:
         f"({wanted}); give one image as images[None], or [n, height, width, channels]"
       )
     return array.reshape(-1, *looks.shape)
+  if array.shape == looks.shape and array.shape[-1] == 3:
+    raise ValueError(
+      f"images has shape {array.shape}, that of one image; give images[None]"
+    )
   if array.ndim not in (3, 4):
     raise ValueError(
       f"images has shape {array.shape}; expected [n, height, width] or [n, height, "

@@ -137,6 +137,7 @@ class EvaluateTest(parameterized.TestCase):
     (["--num_eval_inner_steps=2", "--way=2"], "protonet0", "takes no inner steps"),
     (["--dataset=omniglot"], "protonet0", "--data_dir"),
     (["--way=1"], "protonet0", "way"),
+    (["--eval_name=../escape"], "protonet0", "eval_name"),
     ([], "nowhere", "holds no learner"),
   )
   def test_refuses(self, arguments, model, message):

@@ -94,6 +94,7 @@ class ReadTest(parameterized.TestCase):
     ("complex", np.zeros((1, 2, 3), np.complex64), "array of complex64"),
     ("channels", np.zeros((1, 2, 3, 5)), r"1, 3 \(RGB\) or 4 \(RGBA\) channels"),
     ("rank", np.zeros(3), r"images has shape \(3,\)"),
+    ("one image", np.zeros((2, 3, 3)), r"that of one image; give images\[None\]"),
     ("empty", [np.zeros((0, 3))], "it has no pixels"),
   )
   def test_refuses(self, given, message):
