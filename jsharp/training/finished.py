@@ -93,7 +93,7 @@ def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
   """What a run is or was, finished or not.
 
   Args:
-    path: a directory.
+    path: a directory; that of one seed of a run of several is of this run.
 
   Returns:
     The description; None if the directory holds no run.
@@ -107,6 +107,8 @@ def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
     True
   """
   path = pathlib.Path(path).expanduser()
+  if path.name.startswith("seed_") and not (path / _DESCRIPTION).is_file():
+    path = path.parent
   return _described(path)[1] if (path / _DESCRIPTION).is_file() else None
 
 

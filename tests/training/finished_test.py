@@ -14,7 +14,12 @@ from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
 from jsharp.models.conv4 import Conv4Options
 from jsharp.models.mlp import SineNetwork
-from jsharp.training import FinishedRun, check_comparable, read_run
+from jsharp.training import (
+  FinishedRun,
+  check_comparable,
+  description_of,
+  read_run,
+)
 from jsharp.training import options as loops
 from jsharp.training.runs import FewShotRun, SineRun
 
@@ -80,6 +85,15 @@ class ReadRunTest(parameterized.TestCase):
     text = (one.path / "run.json").read_text()
     (one.path / "run.json").write_text(text.replace("0", "1"))
     self.assertNotEqual(read_run(one.path).digest, same.digest)
+
+  def test_one_of_several_seeds_is_described_by_its_run(self):
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory, "run")
+      write(path, run(tasks=Tasks(way=6)))
+      (path / "seed_1").mkdir()
+      self.assertEqual(description_of(path / "seed_1"), description_of(path))
+      self.assertEqual(description_of(path / "seed_1").tasks.way, 6)
+      self.assertIsNone(description_of(path / "checkpoints"))
 
   def test_a_path(self):
     path = write(self.root / "a", run())
