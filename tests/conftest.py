@@ -50,6 +50,16 @@ def pytest_collection_finish():
   gc.set_threshold(50_000, 20, 20)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Leaves the tests of a file to one process, as they share what is compiled."""
+  if config.getvalue("dist") == "load":
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+  return None
+
+
 _MOST_MAPS = 30_000  # Linux lets a process have 65,530; XLA dies of one more.
 _tests_run = itertools.count(1)
 

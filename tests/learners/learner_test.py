@@ -120,9 +120,13 @@ class LearnerTest(parameterized.TestCase):
     algorithm = _catalogue.find("algorithm", name)()
     learner = learners.build(of_images(algorithm))
     images = jax.random.uniform(jax.random.key(0), (6, 6, 6, 1))
-    batch = Batch(images, jnp.arange(6) % 3)
-    adapted = learner.adapt(batch, way=3)
-    outputs = learner.predict(adapted, images[:2], way=3)
+
+    @jax.jit
+    def adapt_and_predict(batch):
+      adapted = learner.adapt(batch, way=3)
+      return learner.predict(adapted, images[:2], way=3)
+
+    outputs = adapt_and_predict(Batch(images, jnp.arange(6) % 3))
     self.assertEqual(outputs.shape, (2, 3))
     self.assertTrue(np.isfinite(outputs).all())
 
