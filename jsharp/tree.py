@@ -74,6 +74,20 @@ def add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
   return jax.tree.map(lambda x, y: x + scale.astype(x.dtype) * y, a, b)
 
 
+def is_finite(tree: Any) -> bool:
+  """Whether no number of a tree is NaN or infinite.
+
+  Example:
+    >>> is_finite({"w": jnp.ones(2), "steps": 3}), is_finite([jnp.inf])
+    (True, False)
+  """
+  return all(
+    bool(jnp.isfinite(leaf).all())
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+  )
+
+
 def orthogonal_part(of: Any, to: Any) -> Any:
   """What is left of the tree `of` without its projection on `to`.
 

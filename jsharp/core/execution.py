@@ -64,3 +64,7 @@ class Execution:
     check_choice("inner_steps", self.inner_steps, get_args(InnerSteps))
     check_count("max_unrolled", self.max_unrolled, minimum=0)
     check_choice("convolution", self.convolution, get_args(Convolution))
+
+
+PORTABLE = Execution(convolution="direct")
+"""The same operations on every platform and for any number of examples, for exports."""

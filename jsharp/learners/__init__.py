@@ -6,7 +6,7 @@ from jsharp.learners._classifier import (
   build_classifier,
 )
 from jsharp.learners._description import Description, check_parts
-from jsharp.learners._few_shot_classifier import FewShotClassifier
+from jsharp.learners._few_shot_classifier import FewShotClassifier, NotFittedError
 from jsharp.learners._files import from_json, load, save, to_json
 from jsharp.learners._learner import Learner, build
 from jsharp.learners._shipped import evaluations_of, models_available
@@ -17,6 +17,7 @@ __all__ = [
   "Description",
   "FewShotClassifier",
   "Learner",
+  "NotFittedError",
   "build",
   "build_classifier",
   "check_parts",

@@ -14,7 +14,7 @@ from jsharp.algorithms.supervised import (
   classifier_functions,
   example_loss,
 )
-from jsharp.core.execution import Execution
+from jsharp.core.execution import PORTABLE, Execution
 from jsharp.data import LabelledSource
 from jsharp.data.examples import Examples, inputs_of
 from jsharp.models import ClassifierNetwork
@@ -155,14 +155,44 @@ class Classifier:
     """
     from jsharp.learners import _export
 
-    _export.export_classifier(
-      build_classifier(self.description, execution=_export.EXECUTION).replace(
-        self.params
-      ),
+    _export.export_prediction(
+      self._prediction(),
+      self.description.input_shape,
       path,
       num_images=num_images,
       platforms=platforms,
+      facts={"classes": list(self.description.class_names)},
     )
+
+  def to_onnx(self, path: str | os.PathLike[str]) -> None:
+    """Writes `images -> probabilities` as an ONNX model.
+
+    See `jsharp.learners.FewShotClassifier.to_onnx`.
+
+    Args:
+      path: the file, in a directory that exists.
+
+    Raises:
+      ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
+      ValueError: if the network cannot be converted, which says why.
+      OSError: if the file cannot be written.
+
+    Example:
+      See docs/export.md.
+    """
+    from jsharp.learners import _onnx
+
+    _onnx.to_onnx(
+      self._prediction(),
+      self.description.input_shape,
+      path,
+      facts={"classes": list(self.description.class_names)},
+    )
+
+  def _prediction(self) -> Callable[[jax.Array], jax.Array]:
+    """`images -> [n, num_classes]` probabilities, for exports."""
+    portable = build_classifier(self.description, execution=PORTABLE)
+    return lambda images: jax.nn.softmax(portable.logits(self.params, images))
 
   def replace(self, params: Variables) -> "Classifier":
     """The same classifier with other parameters."""

@@ -1,8 +1,8 @@
 """Learners as programs that JAX runs by itself, without jsharp.
 
 `jax.export` writes a traced function, its constants among them, as StableHLO in a file.
-Nothing in it may depend on a platform or on the number of examples: `EXECUTION` decides
-nothing by size, and the sizes are symbolic unless they are fixed.
+Nothing in it may depend on a platform or on the number of examples: what is exported is
+built with `PORTABLE`, and the sizes are symbolic unless they are fixed.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,13 @@ from jsharp import options
 from jsharp._checks import check_choice, check_count
 from jsharp._files import write_atomically, write_json
 from jsharp._version import __version__
-from jsharp.core.execution import Execution
-from jsharp.learners._few_shot_classifier import Policy, outputs_under
+from jsharp.learners._prediction import Policy, outputs_under
 from jsharp.types import Batch
 
 if TYPE_CHECKING:
-  from jsharp.learners._classifier import Classifier
   from jsharp.learners._learner import Learner
 
-EXECUTION = Execution(convolution="direct")
-"""Same operations on every platform and for every number of examples."""
-
-PLATFORMS = ("cpu", "cuda", "tpu")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 FORMAT = 1
 """Version of the JSON file beside a program."""
@@ -52,7 +47,7 @@ def export_learner(
   """Writes adaptation and prediction as one program; see `Learner.export`.
 
   Args:
-    learner: what is exported, built with `EXECUTION`.
+    learner: what is exported, built with `jsharp.core.execution.PORTABLE`.
     path: see `Learner.export`, as the others.
     way: see there.
     policy: see there.
@@ -80,8 +75,6 @@ def export_learner(
   if not is_regression:
     learner.check_way(way)
   fewest = about.algorithm.fewest_support(1 if is_regression else way)
-  if num_support is not None:
-    check_count("num_support", num_support, minimum=fewest)
   learner = learner.replace(_constants(learner.params))
   outputs = outputs_under(learner, way, policy)
 
@@ -89,18 +82,23 @@ def export_learner(
     support: jax.Array, targets: jax.Array, inputs: jax.Array
   ) -> jax.Array:
     batch = Batch(support, targets)
-    found = outputs(
-      learner.adapt(batch, way=way, **adapt_options), batch, inputs
-    ).astype(jnp.float32)
-    return found if is_regression else jax.nn.softmax(found)
+    adapted = learner.adapt(batch, way=way, **adapt_options)
+    found = outputs(adapted, batch, inputs).astype(jnp.float32)
+    if is_regression:
+      return found
+    # A program cannot refuse a label; learners that ignore it would hide the mistake.
+    known = jnp.all((targets >= 0) & (targets < way))
+    return jnp.where(known, jax.nn.softmax(found), jnp.nan)
 
-  s = _size("support", num_support, fewest)
-  n = _size("images", num_images, 1)
-  image = ("float32", about.input_shape)
-  targets = ("float32", (way,)) if is_regression else ("int32", ())
+  num = _size("support", num_support, fewest)
+  examples = {"support": _Argument(num, "float32", about.input_shape)}
+  if is_regression:
+    examples["targets"] = _Argument(num, "float32", (way,))
+  else:
+    examples["labels"] = _Argument(num, "int32", ())
   _write(
     adapt_and_predict,
-    {"support": (s, *image), "targets": (s, *targets), "images": (n, *image)},
+    {**examples, "images": _images(num_images, about.input_shape)},
     path,
     platforms=platforms,
     what=f"{about.algorithm.name} on {about.network.name}",
@@ -117,37 +115,36 @@ def export_learner(
   )
 
 
-def export_classifier(
-  classifier: "Classifier",
+def export_prediction(
+  predict: Callable[[jax.Array], jax.Array],
+  input_shape: tuple[int, ...],
   path: str | os.PathLike[str],
   *,
   num_images: int | None,
   platforms: Sequence[str],
+  facts: Mapping[str, Any],
 ) -> None:
-  """Writes an ordinary classifier as a program; see `Classifier.export`."""
-  about, params = classifier.description, _constants(classifier.params)
+  """Writes `images -> probabilities` as a program; see `Classifier.export`.
 
-  def predict(images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(classifier.logits(params, images))
-
-  n = _size("images", num_images, 1)
+  Args:
+    predict: `predict(images) -> [n, num_classes]`, with its parameters inside.
+    input_shape: of an image.
+    path: see `Classifier.export`, as the others.
+    num_images: see there.
+    platforms: see there.
+    facts: what the JSON file says besides.
+  """
   _write(
     predict,
-    {"images": (n, "float32", about.input_shape)},
+    {"images": _images(num_images, input_shape)},
     path,
     platforms=platforms,
-    what=about.network.label,
-    facts={
-      "outputs": "probabilities",
-      "class_names": list(about.class_names),
-      "num_images": num_images,
-      "classifier": options.to_json(about),
-    },
+    what="the network",
+    facts={"outputs": "probabilities", "num_images": num_images, **facts},
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Size:
+class _Size(NamedTuple):
   """A number of examples: fixed, or symbolic."""
 
   name: str
@@ -155,10 +152,22 @@ class _Size:
   fewest: int
 
 
+class _Argument(NamedTuple):
+  """An argument of a program: `[num, *shape]`."""
+
+  num: _Size
+  dtype: str
+  shape: tuple[int, ...]
+
+
 def _size(name: str, fixed: int | None, fewest: int) -> _Size:
-  return _Size(
-    name, fixed if fixed is None else check_count(f"num_{name}", fixed), fewest
-  )
+  if fixed is not None:
+    fixed = check_count(f"num_{name}", fixed, minimum=fewest)
+  return _Size(name, fixed, fewest)
+
+
+def _images(num_images: int | None, input_shape: tuple[int, ...]) -> _Argument:
+  return _Argument(_size("images", num_images, 1), "float32", input_shape)
 
 
 def _constants(params: Any) -> Any:
@@ -175,7 +184,7 @@ def _looks(about: Any) -> dict[str, Any]:
 
 def _write(
   function: Callable[..., jax.Array],
-  arguments: Mapping[str, tuple[_Size, str, tuple[int, ...]]],
+  arguments: Mapping[str, _Argument],
   path: str | os.PathLike[str],
   *,
   platforms: Sequence[str],
@@ -189,8 +198,13 @@ def _write(
     )
   from jax import export
 
-  free = {s for s, _, _ in arguments.values() if s.fixed is None}
-  sizes: dict[str, Any] = {s.name: s.fixed for s, _, _ in arguments.values()}
+  if unknown := set(platforms) - set(PLATFORMS):
+    raise ValueError(
+      f"platforms must be of {', '.join(PLATFORMS)}, got {sorted(unknown)}; leave them "
+      "out for all"
+    )
+  sizes: dict[str, Any] = {a.num.name: a.num.fixed for a in arguments.values()}
+  free = {a.num for a in arguments.values() if a.num.fixed is None}
   if free:
     names = sorted(size.name for size in free)
     symbols = export.symbolic_shape(
@@ -199,8 +213,8 @@ def _write(
     )
     sizes.update(zip(names, symbols, strict=True))
   shapes = {
-    name: jax.ShapeDtypeStruct((sizes[size.name], *rest), dtype)
-    for name, (size, dtype, rest) in arguments.items()
+    name: jax.ShapeDtypeStruct((sizes[a.num.name], *a.shape), a.dtype)
+    for name, a in arguments.items()
   }
   try:
     exported = export.export(jax.jit(function), platforms=tuple(platforms))(
@@ -225,10 +239,8 @@ def _write(
       "calling_convention": exported.calling_convention_version,
       "platforms": list(exported.platforms),
       "sha256": hashlib.sha256(program).hexdigest(),
-      "arguments": {
-        name: f"{shape.dtype}[{', '.join(map(str, shape.shape))}]"
-        for name, shape in shapes.items()
-      },
+      "arguments": dict(zip(shapes, map(str, exported.in_avals), strict=True)),
+      "result": str(exported.out_avals[0]),
       **facts,
     },
   )

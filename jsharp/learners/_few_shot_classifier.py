@@ -1,24 +1,29 @@
 """A trained learner as a classifier of pictures, with scikit-learn's methods."""
 
+import dataclasses
 import functools
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsharp import tree
 from jsharp._checks import check_choice, check_count
+from jsharp.core.execution import PORTABLE
 from jsharp.data import pictures
 from jsharp.data.episodes import UNIT
-from jsharp.normalization import support_statistics, transductive
-from jsharp.types import Batch, Params, Task
+from jsharp.learners._prediction import (
+  Policy,
+  adapted_probabilities,
+  probabilities,
+)
+from jsharp.types import Batch, Params
 
 if TYPE_CHECKING:
   from jsharp.learners._learner import Learner
-
-Policy = Literal["inductive", "transductive"]
-"""Whose statistics normalise the images that are named; see `FewShotClassifier`."""
 
 _BUCKETS = (1, 8, 64)
 """Numbers of images that are predicted at once: one program is compiled for each."""
@@ -42,6 +47,10 @@ class _Fitted(NamedTuple):
   classes: list[Hashable]
   support: Batch
   adapted: Any
+
+
+class NotFittedError(ValueError, AttributeError):
+  """A classifier was asked before `fit`; as scikit-learn's error of this name."""
 
 
 class FewShotClassifier:
@@ -120,7 +129,8 @@ class FewShotClassifier:
 
     Raises:
       ValueError: for fewer than two classes, more than the learner's head has outputs,
-        another number of labels than images, or images that cannot be read.
+        another number of labels than images, a label that is NaN, images that cannot be
+        read, or a learner that gives NaN.
       FileNotFoundError: if a file or directory is missing.
 
     Example:
@@ -139,6 +149,15 @@ class FewShotClassifier:
     support = Batch(jnp.asarray(_floats(pixels)), jnp.asarray(targets))
     programs = self._programs_for(len(classes))
     adapted = programs.adapt(self.learner.params, support)
+    if not tree.is_finite(adapted):
+      raise ValueError(
+        "adaptation to the examples ended in NaN or infinity; "
+        + (
+          "pass a smaller num_steps, or take another learner"
+          if tree.is_finite(self.learner.params)
+          else "the learner's parameters are not finite: its training has diverged"
+        )
+      )
     self._fitted = _Fitted(classes, support, adapted)
     return self
 
@@ -152,7 +171,8 @@ class FewShotClassifier:
       `[n]` labels, as they were given to `fit`.
 
     Raises:
-      ValueError: before `fit`, or if pictures cannot be read; all of them are named.
+      NotFittedError: before `fit`.
+      ValueError: if pictures cannot be read; all of them are named.
 
     Example:
       See `FewShotClassifier`.
@@ -214,16 +234,85 @@ class FewShotClassifier:
     found = self.predict(pixels).tolist()
     return float(np.mean([a == b for a, b in zip(found, named, strict=True)]))
 
+  def export(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    num_images: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  ) -> None:
+    """Writes `images -> probabilities` of its classes as a program for JAX alone.
+
+    It takes images as the learner does, float32 `[n, height, width, channels]` in
+    [0, 1], and answers as `predict_proba`. `PATH.json` beside it has the classes and
+    what pictures are made into. `Learner.export` writes a program that learns new
+    classes as well.
+
+    Args:
+      path: the file of the program, in a directory that exists.
+      num_images: the only number of images, for a consumer that needs fixed shapes; any
+        number if None.
+      platforms: what it can run on.
+
+    Raises:
+      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
+      ValueError: before `fit`.
+      OSError: if a file cannot be written.
+
+    Example:
+      See `jsharp.learners.Learner.export`.
+    """
+    from jsharp.learners import _export
+
+    _export.export_prediction(
+      self._prediction(),
+      self.learner.description.input_shape,
+      path,
+      num_images=num_images,
+      platforms=platforms,
+      facts={"policy": self.policy, **self._facts()},
+    )
+
+  def to_onnx(self, path: str | os.PathLike[str]) -> None:
+    """Writes `images -> probabilities` of its classes as an ONNX model.
+
+    Input "images" is float32 `[n, height, width, channels]` in [0, 1] for any n, output
+    "probabilities" is float32 `[n, way]`. The metadata "jsharp" of the model is a JSON
+    text with the classes and what pictures are made into. Before the file is written,
+    onnxruntime answers a few random images and has to agree to 1e-5.
+
+    Args:
+      path: the file, in a directory that exists.
+
+    Raises:
+      ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
+      ValueError: before `fit`; or if the network cannot be converted, which says why.
+      OSError: if the file cannot be written.
+
+    Example:
+      See docs/export.md.
+    """
+    from jsharp.learners import _onnx
+
+    _onnx.to_onnx(
+      self._prediction(),
+      self.learner.description.input_shape,
+      path,
+      facts={"policy": self.policy, **self._facts()},
+    )
+
   @property
   def classes_(self) -> np.ndarray:
     """`[way]` labels, sorted where they can be, else in the order of the examples."""
     classes = self._after_fit().classes
-    if all(isinstance(name, str) for name in classes):
-      return np.array(classes)
-    if all(isinstance(name, bool | int | float) for name in classes):
-      return np.array(classes)
+    kinds = {type(name) for name in classes}
+    if len(kinds) == 1 and kinds <= {str, bool, int, float, np.datetime64}:
+      found = np.array(classes)
+      if list(found) == classes:  # Not where NumPy has no such large integers.
+        return found
     found = np.empty(len(classes), object)
-    found[:] = classes
+    for index, name in enumerate(classes):  # Tuples too are one name each.
+      found[index] = name
     return found
 
   @property
@@ -244,6 +333,10 @@ class FewShotClassifier:
     """Changes what the classifier was made with, and forgets its classes."""
     self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
     return self
+
+  def __getstate__(self) -> dict[str, Any]:
+    """For pickle: compiled programs stay behind."""
+    return {**self.__dict__, "_programs": {}}
 
   def __sklearn_clone__(self) -> "FewShotClassifier":
     """A classifier before `fit`, which shares what was compiled."""
@@ -299,10 +392,28 @@ class FewShotClassifier:
 
   def _after_fit(self) -> _Fitted:
     if self._fitted is None:
-      raise ValueError(
+      raise NotFittedError(
         "the classifier knows no classes yet; call fit(images, labels) first"
       )
     return self._fitted
+
+  def _prediction(self) -> Callable[[jax.Array], jax.Array]:
+    """`images -> [n, way]` after `fit`, for exports."""
+    fitted, learner = self._after_fit(), self.learner.with_execution(PORTABLE)
+    way = len(fitted.classes)
+    return adapted_probabilities(
+      learner, way, self.policy, fitted.adapted, fitted.support
+    )
+
+  def _facts(self) -> dict[str, Any]:
+    """What a reader of an export must know."""
+    return {
+      "classes": [
+        name if isinstance(name, str | int | float | bool) else repr(name)
+        for name in self._after_fit().classes
+      ],
+      "looks": dataclasses.asdict(self.learner.description.looks),
+    }
 
   def _programs_for(self, way: int) -> _Programs:
     if way not in self._programs:
@@ -316,52 +427,6 @@ class FewShotClassifier:
     return self._programs[way]
 
 
-def outputs_under(
-  learner: "Learner", way: int, policy: Policy
-) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-  """A learner's outputs under a policy, as a pure function.
-
-  Args:
-    learner: whose network predicts.
-    way: the number of classes.
-    policy: see `FewShotClassifier`.
-
-  Returns:
-    `outputs(adapted, support, inputs) -> [n, way]` logits, or numbers of a regression.
-  """
-  about, apply_fn = learner.description, learner.apply_fn(way)
-  depends_on_batch = (
-    about.network.has_norm and not about.algorithm.uses_running_statistics()
-  )
-  # Without a layer that looks at the batch, the two policies are one.
-  inductive = policy == "inductive" and depends_on_batch
-  predict = (support_statistics if inductive else transductive)(apply_fn)
-  return lambda adapted, support, inputs: predict(
-    adapted, Task(support, Batch(inputs, None))
-  )
-
-
-def probabilities(
-  learner: "Learner", way: int, policy: Policy
-) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-  """Prediction under a policy, as a pure function.
-
-  Args:
-    learner: whose network predicts.
-    way: the number of classes.
-    policy: see `FewShotClassifier`.
-
-  Returns:
-    `predict(adapted, support, images) -> [n, way]` probabilities.
-  """
-  outputs = outputs_under(learner, way, policy)
-
-  def predict(adapted: Any, support: Batch, images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(outputs(adapted, support, images).astype(jnp.float32))
-
-  return predict
-
-
 def _floats(pixels: np.ndarray) -> np.ndarray:
   return pixels.astype(np.float32) * UNIT  # As tasks are drawn.
 
@@ -369,15 +434,29 @@ def _floats(pixels: np.ndarray) -> np.ndarray:
 def _as_list(labels: Iterable[Hashable]) -> list[Hashable]:
   """The labels as Python values, so that 1 from NumPy and 1 are one class."""
   if hasattr(labels, "__array__"):
-    return list(np.asarray(labels).tolist())
-  return [label.item() if isinstance(label, np.generic) else label for label in labels]
+    labels = np.asarray(labels).ravel()
+  return [
+    label.item() if isinstance(label, np.bool | np.number | np.str_) else label
+    for label in labels
+  ]
 
 
 def _sorted_classes(labels: Sequence[Hashable]) -> list[Hashable]:
   try:
     found = list(dict.fromkeys(labels))
+    kinds = {(label, isinstance(label, bool)) for label in labels}
   except TypeError as error:
     raise ValueError(f"labels must be hashable ({error})") from error
+  if unequal := [label for label in found if label != label]:
+    raise ValueError(
+      f"labels has {unequal[0]!r}, which is not equal to itself; give every image a "
+      "class"
+    )
+  if len(kinds) > len(found):
+    raise ValueError(
+      "labels mixes True or False with the numbers 1 or 0, which Python takes for the "
+      "same; name the classes otherwise"
+    )
   try:
     return sorted(found)  # type: ignore[type-var]
   except TypeError:

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsharp import losses
 from jsharp.algorithms import Made, Problem
-from jsharp.core.execution import Execution
+from jsharp.core.execution import PORTABLE, Execution
 from jsharp.learners._description import Description
-from jsharp.learners._few_shot_classifier import FewShotClassifier, Policy
+from jsharp.learners._few_shot_classifier import FewShotClassifier
+from jsharp.learners._prediction import Policy
 from jsharp.losses import Criterion
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 
@@ -134,7 +136,7 @@ class Learner:
 
     The program is `(support images, support labels, images) -> probabilities`, with the
     learner's parameters inside, for any number of either images. Where jsharp is not
-    installed, `jax.export.deserialize(open(path, "rb").read()).call(...)` runs it.
+    installed, `jax.export.deserialize(path.read_bytes()).call(...)` runs it.
 
     Its arguments are float32 `[num_support, height, width, channels]` in [0, 1], int32
     `[num_support]` in `[0, way)`, and float32 `[num_images, height, width, channels]`;
@@ -182,7 +184,7 @@ class Learner:
     from jsharp.learners import _export
 
     _export.export_learner(
-      build(self.description, execution=_export.EXECUTION).replace(self.params),
+      self.with_execution(PORTABLE),
       path,
       way=way,
       policy=policy,
@@ -217,9 +219,17 @@ class Learner:
     """Inner steps at test; None for an algorithm without any."""
     return self.made.at_test.get("num_steps")
 
+  def with_execution(self, execution: Execution) -> "Learner":
+    """The same learner, computed in another way."""
+    return build(self.description, execution=execution).replace(self.params)
+
   def replace(self, params: Params) -> "Learner":
     """The same learner with other parameters."""
     return dataclasses.replace(self, params=params)
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    """For pickle and copies: built again from the description."""
+    return _rebuilt, (self.description, jax.tree.map(np.asarray, self.params))
 
   def __repr__(self) -> str:
     """Algorithm, network and inputs; not the parameters."""
@@ -237,6 +247,11 @@ class Learner:
     is_regression = self.description.problem == "regression"
     if is_regression or isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
       return
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+      raise ValueError(
+        f"support.targets holds {jnp.result_type(labels)}; give integers, the number "
+        "of each example's class from 0"
+      )
     limit, low, high = self._way(way), int(jnp.min(labels)), int(jnp.max(labels))
     if low < 0:
       raise ValueError(
@@ -256,6 +271,19 @@ class Learner:
         f"inputs must be [n, {', '.join(map(str, wanted))}], got "
         f"{list(jnp.shape(inputs))}; resize them to what the learner was trained on"
       )
+    kind = jnp.result_type(inputs)
+    is_pixels = len(wanted) == 3 and not isinstance(inputs, jax.core.Tracer)
+    if not jnp.issubdtype(kind, jnp.floating) or (
+      is_pixels and jnp.size(inputs) and float(jnp.max(inputs)) > 2
+    ):
+      raise ValueError(
+        f"inputs holds {kind} up to {jnp.max(inputs)}; give floats, images in [0, 1]: "
+        "divide uint8 by 255"
+      )
+
+
+def _rebuilt(description: Description, params: Params) -> Learner:
+  return build(description).replace(jax.tree.map(jnp.asarray, params))
 
 
 def build(

@@ -1,5 +1,7 @@
 """Batch normalisation with the statistics of the batch at hand, and no state."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,6 +10,46 @@ from jsharp.nn import _convolved_map
 from jsharp.nn._channels import moments, normalise
 from jsharp.nn.convolution import conv2d
 from jsharp.types import Convolution
+
+Moments = tuple[jax.Array, jax.Array]
+"""A mean and a variance, `[channels]` each."""
+
+
+class KeptStatistics:
+  """Statistics that one pass through a network keeps for later passes.
+
+  It goes where `num_statistics` goes. Made without statistics, it has every `BatchNorm`
+  normalise by its batch and keeps each mean and variance; made with those of an earlier
+  pass, it has the layers normalise by them, in the order in which they are called. So
+  query examples are normalised by the support set without computing it again:
+  `jsharp.normalization.support_statistics`, in two steps.
+
+  Args:
+    layers: what an earlier pass has kept; None for a pass that keeps.
+
+  Attributes:
+    layers: a mean and a variance, `[channels]` each, for every call of a layer.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> layer = BatchNorm(use_scale=False, use_bias=False)
+    >>> kept = KeptStatistics()
+    >>> _ = layer.apply({}, jnp.array([[1.0], [3.0]]), kept)
+    >>> later = KeptStatistics(kept.layers)
+    >>> layer.apply({}, jnp.array([[2.0], [4.0], [6.0]]), later).round(3).tolist()
+    [[0.0], [2.0], [4.0]]
+  """
+
+  def __init__(self, layers: Sequence[Moments] | None = None):
+    self.layers = list(layers or ())
+    self._given = None if layers is None else iter(self.layers)
+
+  def moments(self, x: jax.Array) -> Moments:
+    """Those of the batch, which are then kept; or the next of those that were given."""
+    if self._given is not None:
+      return next(self._given)
+    self.layers.append(moments(x))
+    return self.layers[-1]
 
 
 class BatchNorm(nn.Module):
@@ -56,7 +98,7 @@ class BatchNorm(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    num_statistics: int | None = None,
+    num_statistics: int | KeptStatistics | None = None,
     *,
     kernel: jax.Array | None = None,
   ) -> jax.Array:
@@ -66,7 +108,7 @@ class BatchNorm(nn.Module):
       x: `[batch, ..., channels]`.
       num_statistics: if given, mean and variance come from the first
         `num_statistics` rows only, so that support examples can normalise the
-        query examples behind them.
+        query examples behind them. Or `KeptStatistics` of another pass.
       kernel: if given, what is normalised is `jsharp.nn.conv2d(x, kernel)`, whose map
         is not held whole where `pool` is set and that is faster, unless `convolution`
         is "direct".
@@ -77,7 +119,9 @@ class BatchNorm(nn.Module):
     Raises:
       ValueError: if `num_statistics` is not in `[1, batch]`.
     """
-    if num_statistics is not None and not 0 < num_statistics <= x.shape[0]:
+    kept = num_statistics if isinstance(num_statistics, KeptStatistics) else None
+    rows = None if isinstance(num_statistics, KeptStatistics) else num_statistics
+    if rows is not None and not 0 < rows <= x.shape[0]:
       raise ValueError(
         f"num_statistics must be between 1 and the batch size {x.shape[0]}; got "
         f"{num_statistics}."
@@ -111,7 +155,8 @@ class BatchNorm(nn.Module):
       if given:
         mean, variance = self._given()
       else:
-        mean, variance = moments(x if num_statistics is None else x[:num_statistics])
+        moments_of = moments if kept is None else kept.moments
+        mean, variance = moments_of(x if rows is None else x[:rows])
     if record and not self.is_initializing():
       self.put_variable("statistics", "mean", mean)
       self.put_variable("statistics", "square", variance + jnp.square(mean))

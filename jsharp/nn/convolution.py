@@ -18,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jsharp._checks import check_choice
 from jsharp.nn import _conv_forms
 from jsharp.nn._conv_forms import Geometry
+from jsharp.nn._plain import ARITHMETIC
 from jsharp.types import Convolution
 
 _FORMS = ("direct", "im2col", "winograd")
@@ -166,6 +167,7 @@ def _map_primitive(name, function, shape, *, axes):
     )
   )
   mlir.register_lowering(primitive, mlir.lower_fun(computed, multiple_results=False))
+  ARITHMETIC[primitive] = computed
   a_axes, b_axes, out_axes = axes
 
   def batch(operands, dims, *, geometry):

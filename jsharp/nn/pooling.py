@@ -6,6 +6,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jsharp.nn._plain import ARITHMETIC
+
 
 def max_pool(x: jax.Array, *, sign: jax.Array | None = None) -> jax.Array:
   """Max-pools 2x2 windows with stride 2; an odd last row or column is dropped.
@@ -52,10 +54,10 @@ def _winners(x, sign):
     largest = jnp.expand_dims(sign >= 0, tuple(range(x.ndim - 1)))
 
   def beats(a, b):
-    larger = a >= b
+    beats = a >= b
     if largest is not None:
-      larger = jnp.where(largest, larger, a <= b)
-    return larger | jnp.isnan(a)
+      beats = (beats & largest) | ((a <= b) & ~largest)
+    return beats | jnp.isnan(a)
 
   left_above, right_above = beats(above_left, left), beats(above_right, right)
   at_left = beats(
@@ -106,6 +108,7 @@ def _linear(name, function, shape):
     )
   )
   mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+  ARITHMETIC[primitive] = function
 
   def batch(operands, dims, *, size):
     batch_size = next(

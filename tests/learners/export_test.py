@@ -1,153 +1,393 @@
-"""Exported learners: JAX alone runs them, for any number of examples, and agrees."""
+"""Exported programs give what the learner gives, where jsharp cannot be imported."""
 
+import dataclasses
+import functools
+import hashlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import ClassVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jax import export
+from flax import linen as nn
 
-from jsharp import learners
+from jsharp import _catalogue, learners, normalization
+from jsharp.algorithms import Sharpness
+from jsharp.algorithms.black_box import BlackBox
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.maml_plus_plus import MAMLPlusPlus
 from jsharp.algorithms.protonet import ProtoNet
+from jsharp.algorithms.reptile import Reptile
 from jsharp.algorithms.ridge import Ridge
-from jsharp.algorithms.sharp_maml import SharpMAMLBoth
-from jsharp.models.conv4 import Conv4StridedOptions
+from jsharp.algorithms.sharp_maml import SharpMAMLLow
+from jsharp.models.conv4 import Conv4Options, Conv4StridedOptions
 from jsharp.models.mlp import MLPOptions, SineNetwork
-from jsharp.types import Batch
+from jsharp.models.resnet import ResNetOptions
+from jsharp.types import Batch, Task
 
-SHAPE = (6, 6, 1)
+WAY = 3
+SMALL = MLPOptions()
+STRIDED = Conv4StridedOptions(num_filters=4)
+
+LEARNERS = {
+  "maml": (MAML(inner_lr=0.1), STRIDED),
+  "pooled": (ProtoNet(), Conv4Options(num_filters=4)),
+  "ridge": (Ridge(), SMALL),
+  "sharp": (SharpMAMLLow(inner_lr=0.1, num_inner_steps=2), SMALL),
+  "running": (MAMLPlusPlus(running_statistics=True, num_inner_steps=2), SMALL),
+  "black_box": (BlackBox(width=8, num_heads=2, num_layers=1), SMALL),
+  "mini_batches": (Reptile(inner_batch_size=4, num_inner_steps=3), SMALL),
+}
 
 
-def learner(algorithm, network=None, shape=SHAPE):
+def side(network):
+  return 16 if isinstance(network, Conv4Options) else 4
+
+
+@functools.cache
+def built(algorithm, network, **parts):
+  """A learner whose parameters are not those that its description is built with."""
+  shape = (side(network), side(network), 1)
+  values = {"num_outputs": WAY, "input_shape": shape, **parts}
   return learners.build(
-    learners.Description(
-      algorithm=algorithm,
-      network=network or MLPOptions(),
-      num_outputs=3,
-      input_shape=shape,
-    )
+    learners.Description(algorithm=algorithm, network=network, **values), seed=5
   )
 
 
-def task(num_support, num_images, shape=SHAPE):
-  keys = jax.random.split(jax.random.key(num_support), 2)
-  support = jax.random.uniform(keys[0], (num_support, *shape))
-  images = jax.random.uniform(keys[1], (num_images, *shape))
-  return support, jnp.arange(num_support) % 3, images
+def task(num_support, num_images, shape, seed=0):
+  random = np.random.RandomState(seed)
+  support = random.rand(num_support, *shape).astype(np.float32)
+  labels = (np.arange(num_support) % WAY).astype(np.int32)
+  return support, labels, random.rand(num_images, *shape).astype(np.float32)
+
+
+def expected(learner, support, labels, images, *, policy="inductive", **options):
+  """By the learner itself."""
+  batch = Batch(jnp.asarray(support), jnp.asarray(labels))
+  adapted = learner.adapt(batch, **options)
+  if policy == "transductive":
+    outputs = learner.predict(adapted, images)
+  else:
+    predict = normalization.support_statistics(learner.apply_fn())
+    outputs = predict(adapted, Task(batch, Batch(jnp.asarray(images), None)))
+  return jax.nn.softmax(outputs)
+
+
+def assert_same(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+ELSEWHERE = """
+import sys
+
+class Refused:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition(".")[0] in ("jsharp", "flax", "optax", "chex"):
+      raise ImportError(name)
+
+sys.meta_path.insert(0, Refused())
+import pathlib
+import numpy as np
+from jax import export
+
+for path in pathlib.Path(sys.argv[1]).glob("*.jax"):
+  program = export.deserialize(path.read_bytes())
+  for case in pathlib.Path(sys.argv[1]).glob(path.stem + "-*.npz"):
+    with np.load(case) as given:
+      outputs = program.call(given["support"], given["labels"], given["images"])
+    np.save(case.with_suffix(".npy"), np.asarray(outputs))
+assert not [name for name in sys.modules if name.partition(".")[0] == "jsharp"]
+"""
 
 
 class ExportTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    root = self.enter_context(tempfile.TemporaryDirectory())
-    self.path = pathlib.Path(root, "learner.jax")
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+    self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    self.path = self.directory / "learner.jax"
 
-  def exported(self, made, **options):
-    made.export(self.path, **options)
-    return export.deserialize(self.path.read_bytes())
+  def program(self, learner, **options):
+    learner.export(self.path, **options)
+    return jax.export.deserialize(bytearray(self.path.read_bytes()))
+
+  def test_jax_alone_runs_them_with_any_number_of_examples(self):
+    sizes = ((4, 5), (9, 1))
+    for name, parts in LEARNERS.items():
+      learner = built(*parts)
+      learner.export(self.directory / f"{name}.jax")
+      for sizes_of_case in sizes:
+        arrays = task(*sizes_of_case, learner.description.input_shape)
+        np.savez(
+          self.directory / f"{name}-{sizes_of_case[0]}.npz",
+          **dict(zip(("support", "labels", "images"), arrays, strict=True)),
+        )
+    ran = subprocess.run(
+      [sys.executable, "-I", "-c", ELSEWHERE, str(self.directory)],
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    for name, parts in LEARNERS.items():
+      learner = built(*parts)
+      for num_support, num_images in sizes:
+        with self.subTest(name, num_support=num_support):
+          arrays = task(num_support, num_images, learner.description.input_shape)
+          outputs = np.load(self.directory / f"{name}-{num_support}.npy")
+          self.assertEqual(outputs.shape, (num_images, WAY))
+          assert_same(outputs, expected(learner, *arrays))
+
+  @parameterized.parameters(*_catalogue.outlines("algorithm"))
+  def test_every_algorithm_is_exported_for_every_platform(self, name):
+    learner = built(_catalogue.find("algorithm", name)(), SMALL)
+    program = self.program(learner)
+    self.assertEqual(program.platforms, ("cpu", "cuda", "tpu"))
+    self.assertEqual(
+      [str(aval) for aval in program.in_avals],
+      ["float32[support,4,4,1]", "int32[support]", "float32[images,4,4,1]"],
+    )
+
+  @parameterized.parameters("pooled", "running")
+  def test_a_transductive_program(self, name):
+    learner = built(*LEARNERS[name])
+    program = self.program(learner, policy="transductive")
+    arrays = task(4, 3, learner.description.input_shape)
+    outputs = program.call(*arrays)
+    assert_same(outputs, expected(learner, *arrays, policy="transductive"))
+    alone = program.call(*arrays[:2], arrays[2][:1])
+    depends = name != "running"
+    self.assertEqual(not np.allclose(alone, outputs[:1], atol=1e-4), depends)
+
+  def test_inductive_answers_do_not_depend_on_each_other(self):
+    learner = built(*LEARNERS["pooled"])
+    program = self.program(learner)
+    arrays = task(4, 3, learner.description.input_shape)
+    alone = program.call(*arrays[:2], arrays[2][:1])
+    assert_same(alone, program.call(*arrays)[:1])
+
+  def test_sharp_steps_are_those_of_the_test(self):
+    low = Sharpness(sharpness="low", inner_rho=0.5)
+    learner = built(MAML(inner_lr=0.1), SMALL, sharpness=low)
+    arrays = task(4, 2, learner.description.input_shape)
+    outputs = self.program(learner).call(*arrays)
+    assert_same(outputs, expected(learner, *arrays))
+    plain = built(MAML(inner_lr=0.1), SMALL)
+    self.assertFalse(np.allclose(outputs, expected(plain, *arrays), atol=1e-4))
+
+  def test_classes_and_steps_are_chosen(self):
+    learner = built(MAML(inner_lr=0.1), SMALL)
+    program = self.program(learner, way=2, num_steps=3)
+    support, _, images = task(4, 2, learner.description.input_shape)
+    labels = np.array([0, 1, 1, 0], np.int32)
+    adapted = learner.adapt(Batch(support, labels), way=2, num_steps=3)
+    predict = normalization.support_statistics(learner.apply_fn(2))
+    logits = predict(adapted, Task(Batch(support, labels), Batch(images, None)))
+    assert_same(program.call(support, labels, images), jax.nn.softmax(logits))
+    any_way = self.program(built(ProtoNet(), SMALL), way=7)
+    labels = np.arange(8, dtype=np.int32) % 7
+    images = task(8, 2, (4, 4, 1))
+    self.assertEqual(any_way.call(images[0], labels, images[2]).shape, (2, 7))
+
+  def test_a_regression_gives_numbers(self):
+    learner = built(
+      MAML(inner_lr=0.1),
+      SineNetwork(hidden_width=4),
+      problem="regression",
+      num_outputs=2,
+      input_shape=(1,),
+    )
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    y = np.concatenate([x**2, 3 * x], axis=1)
+    outputs = self.program(learner).call(x, y, x[:3])
+    adapted = learner.adapt(Batch(jnp.asarray(x), jnp.asarray(y)))
+    assert_same(outputs, learner.predict(adapted, x[:3]))
+
+  def test_a_label_of_no_class_makes_every_answer_nan(self):
+    for algorithm in (ProtoNet(), MAML()):
+      program = self.program(built(algorithm, SMALL))
+      support, labels, images = task(4, 2, (4, 4, 1))
+      for label in (-1, WAY):
+        labels[2] = label
+        self.assertTrue(np.isnan(program.call(support, labels, images)).all())
+
+  @parameterized.parameters((2, 1), (3, 0))
+  def test_too_few_examples_are_refused_when_called(self, num_support, num_images):
+    program = self.program(built(ProtoNet(), SMALL))
+    with self.assertRaises(ValueError):
+      program.call(*task(num_support, num_images, (4, 4, 1)))
+
+  def test_what_it_is_stands_beside_it(self):
+    learner = built(*LEARNERS["mini_batches"])
+    learner.export(self.path, policy="transductive", num_images=2)
+    with open(f"{self.path}.json") as file:
+      facts = json.load(file)
+    content = self.path.read_bytes()
+    self.assertEqual(facts["sha256"], hashlib.sha256(content).hexdigest())
+    self.assertEqual(
+      facts["arguments"],
+      {
+        "support": "float32[support,4,4,1]",
+        "labels": "int32[support]",
+        "images": "float32[2,4,4,1]",
+      },
+    )
+    self.assertEqual(facts["result"], "float32[2,3]")
+    self.assertEqual(facts["fewest_support"], 4)  # The size of a mini-batch.
+    self.assertEqual((facts["way"], facts["policy"]), (WAY, "transductive"))
+    self.assertEqual(facts["looks"]["shape"], [4, 4, 1])
+    description = learners.from_json({"learner_format": 1, "learner": facts["learner"]})
+    self.assertEqual(description, learner.description)
 
   @parameterized.parameters(
-    SharpMAMLBoth(inner_lr=0.4),
-    MAMLPlusPlus(running_statistics=True),
-    Ridge(),
+    ({"policy": "per_query"}, "policy must be one of .*inductive.*per_query"),
+    ({"way": 1}, "way must be an integer of at least 2, got 1"),
+    ({"way": 4}, "4 classes, .* 3 outputs"),
+    ({"num_steps": -1}, "num_steps must be an integer of at least 0"),
+    ({"num_support": 2}, "num_support must be an integer of at least 3, got 2"),
+    ({"num_images": 0}, "num_images must be an integer of at least 1, got 0"),
+    ({"platforms": ("gpu",)}, "platforms must be of cpu, cuda, rocm, tpu, got .*gpu"),
   )
-  def test_one_program_for_any_number_of_examples(self, algorithm):
-    made = learner(algorithm)
-    program = self.exported(made)
-    self.assertEqual(program.platforms, ("cpu", "cuda", "tpu"))
-    for num_support, num_images in ((3, 1), (8, 5)):
-      support, labels, images = task(num_support, num_images)
-      adapted = made.adapt(Batch(support, labels))
-      both = jnp.concatenate([support, images])
-      logits = made.apply_fn()(adapted, both, num_statistics=num_support)[num_support:]
-      np.testing.assert_allclose(
-        program.call(support, labels, images),
-        jax.nn.softmax(logits),
-        rtol=1e-3,
-        atol=1e-4,
-      )
+  def test_refuses_before_it_traces(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      built(MAML(), SMALL).export(self.path, **options)
+    self.assertEqual(list(self.directory.iterdir()), [])
 
-  def test_convolutions_and_the_transductive_policy(self):
-    shape = (16, 16, 1)
-    made = learner(ProtoNet(), Conv4StridedOptions(num_filters=4), shape)
-    program = self.exported(made, policy="transductive", way=2)
-    support, labels, images = task(5, 7, shape)
-    adapted = made.adapt(Batch(support, labels % 2), way=2)
-    logits = made.predict(adapted, images, way=2)
-    np.testing.assert_allclose(
-      program.call(support, labels % 2, images),
-      jax.nn.softmax(logits),
-      rtol=1e-3,
-      atol=1e-4,
+  def test_refuses_steps_where_there_are_none_and_classes_of_a_regression(self):
+    with self.assertRaisesRegex(ValueError, "num_steps=1: protonet takes no inner"):
+      built(ProtoNet(), SMALL).export(self.path, num_steps=1)
+    sines = built(
+      MAML(),
+      SineNetwork(),
+      problem="regression",
+      num_outputs=1,
+      input_shape=(1,),
     )
+    with self.assertRaisesRegex(ValueError, "way=2: the learner solves a regression"):
+      sines.export(self.path, way=2)
 
-  def test_jax_alone_runs_it_and_the_file_beside_it_says_how(self):
-    made = learner(ProtoNet())
-    made.export(self.path, platforms=["cpu"])
-    facts = json.loads(pathlib.Path(f"{self.path}.json").read_text())
-    self.assertEqual(facts["platforms"], ["cpu"])
-    self.assertEqual((facts["way"], facts["policy"]), (3, "inductive"))
-    support, labels, images = task(6, 4)
-    np.savez(self.path.with_name("task.npz"), s=support, l=labels, i=images)
-    code = (
-      "import sys\n"
-      "sys.modules['jsharp'] = None  # Importing it fails.\n"
-      "import numpy as np\n"
-      "from jax import export\n"
-      "program = export.deserialize(open('learner.jax', 'rb').read())\n"
-      "task = np.load('task.npz')\n"
-      "found = program.call(task['s'], task['l'].astype('int32'), task['i'])\n"
-      "np.save('found.npy', found)\n"
-    )
-    subprocess.run(
-      [sys.executable, "-c", code],
-      cwd=self.path.parent,
-      env={"JAX_PLATFORMS": "cpu"},
-      check=True,
-    )
-    both = jnp.concatenate([support, images])
-    logits = made.apply_fn()(
-      made.adapt(Batch(support, labels)), both, num_statistics=6
-    )[6:]
-    found = np.load(self.path.with_name("found.npy"))
-    np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-3, atol=1e-4)
-
-  def test_a_regression(self):
-    waves = learners.build(
-      learners.Description(
-        algorithm=MAML(),
-        network=SineNetwork(hidden_width=8),
-        problem="regression",
-        num_outputs=1,
-        input_shape=(1,),
-      )
-    )
-    program = self.exported(waves)
-    x = jnp.linspace(-1, 1, 5)[:, None]
-    expected = waves.predict(waves.adapt(Batch(x, x)), x)
-    np.testing.assert_allclose(program.call(x, x, x), expected, rtol=1e-4, atol=1e-5)
-
-  def test_fixed_sizes_and_refusals(self):
-    made = learner(ProtoNet())
-    program = self.exported(made, num_support=6, num_images=2)
-    self.assertEqual(program.in_avals[0].shape, (6, *SHAPE))
-    for options, message in (
-      ({"way": 1}, "way"),
-      ({"policy": "both"}, "policy must be one of"),
-      ({"num_steps": 2}, "takes no inner steps"),
-      ({"num_support": 2}, "num_support"),
+  def test_says_what_is_missing(self):
+    with (
+      mock.patch.dict(sys.modules, flatbuffers=None),
+      self.assertRaisesRegex(ModuleNotFoundError, "pip install flatbuffers"),
     ):
-      with self.assertRaisesRegex(ValueError, message):
-        made.export(self.path, **options)
-    with self.assertRaisesRegex(ValueError, "3 outputs"):
-      learner(MAML()).export(self.path, way=4)
+      built(ProtoNet(), SMALL).export(self.path)
+
+  def test_a_network_that_asks_for_the_size_says_so_and_takes_a_fixed_one(self):
+    self.path.write_text("old")
+    learner = built(ProtoNet(), Asking())
+    message = (
+      r"(?s)protonet on asking cannot be exported for any number of images and "
+      r"support: .*(inconclusive).*pass num_images=, num_support="
+    )
+    with self.assertRaisesRegex(ValueError, message):
+      learner.export(self.path)
+    self.assertEqual(self.path.read_text(), "old")
+    program = self.program(learner, num_support=4, num_images=2)
+    arrays = task(4, 2, learner.description.input_shape)
+    outputs = program.call(*arrays)
+    assert_same(outputs, expected(learner, *arrays, policy="transductive"))
+
+  def test_a_directory_that_is_missing(self):
+    with self.assertRaisesRegex(OSError, "cannot write .*nowhere"):
+      built(ProtoNet(), SMALL).export(self.directory / "nowhere" / "learner.jax")
+
+
+class FewShotClassifierTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("pooled", "inductive"), ("pooled", "transductive"), ("black_box", "inductive")
+  )
+  def test_after_fit(self, name, policy):
+    learner = built(*LEARNERS[name])
+    support, labels, images = task(5, 3, learner.description.input_shape)
+    classifier = learner.classifier(policy)
+    classifier.fit(support, [("ka", "ki", "ku")[label] for label in labels])
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory) / "names.jax"
+      classifier.export(path)
+      program = jax.export.deserialize(bytearray(path.read_bytes()))
+      facts = json.loads(pathlib.Path(f"{path}.json").read_text())
+    pixels = (255 * images).astype(np.uint8)
+    outputs = program.call(pixels / np.float32(255))
+    assert_same(outputs, classifier.predict_proba(pixels))
+    self.assertEqual(facts["classes"], ["ka", "ki", "ku"])
+    self.assertEqual(facts["looks"]["shape"], list(images.shape[1:]))
+
+  def test_refuses_before_fit(self):
+    with self.assertRaisesRegex(ValueError, "call fit"):
+      built(ProtoNet(), SMALL).classifier().export("nowhere.jax")
+
+  def test_a_layer_of_ones_own_says_what_instead(self):
+    classifier = built(ProtoNet(), Own()).classifier()
+    classifier.fit(task(3, 1, (4, 4, 1))[0], ["a", "b", "c"])
+    with self.assertRaisesRegex(ValueError, "layer of own .*jsharp.nn.BatchNorm"):
+      classifier.export("nowhere.jax")
+
+
+class OwnModule(nn.Module):
+  @nn.compact
+  def __call__(self, x, num_statistics=None):
+    x = nn.Dense(4)(x.reshape(x.shape[0], -1))
+    return x - x[:num_statistics].mean(0, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own(MLPOptions):
+  """A network with a normalisation of its own."""
+
+  name: ClassVar[str] = "own"
+
+  def module(self, num_outputs, *, convolution="auto"):
+    return OwnModule()
+
+
+class AskingModule(nn.Module):
+  @nn.compact
+  def __call__(self, x, num_statistics=None):
+    x = x.reshape(x.shape[0], -1)
+    return nn.Dense(4)(x) if x.shape[0] > 5 else nn.Dense(4)(2 * x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking(MLPOptions):
+  """A network that computes something else for few examples."""
+
+  name: ClassVar[str] = "asking"
+  has_norm: ClassVar[bool] = False
+
+  def module(self, num_outputs, *, convolution="auto"):
+    return AskingModule()
+
+
+class OrdinaryClassifierTest(absltest.TestCase):
+  def test_an_ordinary_classifier(self):
+    classifier = learners.build_classifier(
+      learners.ClassifierDescription(
+        network=ResNetOptions(),
+        class_names=("cat", "dog"),
+        input_shape=(8, 8, 1),
+        pixel_mean=(120.0,),
+        pixel_scale=(0.01,),
+      ),
+      seed=5,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory) / "classifier.jax"
+      classifier.export(path)
+      program = jax.export.deserialize(bytearray(path.read_bytes()))
+      facts = json.loads(pathlib.Path(f"{path}.json").read_text())
+    self.assertEqual(facts["classes"], ["cat", "dog"])
+    for num_images in (1, 3):
+      images = task(1, num_images, (8, 8, 1))[2]
+      logits = classifier.predict(None, images)
+      assert_same(program.call(images), jax.nn.softmax(logits))
 
 
 if __name__ == "__main__":

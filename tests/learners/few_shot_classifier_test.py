@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import pickle
 import tempfile
 import unittest
 
@@ -114,6 +115,8 @@ class FewShotClassifierTest(parameterized.TestCase):
       [3, 1, 2],
       [("a", 1), None, 2.5],
       [True, 7, 0],
+      [2**60, 2**60 + 1, 0.5],
+      [2**63, 5, -1],
     ):
       called = [names[label] for label in labels]
       clf = made.classifier().fit(images, called)
@@ -121,6 +124,10 @@ class FewShotClassifierTest(parameterized.TestCase):
       expected = [names[label] for label in truth]
       self.assertEqual(clf.predict(queries).tolist(), expected)
       self.assertEqual(clf.score(queries, expected), 1.0)
+    days = np.array(["2021-01-01", "2020-01-02", "2020-01-01"], "datetime64[ns]")
+    clf.fit(images, days[labels])
+    np.testing.assert_array_equal(clf.classes_, days[::-1])
+    np.testing.assert_array_equal(clf.predict(queries), days[truth])
     clf.fit(images, np.array(["b", "a", "c"])[labels])
     self.assertEqual(clf.classes_.tolist(), ["a", "b", "c"])
 
@@ -167,12 +174,15 @@ class FewShotClassifierTest(parameterized.TestCase):
     clf = learner(ProtoNet()).classifier()
     with self.assertRaisesRegex(ValueError, r"call fit\(images, labels\) first"):
       clf.predict(images)
+    self.assertFalse(hasattr(clf, "classes_"))
     for given, message in (
       ((images, [0] * 6), "all examples are of the class 0"),
       ((images, labels[:4]), "6 images and 4 labels"),
       ((images,), "labels is missing"),
       (([], []), "no images"),
       ((images, [[0]] * 6), "hashable"),
+      ((images, [0, 1, float("nan")] * 2), "has nan, which is not equal to itself"),
+      ((images, [0, 1, True] * 2), "mixes True or False with the numbers"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         clf.fit(*given)
@@ -189,6 +199,26 @@ class FewShotClassifierTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, "solves a regression"):
       waves.classifier()
+
+  def test_a_learner_that_has_diverged_or_diverges_is_refused(self):
+    images, labels = examples(6)
+    lost = learner(ProtoNet())
+    lost = lost.replace(jax.tree.map(lambda x: x * jnp.nan, lost.params))
+    with self.assertRaisesRegex(ValueError, "its training has diverged"):
+      lost.classifier().fit(images, labels)
+    steep = learner(MAML(inner_lr=0.4))
+    steep = steep.replace(jax.tree.map(lambda x: x + 3e38, steep.params))
+    with self.assertRaisesRegex(ValueError, "in NaN or infinity; pass a smaller num"):
+      steep.classifier().fit(images, labels)
+
+  def test_a_pickled_classifier_is_the_same(self):
+    images, labels = examples(6)
+    clf = learner(ProtoNet()).classifier().fit(images, labels)
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(
+      again.predict_proba(images), clf.predict_proba(images)
+    )
+    self.assertEqual(again.learner.description, clf.learner.description)
 
   def test_a_failed_fit_leaves_the_classes_that_were_there(self):
     images, labels = examples(6)

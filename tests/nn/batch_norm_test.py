@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jsharp.nn import BatchNorm, max_pool
 from jsharp.nn._channels import moments
+from jsharp.nn.batch_norm import KeptStatistics
 
 
 def normalised(x, rows, epsilon=1e-5):
@@ -27,6 +28,23 @@ class BatchNormTest(parameterized.TestCase):
     y = layer.apply(variables, self.x, num_statistics)
     expected = normalised(self.x, num_statistics or 6)
     np.testing.assert_allclose(y, expected, atol=2e-5)
+
+  def test_kept_statistics_are_those_of_the_first_rows(self):
+    first, second = BatchNorm(pool=True), BatchNorm()
+    variables = [layer.init(jax.random.key(0), self.x) for layer in (first, second)]
+    variables[0]["params"]["scale"] = jnp.array([-2.0, 3.0])
+
+    def network(x, statistics):
+      y = jnp.sin(first.apply(variables[0], x, statistics))
+      return second.apply(variables[1], y, statistics)
+
+    kept = KeptStatistics()
+    alone = network(self.x[:4], kept)
+    self.assertLen(kept.layers, 2)
+    together = network(self.x, 4)
+    np.testing.assert_allclose(alone, together[:4], rtol=1e-5, atol=1e-6)
+    later = network(self.x[4:], KeptStatistics(kept.layers))
+    np.testing.assert_allclose(later, together[4:], rtol=1e-5, atol=1e-6)
 
   def test_later_rows_do_not_touch_earlier_ones(self):
     layer = BatchNorm()
