@@ -1,7 +1,7 @@
 """Makes a finished run one of the learners that come with jsharp.
 
     python -m benchmarks.ship --run=RUN --name=omniglot-maml \
-      --data="Omniglot (Lake et al. 2015), MIT licence"
+      --data="Omniglot (Lake et al. 2015)" --use="Characters of any script."
 
 Copies `config.json` and `model.safetensors` to `jsharp/shipped/NAME/` and writes the
 model card beside them from the run's own record: what it was trained on, how accurate
@@ -24,6 +24,7 @@ from jsharp.learners import Learner
 
 _RUN = flags.DEFINE_string("run", None, "Directory of the run.", required=True)
 _NAME = flags.DEFINE_string("name", None, "What it is loaded by.", required=True)
+_USE = flags.DEFINE_string("use", None, "What it is for, and not.", required=True)
 _DATA = flags.DEFINE_string("data", None, "What it learned from.", required=True)
 
 _SHIPPED = pathlib.Path(jsharp.__file__).parent / "shipped"
@@ -60,7 +61,12 @@ def measured(run: pathlib.Path) -> str:
 
 
 def card(
-  learner: Learner, result: dict[str, Any], name: str, data: str, evaluations: str
+  learner: Learner,
+  result: dict[str, Any],
+  name: str,
+  data: str,
+  use: str,
+  evaluations: str,
 ) -> str:
   """The model card as Markdown."""
   about, protocol = learner.description, result["protocol"]
@@ -71,7 +77,9 @@ def card(
   if not about.algorithm.any_way:
     heads = f"Up to {about.num_outputs} classes."
   shown = {key: value for key, value in result.items() if "per_second" not in key}
-  figures = protocol_card({**shown, "protocol": {"task": protocol["task"]}})
+  figures = protocol_card(
+    {**shown, "experiment": name, "protocol": {"task": protocol["task"]}}
+  )
   what = (type(about.algorithm).__doc__ or "").strip()
   summary = f"""{what} Network: {about.network.name},
     {size:,} numbers. It sees {height}x{width} {colour} images. {heads}"""
@@ -86,6 +94,10 @@ def card(
     classifier = jsharp.load("{name}").classifier()
     classifier.fit(examples, labels)
     classifier.predict(images)
+
+## Meant for
+
+{_filled(use)}
 
 ## Trained on
 
@@ -132,7 +144,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"--run={run} is no run of few-shot learning")
   result = json.loads((run / "result.json").read_text())
   jsharp.save(learner, target)
-  text = card(learner, result, _NAME.value, _DATA.value, measured(run))
+  text = card(learner, result, _NAME.value, _DATA.value, _USE.value, measured(run))
   (target / "README.md").write_text(text)
   print(text)
 

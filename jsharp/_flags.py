@@ -7,6 +7,7 @@ then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 
 import contextlib
 import dataclasses
+import os
 import sys
 import textwrap
 import typing
@@ -524,6 +525,9 @@ def call(
     The exit code.
   """
   name = program.name
+  # On many machines XLA warns of every cached program that it is of another machine,
+  # for features that only say what is fast (openxla/xla#44565). Read before JAX starts.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
       print(program.help([w for w in arguments if "help" not in w]))

@@ -14,8 +14,10 @@ Exit codes: 0 done; 2 bad flags, learner or data.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,8 +240,8 @@ def _measure(given: Given) -> int:
 
 
 def _subject(name: str, step: int | None) -> Subject:
-  from jsharp import _leaf_archive
-  from jsharp.learners import Learner, evaluations_of, load, to_json
+  from jsharp import tree
+  from jsharp.learners import Learner, evaluations_of, load
   from jsharp.training import description_of
   from jsharp.training.options import Testing
   from jsharp.training.runs import FewShotRun
@@ -250,18 +252,18 @@ def _subject(name: str, step: int | None) -> Subject:
       f"--model={name} is an ordinary classifier, measured when it is trained; take a "
       "few-shot learner"
     )
+  if not tree.is_finite(learner.params):
+    raise ValueError(
+      f"--model={name}: its parameters are not finite; its training has diverged"
+    )
   if learner.description.problem != "classification":
     raise ValueError(f"--model={name} solves a regression; take one that names images")
-  text = json.dumps(to_json(learner.description), sort_keys=True)
-  digest = hashlib.sha256(text.encode())
-  for path, array in _leaf_archive.named_leaves(learner.params).items():
-    digest.update(path.encode() + array.tobytes())
   run = description_of(name)
   return Subject(
     name=name,
     learner=learner,
     home=evaluations_of(name),
-    digest=digest.hexdigest()[:16],
+    digest=_digest(learner),
     tasks=run.tasks if isinstance(run, FewShotRun) else None,
     testing=run.testing if isinstance(run, FewShotRun) else Testing(),
     data=run.test_data or run.data
@@ -269,6 +271,18 @@ def _subject(name: str, step: int | None) -> Subject:
     else learner.description.source,
     data_dir=_data_dir(run) if isinstance(run, FewShotRun) else None,
   )
+
+
+def _digest(learner: Any) -> str:
+  """Of a learner's description and parameters."""
+  from jsharp import _leaf_archive
+  from jsharp.learners import to_json
+
+  text = json.dumps(to_json(learner.description), sort_keys=True)
+  digest = hashlib.sha256(text.encode())
+  for path, array in _leaf_archive.named_leaves(learner.params).items():
+    digest.update(path.encode() + array.tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _data_dir(run: Any) -> str | None:
@@ -333,6 +347,9 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
       f"{path} is another evaluation; give this another --eval_name, or remove that "
       "file"
     )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not os.access(path.parent, os.W_OK):  # Before it takes minutes.
+    raise PermissionError(errno.EACCES, "cannot write an evaluation", str(path.parent))
   say(f"evaluate: {subject.name} on {num_tasks} tasks of {about['name']}")
   metrics = measure_learner(
     subject.learner,
@@ -344,6 +361,11 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     num_steps=measuring.num_eval_inner_steps,
     execution=execution_for(),
   )
+  if lost := int((~np.isfinite(metrics["loss"])).sum()):
+    raise ValueError(
+      f"{subject.name}: adaptation ends in NaN or infinity on {lost} of {num_tasks} "
+      "tasks, so nothing is written; pass a smaller --num_eval_inner_steps"
+    )
   algorithm = subject.learner.description.algorithm.name
   record = {
     "name": name,
@@ -356,7 +378,6 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     },
     **environment(),
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, record)
   print(protocol_card(_for_card(record)))
   print(path)
@@ -456,6 +477,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     record = json.loads(path.read_text())
     record["per_task"]["accuracy"], record["figures"]["test_accuracy"]
+    record["learner"]["step"], record["learner"]["digest"]
     return record
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
@@ -464,10 +486,27 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _records(name: str) -> Iterator[dict[str, Any]]:
-  from jsharp.learners import evaluations_of
+  """The evaluations of a learner as it is now; others are left out with a line."""
+  from jsharp.learners import evaluations_of, load
 
+  digests: dict[int | None, str | None] = {}
   for path in sorted(evaluations_of(name).glob("*.json")):
-    yield _read(path)
+    record = _read(path)
+    step = record["learner"]["step"]
+    if step not in digests:
+      try:
+        digests[step] = _digest(load(name, step=step))
+      except (OSError, ValueError):
+        if step is None:
+          raise
+        digests[step] = None  # The checkpoint is gone, so it cannot have changed.
+    if digests[step] in (None, record["learner"]["digest"]):
+      yield record
+    else:
+      say(
+        f"evaluate: {path} is of other parameters than {name} has now; left out. "
+        "Remove it"
+      )
 
 
 def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -224,11 +224,11 @@ def written(names: Names, form: str, top: int) -> str:
       }
       for path, chosen in zip(names.paths, best, strict=True)
     ]
-    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(entries, indent=2) + "\n"
   if form == "csv":
     return _csv(names, best)
   rows = [
-    [str(path), *(f"{name} {100 * share:.1f} %" for name, share in chosen)]
+    [_shown(path), *(f"{_shown(name)} {100 * share:.1f} %" for name, share in chosen)]
     for path, chosen in zip(names.paths, best, strict=True)
   ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -237,6 +237,14 @@ def written(names: Names, form: str, top: int) -> str:
     for row in rows
   )
   return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _shown(name: object) -> str:
+  """A name in one line of a terminal, with what cannot be printed escaped."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+    for c in str(name)
+  )
 
 
 def _csv(names: Names, best: list[list[tuple[str, float]]]) -> str:
@@ -274,8 +282,14 @@ def accuracy(names: Names) -> str | None:
 
 
 def _print(text: str) -> None:
-  """Prints, and ends quietly where the reader has left, as `head` does."""
+  """Prints, and ends quietly where the reader has left, as `head` does.
+
+  What the terminal's encoding lacks is escaped, also bytes of a file's name that are no
+  UTF-8.
+  """
   try:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+      sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout.write(text)
     sys.stdout.flush()
   except BrokenPipeError:

@@ -9,7 +9,7 @@ that resizes height and width to the learner's, and for handwriting light ink on
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +74,13 @@ def read(pictures: Any, looks: Looks) -> np.ndarray:
     pictures = files(pictures)
   if hasattr(pictures, "__array__") and not _is_pillow(pictures):
     pictures = _rows(np.asarray(pictures), looks)
+  if _is_pillow(pictures):
+    raise TypeError("pictures is one Pillow image; give a list, [image]")
+  if not isinstance(pictures, Iterable) or isinstance(pictures, bytes | bytearray):
+    raise TypeError(
+      f"pictures is a {type(pictures).__name__}; give an array, a list of arrays, "
+      "paths or Pillow images, or the path of a file or directory"
+    )
   entries = list(pictures)
   failures: list[tuple[int, Exception]] = []
 
@@ -301,6 +308,11 @@ def _as_pillow(array: np.ndarray, number: int) -> Any:
       raise ValueError(
         f"{name} holds integers from {array.min()} to {array.max()}; give uint8 from 0 "
         "to 255, or floats from 0 to 1"
+      )
+    if array.max() == 1 and array.dtype != np.uint8:  # A mask, not a picture.
+      raise ValueError(
+        f"{name} holds integers of which none is above 1; of 255 that is black: give "
+        "bool or floats for black and white"
       )
     array = array.astype(np.uint8)
   else:

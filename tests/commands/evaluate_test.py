@@ -1,11 +1,16 @@
 """`python -m jsharp.evaluate` against the evaluation that it stands on."""
 
 import contextlib
+import functools
 import io
 import json
+import os
 import pathlib
 import tempfile
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
@@ -108,14 +113,35 @@ class EvaluateTest(parameterized.TestCase):
     difference = 100 * (values[1] - values[0]).mean()
     self.assertIn(f"{difference:+.2f}", again)
 
+  def test_evaluations_of_other_parameters_are_left_out_of_tables(self):
+    learners.save(learner(ProtoNet()), self.root / "changed")
+    self.call("--way=2", "--eval_tasks=2", model="changed")
+    learners.save(learner(ProtoNet(), seed=9), self.root / "changed")
+    code, out, err = self.call("--table", model="changed")
+    self.assertEqual((code, out), (2, ""))
+    self.assertRegex(
+      err, "changed/evaluations/.*is of other parameters than .* has now"
+    )
+
+  def test_nothing_is_measured_that_cannot_be_written_or_means_nothing(self):
+    with mock.patch.object(os, "access", return_value=False):
+      code, out, err = self.call("--way=2", "--eval_tasks=2", "--eval_name=shut")
+    self.assertEqual((code, out), (2, ""))
+    self.assertIn("cannot write an evaluation", err)
+    for name, change in (("lost", jnp.nan), ("steep", 3e38)):
+      made = learner(MAML(inner_lr=0.4))
+      made = made.replace(jax.tree.map(functools.partial(jnp.add, change), made.params))
+      learners.save(made, self.root / name)
+    arguments = ("--way=2", "--eval_tasks=2")
+    self.assertIn("training has diverged", self.call(*arguments, model="lost")[2])
+    self.assertIn("on 2 of 2 tasks, so", self.call(*arguments, model="steep")[2])
+
   def test_policies_steps_and_distortions_are_other_evaluations(self):
     for number, extra in enumerate(
       (
         ["--policy=support_statistics"],
-        ["--num_eval_inner_steps=3"],
-        ["--rotation=90,90"],
-        ["--support_label_noise=0.5"],
-        ["--split=val"],
+        ["--num_eval_inner_steps=3", "--rotation=90,90"],
+        ["--split=val", "--support_label_noise=0.5"],
       )
     ):
       code, _, err = self.call("--eval_tasks=2", "--way=2", *extra, model="maml")

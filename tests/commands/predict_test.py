@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -88,6 +89,16 @@ class PredictTest(parameterized.TestCase):
       [one["name"] for one in entry["top"]],
     )
     self.assertAlmostEqual(sum(one["probability"] for one in entry["top"]), 1, places=5)
+
+  def test_any_name_of_a_file_is_one_line_and_can_be_read_back(self):
+    name = os.fsdecode(b"a\n\x1b[31m\xff.png")
+    image = self.root / name
+    image.write_bytes((self.root / "new" / "sea.png").read_bytes())
+    _, table, _ = self.call(image)
+    self.assertEqual(table.count("\n"), 1)
+    self.assertIn("a\\n\\x1b[31m\\udcff.png", table)
+    _, document, _ = self.call("--format=json", image)
+    self.assertEqual(json.loads(document)[0]["file"], str(image))
 
   def test_folders_that_are_called_after_classes_are_the_truth(self):
     code, out, err = self.call(f"--images={self.root / 'known'}")

@@ -91,6 +91,7 @@ class ReadTest(parameterized.TestCase):
     ("range", np.full((1, 2, 3), 200.0), r"images\[0\] holds floats from 200 to 200"),
     ("nan", np.full((1, 2, 3), np.nan), "NaN or infinity"),
     ("large", np.full((1, 2, 3), 256), "integers from 256 to 256; give uint8"),
+    ("bits", np.eye(3, dtype=int)[None], "none is above 1; of 255 that is black"),
     ("complex", np.zeros((1, 2, 3), np.complex64), "array of complex64"),
     ("channels", np.zeros((1, 2, 3, 5)), r"1, 3 \(RGB\) or 4 \(RGBA\) channels"),
     ("rank", np.zeros(3), r"images has shape \(3,\)"),
@@ -113,6 +114,13 @@ class ReadTest(parameterized.TestCase):
         pictures.read([paths[0].with_name("d.png")], GRAY)
     with self.assertRaisesRegex(TypeError, r"images\[0\] is a int"):
       pictures.read([3], GRAY)
+    for one, message in (
+      (Image.new("L", (3, 2)), "one Pillow image; give a list"),
+      (None, "pictures is a NoneType; give an array"),
+      (b"content of a file", "pictures is a bytes; give"),
+    ):
+      with self.assertRaisesRegex(TypeError, message):
+        pictures.read(one, GRAY)
 
   def test_none_are_none(self):
     self.assertEqual(pictures.read([], GRAY).shape, (0, 2, 3, 1))
