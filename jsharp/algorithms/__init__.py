@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from jsharp._exports import exported
 from jsharp.algorithms._options import Algorithm as Algorithm
+from jsharp.algorithms._options import InnerLoop as InnerLoop
 from jsharp.algorithms._options import Made as Made
+from jsharp.algorithms._options import NormOptions as NormOptions
 from jsharp.algorithms._options import OuterLoop as OuterLoop
 from jsharp.algorithms._options import Phases as Phases
 from jsharp.algorithms._options import Problem as Problem
 from jsharp.algorithms._options import SecondOrderOptions as SecondOrderOptions
 from jsharp.algorithms._options import Sharpness as Sharpness
+from jsharp.algorithms._options import constant_cost as constant_cost
+from jsharp.algorithms._options import gradient_based as gradient_based
 from jsharp.algorithms._per_step import (
   batch_loss_with_statistics as batch_loss_with_statistics,
 )

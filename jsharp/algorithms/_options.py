@@ -453,6 +453,16 @@ def gradient_based(
 
   Returns:
     What `Algorithm.make` returns.
+
+  Example:
+    >>> from jsharp.algorithms.fomaml import FOMAML  # `make` there calls it.
+    >>> from jsharp.learners import Description, build
+    >>> from jsharp.models.mlp import SineNetwork
+    >>> learner = build(Description(
+    ...   algorithm=FOMAML(num_eval_inner_steps=3), network=SineNetwork(),
+    ...   problem="regression", num_outputs=1, input_shape=(1,)))
+    >>> learner.made.at_test
+    {'num_steps': 3}
   """
   init_fn, apply_fn = problem.functions(problem.module(problem.num_outputs))
 
@@ -468,5 +478,17 @@ def gradient_based(
 
 
 def constant_cost(gradients: float, outer_is_sharp: bool) -> Phases:
-  """One phase that lasts; SAM in the outer loop takes every gradient twice."""
+  """One phase that lasts; SAM in the outer loop takes every gradient twice.
+
+  Args:
+    gradients: of one example, for each task.
+    outer_is_sharp: whether SAM is in the outer loop.
+
+  Returns:
+    What `Algorithm.phases` returns.
+
+  Example:
+    >>> constant_cost(3.0, outer_is_sharp=True)
+    [(inf, 6.0)]
+  """
   return [(math.inf, 2 * gradients if outer_is_sharp else gradients)]
