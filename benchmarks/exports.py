@@ -33,24 +33,23 @@ Program = Callable[[np.ndarray], Any]
 """`program(images) -> probabilities`."""
 
 
-def adapting(path: pathlib.Path, classifier: FewShotClassifier) -> Program:
+def adapting(path: pathlib.Path, examples: np.ndarray) -> Program:
   """A program that learns the classes anew with every call."""
   from jax import export
 
   program = export.deserialize(bytearray(path.read_bytes()))
-  support = classifier._after_fit().support
-  examples, labels = np.asarray(support.inputs), np.asarray(support.targets)
+  labels = np.arange(len(examples), dtype=np.int32)
   return jax.jit(lambda images: program.call(examples, labels, images))
 
 
-def fitted(path: pathlib.Path, classifier: FewShotClassifier) -> Program:
+def fitted(path: pathlib.Path, examples: np.ndarray) -> Program:
   """A program for JAX that names images of the classes it was given."""
   from jax import export
 
   return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
 
 
-def onnx(path: pathlib.Path, classifier: FewShotClassifier) -> Program:
+def onnx(path: pathlib.Path, examples: np.ndarray) -> Program:
   """A model in ONNX Runtime."""
   import onnxruntime
 
@@ -60,8 +59,8 @@ def onnx(path: pathlib.Path, classifier: FewShotClassifier) -> Program:
 
 def measured(
   write: Callable[[pathlib.Path], None],
-  read: Callable[[pathlib.Path, FewShotClassifier], Program],
-  classifier: FewShotClassifier,
+  read: Callable[[pathlib.Path, np.ndarray], Program],
+  examples: np.ndarray,
   images: np.ndarray,
   expected: np.ndarray,
 ) -> list[str]:
@@ -71,7 +70,7 @@ def measured(
     begin = time.perf_counter()
     write(path)
     written = time.perf_counter()
-    program = read(path, classifier)
+    program = read(path, examples)
     found = np.asarray(program(images))
     end = time.perf_counter()
 
@@ -126,11 +125,12 @@ def main(argv: list[str]) -> None:
     if not isinstance(learner, Learner):
       raise app.UsageError(f"--models: {name} is no few-shot learner")
     classifier = learner.classifier().fit(drawings[:_WAY, 0], list(range(_WAY)))
+    examples = drawings[:_WAY, 0].astype(np.float32) / 255
     pixels = drawings[:_WAY, 1:].reshape(-1, 28, 28, 1)[:_MANY]
     images = pixels.astype(np.float32) / 255
     expected = classifier.predict_proba(pixels)
     for form, (write, read) in writers(learner, classifier).items():
-      cells = measured(write, read, classifier, images, expected)
+      cells = measured(write, read, examples, images, expected)
       print(f"| {' | '.join((pathlib.Path(name).name, form, *cells))} |", flush=True)
 
 

@@ -15,11 +15,7 @@ from jsharp._checks import check_choice, check_count
 from jsharp.core.execution import PORTABLE
 from jsharp.data import pictures
 from jsharp.data.episodes import UNIT
-from jsharp.learners._prediction import (
-  Policy,
-  adapted_probabilities,
-  probabilities,
-)
+from jsharp.learners._prediction import Policy, naming
 from jsharp.types import Batch, Params
 
 if TYPE_CHECKING:
@@ -33,20 +29,21 @@ class _Programs(NamedTuple):
   """What is compiled for one number of classes.
 
   Attributes:
-    adapt: `adapt(params, support) -> adapted`.
-    predict: `predict(adapted, support, images) -> [n, way]` probabilities.
+    adapt: `adapt(params, support) -> (adapted, known)`.
+    predict: `predict(adapted, known, images) -> [n, way]` probabilities.
   """
 
-  adapt: Callable[[Params, Batch], Any]
-  predict: Callable[[Any, Batch, jax.Array], jax.Array]
+  adapt: Callable[[Params, Batch], tuple[Any, Any]]
+  predict: Callable[[Any, Any, jax.Array], jax.Array]
 
 
 class _Fitted(NamedTuple):
   """What `fit` leaves behind."""
 
   classes: list[Hashable]
-  support: Batch
+  num_examples: int
   adapted: Any
+  known: Any
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -148,7 +145,7 @@ class FewShotClassifier:
     targets = np.array([number[name] for name in named], np.int32)
     support = Batch(jnp.asarray(_floats(pixels)), jnp.asarray(targets))
     programs = self._programs_for(len(classes))
-    adapted = programs.adapt(self.learner.params, support)
+    adapted, known = programs.adapt(self.learner.params, support)
     if not tree.is_finite(adapted):
       raise ValueError(
         "adaptation to the examples ended in NaN or infinity; "
@@ -158,7 +155,7 @@ class FewShotClassifier:
           else "the learner's parameters are not finite: its training has diverged"
         )
       )
-    self._fitted = _Fitted(classes, support, adapted)
+    self._fitted = _Fitted(classes, len(named), adapted, known)
     return self
 
   def predict(self, images: Any) -> np.ndarray:
@@ -209,7 +206,7 @@ class FewShotClassifier:
     for group, size in zip(groups, sizes, strict=False):
       padded = np.zeros((size, *pixels.shape[1:]), np.float32)
       padded[: len(group)] = _floats(group)
-      rows = predict(fitted.adapted, fitted.support, jnp.asarray(padded))
+      rows = predict(fitted.adapted, fitted.known, jnp.asarray(padded))
       found.append(np.asarray(rows)[: len(group)])
     return np.concatenate(found)
 
@@ -318,7 +315,7 @@ class FewShotClassifier:
   @property
   def num_examples(self) -> int:
     """How many examples `fit` was given."""
-    return len(self._after_fit().support.targets)
+    return self._after_fit().num_examples
 
   def get_params(self, deep: bool = True) -> dict[str, Any]:
     """What the classifier was made with, for scikit-learn."""
@@ -400,10 +397,8 @@ class FewShotClassifier:
   def _prediction(self) -> Callable[[jax.Array], jax.Array]:
     """`images -> [n, way]` after `fit`, for exports."""
     fitted, learner = self._after_fit(), self.learner.with_execution(PORTABLE)
-    way = len(fitted.classes)
-    return adapted_probabilities(
-      learner, way, self.policy, fitted.adapted, fitted.support
-    )
+    predict = naming(learner, len(fitted.classes), self.policy).predict
+    return lambda images: predict(fitted.adapted, fitted.known, images)
 
   def _facts(self) -> dict[str, Any]:
     """What a reader of an export must know."""
@@ -422,8 +417,13 @@ class FewShotClassifier:
       if self.num_steps is not None:
         options["num_steps"] = self.num_steps
       adapt = functools.partial(learner.algorithm(way).adapt, **options)
-      predict = probabilities(learner, way, self.policy)
-      self._programs[way] = _Programs(jax.jit(adapt), jax.jit(predict))
+      prepare, predict = naming(learner, way, self.policy)
+
+      def fit(params: Params, support: Batch) -> tuple[Any, Any]:
+        adapted = adapt(params, support)
+        return adapted, prepare(adapted, support)
+
+      self._programs[way] = _Programs(jax.jit(fit), jax.jit(predict))
     return self._programs[way]
 
 

@@ -1,7 +1,7 @@
 """Prediction after adaptation, under a policy, as a pure function."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,69 +37,52 @@ def outputs_under(
   )
 
 
-def adapted_probabilities(
-  learner: "Learner", way: int, policy: Policy, adapted: Any, support: Batch
-) -> Callable[[jax.Array], jax.Array]:
-  """The prediction of an adapted learner, with everything of the support set inside.
-
-  Args:
-    learner: whose network predicts.
-    way: the number of classes.
-    policy: see `FewShotClassifier`.
-    adapted: from `Learner.adapt`.
-    support: what it was adapted to. Its statistics are computed here, once.
-
-  Returns:
-    `predict(images) -> [n, way]` probabilities.
-  """
-  apply_fn, layers = learner.apply_fn(way), None
-  if policy == "inductive" and depends_on_batch(learner):
-
-    @jax.jit
-    def keep(adapted: Any, inputs: jax.Array) -> Any:
-      kept = KeptStatistics()
-      apply_fn(adapted, inputs, num_statistics=kept)
-      return kept.layers
-
-    try:
-      layers = keep(adapted, support.inputs)
-    except TypeError as error:
-      raise ValueError(
-        f"a layer of {learner.description.network.name} does not take statistics of "
-        f"another pass ({error}); normalise with jsharp.nn.BatchNorm in it, take the "
-        "transductive policy, or export the learner itself"
-      ) from error
-
-  def predict(images: jax.Array) -> jax.Array:
-    whose = {} if layers is None else {"num_statistics": KeptStatistics(layers)}
-    logits = apply_fn(adapted, images, **whose)
-    return jax.nn.softmax(logits.astype(jnp.float32))
-
-  return predict
-
-
 def depends_on_batch(learner: "Learner") -> bool:
   """Whether a layer looks at the batch; without one the two policies are the same."""
   about = learner.description
   return about.network.has_norm and not about.algorithm.uses_running_statistics()
 
 
-def probabilities(
-  learner: "Learner", way: int, policy: Policy
-) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-  """Prediction under a policy, as a pure function.
+class Naming(NamedTuple):
+  """Prediction in two parts, so that a support set is looked at once.
+
+  Attributes:
+    prepare: `prepare(adapted, support) -> known`: what the support set says about
+      images to come.
+    predict: `predict(adapted, known, images) -> [n, way]` probabilities.
+  """
+
+  prepare: Callable[[Any, Batch], Any]
+  predict: Callable[[Any, Any, jax.Array], jax.Array]
+
+
+def naming(learner: "Learner", way: int, policy: Policy) -> Naming:
+  """Prediction under a policy, as pure functions.
 
   Args:
     learner: whose network predicts.
     way: the number of classes.
     policy: see `FewShotClassifier`.
-
-  Returns:
-    `predict(adapted, support, images) -> [n, way]` probabilities.
   """
-  outputs = outputs_under(learner, way, policy)
+  apply_fn, outputs = learner.apply_fn(way), outputs_under(learner, way, policy)
 
-  def predict(adapted: Any, support: Batch, images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(outputs(adapted, support, images).astype(jnp.float32))
+  def prepare(adapted: Any, support: Batch) -> Any:
+    if policy != "inductive" or not depends_on_batch(learner):
+      return None
+    kept = KeptStatistics()
+    try:
+      apply_fn(adapted, support.inputs, num_statistics=kept)
+    except TypeError:  # A layer that is not ours takes a number of rows only.
+      return support
+    return kept.layers
 
-  return predict
+  def predict(adapted: Any, known: Any, images: jax.Array) -> jax.Array:
+    if known is None:
+      logits = apply_fn(adapted, images)
+    elif isinstance(known, Batch):
+      logits = outputs(adapted, known, images)
+    else:
+      logits = apply_fn(adapted, images, num_statistics=KeptStatistics(known))
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
+  return Naming(prepare, predict)
