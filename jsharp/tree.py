@@ -86,6 +86,21 @@ def orthogonal_part(of: Any, to: Any) -> Any:
   return jax.tree.map(lambda x, u: x - size.astype(x.dtype) * u, of, direction)
 
 
+def at_least_float32(dtype: Any) -> Any:
+  """The dtype in which arrays of `dtype` are summed.
+
+  Integers, bools and floating-point dtypes narrower than float32 are summed as floats:
+  a sum in bfloat16 stops growing at 256 ones, one in int8 wraps.
+
+  Example:
+    >>> [jnp.dtype(at_least_float32(x)).name for x in (jnp.bfloat16, bool, jnp.float32)]
+    ['float32', 'float32', 'float32']
+  """
+  if not jnp.issubdtype(dtype, jnp.inexact):
+    return jnp.result_type(float)
+  return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def widen(leaves: list[jax.Array]) -> tuple[list[jax.Array], Any]:
   """Half-precision leaves in single precision, and the widest real dtype among all.
 

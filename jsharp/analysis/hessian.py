@@ -258,12 +258,15 @@ _inner_product = jax.jit(trees.inner_product)
 def _mean_product(params, batches, context, vector, *, loss_fn):
   def add(total, batch):
     matvec = hessian_vector_product(lambda p: loss_fn(p, batch, context), params)
-    return jax.tree.map(jnp.add, total, matvec(vector)), None
+    product = matvec(vector)
+    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, product), None
 
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, trees.at_least_float32(x.dtype)), params
+  )
   total, _ = jax.lax.scan(add, zeros, batches)
   num_batches = jax.tree.leaves(batches)[0].shape[0]
-  return jax.tree.map(lambda x: x / num_batches, total)
+  return jax.tree.map(lambda x, w: (x / num_batches).astype(w.dtype), total, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
 import jsharp
+from jsharp.algorithms import maml, reptile
 from jsharp.core.objectives import TASK_AXIS, over_tasks, sum_over_devices
 
 
@@ -46,6 +48,38 @@ class OverTasksTest(parameterized.TestCase):
         (mean, jax.tree.map(lambda x: x[order], collected)),
         shuffled,
       )
+
+  @parameterized.product(
+    [
+      {"dtype": bool, "value": 1},
+      {"dtype": jnp.int8, "value": 100},
+      {"dtype": jnp.int32, "value": 2**30},
+      {"dtype": jnp.bfloat16, "value": 1},
+      {"dtype": jnp.float16, "value": 3000},
+      {"dtype": jnp.float8_e4m3fn, "value": 1},
+    ],
+    chunk=[1, 100, 512, "in_order"],
+  )
+  def test_sums_outgrow_no_dtype(self, dtype, value, chunk):
+    x = jnp.full(512, value).astype(dtype)
+    mapped = jax.jit(over_tasks(lambda w, t: (t, ()), chunk=chunk))
+    mean, _ = mapped(0.0, x)
+    self.assertEqual(float(mean), float(value))
+    is_inexact = jnp.issubdtype(dtype, jnp.inexact)
+    self.assertEqual(mean.dtype, dtype if is_inexact else jnp.float32)
+
+  @parameterized.parameters(jnp.bfloat16, jnp.float16)
+  def test_many_tasks_in_half_precision_take_the_whole_step(self, dtype):
+    loss_fn = lambda w, batch: (4096 * jnp.sum(w * batch.inputs), {})
+    batch = jsharp.Batch(jnp.ones((512, 1), dtype), None)
+    for algorithm in (
+      maml(loss_fn, optax.sgd(0.0), optax.sgd(2.0**-12), num_inner_steps=1),
+      reptile(loss_fn, optax.sgd(2.0**-12), optax.sgd(1.0), num_inner_steps=1),
+    ):
+      state = algorithm.init(jnp.zeros((), dtype))
+      state, _ = jax.jit(algorithm.step)(state, jsharp.Task(batch, batch))
+      self.assertEqual(float(state.params), -1.0)
+      self.assertEqual(state.params.dtype, dtype)
 
   def test_memory_does_not_grow_with_the_number_of_tasks(self):
     def temporary_bytes(num_tasks):
