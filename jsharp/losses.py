@@ -122,7 +122,9 @@ def first_order(loss_fn: LossFn) -> LossFn:
     constant = jax.lax.stop_gradient(params)
     (loss, metrics), grads = jax.lax.stop_gradient(value_and_grad_fn(constant, batch))
     steps = jax.tree.map(jnp.subtract, params, constant)
-    slopes = jax.tree.map(lambda g, s: jnp.sum(g * s).astype(loss.dtype), grads, steps)
+    slopes = jax.tree.map(
+      lambda g, s: jnp.sum(g * s).real.astype(loss.dtype), grads, steps
+    )
     return loss + sum(jax.tree.leaves(slopes)), metrics
 
   return first_order_loss_fn

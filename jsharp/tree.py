@@ -6,11 +6,52 @@ taken, of entries scaled by a power of two. The largest entry, the slowest of al
 find, is looked for only there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+
+
+def value_and_grad(
+  fn: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., Any]:
+  """`jax.value_and_grad` whose gradient is the direction of ascent, complex or not.
+
+  JAX's gradient with respect to a complex leaf is the conjugate of that direction: a
+  step against it climbs in the imaginary part.
+
+  Args:
+    fn: `fn(tree, *args) -> loss`, or `(loss, aux)`; the loss is real.
+    has_aux: whether there is an `aux`.
+
+  Returns:
+    `(tree, *args) -> (value, gradient)`, the gradient that of the real and imaginary
+    parts as two real variables, put together again.
+
+  Example:
+    >>> value, gradient = value_and_grad(lambda z: jnp.abs(z))(3 + 4j)
+    >>> float(value), complex(gradient.round(3))
+    (5.0, (0.6000000238418579+0.800000011920929j))
+  """
+  derivative = jax.value_and_grad(fn, has_aux=has_aux)
+
+  def ascending(*args: Any) -> Any:
+    value, gradient = derivative(*args)
+    return value, conjugate(gradient)
+
+  return ascending
+
+
+def conjugate(tree: Any) -> Any:
+  """A tree with its complex leaves conjugated.
+
+  Example:
+    >>> conjugate({"w": 2.0, "z": jnp.complex64(1 + 2j)})
+    {'w': 2.0, 'z': Array(1.-2.j, dtype=complex64)}
+  """
+  return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, tree)
 
 
 def unit(tree: Any) -> Any:

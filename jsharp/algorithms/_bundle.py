@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp.core.descent import descend
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import OverTasksFn, after_adaptation, over_tasks
@@ -41,7 +42,7 @@ def meta_gradient(
   """
 
   def one_task(params: Params, task: Task) -> tuple[Any, Metrics]:
-    (loss, metrics), grads = jax.value_and_grad(task_loss_fn, has_aux=True)(
+    (loss, metrics), grads = trees.value_and_grad(task_loss_fn, has_aux=True)(
       params, task
     )
     return (loss, grads), metrics

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import over_tasks
@@ -119,7 +120,7 @@ def phased_gradient(
       )
 
   def phase(order: Order, weights: jax.Array | None) -> Callable[[Params, Task], Any]:
-    value_and_grad_fn = jax.value_and_grad(
+    value_and_grad_fn = trees.value_and_grad(
       functools.partial(task_loss_fn, order, weights), has_aux=True
     )
 

@@ -51,7 +51,7 @@ from jsharp.core.adaptation import (
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.options import at_least, option, positive
-from jsharp.tree import add_scaled, inner_product, length, unit
+from jsharp.tree import add_scaled, conjugate, inner_product, length, unit
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -205,6 +205,7 @@ def implicit_adaptation(
     params, support, adapted = residuals
     solution, _ = split(adapted, adapted_mask)
     vector, by_others = split(cotangent, adapted_mask)
+    vector = conjugate(vector)  # A cotangent is that of a direction, a gradient is one.
 
     def optimality(solution: Params, params: Params) -> Params:
       """The gradient that is zero at the solution."""
@@ -218,7 +219,7 @@ def implicit_adaptation(
     x = conjugate_gradients(matrix, vector, num_steps=num_cg_steps)
     _, pull_back = jax.vjp(lambda params: optimality(solution, params), params)
     direct = join(jax.tree.map(jnp.zeros_like, vector), by_others)
-    return jax.tree.map(jnp.subtract, direct, pull_back(x)[0]), None
+    return jax.tree.map(jnp.subtract, direct, pull_back(conjugate(x))[0]), None
 
   solve.defvjp(forward, backward)
 
@@ -287,7 +288,12 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   zero = jax.tree.map(jnp.zeros_like, vector)
   carry = zero, start, start, inner_product(start, start)
   x, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
-  return jax.tree.map(lambda a: (a.astype(scale.dtype) * scale).astype(a.dtype), x)
+
+  def scaled(a: jax.Array) -> jax.Array:
+    wide = a.dtype if jnp.iscomplexobj(a) else scale.dtype
+    return (a.astype(wide) * scale.astype(wide)).astype(a.dtype)
+
+  return jax.tree.map(scaled, x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from jsharp.analysis._estimates import (
   as_partial,
   mean_estimate,
   random_like,
+  refuse_complex,
 )
 from jsharp.options import Options, Role, at_least, option
 from jsharp.types import Params
@@ -60,7 +61,10 @@ def hessian_vector_product(
     >>> matvec(jnp.array([1.0, 0.0])).tolist()
     [6.0, 2.0]
   """
-  gradient = jax.grad(loss)
+
+  def gradient(params: Params) -> Params:
+    return trees.value_and_grad(loss)(params)[1]
+
   return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
 
 
@@ -90,7 +94,7 @@ def lanczos(
     All Ritz values and their residuals.
 
   Raises:
-    ValueError: if `num_steps` is not positive or the leaves differ in dtype.
+    ValueError: if `num_steps` is not positive, leaves differ in dtype or are complex.
 
   Example:
     >>> diagonal = jnp.array([5.0, 1.0, -2.0])
@@ -99,6 +103,7 @@ def lanczos(
     [5.0, 1.0, -2.0]
   """
   check_count("num_steps", num_steps)
+  refuse_complex(params)
   dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
   if len(dtypes) != 1:
     raise ValueError(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
 from jsharp.core.descent import ValueAndGradFn, descend
 from jsharp.core.execution import Execution
@@ -84,7 +85,7 @@ def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
     >>> fn({"a": 2.0, "b": None})[1]
     {'a': Array(15., dtype=float32, weak_type=True), 'b': None}
   """
-  return jax.value_and_grad(
+  return trees.value_and_grad(
     lambda adapted: loss_fn(join(adapted, others), batch), has_aux=True
   )
 
@@ -169,7 +170,7 @@ def optimised(
     opt_state = optimizer.init(params)
 
   def step(carry: tuple[Params, Any], i: Any) -> tuple[tuple[Params, Any], Any]:
-    value_and_grad_fn: ValueAndGradFn = jax.value_and_grad(
+    value_and_grad_fn: ValueAndGradFn = trees.value_and_grad(
       functools.partial(loss_at, i), has_aux=True
     )
     params, opt_state, aux = descend(optimizer, value_and_grad_fn, *carry)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jsharp import tree as trees
 from jsharp.types import Params
 
 
@@ -37,7 +38,8 @@ def sharpen(
     has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.grad`.
 
   Returns:
-    A function like `loss_fn`. Its gradient costs two gradients.
+    A function like `loss_fn`. Its gradient costs two gradients, and is JAX's: conjugate
+    it for an optimizer where it is complex.
 
   Raises:
     ValueError: when it is called, if `ascent` has state, such as a schedule's count or
@@ -93,7 +95,7 @@ def _with_sharp_derivative(
     params, *hoisted = primals
 
     def grad_fn(point: Params) -> Any:
-      return jax.grad(lambda w: closed(w, *hoisted)[0])(point)
+      return trees.value_and_grad(lambda w: closed(w, *hoisted)[0])(point)[1]
 
     e, _ = ascent.update(grad_fn(params), state, params, grad_fn=grad_fn)
     sharp_primals = (optax.apply_updates(params, e), *hoisted)
@@ -122,7 +124,8 @@ def functional_sam(
     ascent: as for `sharpen`, without state.
 
   Returns:
-    `value_and_grad(params) -> (loss, gradient)`.
+    `value_and_grad(params) -> (loss, gradient)`, the gradient conjugated where it is
+    complex, as optax expects it.
 
   Raises:
     ValueError: when it is called, if `ascent` has state.
@@ -141,8 +144,9 @@ def functional_sam(
     state = _empty_state(ascent, params)
     outputs, pullback = jax.vjp(net_fn, params)
     loss, slope = jax.value_and_grad(output_loss_fn)(outputs)
-    e, _ = ascent.update(pullback(slope)[0], state, params)
+    grads = trees.conjugate(pullback(slope)[0])
+    e, _ = ascent.update(grads, state, params)
     _, sharp_pullback = jax.vjp(net_fn, optax.apply_updates(params, e))
-    return loss, sharp_pullback(slope)[0]
+    return loss, trees.conjugate(sharp_pullback(slope)[0])
 
   return value_and_grad
