@@ -114,8 +114,9 @@ def reptile(
     task, with `keep_inner_state` too.
 
   Raises:
-    ValueError: if a count is out of range; when called, if a mini-batch is larger than
-      the support set.
+    ValueError: if a count is out of range; when called with mini-batches, if one is
+      larger than the support set, or leaves of the support set with an axis differ in
+      their number of rows.
 
   Example:
     >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
