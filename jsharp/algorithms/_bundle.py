@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsharp import tree as trees
 from jsharp.core.descent import descend
 from jsharp.core.execution import Execution
-from jsharp.core.objectives import OverTasksFn, after_adaptation, over_tasks
+from jsharp.core.objectives import (
+  OverTasksFn,
+  after_adaptation,
+  over_tasks,
+  task_gradient,
+)
 from jsharp.types import (
   AdaptFn,
   MetaAlgorithm,
@@ -40,11 +44,10 @@ def meta_gradient(
     >>> float(loss), metrics["loss"].tolist(), float(grads)
     (2.0, [1.0, 3.0], 2.0)
   """
+  gradient_fn = task_gradient(task_loss_fn)
 
   def one_task(params: Params, task: Task) -> tuple[Any, Metrics]:
-    (loss, metrics), grads = trees.value_and_grad(task_loss_fn, has_aux=True)(
-      params, task
-    )
+    (loss, metrics), grads = gradient_fn(params, task)
     return (loss, grads), metrics
 
   mapped = over_tasks(one_task, chunk=execution.task_chunk)

@@ -60,6 +60,43 @@ def after_adaptation(adapt: AdaptFn, query_loss_fn: TaskLossFn) -> TaskLossFn:
   return task_loss_fn
 
 
+def task_gradient(
+  task_loss_fn: Callable[[Params, Task], tuple[Any, Any]],
+) -> Callable[[Params, Task], Any]:
+  """The value and gradient of one task's loss, through its inner loop.
+
+  Args:
+    task_loss_fn: `task_loss_fn(params, task) -> (loss, aux)`.
+
+  Returns:
+    `(params, task) -> ((loss, aux), grads)`.
+
+  Raises:
+    ValueError: when called, if the inner loop has no reverse-mode derivative.
+
+  Example:
+    >>> fn = task_gradient(lambda w, task: (w * task, {}))
+    >>> float(fn(2.0, jnp.array(3.0))[1])
+    3.0
+  """
+  value_and_grad_fn = trees.value_and_grad(task_loss_fn, has_aux=True)
+
+  def differentiated(params: Params, task: Task) -> Any:
+    try:
+      return value_and_grad_fn(params, task)
+    except ValueError as error:
+      if "lax.while_loop" not in str(error):
+        raise
+      raise ValueError(
+        "the meta-gradient goes through a lax.while_loop, which has no reverse-mode "
+        "derivative: in a line search of the inner optimizer (optax.lbfgs, "
+        "scale_by_zoom_linesearch) or in the loss. Take optax.lbfgs(learning_rate, "
+        "linesearch=None), or imaml or reptile, which do not differentiate inner steps"
+      ) from error
+
+  return differentiated
+
+
 def over_tasks(
   task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: Chunk = None
 ) -> OverTasksFn:

@@ -13,7 +13,7 @@ import optax
 
 from jsharp import tree as trees
 from jsharp._checks import check_count
-from jsharp.perturbations.link import check_update_arguments
+from jsharp.perturbations.link import check_update_arguments, sharp_gradient
 
 
 class RunningMeanState(NamedTuple):
@@ -185,11 +185,10 @@ def repeat(
     total, point = None, params
     for step in range(num_steps):
       if step:
-        updates = grad_fn(point)
+        updates = sharp_gradient(grad_fn, params, total, like=updates)
+        point = optax.apply_updates(params, total)
       e, state = one.update(updates, state, point, grad_fn=grad_fn, **extra)
       total = e if total is None else jax.tree.map(jnp.add, total, e)
-      if step < num_steps - 1:
-        point = optax.apply_updates(params, total)
     return total, state
 
   return optax.GradientTransformationExtraArgs(one.init, update_fn)
