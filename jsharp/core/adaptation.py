@@ -216,8 +216,10 @@ def inner_loop(
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
-    optimizer: any optax optimizer. Adam needs `eps_root > 0`, or the
-      meta-gradient is NaN at a zero gradient. Its state starts anew per task.
+    optimizer: any optax optimizer. Its state starts anew per task. Those that divide by
+      the size of a gradient need a form that has a derivative at zero, or the
+      meta-gradient is NaN there: Adam and its kin `eps_root > 0`, a clip by norm that
+      of `jsharp.core`; docs/methods.md has them all.
     num_steps: the number of steps; 0 returns the parameters unchanged.
     adapted_mask: which leaves are changed. The others are constants here: no
       gradient is computed for them, and neither optimizer nor SAM link sees them
