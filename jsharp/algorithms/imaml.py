@@ -50,6 +50,7 @@ from jsharp.core.adaptation import (
 )
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
+from jsharp.core.second_order import symmetric_map
 from jsharp.options import at_least, option, positive
 from jsharp.tree import add_scaled, conjugate, inner_product, length, unit
 from jsharp.types import (
@@ -215,7 +216,7 @@ def implicit_adaptation(
         lambda g, a, b: g + proximity * (a - b), gradient, solution, own
       )
 
-    _, matrix = jax.linearize(lambda point: optimality(point, params), solution)
+    matrix = symmetric_map(lambda point: optimality(point, params), solution)
     x = conjugate_gradients(matrix, vector, num_steps=num_cg_steps)
     _, pull_back = jax.vjp(lambda params: optimality(solution, params), params)
     direct = join(jax.tree.map(jnp.zeros_like, vector), by_others)

@@ -1,9 +1,9 @@
 """The Hessian of a loss: products with vectors, largest eigenvalues, trace.
 
-The Hessian is only ever multiplied by vectors (forward over reverse, about the cost of
-two gradients). The loss is a function of the parameters alone: what else a model
-holds, such as running averages of batch normalisation, stays fixed, so that the Hessian
-is that of the network as it is evaluated.
+The Hessian is only ever multiplied by vectors (forward over reverse where that is
+possible, about the cost of two gradients). The loss is a function of the parameters
+alone: what else a model holds, such as running averages of batch normalisation, stays
+fixed, so that the Hessian is that of the network as it is evaluated.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from jsharp.analysis._estimates import (
   random_like,
   refuse_complex,
 )
+from jsharp.core.second_order import symmetric_product
 from jsharp.options import Options, Role, at_least, option
 from jsharp.types import Params
 
@@ -65,7 +66,7 @@ def hessian_vector_product(
   def gradient(params: Params) -> Params:
     return trees.value_and_grad(loss)(params)[1]
 
-  return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
+  return lambda vector: symmetric_product(gradient, params, vector)
 
 
 def lanczos(
