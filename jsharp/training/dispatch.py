@@ -250,7 +250,7 @@ class Dispatcher:
   @property
   def needed_bytes(self) -> int | None:
     """What a dispatch holds on a device at a time; None where XLA cannot say."""
-    sizes = self._compiled.memory_analysis()
+    sizes = getattr(self._compiled, "memory_analysis", lambda: None)()
     if sizes is None:
       return None
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
@@ -259,17 +259,25 @@ class Dispatcher:
   def compile(self, state: MetaState, data: Any) -> None:
     """Compiles for the shapes of `state` and `data`, which may take a minute.
 
+    With `jax.disable_jit` nothing is compiled, and every operation runs by itself.
+
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
-    traced = self._dispatch.trace(state, np.int32(1), data)
-    drawn = traced.out_info.metrics["loss"].shape[1]
+    arguments = state, np.int32(1), data
+    traced = None
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+      shapes = jax.eval_shape(self._dispatch, *arguments)
+    else:
+      traced = self._dispatch.trace(*arguments)
+      shapes = traced.out_info
+    drawn = shapes.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
       raise ValueError(
         f"sample_tasks draws {drawn} tasks, num_tasks={self._num_tasks}; make them "
         "equal"
       )
-    self._compiled = traced.lower().compile()
+    self._compiled = traced.lower().compile() if traced else self._dispatch
     self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
 
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:

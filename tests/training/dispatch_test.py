@@ -52,6 +52,21 @@ class DispatchTest(parameterized.TestCase):
     ):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
+  def test_without_jit(self):
+    def step(state, tasks):
+      return MetaState(state.step + 1, state.params + tasks, ()), {"loss": tasks}
+
+    algorithm = MetaAlgorithm(init=None, step=step, adapt=None)
+    dispatcher = Dispatcher(algorithm, lambda step, data: data, num_tasks=2)
+    state, data = MetaState(jnp.int32(0), jnp.zeros(2), ()), jnp.array([1.0, 2.0])
+    with jax.disable_jit():
+      dispatcher.compile(state, data)
+      self.assertIsNone(dispatcher.needed_bytes)
+      for _ in range(2):
+        state, done = dispatcher.run(state, data, 1)
+    self.assertEqual(state.params.tolist(), [2.0, 4.0])
+    self.assertEqual(done.metrics["loss"].tolist(), [[1.0, 2.0]])
+
   @parameterized.parameters((0, 0), (13, 2), (19, 3))
   def test_stops_before_a_step_that_is_not_finite(self, step, task):
     sample = toy_runs.sample_tasks_with_nan(step, task)
