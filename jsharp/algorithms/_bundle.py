@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -15,6 +14,7 @@ from jsharp.core.objectives import (
   over_tasks,
   task_gradient,
 )
+from jsharp.tree import as_arrays, inexact
 from jsharp.types import (
   AdaptFn,
   MetaAlgorithm,
@@ -123,8 +123,10 @@ def initialisation(
   """
 
   def init(params: Params) -> MetaState:
-    params = jax.tree.map(jnp.asarray, params)
-    return MetaState(jnp.zeros((), jnp.int32), params, outer_optimizer.init(params))
+    params = as_arrays(params)
+    return MetaState(
+      jnp.zeros((), jnp.int32), params, outer_optimizer.init(inexact(params)[0])
+    )
 
   return init
 

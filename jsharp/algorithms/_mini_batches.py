@@ -15,6 +15,7 @@ import optax
 from jsharp._checks import check_count
 from jsharp.core.adaptation import join, optimised, split
 from jsharp.core.execution import Execution
+from jsharp.tree import as_arrays
 from jsharp.types import Batch, LossFn, Mask, Metrics, Params
 
 
@@ -106,7 +107,7 @@ def mini_batch_loop(
     batch_size = check_count(name, batch_size)
 
   def loop(params: Params, opt_state: Any, support: Batch) -> tuple[Params, Any]:
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays(params)
     adapted, others = split(params, adapted_mask)
     rows = None
     if batch_size is not None and num_steps:

@@ -69,7 +69,7 @@ def supervised(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def init(variables: Variables) -> MetaState:
-    opt_state = optimizer.init(variables.params)
+    opt_state = optimizer.init(trees.inexact(variables.params)[0])
     if centre is None:
       return MetaState(jnp.int32(0), variables, opt_state)
     # A copy: a step's buffers are reused, and no two may be the same one.

@@ -55,18 +55,20 @@ def hessian_vector_product(
     params: where the Hessian is taken.
 
   Returns:
-    `matvec(vector) -> vector`, pytrees like `params`; the caller jits.
+    `matvec(vector) -> vector`, pytrees like `params` (None for leaves that have no
+    derivative); the caller jits.
 
   Example:
     >>> matvec = hessian_vector_product(lambda w: w[0] ** 2 * w[1], jnp.array([1., 3.]))
     >>> matvec(jnp.array([1.0, 0.0])).tolist()
     [6.0, 2.0]
   """
+  variables, constants = trees.inexact(params)
 
-  def gradient(params: Params) -> Params:
-    return trees.value_and_grad(loss)(params)[1]
+  def gradient(variables: Params) -> Params:
+    return trees.value_and_grad(loss)(trees.join(variables, constants))[1]
 
-  return lambda vector: symmetric_product(gradient, params, vector)
+  return lambda vector: symmetric_product(gradient, variables, trees.inexact(vector)[0])
 
 
 def lanczos(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jsharp import tree as trees
 from jsharp.perturbations.link import SharpnessAwareState
 from jsharp.perturbations.looksam import LookState
 from jsharp.types import Params
@@ -28,10 +29,14 @@ def descend(
   links, Polyak step sizes and line searches work at either loop; what it does
   not use costs nothing once compiled.
 
+  Leaves without a derivative (a counter, an activation function) stay as they are, and
+  the optimizer sees None in their place.
+
   Args:
     optimizer: an optax optimizer, passed through
       `optax.with_extra_args_support` once by the caller.
-    value_and_grad_fn: `params -> ((loss, metrics), grads)`.
+    value_and_grad_fn: `params -> ((loss, metrics), grads)`, as from
+      `jsharp.tree.value_and_grad`.
     params: where to step from.
     opt_state: the optimizer's state.
     grad_fn: what links are given as `grad_fn`; the gradient of
@@ -52,13 +57,21 @@ def descend(
     0.800000011920929
   """
   _check_links(opt_state)
-  (loss, metrics), grads = value_and_grad_fn(params)
+  params, constants = trees.inexact(params)
+
+  def at(point: Params) -> Params:
+    return trees.join(point, constants)
+
+  (loss, metrics), grads = value_and_grad_fn(at(params))
 
   # optax's line searches pass every other extra argument on to value_fn and
   # refuse those that it does not take.
   def value_fn(point: Params, grad_fn: Any = None) -> Any:
     del grad_fn
-    return value_and_grad_fn(point)[0][0]
+    return value_and_grad_fn(at(point))[0][0]
+
+  def gradient(point: Params) -> Any:
+    return grad_fn(at(point)) if grad_fn else value_and_grad_fn(at(point))[1]
 
   updates, opt_state = optimizer.update(
     grads,
@@ -67,11 +80,9 @@ def descend(
     value=loss,
     grad=grads,
     value_fn=value_fn,
-    grad_fn=_of_like_params(
-      grad_fn or (lambda point: value_and_grad_fn(point)[1]), params
-    ),
+    grad_fn=_of_like_params(gradient, params),
   )
-  return optax.apply_updates(params, updates), opt_state, metrics
+  return at(optax.apply_updates(params, updates)), opt_state, metrics
 
 
 def _of_like_params(

@@ -191,7 +191,11 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
 
     def is_in_part(path, _):
       modules_on_path = path[:-1]  # The last entry is the parameter's own name.
-      names = {k.key for k in modules_on_path if isinstance(k, jax.tree_util.DictKey)}
+      names = {
+        jax.tree_util.keystr((k,), simple=True)  # Of a dict or an attribute.
+        for k in modules_on_path
+        if not isinstance(k, jax.tree_util.SequenceKey)
+      }
       found.update(names)
       return not names.isdisjoint(modules)
 

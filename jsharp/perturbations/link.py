@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp.perturbations.combine import Combine
 
 
@@ -68,6 +69,7 @@ def sharpness_aware(
   ) -> tuple[Any, SharpnessAwareState]:
     params = own_params(params)
     check_update_arguments(params, grad_fn)
+    params, grad_fn = where_updated(updates, params, grad_fn)
     perturbation, ascent_state = ascent.update(
       updates, state.ascent, params, grad_fn=grad_fn, **extra
     )
@@ -86,6 +88,40 @@ def own_params(params: Any) -> Any:
     (1.0, 3.0)
   """
   return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def where_updated(updates: Any, params: Any, grad_fn: Any) -> tuple[Any, Any]:
+  """The parameters that have a gradient, and `grad_fn` as a function of them alone.
+
+  Libraries whose models are pytrees with other leaves (Equinox) give None as the
+  gradient of a counter or an activation function.
+
+  Example:
+    >>> grad_fn = lambda model: [model[1](model[0]), None]
+    >>> w, grad_fn = where_updated([0.0, None], [-2.0, abs], grad_fn)
+    >>> w, grad_fn(w)
+    ([-2.0, None], [2.0, None])
+  """
+
+  def is_none(node: Any) -> bool:
+    return node is None
+
+  structure: Any = jax.tree.structure(updates)
+  if structure == jax.tree.structure(params):
+    return params, grad_fn
+  try:
+    there, rest = (
+      jax.tree.map(
+        lambda g, w, has=has: w if (g is not None) == has else None,
+        updates,
+        params,
+        is_leaf=is_none,
+      )
+      for has in (True, False)
+    )
+  except ValueError:
+    return params, grad_fn  # Of another structure altogether: JAX says where.
+  return there, lambda point: grad_fn(trees.join(point, rest))
 
 
 def sharp_gradient(

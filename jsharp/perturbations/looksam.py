@@ -16,6 +16,7 @@ from jsharp.perturbations.link import (
   check_update_arguments,
   own_params,
   sharp_gradient,
+  where_updated,
 )
 from jsharp.tree import length, orthogonal_part, unit
 
@@ -92,6 +93,7 @@ def looksam(
   ) -> tuple[Any, LookState]:
     params = own_params(params)
     check_update_arguments(params, grad_fn)
+    params, grad_fn = where_updated(updates, params, grad_fn)
 
     def look() -> tuple[Any, Any, Any]:
       e, ascent_state = ascent.update(
