@@ -283,10 +283,24 @@ def _mean(total: Any, num_tasks: int, dtypes: Any) -> Any:
 
 
 def _num_tasks(tasks: Task) -> int:
-  lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-  if len(lengths) != 1 or () in lengths or (0,) in lengths:
+  stack = "jax.tree.map(lambda *x: jnp.stack(x), *tasks)"
+  if type(tasks) in (list, tuple) and any(isinstance(t, Task) for t in tasks):
     raise ValueError(
-      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, got "
-      f"leading axes {sorted(lengths)}; stack tasks with jax.tree.map(jnp.stack, ...)"
+      f"tasks is a {type(tasks).__name__} of {len(tasks)}, and must be one Task whose "
+      f"arrays have a leading axis [num_tasks, ...]; stack them: {stack}"
+    )
+  axes = {
+    jax.tree_util.keystr(path): jnp.shape(leaf)[:1]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tasks)
+  }
+  lengths = set(axes.values())
+  if len(lengths) != 1 or () in lengths or (0,) in lengths:
+    found = ", ".join(
+      f"tasks{path} has {'no axis' if not axis else axis[0]}"
+      for path, axis in list(axes.items())[:4]
+    )
+    raise ValueError(
+      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, and "
+      f"{found or 'there is none'}; stack a list of tasks with {stack}"
     )
   return lengths.pop()[0]

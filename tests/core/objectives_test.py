@@ -118,6 +118,20 @@ class OverTasksTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, "num_tasks"):
         over_tasks(per_task)(jnp.ones(3), tasks)
+    with self.assertRaisesRegex(ValueError, r"tasks\['x'\] has 2, tasks\['y'\] has no"):
+      over_tasks(per_task)(jnp.ones(3), {"x": jnp.ones(2), "y": 1.0})
+
+  def test_a_list_of_tasks_is_to_be_stacked(self):
+    batch = jsharp.Batch(jnp.ones((4, 1)), jnp.ones((4, 1)))
+    tasks = [jsharp.Task(batch, batch)] * 3
+    loss_fn = lambda w, batch: (jnp.sum(w * batch.inputs), {})
+    algorithm = maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    state = algorithm.init(1.0)
+    with self.assertRaisesRegex(ValueError, "tasks is a list of 3.*stack") as caught:
+      algorithm.step(state, tasks)
+    advice = str(caught.exception).split("stack them: ")[1]
+    stacked = eval(advice, {"jax": jax, "jnp": jnp, "tasks": tasks})
+    self.assertEqual(algorithm.step(state, stacked)[1]["loss"].shape, (3,))
 
 
 if __name__ == "__main__":
