@@ -15,6 +15,7 @@ from flax import nnx
 
 import jsharp
 from jsharp import algorithms, analysis, losses, models, tree
+from jsharp.core import descend
 
 
 def line_tasks(num_tasks=3):
@@ -289,6 +290,9 @@ class OtherLeavesTest(parameterized.TestCase):
     adapt = jsharp.inner_loop(lambda w, x: (w * x, {}), optax.sgd(0.1), num_steps=1)
     with self.assertRaisesRegex(ValueError, "nothing to adapt.*int64.*floats"):
       adapt(3, 1.0)
+    square = tree.value_and_grad(lambda w: (w**2, {}), has_aux=True)
+    with self.assertRaisesRegex(ValueError, "no floating-point leaf.*as floats"):
+      descend(optax.with_extra_args_support(optax.sgd(0.1)), square, 3, ())
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def descend(
     The new params, the new optimizer state, and the metrics at `params`.
 
   Raises:
-    ValueError: if the optimizer ends in a SAM link, reshapes the parameters around one,
-      or takes other arguments than optax's optimizers do (`optax.lookahead`,
-      `optax.contrib.sam`).
+    ValueError: if no leaf of `params` has a derivative; if the optimizer ends in a SAM
+      link, reshapes the parameters around one, or takes other arguments than optax's
+      optimizers do (`optax.lookahead`, `optax.contrib.sam`).
 
   Example:
     >>> sgd = optax.with_extra_args_support(optax.sgd(0.1))
@@ -58,6 +58,11 @@ def descend(
   """
   _check_links(opt_state)
   params, constants = trees.inexact(params)
+  if jax.tree.leaves(constants) and not jax.tree.leaves(params):
+    raise ValueError(
+      "params hold no floating-point leaf, so nothing would be learned; pass them as "
+      "floats"
+    )
 
   def at(point: Params) -> Params:
     return trees.join(point, constants)
