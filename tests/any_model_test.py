@@ -15,7 +15,7 @@ from flax import nnx
 
 import jsharp
 from jsharp import algorithms, analysis, losses, models, tree
-from jsharp.core import descend
+from jsharp.core import descend, second_order
 
 
 def line_tasks(num_tasks=3):
@@ -202,7 +202,20 @@ class OtherLeavesTest(parameterized.TestCase):
       return jax.jit(algorithm.step)(start, line_tasks())[0].params
 
     model = dataclasses.replace(self.model, activation=None)  # jit takes no functions.
-    for constructor in (jsharp.maml, algorithms.reptile):
+
+    def with_less_memory(transform):
+      def constructor(loss_fn, *args, **options):
+        query = lambda params, task: loss_fn(params, task.query)
+        return jsharp.maml(transform(loss_fn), *args, query_loss_fn=query, **options)
+
+      return constructor
+
+    for constructor in (
+      jsharp.fomaml,
+      algorithms.reptile,
+      with_less_memory(second_order.recomputed),
+      with_less_memory(second_order.forward_over_reverse),
+    ):
       stepped = step(constructor, lambda w, batch: self.loss_fn(fixed(w), batch), model)
       self.check(stepped, step(constructor, self.loss_fn, self.params))
       self.stays(fixed(stepped))

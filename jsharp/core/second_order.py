@@ -50,9 +50,12 @@ def recomputed(loss_fn: LossFn) -> LossFn:
     >>> float(slope(2.0)), float(jax.grad(slope)(2.0))
     (12.0, 12.0)
   """
-  return _with_gradient(
-    loss_fn, jax.checkpoint(jax.value_and_grad(loss_fn, has_aux=True))
-  )
+
+  def transformed(loss_fn: LossFn) -> LossFn:
+    value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    return _with_gradient(loss_fn, jax.checkpoint(value_and_grad_fn))
+
+  return _of_variables(loss_fn, transformed)
 
 
 def forward_over_reverse(loss_fn: LossFn) -> LossFn:
@@ -81,6 +84,26 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
     >>> float(slope(2.0)), float(jax.grad(slope)(2.0))
     (12.0, 12.0)
   """
+  return _of_variables(loss_fn, _forward_over_reverse)
+
+
+def _of_variables(loss_fn: LossFn, transform: Callable[[LossFn], LossFn]) -> LossFn:
+  """`transform(loss_fn)`, with leaves that have no derivative as constants."""
+  of_all = transform(loss_fn)
+
+  def transformed(params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
+    variables, constants = trees.inexact(params)
+    if not jax.tree.leaves(constants):
+      return of_all(params, batch)
+    of_some = transform(
+      lambda variables, batch: loss_fn(trees.join(variables, constants), batch)
+    )
+    return of_some(variables, batch)
+
+  return functools.wraps(loss_fn)(transformed)
+
+
+def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
   value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   @jax.custom_vjp
@@ -223,7 +246,7 @@ def _with_gradient(loss_fn: LossFn, gradient: Callable[..., Any]) -> LossFn:
     return _scaled(grads, cotangents[0]), None
 
   with_gradient.defvjp(forward, backward, symbolic_zeros=True)
-  return functools.wraps(loss_fn)(lambda params, batch: with_gradient(params, batch))
+  return with_gradient
 
 
 def _values(args: Any) -> Any:
