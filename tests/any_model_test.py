@@ -299,6 +299,12 @@ class OtherLeavesTest(parameterized.TestCase):
     marked = models.part_mask("out")(nested)
     self.assertEqual((marked.hidden.hidden, marked.out.hidden), (False, True))
 
+    nested = lambda: nnx.Dict(inner=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    state = nnx.state(nnx.eval_shape(nested))
+    self.assertTrue(all(jax.tree.leaves(models.part_mask("inner")(state))))
+    with self.assertRaisesRegex(ValueError, r"they have \['inner'\]"):
+      models.part_mask("kernel")(state)
+
   def test_nothing_to_adapt_is_refused(self):
     adapt = jsharp.inner_loop(lambda w, x: (w * x, {}), optax.sgd(0.1), num_steps=1)
     with self.assertRaisesRegex(ValueError, "nothing to adapt.*int64.*floats"):
