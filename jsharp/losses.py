@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp.types import ApplyFn, Batch, LossFn, Metrics, Params
 
 Criterion = Callable[[Any, Any], tuple[jax.Array, Metrics]]
@@ -116,13 +117,18 @@ def first_order(loss_fn: LossFn) -> LossFn:
     >>> float(slope(2.0)), float(jax.grad(slope)(2.0))
     (12.0, 0.0)
   """
-  value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def first_order_loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-    constant = jax.lax.stop_gradient(params)
-    (loss, metrics), grads = jax.lax.stop_gradient(value_and_grad_fn(constant, batch))
-    steps = jax.tree.map(jnp.subtract, params, constant)
-    slopes = jax.tree.map(lambda g, s: jnp.sum(g * s).astype(loss.dtype), grads, steps)
+    variables, others = trees.inexact(params)
+    value_and_grad_fn = jax.value_and_grad(
+      lambda point: loss_fn(trees.join(point, others), batch), has_aux=True
+    )
+    constant = jax.lax.stop_gradient(variables)
+    (loss, metrics), grads = jax.lax.stop_gradient(value_and_grad_fn(constant))
+    steps = jax.tree.map(jnp.subtract, variables, constant)
+    slopes = jax.tree.map(
+      lambda g, s: jnp.sum(g * s).real.astype(loss.dtype), grads, steps
+    )
     return loss + sum(jax.tree.leaves(slopes)), metrics
 
   return first_order_loss_fn

@@ -6,11 +6,110 @@ taken, of entries scaled by a power of two. The largest entry, the slowest of al
 find, is looked for only there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+
+
+def is_inexact(leaf: Any) -> bool:
+  """Whether a leaf has a derivative: a real or complex number or array.
+
+  Integers, bools, keys of `jax.random`, functions and words have none.
+
+  Example:
+    >>> is_inexact(1.0), is_inexact(jnp.arange(3)), is_inexact(jnp.tanh)
+    (True, False, False)
+  """
+  if isinstance(leaf, float | complex):
+    return True
+  return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def inexact(tree: Any) -> tuple[Any, Any]:
+  """Splits a tree into the leaves that have a derivative and the others.
+
+  Returns:
+    Two trees like `tree`, with None in place of each leaf that is in the other one;
+    None counts as no leaf. `join` puts them together.
+
+  Example:
+    >>> inexact([1.0, 3])
+    ([1.0, None], [None, 3])
+  """
+  return (
+    jax.tree.map(lambda x: x if is_inexact(x) else None, tree),
+    jax.tree.map(lambda x: None if is_inexact(x) else x, tree),
+  )
+
+
+def join(first: Any, second: Any) -> Any:
+  """Puts together what `inexact` took apart: each has None where the other does not.
+
+  Example:
+    >>> join({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
+    {'body': 1.0, 'head': 3.0}
+  """
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
+  )
+
+
+def as_arrays(tree: Any) -> Any:
+  """A tree with its numbers and NumPy arrays as JAX arrays, all else as it is.
+
+  Example:
+    >>> as_arrays({"w": 1.0, "activation": abs})["activation"](-2)
+    2
+  """
+  numbers = bool | int | float | complex | np.ndarray | np.generic
+  return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, tree)
+
+
+def value_and_grad(
+  fn: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., Any]:
+  """`jax.value_and_grad` whose gradient is the direction of ascent, of any pytree.
+
+  JAX's gradient with respect to a complex leaf is the conjugate of that direction: a
+  step against it climbs in the imaginary part. Leaves without a derivative, such as a
+  counter or an activation function, are constants.
+
+  Args:
+    fn: `fn(tree, *args) -> loss`, or `(loss, aux)`; the loss is real.
+    has_aux: whether there is an `aux`.
+
+  Returns:
+    `(tree, *args) -> (value, gradient)`, the gradient that of the real and imaginary
+    parts as two real variables, put together again; None for a leaf without one.
+
+  Example:
+    >>> value, gradient = value_and_grad(lambda z: jnp.abs(z))(3 + 4j)
+    >>> float(value), complex(gradient.round(3))
+    (5.0, (0.6000000238418579+0.800000011920929j))
+  """
+
+  def ascending(tree: Any, *args: Any) -> Any:
+    variables, constants = inexact(tree)
+    value, gradient = jax.value_and_grad(
+      lambda variables: fn(join(variables, constants), *args), has_aux=has_aux
+    )(variables)
+    return value, conjugate(gradient)
+
+  return ascending
+
+
+def conjugate(tree: Any) -> Any:
+  """A tree with its complex leaves conjugated.
+
+  Example:
+    >>> conjugate({"w": 2.0, "z": jnp.complex64(1 + 2j)})
+    {'w': 2.0, 'z': Array(1.-2.j, dtype=complex64)}
+  """
+  return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, tree)
 
 
 def unit(tree: Any) -> Any:
@@ -98,6 +197,21 @@ def orthogonal_part(of: Any, to: Any) -> Any:
   direction = unit(to)
   size = inner_product(of, direction)
   return jax.tree.map(lambda x, u: x - size.astype(x.dtype) * u, of, direction)
+
+
+def at_least_float32(dtype: Any) -> Any:
+  """The dtype in which arrays of `dtype` are summed.
+
+  Integers, bools and floating-point dtypes narrower than float32 are summed as floats:
+  a sum in bfloat16 stops growing at 256 ones, one in int8 wraps.
+
+  Example:
+    >>> [jnp.dtype(at_least_float32(x)).name for x in (jnp.bfloat16, bool, jnp.float32)]
+    ['float32', 'float32', 'float32']
+  """
+  if not jnp.issubdtype(dtype, jnp.inexact):
+    return jnp.result_type(float)
+  return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def widen(leaves: list[jax.Array]) -> tuple[list[jax.Array], Any]:

@@ -3,13 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from jsharp.core.descent import descend
 from jsharp.core.execution import Execution
-from jsharp.core.objectives import OverTasksFn, after_adaptation, over_tasks
+from jsharp.core.objectives import (
+  OverTasksFn,
+  after_adaptation,
+  over_tasks,
+  task_gradient,
+)
+from jsharp.tree import as_arrays, inexact
 from jsharp.types import (
   AdaptFn,
   MetaAlgorithm,
@@ -39,11 +44,10 @@ def meta_gradient(
     >>> float(loss), metrics["loss"].tolist(), float(grads)
     (2.0, [1.0, 3.0], 2.0)
   """
+  gradient_fn = task_gradient(task_loss_fn)
 
   def one_task(params: Params, task: Task) -> tuple[Any, Metrics]:
-    (loss, metrics), grads = jax.value_and_grad(task_loss_fn, has_aux=True)(
-      params, task
-    )
+    (loss, metrics), grads = gradient_fn(params, task)
     return (loss, grads), metrics
 
   mapped = over_tasks(one_task, chunk=execution.task_chunk)
@@ -119,8 +123,10 @@ def initialisation(
   """
 
   def init(params: Params) -> MetaState:
-    params = jax.tree.map(jnp.asarray, params)
-    return MetaState(jnp.zeros((), jnp.int32), params, outer_optimizer.init(params))
+    params = as_arrays(params)
+    return MetaState(
+      jnp.zeros((), jnp.int32), params, outer_optimizer.init(inexact(params)[0])
+    )
 
   return init
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jsharp.algorithms._options import Made, Problem
+from jsharp.tree import at_least_float32
 from jsharp.types import ApplyFn, MetaAlgorithm, Params
 
 _BEHIND = 1e3
@@ -26,7 +27,8 @@ def embed(
     num_statistics: see `jsharp.normalization.support_statistics`; None for all rows.
 
   Returns:
-    `[num_examples, dim]`.
+    `[num_examples, dim]`, in float32 at least: distances of features in half precision
+    overflow or lose all digits.
 
   Raises:
     ValueError: if the features are not one vector per example.
@@ -43,7 +45,7 @@ def embed(
       f"{features.dtype} {features.shape}; flatten each example to one vector, for "
       "example Conv4(num_outputs=None)"
     )
-  return features
+  return features.astype(at_least_float32(features.dtype))
 
 
 def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:

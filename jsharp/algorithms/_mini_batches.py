@@ -15,6 +15,7 @@ import optax
 from jsharp._checks import check_count
 from jsharp.core.adaptation import join, optimised, split
 from jsharp.core.execution import Execution
+from jsharp.tree import as_arrays
 from jsharp.types import Batch, LossFn, Mask, Metrics, Params
 
 
@@ -74,6 +75,10 @@ def mini_batch_loop(
 ) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
   """The inner loop on mini-batches of the support set, from a given optimizer state.
 
+  Every leaf of the support set with an axis has an example in each row of its first
+  axis, and steps see rows of it. A leaf without axes, such as a key of
+  `jax.random.key`, belongs to the whole task: every step sees it as it is.
+
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
     optimizer: any optax optimizer.
@@ -87,7 +92,8 @@ def mini_batch_loop(
     `loop(params, opt_state, support) -> (adapted, opt_state)`.
 
   Raises:
-    ValueError: if `batch_size` is below 1, or, when called, above the number of rows.
+    ValueError: if `batch_size` is below 1, or, when called, above the number of rows;
+      when called, if leaves of the support set differ in their number of rows.
 
   Example:
     >>> loop = mini_batch_loop(
@@ -101,11 +107,11 @@ def mini_batch_loop(
     batch_size = check_count(name, batch_size)
 
   def loop(params: Params, opt_state: Any, support: Batch) -> tuple[Params, Any]:
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays(params)
     adapted, others = split(params, adapted_mask)
     rows = None
     if batch_size is not None and num_steps:
-      num_examples = jax.tree.leaves(support)[0].shape[0]
+      num_examples = _num_examples(name, support)
       if batch_size > num_examples:
         raise ValueError(
           f"{name}={batch_size} is more than the support set's {num_examples} "
@@ -118,7 +124,7 @@ def mini_batch_loop(
       if rows is not None:
         # The row is a constant where `rows` and `i` are.
         chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
-        batch = jax.tree.map(lambda x: x[chosen], support)
+        batch = jax.tree.map(lambda x: x[chosen] if jnp.ndim(x) else x, support)
       return loss_fn(join(adapted, others), batch)
 
     adapted, opt_state, _ = optimised(
@@ -127,3 +133,21 @@ def mini_batch_loop(
     return join(adapted, others), opt_state
 
   return loop
+
+
+def _num_examples(name: str, support: Any) -> Any:
+  """The rows of a support set; refuses arrays of another number by their names."""
+  rows = {
+    jax.tree_util.keystr(path): jnp.shape(leaf)[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(support)
+    if jnp.ndim(leaf)
+  }
+  first = next(iter(rows.values()), 0)
+  if not rows or any(number != first for number in rows.values()):
+    found = ", ".join(f"support{path} has {number}" for path, number in rows.items())
+    raise ValueError(
+      f"{name} takes rows of a support set whose arrays have one number of rows, one "
+      f"per example: {found or 'it has no array'}; repeat what belongs to the whole "
+      f"task for every example, or leave {name} None"
+    )
+  return first

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jsharp._checks import check_count
 from jsharp.core.execution import Execution
-from jsharp.core.objectives import over_tasks
+from jsharp.core.objectives import over_tasks, task_gradient
 from jsharp.losses import first_order
 from jsharp.types import LossFn, Metrics, Params, Task
 
@@ -119,9 +119,7 @@ def phased_gradient(
       )
 
   def phase(order: Order, weights: jax.Array | None) -> Callable[[Params, Task], Any]:
-    value_and_grad_fn = jax.value_and_grad(
-      functools.partial(task_loss_fn, order, weights), has_aux=True
-    )
+    value_and_grad_fn = task_gradient(functools.partial(task_loss_fn, order, weights))
 
     def one_task(params: Params, task: Task) -> tuple[Any, Metrics]:
       (loss, (metrics, averaged)), grads = value_and_grad_fn(params, task)

@@ -50,8 +50,17 @@ from jsharp.core.adaptation import (
 )
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
+from jsharp.core.second_order import symmetric_map
 from jsharp.options import at_least, option, positive
-from jsharp.tree import add_scaled, inner_product, length, unit
+from jsharp.tree import (
+  add_scaled,
+  as_arrays,
+  conjugate,
+  inexact,
+  inner_product,
+  length,
+  unit,
+)
 from jsharp.types import (
   AdaptFn,
   Batch,
@@ -175,10 +184,32 @@ def implicit_adaptation(
   usual_optimizer = optimizer
   num_cg_steps = check_count("num_cg_steps", num_cg_steps)
 
-  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-  def solve(num_steps: int, optimizer: Any, params: Params, support: Batch) -> Params:
+  def mask_of(complete: Any, constants: Any) -> Mask | None:
+    """The mask of what has a derivative, from that of all parameters."""
+    if adapted_mask is None:
+      return None
+
+    def mask(point: Params) -> Any:
+      return jax.tree.map(
+        lambda x, keep: None if x is None else keep,
+        point,
+        adapted_mask(complete(point, constants)),
+        is_leaf=lambda x: x is None,
+      )
+
+    return mask
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+  def solve(
+    num_steps: int,
+    optimizer: Any,
+    complete: Any,
+    params: Params,
+    constants: Any,
+    support: Batch,
+  ) -> Params:
     def regularised(point: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-      loss, metrics = loss_fn(point, batch)
+      loss, metrics = loss_fn(complete(point, constants), batch)
       difference = jax.tree.map(jnp.subtract, point, params)
       square = inner_product(difference, difference).astype(loss.dtype)
       return loss + proximity / 2 * square, metrics
@@ -187,38 +218,49 @@ def implicit_adaptation(
       regularised,
       optimizer,
       num_steps=num_steps,
-      adapted_mask=adapted_mask,
+      adapted_mask=mask_of(complete, constants),
       execution=execution,
     )
     return loop(params, support)
 
   def forward(
-    num_steps: int, optimizer: Any, params: Params, support: Batch
+    num_steps: int,
+    optimizer: Any,
+    complete: Any,
+    params: Params,
+    constants: Any,
+    support: Batch,
   ) -> tuple[Params, Any]:
-    adapted = solve(num_steps, optimizer, params, support)
-    return adapted, (params, support, adapted)
+    adapted = solve(num_steps, optimizer, complete, params, constants, support)
+    return adapted, (params, constants, support, adapted)
 
   def backward(
-    num_steps: int, optimizer: Any, residuals: Any, cotangent: Params
-  ) -> tuple[Params, None]:
+    num_steps: int, optimizer: Any, complete: Any, residuals: Any, cotangent: Params
+  ) -> tuple[Params, None, None]:
     del num_steps, optimizer
-    params, support, adapted = residuals
-    solution, _ = split(adapted, adapted_mask)
-    vector, by_others = split(cotangent, adapted_mask)
+    params, constants, support, adapted = residuals
+
+    def support_loss_fn(point: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+      return loss_fn(complete(point, constants), batch)
+
+    mask = mask_of(complete, constants)
+    solution, _ = split(adapted, mask)
+    vector, by_others = split(cotangent, mask)
+    vector = conjugate(vector)  # A cotangent is that of a direction, a gradient is one.
 
     def optimality(solution: Params, params: Params) -> Params:
       """The gradient that is zero at the solution."""
-      own, others = split(params, adapted_mask)
-      _, gradient = adapted_value_and_grad(loss_fn, others, support)(solution)
+      own, others = split(params, mask)
+      _, gradient = adapted_value_and_grad(support_loss_fn, others, support)(solution)
       return jax.tree.map(
         lambda g, a, b: g + proximity * (a - b), gradient, solution, own
       )
 
-    _, matrix = jax.linearize(lambda point: optimality(point, params), solution)
+    matrix = symmetric_map(lambda point: optimality(point, params), solution)
     x = conjugate_gradients(matrix, vector, num_steps=num_cg_steps)
     _, pull_back = jax.vjp(lambda params: optimality(solution, params), params)
     direct = join(jax.tree.map(jnp.zeros_like, vector), by_others)
-    return jax.tree.map(jnp.subtract, direct, pull_back(x)[0]), None
+    return jax.tree.map(jnp.subtract, direct, pull_back(conjugate(x))[0]), None, None
 
   solve.defvjp(forward, backward)
 
@@ -230,8 +272,18 @@ def implicit_adaptation(
     optimizer: optax.GradientTransformation | None = None,
   ) -> Params:
     length = chosen_steps(num_steps, usual_steps)
-    params = jax.tree.map(jnp.asarray, params)
-    return solve(length, optimizer or usual_optimizer, params, support)
+    variables, constants = inexact(as_arrays(params))
+    # An activation function is no argument that JAX knows.
+    arrays = jax.tree.map(lambda x: x if hasattr(x, "dtype") else None, constants)
+    static = jax.tree.map(lambda x: None if hasattr(x, "dtype") else x, constants)
+
+    def complete(variables: Params, arrays: Any) -> Params:
+      return join(variables, join(arrays, static))
+
+    adapted = solve(
+      length, optimizer or usual_optimizer, complete, variables, arrays, support
+    )
+    return complete(adapted, arrays)
 
   return adapt
 
@@ -287,7 +339,12 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
   zero = jax.tree.map(jnp.zeros_like, vector)
   carry = zero, start, start, inner_product(start, start)
   x, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
-  return jax.tree.map(lambda a: (a.astype(scale.dtype) * scale).astype(a.dtype), x)
+
+  def scaled(a: jax.Array) -> jax.Array:
+    wide = a.dtype if jnp.iscomplexobj(a) else scale.dtype
+    return (a.astype(wide) * scale.astype(wide)).astype(a.dtype)
+
+  return jax.tree.map(scaled, x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

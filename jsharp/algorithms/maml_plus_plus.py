@@ -76,6 +76,7 @@ from jsharp.core.execution import Execution
 from jsharp.core.transforms import learned_step_rates
 from jsharp.models import Network, first_outputs, norm_mask, with_statistics
 from jsharp.options import at_least, option
+from jsharp.tree import as_arrays, inexact
 from jsharp.types import (
   Batch,
   LossFn,
@@ -255,15 +256,15 @@ def maml_plus_plus(
         params.params,
         rows_of(params.statistics, num_inner_steps + 1),
       )
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays(params)
     shared, copies = copied(params, per_step, num_inner_steps + 1)
     rates, (adapted, _) = None, at_step(shared, copies, adapted_mask)
     if learn_rates:
       rates = jax.tree.map(
-        lambda x: jnp.full(num_inner_steps, inner_lr, x.dtype), adapted
+        lambda x: jnp.full(num_inner_steps, inner_lr, x.real.dtype), adapted
       )
     point = PlusPlusParams(shared, copies, rates, None)
-    opt_state = outer_optimizer.init(point)
+    opt_state = outer_optimizer.init(inexact(point)[0])
     return MetaState(jnp.int32(0), point._replace(statistics=statistics), opt_state)
 
   outer = optax.with_extra_args_support(outer_optimizer)

@@ -37,6 +37,7 @@ from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.core.transforms import learned_rates
 from jsharp.options import interval, option
+from jsharp.tree import as_arrays
 from jsharp.types import (
   Batch,
   LossFn,
@@ -117,7 +118,7 @@ def meta_sgd(
   rates_key = jax.random.fold_in(jax.random.key(0), _RATES) if key is None else key
 
   def prepare(params: Params) -> WithRates:
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays(params)
     leaves, structure = jax.tree.flatten(split(params, adapted_mask)[0])
     keys = jax.random.split(rates_key, len(leaves))
     rates = [

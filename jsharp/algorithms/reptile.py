@@ -48,6 +48,7 @@ from jsharp.core.adaptation import chosen_steps, join, split
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query, over_tasks
 from jsharp.options import at_least, option
+from jsharp.tree import inexact
 from jsharp.types import (
   Batch,
   LossFn,
@@ -114,8 +115,9 @@ def reptile(
     task, with `keep_inner_state` too.
 
   Raises:
-    ValueError: if a count is out of range; when called, if a mini-batch is larger than
-      the support set.
+    ValueError: if a count is out of range; when called with mini-batches, if one is
+      larger than the support set, or leaves of the support set with an axis differ in
+      their number of rows.
 
   Example:
     >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
@@ -143,7 +145,8 @@ def reptile(
   def one_task(start: WithInnerState, task: Task) -> tuple[Any, Any]:
     adapted, inner_state = loop(*start, task.support)
     loss, metrics = query_loss_fn(adapted, task)
-    gradient = jax.tree.map(jnp.subtract, start.params, adapted)
+    before, after = (inexact(point)[0] for point in (start.params, adapted))
+    gradient = jax.tree.map(jnp.subtract, before, after)
     averaged, others = _split_inexact(inner_state if keep_inner_state else ())
     return (loss, gradient, averaged), ({"loss": loss, **metrics}, others)
 

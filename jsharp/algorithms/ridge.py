@@ -44,6 +44,7 @@ from jsharp.algorithms._options import (
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy
+from jsharp.tree import at_least_float32
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 _MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
@@ -200,7 +201,7 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
     penalty: positive scalar.
 
   Returns:
-    W, `[dim, num_outputs]`.
+    W, `[dim, num_outputs]` of that dtype; the system is solved in float32 at least.
 
   Raises:
     ValueError: if both `n` and `dim` are above 4096.
@@ -210,6 +211,10 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
     Array([[0.5]], dtype=float32)
   """
   n, dim = features.shape
+  wide = at_least_float32(features.dtype)
+  if features.dtype != wide:
+    weights = ridge_weights(features.astype(wide), targets.astype(wide), penalty)
+    return weights.astype(features.dtype)
   penalty = jnp.asarray(penalty, features.dtype)
   if not isinstance(n, int):
     # A symbolic dimension of `jax.export`: the side is chosen when the program runs.

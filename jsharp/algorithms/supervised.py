@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from jsharp import tree as trees
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
 from jsharp.options import Options, Role, at_least, between, option, positive
@@ -68,7 +69,7 @@ def supervised(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def init(variables: Variables) -> MetaState:
-    opt_state = optimizer.init(variables.params)
+    opt_state = optimizer.init(trees.inexact(variables.params)[0])
     if centre is None:
       return MetaState(jnp.int32(0), variables, opt_state)
     # A copy: a step's buffers are reused, and no two may be the same one.
@@ -87,7 +88,7 @@ def supervised(
       return metrics["loss"].mean(), (metrics, statistics)
 
     params, opt_state, (metrics, statistics) = descend(
-      optimizer, jax.value_and_grad(mean_loss, has_aux=True), params, opt_state
+      optimizer, trees.value_and_grad(mean_loss, has_aux=True), params, opt_state
     )
     if centre is not None:
       params, opt_state = centre(params, opt_state), (params, opt_state)

@@ -60,6 +60,28 @@ def as_partial(loss: Callable[..., Any]) -> Any:
   return loss if isinstance(loss, Partial) else Partial(loss)
 
 
+def refuse_complex(params: Params) -> None:
+  """Refuses complex leaves, where a probe would see the real part alone.
+
+  Args:
+    params: any pytree of arrays.
+
+  Raises:
+    ValueError: if a leaf is complex.
+
+  Example:
+    >>> refuse_complex({"w": jnp.ones(3), "z": jnp.array(1j)})
+    Traceback (most recent call last):
+    ValueError: params['z'] is complex64, ...
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.iscomplexobj(leaf):
+      raise ValueError(
+        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}, and this measures "
+        "functions of real numbers; pass its real and imaginary parts as two leaves"
+      )
+
+
 def random_like(
   draw: Callable[..., jax.Array], key: jax.Array, params: Params
 ) -> Params:
@@ -73,10 +95,14 @@ def random_like(
   Returns:
     A pytree like `params`.
 
+  Raises:
+    ValueError: if a leaf is complex.
+
   Example:
     >>> random_like(jax.random.normal, jax.random.key(0), {"w": jnp.ones(3)})["w"].shape
     (3,)
   """
+  refuse_complex(params)
   leaves, structure = jax.tree.flatten(params)
   ends = np.cumsum([leaf.size for leaf in leaves])
   # One draw: a generator for every leaf would take seconds to compile.

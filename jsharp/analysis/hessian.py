@@ -1,9 +1,9 @@
 """The Hessian of a loss: products with vectors, largest eigenvalues, trace.
 
-The Hessian is only ever multiplied by vectors (forward over reverse, about the cost of
-two gradients). The loss is a function of the parameters alone: what else a model
-holds, such as running averages of batch normalisation, stays fixed, so that the Hessian
-is that of the network as it is evaluated.
+The Hessian is only ever multiplied by vectors (forward over reverse where that is
+possible, about the cost of two gradients). The loss is a function of the parameters
+alone: what else a model holds, such as running averages of batch normalisation, stays
+fixed, so that the Hessian is that of the network as it is evaluated.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ from jsharp.analysis._estimates import (
   as_partial,
   mean_estimate,
   random_like,
+  refuse_complex,
 )
+from jsharp.core.second_order import symmetric_product
 from jsharp.options import Options, Role, at_least, option
 from jsharp.types import Params
 
@@ -53,15 +55,20 @@ def hessian_vector_product(
     params: where the Hessian is taken.
 
   Returns:
-    `matvec(vector) -> vector`, pytrees like `params`; the caller jits.
+    `matvec(vector) -> vector`, pytrees like `params` (None for leaves that have no
+    derivative); the caller jits.
 
   Example:
     >>> matvec = hessian_vector_product(lambda w: w[0] ** 2 * w[1], jnp.array([1., 3.]))
     >>> matvec(jnp.array([1.0, 0.0])).tolist()
     [6.0, 2.0]
   """
-  gradient = jax.grad(loss)
-  return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
+  variables, constants = trees.inexact(params)
+
+  def gradient(variables: Params) -> Params:
+    return trees.value_and_grad(loss)(trees.join(variables, constants))[1]
+
+  return lambda vector: symmetric_product(gradient, variables, trees.inexact(vector)[0])
 
 
 def lanczos(
@@ -90,7 +97,7 @@ def lanczos(
     All Ritz values and their residuals.
 
   Raises:
-    ValueError: if `num_steps` is not positive or the leaves differ in dtype.
+    ValueError: if `num_steps` is not positive, leaves differ in dtype or are complex.
 
   Example:
     >>> diagonal = jnp.array([5.0, 1.0, -2.0])
@@ -99,6 +106,7 @@ def lanczos(
     [5.0, 1.0, -2.0]
   """
   check_count("num_steps", num_steps)
+  refuse_complex(params)
   dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
   if len(dtypes) != 1:
     raise ValueError(
@@ -258,12 +266,15 @@ _inner_product = jax.jit(trees.inner_product)
 def _mean_product(params, batches, context, vector, *, loss_fn):
   def add(total, batch):
     matvec = hessian_vector_product(lambda p: loss_fn(p, batch, context), params)
-    return jax.tree.map(jnp.add, total, matvec(vector)), None
+    product = matvec(vector)
+    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, product), None
 
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, trees.at_least_float32(x.dtype)), params
+  )
   total, _ = jax.lax.scan(add, zeros, batches)
   num_batches = jax.tree.leaves(batches)[0].shape[0]
-  return jax.tree.map(lambda x: x / num_batches, total)
+  return jax.tree.map(lambda x, w: (x / num_batches).astype(w.dtype), total, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

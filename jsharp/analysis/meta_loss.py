@@ -83,7 +83,8 @@ def _mean(task_loss_fn: TaskLossFn, chunk: int | None) -> Callable[..., jax.Arra
 
   value_fn = over_tasks(lambda params, task: (task_loss(params, task), ()), chunk=chunk)
   gradient_fn = over_tasks(
-    lambda params, task: (jax.value_and_grad(task_loss)(params, task), ()), chunk=chunk
+    lambda params, task: (trees.value_and_grad(task_loss)(params, task), ()),
+    chunk=chunk,
   )
 
   def loss(tasks: Any, params: Params) -> jax.Array:

@@ -182,7 +182,7 @@ def _start(params, radius, key, *, p, adaptive):
 def _climb(loss, params, point, value, radius, *, p, adaptive):
   """One step; returns point, loss there, and loss at the end of the whole step."""
   ascent = _ascent(radius, p, adaptive)
-  grads = jax.grad(loss)(jax.tree.map(jnp.add, params, point))
+  _, grads = trees.value_and_grad(loss)(jax.tree.map(jnp.add, params, point))
   target, _ = ascent.update(grads, ascent.init(params), params)
 
   def at(share):

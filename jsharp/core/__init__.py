@@ -18,6 +18,9 @@ from jsharp.core.objectives import (
 from jsharp.core.second_order import forward_over_reverse, recomputed
 from jsharp.core.transforms import (
   LearnedStepRatesState,
+  adaptive_grad_clip,
+  clip_by_block_rms,
+  clip_by_global_norm,
   learned_rates,
   learned_step_rates,
   stop_gradient,
@@ -28,7 +31,10 @@ __all__ = [
   "LearnedStepRatesState",
   "ValueAndGradFn",
   "adapted_value_and_grad",
+  "adaptive_grad_clip",
   "after_adaptation",
+  "clip_by_block_rms",
+  "clip_by_global_norm",
   "descend",
   "forward_over_reverse",
   "inner_loop",

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
 from jsharp.core.descent import ValueAndGradFn, descend
 from jsharp.core.execution import Execution
+from jsharp.tree import join
 from jsharp.types import AdaptFn, Batch, LossFn, Mask, Params
 
 
@@ -21,7 +23,8 @@ def split(
 
   Args:
     params: any pytree.
-    mask: `mask(params) -> pytree of bool`, or None for all leaves.
+    mask: `mask(params) -> pytree of bool`, or None for all leaves. A leaf without a
+      derivative (an integer, a key, an activation function) is never adapted.
     name: what the caller's argument is called, for the error.
 
   Returns:
@@ -29,42 +32,33 @@ def split(
     in the other one; None counts as no leaf, so any optimizer takes the first.
 
   Raises:
-    ValueError: if the mask selects no leaf.
+    ValueError: if the mask selects no leaf, or none of those has a derivative.
 
   Example:
     >>> split({"body": 1.0, "head": 2.0}, lambda params: {"body": False, "head": True})
     ({'body': None, 'head': 2.0}, {'body': 1.0, 'head': None})
   """
-  if mask is None:
-    return params, jax.tree.map(lambda _: None, params)
-  selected = mask(params)
-  if not any(jax.tree.leaves(selected)):
+  selected = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
+  if mask is not None and not any(jax.tree.leaves(selected)):
     raise ValueError(
       f"{name} selects no leaf, so the inner loop would change nothing; "
       "return True for at least one leaf of params"
     )
+  wanted = selected
+  selected = jax.tree.map(
+    lambda keep, x: bool(keep) and trees.is_inexact(x), selected, params
+  )
+  if any(jax.tree.leaves(wanted)) and not any(jax.tree.leaves(selected)):
+    kinds = {
+      str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)
+    }
+    raise ValueError(
+      f"there is nothing to adapt: only floating-point leaves are, and params hold "
+      f"{', '.join(sorted(kinds))}; pass them as floats"
+    )
   adapted = jax.tree.map(lambda keep, x: x if keep else None, selected, params)
   others = jax.tree.map(lambda keep, x: None if keep else x, selected, params)
   return adapted, others
-
-
-def join(adapted: Params, others: Params) -> Params:
-  """Puts together what `split` took apart.
-
-  Args:
-    adapted: a pytree with None for some leaves.
-    others: a pytree of the same structure with those leaves.
-
-  Returns:
-    The pytree with all leaves.
-
-  Example:
-    >>> join({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
-    {'body': 1.0, 'head': 3.0}
-  """
-  return jax.tree.map(
-    lambda a, b: b if a is None else a, adapted, others, is_leaf=lambda x: x is None
-  )
 
 
 def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
@@ -84,7 +78,7 @@ def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
     >>> fn({"a": 2.0, "b": None})[1]
     {'a': Array(15., dtype=float32, weak_type=True), 'b': None}
   """
-  return jax.value_and_grad(
+  return trees.value_and_grad(
     lambda adapted: loss_fn(join(adapted, others), batch), has_aux=True
   )
 
@@ -169,7 +163,7 @@ def optimised(
     opt_state = optimizer.init(params)
 
   def step(carry: tuple[Params, Any], i: Any) -> tuple[tuple[Params, Any], Any]:
-    value_and_grad_fn: ValueAndGradFn = jax.value_and_grad(
+    value_and_grad_fn: ValueAndGradFn = trees.value_and_grad(
       functools.partial(loss_at, i), has_aux=True
     )
     params, opt_state, aux = descend(optimizer, value_and_grad_fn, *carry)
@@ -215,8 +209,10 @@ def inner_loop(
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
-    optimizer: any optax optimizer. Adam needs `eps_root > 0`, or the
-      meta-gradient is NaN at a zero gradient. Its state starts anew per task.
+    optimizer: any optax optimizer. Its state starts anew per task. Those that divide by
+      the size of a gradient need a form that has a derivative at zero, or the
+      meta-gradient is NaN there: Adam and its kin `eps_root > 0`, a clip by norm that
+      of `jsharp.core`; docs/methods.md has them all.
     num_steps: the number of steps; 0 returns the parameters unchanged.
     adapted_mask: which leaves are changed. The others are constants here: no
       gradient is computed for them, and neither optimizer nor SAM link sees them
@@ -246,7 +242,7 @@ def inner_loop(
     num_steps: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
   ) -> Params:
-    params = jax.tree.map(jnp.asarray, params)
+    params = trees.as_arrays(params)
     adapted, others = split(params, adapted_mask)
     adapted, _, _ = optimised(
       optimizer or usual_optimizer,

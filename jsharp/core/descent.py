@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
+from jsharp import tree as trees
+from jsharp.perturbations.link import SharpnessAwareState
+from jsharp.perturbations.looksam import LookState
 from jsharp.types import Params
 
 ValueAndGradFn = Callable[[Params], tuple[tuple[Any, Any], Any]]
@@ -25,10 +29,14 @@ def descend(
   links, Polyak step sizes and line searches work at either loop; what it does
   not use costs nothing once compiled.
 
+  Leaves without a derivative (a counter, an activation function) stay as they are, and
+  the optimizer sees None in their place.
+
   Args:
     optimizer: an optax optimizer, passed through
       `optax.with_extra_args_support` once by the caller.
-    value_and_grad_fn: `params -> ((loss, metrics), grads)`.
+    value_and_grad_fn: `params -> ((loss, metrics), grads)`, as from
+      `jsharp.tree.value_and_grad`.
     params: where to step from.
     opt_state: the optimizer's state.
     grad_fn: what links are given as `grad_fn`; the gradient of
@@ -37,20 +45,38 @@ def descend(
   Returns:
     The new params, the new optimizer state, and the metrics at `params`.
 
+  Raises:
+    ValueError: if no leaf of `params` has a derivative; if the optimizer ends in a SAM
+      link, reshapes the parameters around one, or takes other arguments than optax's
+      optimizers do (`optax.lookahead`, `optax.contrib.sam`).
+
   Example:
-    >>> import jax
     >>> sgd = optax.with_extra_args_support(optax.sgd(0.1))
     >>> square = jax.value_and_grad(lambda w: (w**2, {}), has_aux=True)
     >>> float(descend(sgd, square, 1.0, sgd.init(1.0))[0])
     0.800000011920929
   """
-  (loss, metrics), grads = value_and_grad_fn(params)
+  _check_links(opt_state)
+  params, constants = trees.inexact(params)
+  if jax.tree.leaves(constants) and not jax.tree.leaves(params):
+    raise ValueError(
+      "params hold no floating-point leaf, so nothing would be learned; pass them as "
+      "floats"
+    )
+
+  def at(point: Params) -> Params:
+    return trees.join(point, constants)
+
+  (loss, metrics), grads = value_and_grad_fn(at(params))
 
   # optax's line searches pass every other extra argument on to value_fn and
   # refuse those that it does not take.
   def value_fn(point: Params, grad_fn: Any = None) -> Any:
     del grad_fn
-    return value_and_grad_fn(point)[0][0]
+    return value_and_grad_fn(at(point))[0][0]
+
+  def gradient(point: Params) -> Any:
+    return grad_fn(at(point)) if grad_fn else value_and_grad_fn(at(point))[1]
 
   updates, opt_state = optimizer.update(
     grads,
@@ -59,6 +85,59 @@ def descend(
     value=loss,
     grad=grads,
     value_fn=value_fn,
-    grad_fn=grad_fn or (lambda point: value_and_grad_fn(point)[1]),
+    grad_fn=_of_like_params(gradient, params),
   )
-  return optax.apply_updates(params, updates), opt_state, metrics
+  return at(optax.apply_updates(params, updates)), opt_state, metrics
+
+
+def _of_like_params(
+  grad_fn: Callable[[Params], Any], params: Params
+) -> Callable[[Params], Any]:
+  """`grad_fn` that refuses what a wrapper around a link has made of `params`."""
+
+  def checked(point: Params) -> Any:
+    found: Any = jax.tree.structure(point)
+    if found != jax.tree.structure(params):
+      raise ValueError(
+        f"the optimizer asks for a gradient at {found}, and the parameters are "
+        f"{jax.tree.structure(params)}: a wrapper around SAM reshapes "
+        "them. Put SAM in front of it: optax.chain(jsharp.sam(rho), "
+        "optax.flatten(optimizer))"
+      )
+    return grad_fn(point)
+
+  return checked
+
+
+def _check_links(opt_state: Any) -> None:
+  """Refuses optimizers that would go wrong, by the states of their links."""
+  others = (optax.LookaheadState, optax.contrib.SAMState)
+  for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, others)):
+    if isinstance(node, optax.LookaheadState):
+      raise ValueError(
+        "optax.lookahead steps a pair of parameters, optax.LookaheadParams, and hands "
+        "no extra argument on, so it works in a loop of your own alone; take the "
+        "optimizer inside of it"
+      )
+    if isinstance(node, optax.contrib.SAMState):
+      raise ValueError(
+        "optax.contrib.sam takes neither value= nor grad_fn= as other links do; use "
+        "optax.chain(jsharp.sam(rho), optimizer)"
+      )
+  if _ends_in_a_sharp_link(opt_state):
+    raise ValueError(
+      "the last link of the optimizer is SAM, which hands on a gradient that nothing "
+      "turns into a step: the loss would rise. SAM stands in front: "
+      "optax.chain(jsharp.sam(rho), optax.adamw(learning_rate))"
+    )
+
+
+def _ends_in_a_sharp_link(state: Any) -> bool:
+  if isinstance(state, SharpnessAwareState | LookState):
+    return True
+  for wrapped in ("inner_state", "inner_opt_state"):
+    if hasattr(state, wrapped):
+      return _ends_in_a_sharp_link(getattr(state, wrapped))
+  if isinstance(state, optax.PartitionState):
+    return any(map(_ends_in_a_sharp_link, state.inner_states.values()))
+  return type(state) is tuple and bool(state) and _ends_in_a_sharp_link(state[-1])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsharp import tree as trees
 from jsharp._checks import check_chunk
 from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossFn
 
@@ -59,6 +60,43 @@ def after_adaptation(adapt: AdaptFn, query_loss_fn: TaskLossFn) -> TaskLossFn:
   return task_loss_fn
 
 
+def task_gradient(
+  task_loss_fn: Callable[[Params, Task], tuple[Any, Any]],
+) -> Callable[[Params, Task], Any]:
+  """The value and gradient of one task's loss, through its inner loop.
+
+  Args:
+    task_loss_fn: `task_loss_fn(params, task) -> (loss, aux)`.
+
+  Returns:
+    `(params, task) -> ((loss, aux), grads)`.
+
+  Raises:
+    ValueError: when called, if the inner loop has no reverse-mode derivative.
+
+  Example:
+    >>> fn = task_gradient(lambda w, task: (w * task, {}))
+    >>> float(fn(2.0, jnp.array(3.0))[1])
+    3.0
+  """
+  value_and_grad_fn = trees.value_and_grad(task_loss_fn, has_aux=True)
+
+  def differentiated(params: Params, task: Task) -> Any:
+    try:
+      return value_and_grad_fn(params, task)
+    except ValueError as error:
+      if "lax.while_loop" not in str(error):
+        raise
+      raise ValueError(
+        "the meta-gradient goes through a lax.while_loop, which has no reverse-mode "
+        "derivative: in a line search of the inner optimizer (optax.lbfgs, "
+        "scale_by_zoom_linesearch) or in the loss. Take optax.lbfgs(learning_rate, "
+        "linesearch=None), or imaml or reptile, which do not differentiate inner steps"
+      ) from error
+
+  return differentiated
+
+
 def over_tasks(
   task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: Chunk = None
 ) -> OverTasksFn:
@@ -67,7 +105,8 @@ def over_tasks(
   The only place where tasks are batched. Given the value and gradient of a task
   loss, it averages *per-task* gradients, `mean(vmap(grad))`: the same
   mathematics as `grad(mean(vmap))` without the latter's redundant convolutions.
-  Memory is that of one chunk, whatever the number of tasks.
+  Memory is that of one chunk, whatever the number of tasks. Sums are taken in float32
+  at least, whatever the dtype of a leaf.
 
   Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
   every device is given its part of the tasks, all of the same size and in the order
@@ -86,7 +125,8 @@ def over_tasks(
 
   Returns:
     `mapped(params, tasks) -> (averaged, collected)`: the mean over tasks of the
-    first, and `[num_tasks, ...]` of the second.
+    first, in its own dtype (floating-point for integers and bools), and
+    `[num_tasks, ...]` of the second.
 
   Raises:
     ValueError: if `chunk` is none of these; when called, if there is no task or the
@@ -108,14 +148,19 @@ def over_tasks(
     size = chunk or (1 if jax.default_backend() == "cpu" else num_tasks)
     size = min(size, num_tasks)
     num_whole = num_tasks // size
+    dtypes: Any = None
 
     def one_chunk(some_tasks: Task) -> tuple[Any, Any]:
+      nonlocal dtypes
       if size == 1:
         only = jax.tree.map(lambda x: x[0], some_tasks)
-        averaged, collected = task_fn(params, only)
-        return averaged, jax.tree.map(lambda x: jnp.asarray(x)[None], collected)
-      averaged, collected = jax.vmap(task_fn, in_axes=(None, 0))(params, some_tasks)
-      return jax.tree.map(lambda x: jnp.sum(x, axis=0), averaged), collected
+        total, collected = task_fn(params, only)
+        dtypes = jax.tree.map(jnp.result_type, total)
+        collected = jax.tree.map(lambda x: jnp.asarray(x)[None], collected)
+        return jax.tree.map(_widened, total), collected
+      rows, collected = jax.vmap(task_fn, in_axes=(None, 0))(params, some_tasks)
+      dtypes = jax.tree.map(jnp.result_type, rows)
+      return jax.tree.map(lambda x: jnp.sum(_widened(x), axis=0), rows), collected
 
     if num_whole == 1:
       total, collected = one_chunk(jax.tree.map(lambda x: x[:size], tasks))
@@ -145,13 +190,13 @@ def over_tasks(
       total, collected = _constant((total, collected))
       total = sum_over_devices(total)
       collected = jax.lax.all_gather(collected, TASK_AXIS, tiled=True)
-    return jax.tree.map(lambda x: x / (num_tasks * num_devices), total), collected
+    return _mean(total, num_tasks * num_devices, dtypes), collected
 
   return mapped
 
 
 def sum_over_devices(tree: Any) -> Any:
-  """The sum over the mesh axis "tasks", as one message per dtype.
+  """The sum over the mesh axis "tasks", as one message per dtype, in that dtype.
 
   Between processes a message takes far longer to arrive than a network's parameters to
   be sent, and each array would be one.
@@ -210,20 +255,52 @@ def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
     rows = jax.lax.all_gather(_constant(rows), TASK_AXIS, tiled=True)
     num_tasks *= num_devices
   averaged, collected = rows
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), averaged)
+  zero = jax.tree.map(lambda x: jnp.zeros_like(_widened(x[0])), averaged)
 
   def add(total: Any, row: Any) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, row), None
+    return jax.tree.map(lambda x, y: x + _widened(y), total, row), None
 
   total, _ = jax.lax.scan(add, zero, averaged, length=num_tasks)
-  return jax.tree.map(lambda x: x / num_tasks, total), collected
+  dtypes = jax.tree.map(jnp.result_type, averaged)
+  return _mean(total, num_tasks, dtypes), collected
+
+
+def _widened(x: Any) -> jax.Array:
+  """What is added up, in a dtype in which the sum of many is right."""
+  wide = trees.at_least_float32(jnp.result_type(x))
+  return jnp.asarray(x) if jnp.result_type(x) == wide else jnp.asarray(x, wide)
+
+
+def _mean(total: Any, num_tasks: int, dtypes: Any) -> Any:
+  """The mean of what was widened, in the dtypes that it had where they are inexact."""
+
+  def one(x: jax.Array, dtype: Any) -> jax.Array:
+    mean = x / num_tasks
+    is_narrow = jnp.issubdtype(dtype, jnp.inexact) and dtype != mean.dtype
+    return mean.astype(dtype) if is_narrow else mean
+
+  return jax.tree.map(one, total, dtypes)
 
 
 def _num_tasks(tasks: Task) -> int:
-  lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-  if len(lengths) != 1 or () in lengths or (0,) in lengths:
+  stack = "jax.tree.map(lambda *x: jnp.stack(x), *tasks)"
+  if type(tasks) in (list, tuple) and any(isinstance(t, Task) for t in tasks):
     raise ValueError(
-      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, got "
-      f"leading axes {sorted(lengths)}; stack tasks with jax.tree.map(jnp.stack, ...)"
+      f"tasks is a {type(tasks).__name__} of {len(tasks)}, and must be one Task whose "
+      f"arrays have a leading axis [num_tasks, ...]; stack them: {stack}"
+    )
+  axes = {
+    jax.tree_util.keystr(path): jnp.shape(leaf)[:1]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tasks)
+  }
+  lengths = set(axes.values())
+  if len(lengths) != 1 or () in lengths or (0,) in lengths:
+    found = ", ".join(
+      f"tasks{path} has {'no axis' if not axis else axis[0]}"
+      for path, axis in list(axes.items())[:4]
+    )
+    raise ValueError(
+      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, and "
+      f"{found or 'there is none'}; stack a list of tasks with {stack}"
     )
   return lengths.pop()[0]

@@ -15,7 +15,7 @@ The inner loop's iterates are what remains, one copy of the adapted parameters a
 the optimizer's state per step. (On a CPU, jax 0.10 finds the second computation to be
 the first where inner steps are unrolled, up to ten of them, and keeps what both share.)
 ANIL, which looks into the loss for what depends on the head alone, and iMAML, which
-differentiates inner gradients forwards, need the plain loss.
+multiplies by Hessians itself, need the plain loss.
 """
 
 import functools
@@ -25,7 +25,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
 
+from jsharp import tree as trees
 from jsharp.types import LossFn, Metrics, Params
 
 
@@ -48,9 +50,12 @@ def recomputed(loss_fn: LossFn) -> LossFn:
     >>> float(slope(2.0)), float(jax.grad(slope)(2.0))
     (12.0, 12.0)
   """
-  return _with_gradient(
-    loss_fn, jax.checkpoint(jax.value_and_grad(loss_fn, has_aux=True))
-  )
+
+  def transformed(loss_fn: LossFn) -> LossFn:
+    value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    return _with_gradient(loss_fn, jax.checkpoint(value_and_grad_fn))
+
+  return _of_variables(loss_fn, transformed)
 
 
 def forward_over_reverse(loss_fn: LossFn) -> LossFn:
@@ -58,7 +63,8 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`, twice differentiable in
-      forward over reverse mode.
+      forward over reverse mode. Where a `jax.custom_vjp` in it has no such derivative,
+      the product is reverse over reverse, as with `recomputed`.
 
   Returns:
     A loss function of the same kind, for inner loops: its gradient has a reverse-mode
@@ -78,6 +84,26 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
     >>> float(slope(2.0)), float(jax.grad(slope)(2.0))
     (12.0, 12.0)
   """
+  return _of_variables(loss_fn, _forward_over_reverse)
+
+
+def _of_variables(loss_fn: LossFn, transform: Callable[[LossFn], LossFn]) -> LossFn:
+  """`transform(loss_fn)`, with leaves that have no derivative as constants."""
+  of_all = transform(loss_fn)
+
+  def transformed(params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
+    variables, constants = trees.inexact(params)
+    if not jax.tree.leaves(constants):
+      return of_all(params, batch)
+    of_some = transform(
+      lambda variables, batch: loss_fn(trees.join(variables, constants), batch)
+    )
+    return of_some(variables, batch)
+
+  return functools.wraps(loss_fn)(transformed)
+
+
+def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
   value_and_grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   @jax.custom_vjp
@@ -101,15 +127,109 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
       (leaves, batch, [directions[i] for i in moved])
     )
 
-    def grads_at(point: list[Any]) -> Any:
-      every = dict(enumerate(leaves)) | dict(zip(moved, point, strict=True))
-      return value_and_grad_fn(structure.unflatten(every.values()), batch)[1]
+    grads_at, has_forward_mode = _traced(
+      lambda leaves: value_and_grad_fn(structure.unflatten(leaves), batch)[1], leaves
+    )
 
-    grads, products = jax.jvp(grads_at, ([leaves[i] for i in moved],), (along,))
+    def where_moved(point: list[Any]) -> Any:
+      every = dict(enumerate(leaves)) | dict(zip(moved, point, strict=True))
+      return grads_at(list(every.values()))
+
+    if has_forward_mode:
+      start = [leaves[i] for i in moved]
+      grads, products = jax.jvp(where_moved, (start,), (along,))
+    else:
+      zeros = dict(enumerate(map(jnp.zeros_like, leaves)))
+      every = zeros | dict(zip(moved, along, strict=True))
+      grads, pull_back = jax.vjp(grads_at, leaves)
+      (columns,) = pull_back(structure.unflatten(every.values()))
+      products = structure.unflatten(columns)
     return jax.tree.map(jnp.add, _scaled(grads, loss), products), None
 
   gradient.defvjp(forward, backward, symbolic_zeros=True)
   return _with_gradient(loss_fn, gradient)
+
+
+def symmetric_product(
+  gradient_fn: Callable[[Any], Any], point: Any, vector: Any
+) -> Any:
+  """The Hessian whose gradient is given, times a vector.
+
+  Args:
+    gradient_fn: `point -> gradient`, the direction of ascent.
+    point: where the Hessian is taken.
+    vector: like `point`.
+
+  Returns:
+    The product, forward over reverse; reverse over reverse where a `jax.custom_vjp`
+    refuses that, which is the same since a Hessian is symmetric.
+
+  Example:
+    >>> float(symmetric_product(jax.grad(lambda w: w**3), 2.0, 1.0))
+    12.0
+  """
+  gradient_fn, has_forward_mode = _traced(gradient_fn, point)
+  if not has_forward_mode:
+    return _by_reverse(gradient_fn, point)(vector)
+  return jax.jvp(gradient_fn, (point,), (vector,))[1]
+
+
+def symmetric_map(
+  gradient_fn: Callable[[Any], Any], point: Any
+) -> Callable[[Any], Any]:
+  """`symmetric_product` for many vectors: the gradient is computed once.
+
+  Args:
+    gradient_fn: as for `symmetric_product`.
+    point: where the Hessian is taken.
+
+  Returns:
+    `vector -> product`.
+
+  Example:
+    >>> float(symmetric_map(jax.grad(lambda w: w**3), 2.0)(1.0))
+    12.0
+  """
+  gradient_fn, has_forward_mode = _traced(gradient_fn, point)
+  if not has_forward_mode:
+    return _by_reverse(gradient_fn, point)
+  return jax.linearize(gradient_fn, point)[1]
+
+
+def _by_reverse(gradient_fn: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
+  _, pull_back = jax.vjp(gradient_fn, point)
+  return lambda vector: trees.conjugate(pull_back(trees.conjugate(vector))[0])
+
+
+def _traced(fn: Callable[[Any], Any], point: Any) -> tuple[Callable[[Any], Any], bool]:
+  """A function that is traced once, and whether it has a forward-mode derivative.
+
+  A `jax.custom_vjp` has none. Inside of `jax.jit` that is found out too late to do
+  something else: not when the derivative is traced, but when it is compiled.
+  """
+  closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(point)
+
+  def replay(point: Any) -> Any:
+    leaves = jax.tree.leaves(point)
+    outputs = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
+    return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
+
+  return replay, not _has_custom_vjp(closed.jaxpr)
+
+
+def _has_custom_vjp(jaxpr: Any) -> bool:
+  for equation in jaxpr.eqns:
+    if equation.primitive.name.startswith("custom_vjp_call"):
+      return True
+    # A condition holds a tuple of them, a loop one with its constants.
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+      if _is_jaxpr(inner) and _has_custom_vjp(getattr(inner, "jaxpr", inner)):
+        return True
+  return False
+
+
+def _is_jaxpr(value: Any) -> bool:
+  return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
 def _with_gradient(loss_fn: LossFn, gradient: Callable[..., Any]) -> LossFn:
@@ -126,7 +246,7 @@ def _with_gradient(loss_fn: LossFn, gradient: Callable[..., Any]) -> LossFn:
     return _scaled(grads, cotangents[0]), None
 
   with_gradient.defvjp(forward, backward, symbolic_zeros=True)
-  return functools.wraps(loss_fn)(lambda params, batch: with_gradient(params, batch))
+  return with_gradient
 
 
 def _values(args: Any) -> Any:

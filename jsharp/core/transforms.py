@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
+from jsharp._checks import check_positive
+
 
 def stop_gradient() -> optax.GradientTransformation:
   """Treats what arrives as a constant in every derivative taken later.
@@ -32,6 +35,125 @@ def stop_gradient() -> optax.GradientTransformation:
     return jax.lax.stop_gradient(updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+
+
+def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm` that has a derivative at a zero gradient.
+
+  There it is the identity, and so is its derivative; optax's is NaN, and with it the
+  meta-gradient through an inner step.
+
+  Args:
+    max_norm: the largest length of all leaves together.
+
+  Returns:
+    A stateless link.
+
+  Raises:
+    ValueError: if `max_norm` is a number of at most zero or not finite.
+
+  Example:
+    >>> link = clip_by_global_norm(1.0)
+    >>> clip = lambda g: link.update(g, link.init(None))[0]
+    >>> clip(jnp.array([3.0, 4.0])).round(3).tolist()
+    [0.6000000238418579, 0.800000011920929]
+    >>> jax.jacobian(clip)(jnp.zeros(2)).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+  """
+  check_positive("max_norm", max_norm, example=1.0)
+
+  def clip(updates: Any, params: Any) -> Any:
+    del params
+    size = trees.length(updates)
+    return jax.tree.map(lambda g: _shortened(g, size, max_norm), updates)
+
+  return optax.stateless(clip)
+
+
+def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
+  """`optax.clip_by_block_rms` that has a derivative at a zero gradient.
+
+  Args:
+    threshold: the largest root mean square of the entries of a leaf.
+
+  Returns:
+    A stateless link.
+
+  Raises:
+    ValueError: if `threshold` is a number of at most zero or not finite.
+
+  Example:
+    >>> link = clip_by_block_rms(1.0)
+    >>> clip = lambda g: link.update(g, link.init(None))[0]
+    >>> clip(jnp.array([3.0, -3.0])).tolist(), clip(jnp.array([0.5])).tolist()
+    ([1.0, -1.0], [0.5])
+  """
+  check_positive("threshold", threshold, example=1.0)
+
+  def clip(updates: Any, params: Any) -> Any:
+    del params
+    return jax.tree.map(
+      lambda g: _shortened(g, trees.length(g), threshold * g.size**0.5), updates
+    )
+
+  return optax.stateless(clip)
+
+
+def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3) -> optax.GradientTransformation:
+  """`optax.adaptive_grad_clip` that has a derivative at a zero gradient or parameter.
+
+  Args:
+    clipping: the largest ratio of the length of a unit's gradient to that of its
+      parameters. A unit is a vector, a column of a matrix or of `[in, heads, out]`, or
+      what makes one output channel of a convolution.
+    eps: what the length of the parameters is taken for where it is less.
+
+  Returns:
+    A stateless link; its `update` needs `params`.
+
+  Raises:
+    ValueError: if `clipping` is a number of at most zero or not finite; from `update`,
+      if `params` is missing.
+
+  Example:
+    >>> link = adaptive_grad_clip(0.5)
+    >>> g, w = jnp.array([[3.0, 0.1], [4.0, 0.0]]), jnp.ones((2, 2))
+    >>> [[f"{x:.2f}" for x in row] for row in link.update(g, link.init(w), w)[0]]
+    [['0.42', '0.10'], ['0.57', '0.00']]
+  """
+  check_positive("clipping", clipping, example=0.01)
+
+  def clip(updates: Any, params: Any) -> Any:
+    if params is None:
+      raise ValueError(
+        "adaptive_grad_clip needs the parameters, got params=None; call "
+        "update(grads, state, params)"
+      )
+
+    def one(g: jax.Array, w: jax.Array) -> jax.Array:
+      return _shortened(g, _of_units(g), clipping * jnp.maximum(_of_units(w), eps))
+
+    return jax.tree.map(one, updates, params)
+
+  return optax.stateless(clip)
+
+
+def _shortened(g: jax.Array, size: jax.Array, limit: Any) -> jax.Array:
+  """`g * limit / size` where its size is above the limit, and otherwise `g`."""
+  above = size > limit
+  factor = jnp.where(above, limit / jnp.where(above, size, 1), 1)
+  return g * factor.astype(g.dtype)
+
+
+def _of_units(x: jax.Array) -> jax.Array:
+  """The length of each unit as optax divides a leaf, with a derivative at zero."""
+  axes = (
+    None if jnp.squeeze(x).ndim <= 1 else 0 if x.ndim < 4 else tuple(range(x.ndim))[:-1]
+  )
+  wide = x.astype(trees.at_least_float32(x.dtype))
+  square = jnp.sum((wide * wide.conj()).real, axis=axes, keepdims=True)
+  is_zero = square == 0
+  return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
 
 
 def learned_rates(rates: Any) -> optax.GradientTransformation:

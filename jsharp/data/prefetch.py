@@ -71,7 +71,9 @@ class Prefetch:
     self._entries: dict[Hashable, Gathered] = {}
     self._next = 0
     self._program: Any = None
-    if self._images:
+    # Without jit, images are gathered when they are asked for.
+    is_compiled = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if self._images and is_compiled:
       try:
         self._program, self._arrays = self._compile(data)
         if not self._rows_of(0):

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jsharp._checks import check_count
 from jsharp.models.conv4 import dense
-from jsharp.nn._channels import at_least_float32
+from jsharp.tree import at_least_float32
 
 _EXPANSION = 4  # Hidden width of a block's network, in units of its width.
 _EPSILON = 1e-6

@@ -190,8 +190,14 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     found = set()
 
     def is_in_part(path, _):
-      modules_on_path = path[:-1]  # The last entry is the parameter's own name.
-      names = {k.key for k in modules_on_path if isinstance(k, jax.tree_util.DictKey)}
+      # The last entry is the parameter's own name; NNX says `.value` behind it.
+      own = 2 if jax.tree_util.keystr(path[-1:]) == ".value" else 1
+      modules_on_path = path[:-own]
+      names = {
+        jax.tree_util.keystr((k,), simple=True)  # Of a dict or an attribute.
+        for k in modules_on_path
+        if not isinstance(k, jax.tree_util.SequenceKey)
+      }
       found.update(names)
       return not names.isdisjoint(modules)
 

@@ -1,17 +1,11 @@
 """What the normalisation layers share: statistics per channel, and their use."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jsharp.nn.pooling import max_pool
-
-
-def at_least_float32(dtype: Any) -> Any:
-  """The dtype that statistics of arrays of a floating-point dtype are computed in."""
-  return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+from jsharp.tree import at_least_float32
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsharp.tree import at_least_float32
+
 
 def num_chunks(n: int, size: int, limit: int) -> int:
   """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
@@ -30,16 +32,18 @@ def sum_of_chunks(
   g: jax.Array,
   chunks: int,
 ) -> jax.Array:
-  """The sum of `function(x, g)` over equal parts of the examples."""
+  """The sum of `function(x, g)` over equal parts, taken in float32 at least."""
   if chunks == 1:
     return function(x, g)
   parts = tuple(split(a, chunks) for a in (x, g))
   shape = jax.eval_shape(function, *(part[0] for part in parts))
+  wide = at_least_float32(shape.dtype)
 
   def add(total, part):
-    return total + function(*part), None
+    return total + function(*part).astype(wide), None
 
-  return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)[0]
+  total, _ = lax.scan(add, jnp.zeros(shape.shape, wide), parts)
+  return total.astype(shape.dtype)
 
 
 def split(x: jax.Array, chunks: int) -> jax.Array:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jsharp.nn._channels import at_least_float32, moments_of_sums
+from jsharp.nn._channels import moments_of_sums
 from jsharp.nn._chunks import merge, num_chunks, split
 from jsharp.nn._conv_forms import MANY_CHANNELS
 from jsharp.nn.convolution import conv2d
 from jsharp.nn.pooling import max_pool
+from jsharp.tree import at_least_float32
 from jsharp.types import Convolution
 
 _LARGE = 2_000_000

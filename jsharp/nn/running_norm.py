@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.nn._channels import at_least_float32, moments, normalise
+from jsharp.nn._channels import moments, normalise
+from jsharp.tree import at_least_float32
 
 
 class RunningBatchNorm(nn.Module):

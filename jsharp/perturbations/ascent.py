@@ -33,7 +33,8 @@ def scale_to_ball(
   and its derivative are zero; a NaN stays a NaN. It is differentiable wherever
   the formula is. For `p=1` the whole radius goes to the largest coordinate
   (shared equally among ties), for `p=inf` every coordinate gets its sign.
-  Complex entries count with their modulus and keep their phase.
+  Complex entries count with their modulus and keep their phase: hand it the conjugate
+  of JAX's gradient, as optax's own links expect.
 
   Args:
     p: the norm, in `[1, inf]`; a number or a traced scalar.

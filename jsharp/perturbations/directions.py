@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
-from jsharp.perturbations.link import check_update_arguments
+from jsharp.perturbations.link import check_update_arguments, sharp_gradient
 
 
 class RunningMeanState(NamedTuple):
@@ -136,9 +137,13 @@ def pmean(axis_name: Any) -> optax.GradientTransformation:
     >>> jax.vmap(mean, axis_name="data")(jnp.array([1.0, 3.0])).tolist()
     [2.0, 2.0]
   """
-  return optax.stateless(
-    lambda updates, params: jax.tree.map(lambda g: jax.lax.pmean(g, axis_name), updates)
-  )
+
+  def mean(g: jax.Array) -> jax.Array:
+    # A sum in half precision overflows or stops growing where the mean does not.
+    wide = g.astype(trees.at_least_float32(g.dtype))
+    return jax.lax.pmean(wide, axis_name).astype(g.dtype)
+
+  return optax.stateless(lambda updates, params: jax.tree.map(mean, updates))
 
 
 def repeat(
@@ -180,11 +185,10 @@ def repeat(
     total, point = None, params
     for step in range(num_steps):
       if step:
-        updates = grad_fn(point)
+        updates = sharp_gradient(grad_fn, params, total, like=updates)
+        point = optax.apply_updates(params, total)
       e, state = one.update(updates, state, point, grad_fn=grad_fn, **extra)
       total = e if total is None else jax.tree.map(jnp.add, total, e)
-      if step < num_steps - 1:
-        point = optax.apply_updates(params, total)
     return total, state
 
   return optax.GradientTransformationExtraArgs(one.init, update_fn)

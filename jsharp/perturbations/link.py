@@ -1,10 +1,13 @@
 """SAM as a link of an optax chain: gradient in, sharp gradient out."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp.perturbations.combine import Combine
 
 
@@ -35,10 +38,12 @@ def sharpness_aware(
 
   Returns:
     A link whose `update` needs `params` and
-    `grad_fn: params -> grads` of the same batch. One more gradient per step.
+    `grad_fn: params -> grads` of the same batch. One more gradient per step. It stands
+    before the optimizer: what it hands on is a gradient.
 
   Raises:
-    ValueError: from `update`, if `params` or `grad_fn` is missing.
+    ValueError: from `update`, if `params` or `grad_fn` is missing, or what `grad_fn`
+      returns is not like the gradient that reached the link.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -52,7 +57,7 @@ def sharpness_aware(
   ascent = optax.with_extra_args_support(ascent)
 
   def init_fn(params: Any) -> SharpnessAwareState:
-    return SharpnessAwareState(ascent.init(params))
+    return SharpnessAwareState(ascent.init(own_params(params)))
 
   def update_fn(
     updates: Any,
@@ -62,15 +67,120 @@ def sharpness_aware(
     grad_fn: Any = None,
     **extra: Any,
   ) -> tuple[Any, SharpnessAwareState]:
+    params = own_params(params)
     check_update_arguments(params, grad_fn)
+    params, grad_fn = where_updated(updates, params, grad_fn)
     perturbation, ascent_state = ascent.update(
       updates, state.ascent, params, grad_fn=grad_fn, **extra
     )
-    sharp = grad_fn(optax.apply_updates(params, perturbation))
+    sharp = sharp_gradient(grad_fn, params, perturbation, like=updates)
     gradient = sharp if combine is None else combine(updates, sharp)
     return gradient, SharpnessAwareState(ascent_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def own_params(params: Any) -> Any:
+  """The parameters that a gradient belongs to, where `optax.lookahead` has two of them.
+
+  Example:
+    >>> own_params(optax.LookaheadParams(fast=1.0, slow=2.0)), own_params(3.0)
+    (1.0, 3.0)
+  """
+  return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def where_updated(updates: Any, params: Any, grad_fn: Any) -> tuple[Any, Any]:
+  """The parameters that have a gradient, and `grad_fn` as a function of them alone.
+
+  Libraries whose models are pytrees with other leaves (Equinox) give None as the
+  gradient of a counter or an activation function.
+
+  Example:
+    >>> grad_fn = lambda model: [model[1](model[0]), None]
+    >>> w, grad_fn = where_updated([0.0, None], [-2.0, abs], grad_fn)
+    >>> w, grad_fn(w)
+    ([-2.0, None], [2.0, None])
+  """
+
+  def is_none(node: Any) -> bool:
+    return node is None
+
+  structure: Any = jax.tree.structure(updates)
+  if structure == jax.tree.structure(params):
+    return params, grad_fn
+  try:
+    there, rest = (
+      jax.tree.map(
+        lambda g, w, has=has: w if (g is not None) == has else None,
+        updates,
+        params,
+        is_leaf=is_none,
+      )
+      for has in (True, False)
+    )
+  except ValueError:
+    return params, grad_fn  # Of another structure altogether: JAX says where.
+  return there, lambda point: grad_fn(trees.join(point, rest))
+
+
+def sharp_gradient(
+  grad_fn: Callable[[Any], Any], params: Any, perturbation: Any, *, like: Any
+) -> Any:
+  """The gradient at the perturbed parameters, if it is one.
+
+  Args:
+    grad_fn: `params -> grads`.
+    params: the parameters.
+    perturbation: what to add.
+    like: the gradient that reached the link.
+
+  Returns:
+    `grad_fn(params + perturbation)`.
+
+  Raises:
+    ValueError: if it differs from `like` in structure, shapes or dtypes: it would be
+      added to the wrong leaves, or broadcast.
+
+  Example:
+    >>> float(sharp_gradient(lambda w: 2 * w, jnp.array(1.0), 0.5, like=jnp.array(2.0)))
+    3.0
+  """
+  try:
+    sharp = grad_fn(optax.apply_updates(params, perturbation))
+  except Exception as error:
+    if isinstance(params, jax.Array) and params.ndim == 1:
+      error.add_note(
+        "SAM saw all parameters as one vector; if optax.flatten stands around SAM, put "
+        "it behind: optax.chain(jsharp.sam(rho), optax.flatten(optimizer))"
+      )
+    raise
+  wanted, found = _leaves(like), _leaves(sharp)
+  if wanted != found:
+    only = dict(wanted.items() - found.items()), dict(found.items() - wanted.items())
+    raise ValueError(
+      "grad_fn must return a gradient like the one that update got, got "
+      f"{_words(only[1])} where {_words(only[0])} is expected; return the gradient "
+      "alone and in its dtype, as jax.grad(loss) does, without a value or an aux: "
+      "jax.value_and_grad(loss)(w)[1], jax.grad(loss, has_aux=True)(w)[0]"
+    )
+  return sharp
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+  return {
+    jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _words(leaves: dict[str, Any]) -> str:
+  shown = [
+    f"{dtype}{list(shape)}{path and ' at ' + path}"
+    for path, (shape, dtype) in sorted(leaves.items())[:3]
+  ]
+  rest = [f"{len(leaves) - 3} more"] if len(leaves) > 3 else []
+  return ", ".join(shown + rest) or "nothing"
 
 
 def check_update_arguments(params: Any, grad_fn: Any) -> None:
@@ -96,7 +206,9 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
     raise ValueError(
       f"SAM needs a gradient at the perturbed parameters, got {missing}=None; call "
       "tx.update(grads, state, params, grad_fn=jax.grad(loss)), with the loss of this "
-      "batch; for a trainer that cannot, see jsharp.sharpen"
+      "batch. If you do, a wrapper around SAM keeps it (optax.lookahead, MultiSteps, "
+      "split_real_and_imaginary): put SAM in front, optax.chain(jsharp.sam(rho), "
+      "wrapper(optimizer)). For a trainer that cannot, see jsharp.sharpen"
     )
   if any(
     isinstance(node, optax.MaskedNode)

@@ -12,7 +12,12 @@ from jsharp.options import at_least, option
 from jsharp.perturbations._options import SharpLink
 from jsharp.perturbations._steps import check_static_count, on_steps
 from jsharp.perturbations.ascent import sam_ascent
-from jsharp.perturbations.link import check_update_arguments
+from jsharp.perturbations.link import (
+  check_update_arguments,
+  own_params,
+  sharp_gradient,
+  where_updated,
+)
 from jsharp.tree import length, orthogonal_part, unit
 
 
@@ -74,6 +79,7 @@ def looksam(
   ascent = optax.with_extra_args_support(sam_ascent(rho, p=p))
 
   def init_fn(params: Any) -> LookState:
+    params = own_params(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     return LookState(jnp.zeros((), jnp.int32), ascent.init(params), zeros)
 
@@ -85,13 +91,15 @@ def looksam(
     grad_fn: Any = None,
     **extra: Any,
   ) -> tuple[Any, LookState]:
+    params = own_params(params)
     check_update_arguments(params, grad_fn)
+    params, grad_fn = where_updated(updates, params, grad_fn)
 
     def look() -> tuple[Any, Any, Any]:
       e, ascent_state = ascent.update(
         updates, state.ascent, params, grad_fn=grad_fn, **extra
       )
-      sharp = grad_fn(optax.apply_updates(params, e))
+      sharp = sharp_gradient(grad_fn, params, e, like=updates)
       rest = orthogonal_part(sharp, to=updates)
       size = length(sharp)
       noise = 16 * jnp.finfo(_coarsest(sharp, size)).eps * size

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jsharp import tree as trees
 from jsharp.types import Params
 
 
@@ -25,6 +26,10 @@ def sharpen(
   the derivative are exact, through the perturbation too, unless the ascent ends in
   `jsharp.stop_gradient()`; so it serves as an inner loss of meta-learning.
 
+  Leaves of `params` without a derivative, such as an activation function of an Equinox
+  model or a generator's count of an NNX one, are constants. What `loss_fn` writes into
+  its arguments is lost, so both passes draw the same dropout mask: return it as `aux`.
+
   Value and derivative disagree on purpose: a line search on it means nothing. With
   respect to `*args` and everything that `loss_fn` closes over, the derivative of the
   value is taken at the perturbed parameters and with the perturbation held; that of
@@ -37,7 +42,8 @@ def sharpen(
     has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.grad`.
 
   Returns:
-    A function like `loss_fn`. Its gradient costs two gradients.
+    A function like `loss_fn`. Its gradient costs two gradients, and is JAX's: conjugate
+    it for an optimizer where it is complex.
 
   Raises:
     ValueError: when it is called, if `ascent` has state, such as a schedule's count or
@@ -54,16 +60,20 @@ def sharpen(
   ascent = optax.with_extra_args_support(ascent)
 
   def sharpened(params: Params, *args: Any, **kwargs: Any) -> Any:
-    state = _empty_state(ascent, params)
+    variables, constants = trees.inexact(params)
+    state = _empty_state(ascent, variables)
 
     def with_aux(point: Params) -> tuple[Any, Any]:
-      out = loss_fn(point, *args, **kwargs)
+      # Each pass gets containers of its own: what it does to an NNX variable, such as a
+      # generator's count, no other pass sees.
+      own_args, own_kwargs = jax.tree.map(lambda x: x, (args, kwargs))
+      out = loss_fn(trees.join(point, constants), *own_args, **own_kwargs)
       return out if has_aux else (out, None)
 
     # Values that others differentiate with respect to become arguments: a custom
     # derivative must not close over them.
-    closed, hoisted = jax.closure_convert(with_aux, params)
-    loss, aux = _with_sharp_derivative(closed, ascent, state)(params, *hoisted)
+    closed, hoisted = jax.closure_convert(with_aux, variables)
+    loss, aux = _with_sharp_derivative(closed, ascent, state)(variables, *hoisted)
     return (loss, aux) if has_aux else loss
 
   return sharpened
@@ -93,7 +103,7 @@ def _with_sharp_derivative(
     params, *hoisted = primals
 
     def grad_fn(point: Params) -> Any:
-      return jax.grad(lambda w: closed(w, *hoisted)[0])(point)
+      return trees.value_and_grad(lambda w: closed(w, *hoisted)[0])(point)[1]
 
     e, _ = ascent.update(grad_fn(params), state, params, grad_fn=grad_fn)
     sharp_primals = (optax.apply_updates(params, e), *hoisted)
@@ -122,7 +132,8 @@ def functional_sam(
     ascent: as for `sharpen`, without state.
 
   Returns:
-    `value_and_grad(params) -> (loss, gradient)`.
+    `value_and_grad(params) -> (loss, gradient)`, the gradient conjugated where it is
+    complex, as optax expects it.
 
   Raises:
     ValueError: when it is called, if `ascent` has state.
@@ -138,11 +149,17 @@ def functional_sam(
   ascent = optax.with_extra_args_support(ascent)
 
   def value_and_grad(params: Params) -> tuple[jax.Array, Any]:
-    state = _empty_state(ascent, params)
-    outputs, pullback = jax.vjp(net_fn, params)
+    variables, constants = trees.inexact(params)
+
+    def outputs_at(point: Params) -> Any:
+      return net_fn(trees.join(point, constants))
+
+    state = _empty_state(ascent, variables)
+    outputs, pullback = jax.vjp(outputs_at, variables)
     loss, slope = jax.value_and_grad(output_loss_fn)(outputs)
-    e, _ = ascent.update(pullback(slope)[0], state, params)
-    _, sharp_pullback = jax.vjp(net_fn, optax.apply_updates(params, e))
-    return loss, sharp_pullback(slope)[0]
+    grads = trees.conjugate(pullback(slope)[0])
+    e, _ = ascent.update(grads, state, variables)
+    _, sharp_pullback = jax.vjp(outputs_at, optax.apply_updates(variables, e))
+    return loss, trees.conjugate(sharp_pullback(slope)[0])
 
   return value_and_grad

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -44,13 +45,20 @@ class NonFiniteLossError(FloatingPointError):
     step_name, update, rates = "step", "update", "lr"
     if unit == "tasks":
       step_name, update, rates = "meta-step", "outer update", "inner_lr, outer_lr"
-    where = f"the state after the {update}"
+    where, cause = f"the state after the {update}", ""
     if tasks:
       where = f"the loss of {unit.removesuffix('s')} {', '.join(map(str, tasks))}"
+    elif unit == "tasks":
+      cause = (
+        ". Every loss is finite, so the meta-gradient is not: if the inner optimizer "
+        "divides by the size of a gradient (Adam, a clip by norm), a gradient of zero "
+        "has no derivative there; give Adam eps_root=1e-8, take "
+        "jsharp.core.clip_by_global_norm, or see docs/methods.md"
+      )
     super().__init__(
       f"{where} is not finite at {step_name} {step}; the state after {step - 1} "
       f"{step_name}s is kept. Use a smaller step size ({rates}) or rho, in a new run "
-      "directory"
+      f"directory{cause}"
     )
 
 
@@ -84,7 +92,8 @@ def make_dispatch(
   serves every length, and 100 steps give the same bits as 10 times 10. A step
   whose task losses or new state are not finite is not taken and ends the dispatch. (An
   optimizer may start with an infinite "best value so far": infinities that were
-  there before are tolerated.)
+  there before are tolerated. With `optax.apply_if_finite` in it a loss may be what it
+  is, as long as the new state is finite: that link skips and counts such steps.)
 
   Args:
     algorithm: its `step` is what is repeated.
@@ -120,7 +129,7 @@ def make_dispatch(
   @jax.jit  # Traced once for the shapes and the loop together.
   def attempt(state: MetaState, data: Any) -> tuple[MetaState, Metrics, jax.Array]:
     proposed, metrics = take_step(state, data)
-    finite = jnp.all(jnp.isfinite(metrics["loss"]))
+    finite = jnp.all(jnp.isfinite(metrics["loss"])) | _skips_errors(state.opt_state)
     for new, old in zip(jax.tree.leaves(proposed), jax.tree.leaves(state), strict=True):
       finite &= _stays_finite(new, old)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
@@ -150,6 +159,15 @@ def make_dispatch(
     )
 
   return dispatch
+
+
+def _skips_errors(opt_state: Any) -> bool:
+  """Whether the optimizer itself leaves out steps that are not finite."""
+
+  def skips(node: Any) -> bool:
+    return isinstance(node, optax.ApplyIfFiniteState)
+
+  return any(map(skips, jax.tree.leaves(opt_state, is_leaf=skips)))
 
 
 def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -232,7 +250,7 @@ class Dispatcher:
   @property
   def needed_bytes(self) -> int | None:
     """What a dispatch holds on a device at a time; None where XLA cannot say."""
-    sizes = self._compiled.memory_analysis()
+    sizes = getattr(self._compiled, "memory_analysis", lambda: None)()
     if sizes is None:
       return None
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
@@ -241,17 +259,25 @@ class Dispatcher:
   def compile(self, state: MetaState, data: Any) -> None:
     """Compiles for the shapes of `state` and `data`, which may take a minute.
 
+    With `jax.disable_jit` nothing is compiled, and every operation runs by itself.
+
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
-    traced = self._dispatch.trace(state, np.int32(1), data)
-    drawn = traced.out_info.metrics["loss"].shape[1]
+    arguments = state, np.int32(1), data
+    traced = None
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+      shapes = jax.eval_shape(self._dispatch, *arguments)
+    else:
+      traced = self._dispatch.trace(*arguments)
+      shapes = traced.out_info
+    drawn = shapes.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
       raise ValueError(
         f"sample_tasks draws {drawn} tasks, num_tasks={self._num_tasks}; make them "
         "equal"
       )
-    self._compiled = traced.lower().compile()
+    self._compiled = traced.lower().compile() if traced else self._dispatch
     self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
 
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:

@@ -101,6 +101,24 @@ class PoliciesTest(parameterized.TestCase):
     self.assertEqual(set(metrics), {"loss", "accuracy", "accuracy_inductive"})
 
 
+class HalfPrecisionTest(parameterized.TestCase):
+  @HEADS
+  def test_heads_compute_in_single_precision(self, constructor, factory):
+    # A thousand features of size 20: their squared length overflows.
+    keys = jax.random.split(jax.random.key(3), 2)
+    support, query = (20 * jax.random.normal(k, (6, 1000), jnp.float16) for k in keys)
+    labels = jnp.arange(6) % 2
+    logits = []
+    for exact in (lambda x: x, lambda x: x.astype(jnp.float32)):
+      embedding = lambda _, x: exact(x)  # noqa: B023
+      algorithm = constructor(embedding, optax.sgd(0.1), way=2)
+      start = algorithm.init(jnp.zeros((), jnp.float32)).params
+      adapted = jax.jit(algorithm.adapt)(start, jsharp.Batch(support, labels))
+      logits.append(jax.jit(factory(embedding))(adapted, query))
+    self.assertTrue(np.isfinite(logits[1]).all())
+    np.testing.assert_array_equal(*logits)
+
+
 class AbsentTest(parameterized.TestCase):
   def test_the_logits_of_absent_classes_are_constant_and_change_no_other(self):
     logits = jnp.array([[3.0, -2.0, 5.0, 9.0], [0.0, 1.0, 800.0, -1.0]])

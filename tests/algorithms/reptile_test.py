@@ -416,6 +416,24 @@ class MiniBatchesTest(parameterized.TestCase):
       adapted, _ = loop(1.5, optax.sgd(0.2).init(1.5), jnp.asarray(x))
       np.testing.assert_allclose(adapted, w, rtol=1e-12)
 
+  def test_what_belongs_to_the_whole_task_is_refused_or_left_alone(self):
+    def loss_fn(w, batch):
+      scale, key = batch.inputs["scale"], batch.inputs["key"]
+      noise = jax.random.uniform(key) * jnp.sum(scale)
+      return jnp.mean(w * (batch.inputs["x"] + noise)), {}
+
+    adapt = reptile(
+      loss_fn, optax.sgd(1.0), optax.sgd(1.0), num_inner_steps=2, inner_batch_size=2
+    ).adapt
+    x, key = jnp.arange(6.0), jax.random.key(0)
+    support = jsharp.Batch({"x": x, "scale": jnp.float32(2), "key": key}, None)
+    expected = -(x[jnp.array([0, 3, 1, 4])].mean() + 2 * jax.random.uniform(key)) * 2
+    self.assertAlmostEqual(float(adapt(0.0, support)), float(expected), places=5)
+    support.inputs["scale"] = jnp.ones(3)
+    message = r"inner_batch_size .*support.inputs\['scale'\] has 3.*\['x'\] has 6"
+    with self.assertRaisesRegex(ValueError, message):
+      adapt(0.0, support)
+
   def test_sizes_at_training_and_at_test(self):
     build = functools.partial(
       reptile,

@@ -86,6 +86,13 @@ class WeightsTest(parameterized.TestCase):
     gradient = jax.grad(lambda x: ridge_weights(x, twice[1], 1e-3).sum())(twice[0])
     self.assertTrue(np.isfinite(gradient).all())
 
+  def test_half_precision_is_solved_in_single(self):
+    x, y = (jnp.asarray(random(*s), jnp.bfloat16) for s in ((6, 4), (6, WAY)))
+    expected = least_squares(np.float64(x), np.float64(y), 0.3)
+    weights = ridge_weights(x, y, 0.3)
+    self.assertEqual(weights.dtype, jnp.bfloat16)
+    np.testing.assert_allclose(np.float64(weights), expected, rtol=4e-3)
+
   def test_exported_for_any_number_of_examples(self):
     (n,) = jax.export.symbolic_shape("n")
     exported = jax.export.export(jax.jit(ridge_weights))(

@@ -199,6 +199,15 @@ class TraceTest(parameterized.TestCase):
     self.assertAlmostEqual(found.standard_error, exact, delta=0.15 * exact)
     self.assertLess(abs(found.value - np.trace(curvature)), 4 * exact)
 
+  def test_the_mean_over_many_batches_is_right_in_half_precision(self):
+    found = largest_eigenvalues(
+      lambda w, batch, context: (batch * w * w).sum() / 2,
+      jnp.zeros(1, jnp.bfloat16),
+      jnp.ones((512, 1), jnp.bfloat16),
+      key=KEY,
+    )
+    np.testing.assert_array_equal(found.values, [1.0])
+
   def test_refuses_a_single_sample(self):
     with self.assertRaisesRegex(ValueError, "num_samples .* at least 2, got 1"):
       trace(jnp.sum, jnp.ones(2), num_samples=1, key=KEY)

@@ -179,5 +179,35 @@ class FirstOrderTest(absltest.TestCase):
       np.testing.assert_array_equal(hessian, np.zeros((2, 2)))
 
 
+class RefusedOptimizersTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ("sam_last", optax.chain(optax.adamw(0.1), jsharp.sam(0.1)), "last link.*in front"),
+    ("sam_alone", optax.inject_hyperparams(jsharp.sam)(0.1), "last link"),
+    ("late_sam_last", optax.chain(optax.sgd(0.1), jsharp.sam_every(0.1)), "last link"),
+    ("lookahead", optax.lookahead(optax.sgd(0.1), 2, 0.5), "a pair of parameters"),
+    ("contrib", optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), "jsharp.sam"),
+    (
+      "flattened",
+      optax.flatten(optax.chain(jsharp.sam(0.1), optax.sgd(0.1))),
+      "wrapper around SAM reshapes.*in front",
+    ),
+  )
+  def test_at_either_loop(self, optimizer, message):
+    start = {"w": jnp.ones(2)}
+    batch = jsharp.Batch(None, jnp.ones((1, 2)))
+    loss_fn = lambda params, batch: (jnp.sum(params["w"] * batch.targets), {})
+    for optimizers in ((optimizer, optax.sgd(0.1)), (optax.sgd(0.1), optimizer)):
+      algorithm = jsharp.maml(loss_fn, *optimizers, num_inner_steps=1)
+      with self.assertRaisesRegex(ValueError, message):
+        algorithm.step(algorithm.init(start), jsharp.Task(batch, batch))
+
+  def test_a_line_search_of_unknown_length_in_the_inner_loop(self):
+    batch = jsharp.Batch(None, jnp.ones((1, 2)))
+    loss_fn = lambda w, batch: (jnp.sum((w - batch.targets) ** 2), {})
+    with self.assertRaisesRegex(ValueError, "while_loop.*lbfgs.*imaml or reptile"):
+      algorithm = jsharp.maml(loss_fn, optax.lbfgs(), optax.sgd(0.1), num_inner_steps=1)
+      algorithm.step(algorithm.init(jnp.zeros(2)), jsharp.Task(batch, batch))
+
+
 if __name__ == "__main__":
   absltest.main()

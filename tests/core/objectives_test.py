@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
 import jsharp
+from jsharp.algorithms import maml, reptile
 from jsharp.core.objectives import TASK_AXIS, over_tasks, sum_over_devices
 
 
@@ -47,6 +49,38 @@ class OverTasksTest(parameterized.TestCase):
         shuffled,
       )
 
+  @parameterized.product(
+    [
+      {"dtype": bool, "value": 1},
+      {"dtype": jnp.int8, "value": 100},
+      {"dtype": jnp.int32, "value": 2**30},
+      {"dtype": jnp.bfloat16, "value": 1},
+      {"dtype": jnp.float16, "value": 3000},
+      {"dtype": jnp.float8_e4m3fn, "value": 1},
+    ],
+    chunk=[1, 100, 512, "in_order"],
+  )
+  def test_sums_outgrow_no_dtype(self, dtype, value, chunk):
+    x = jnp.full(512, value).astype(dtype)
+    mapped = jax.jit(over_tasks(lambda w, t: (t, ()), chunk=chunk))
+    mean, _ = mapped(0.0, x)
+    self.assertEqual(float(mean), float(value))
+    is_inexact = jnp.issubdtype(dtype, jnp.inexact)
+    self.assertEqual(mean.dtype, dtype if is_inexact else jnp.float32)
+
+  @parameterized.parameters(jnp.bfloat16, jnp.float16)
+  def test_many_tasks_in_half_precision_take_the_whole_step(self, dtype):
+    loss_fn = lambda w, batch: (4096 * jnp.sum(w * batch.inputs), {})
+    batch = jsharp.Batch(jnp.ones((512, 1), dtype), None)
+    for algorithm in (
+      maml(loss_fn, optax.sgd(0.0), optax.sgd(2.0**-12), num_inner_steps=1),
+      reptile(loss_fn, optax.sgd(2.0**-12), optax.sgd(1.0), num_inner_steps=1),
+    ):
+      state = algorithm.init(jnp.zeros((), dtype))
+      state, _ = jax.jit(algorithm.step)(state, jsharp.Task(batch, batch))
+      self.assertEqual(float(state.params), -1.0)
+      self.assertEqual(state.params.dtype, dtype)
+
   def test_memory_does_not_grow_with_the_number_of_tasks(self):
     def temporary_bytes(num_tasks):
       def work(w, x):
@@ -84,6 +118,20 @@ class OverTasksTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, "num_tasks"):
         over_tasks(per_task)(jnp.ones(3), tasks)
+    with self.assertRaisesRegex(ValueError, r"tasks\['x'\] has 2, tasks\['y'\] has no"):
+      over_tasks(per_task)(jnp.ones(3), {"x": jnp.ones(2), "y": 1.0})
+
+  def test_a_list_of_tasks_is_to_be_stacked(self):
+    batch = jsharp.Batch(jnp.ones((4, 1)), jnp.ones((4, 1)))
+    tasks = [jsharp.Task(batch, batch)] * 3
+    loss_fn = lambda w, batch: (jnp.sum(w * batch.inputs), {})
+    algorithm = maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    state = algorithm.init(1.0)
+    with self.assertRaisesRegex(ValueError, "tasks is a list of 3.*stack") as caught:
+      algorithm.step(state, tasks)
+    advice = str(caught.exception).split("stack them: ")[1]
+    stacked = eval(advice, {"jax": jax, "jnp": jnp, "tasks": tasks})
+    self.assertEqual(algorithm.step(state, stacked)[1]["loss"].shape, (3,))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jsharp import losses
-from jsharp.algorithms import fomaml, maml, meta_sgd, sharp_maml
+from jsharp.algorithms import fomaml, imaml, maml, meta_sgd, sharp_maml
+from jsharp.analysis import hessian_vector_product
 from jsharp.core import second_order as memory
 from jsharp.core.objectives import on_query
 from jsharp.types import Batch, Task
@@ -110,6 +111,53 @@ class MemoryTest(parameterized.TestCase):
         states.append(jax.jit(algorithm.step)(algorithm.init(params), tasks))
       for actual in states[1:]:
         self.assert_trees_close(actual, states[0], 1e-11)
+
+  def test_a_custom_vjp_without_a_forward_mode(self):
+    """A rule that calls the function itself, as most do, at every order."""
+    squash = jax.custom_vjp(jnp.tanh)
+    squash.defvjp(
+      lambda x: (squash(x), x), lambda x, g: (g * (1 - jnp.square(squash(x))),)
+    )
+
+    def loss_of(fn):
+      def loss_fn(params, batch):
+        return jnp.sum((fn(params["w"] * batch.inputs) + params["b"]) ** 2), {}
+
+      return loss_fn
+
+    def implicit(loss_fn, *optimizers):
+      return imaml(loss_fn, *optimizers, num_inner_steps=2, proximity=2.0)
+
+    def explicit(loss_fn, *optimizers):
+      query = on_query(loss_fn)
+      return maml(
+        memory.forward_over_reverse(loss_fn),
+        *optimizers,
+        num_inner_steps=2,
+        query_loss_fn=query,
+      )
+
+    def after_a_step(constructor, fn):
+      algorithm = constructor(loss_of(fn), optax.sgd(0.1), optax.sgd(0.1))
+      state = algorithm.init({"w": jnp.array([0.5, -1.0]), "b": jnp.array(0.2)})
+      return jax.jit(algorithm.step)(state, Task(batch, batch))[0].params
+
+    def product(fn):
+      one = jax.tree.map(lambda x: x[0], batch)
+      loss = lambda w: loss_of(fn)(w, one)[0]
+      point = {"w": jnp.array([0.5, -1.0]), "b": jnp.array(0.2)}
+      return jax.jit(hessian_vector_product(loss, point))(point)
+
+    with jax.enable_x64(True):
+      batch = Batch(jnp.linspace(-1.0, 2.0, 6).reshape(3, 2), None)
+      for compute in (
+        functools.partial(after_a_step, implicit),
+        functools.partial(after_a_step, explicit),
+        product,
+      ):
+        # Inside of jitted functions and loops too.
+        looped = lambda x: jax.lax.fori_loop(0, 1, lambda _, x: jax.jit(squash)(x), x)
+        self.assert_trees_close(compute(looped), compute(jnp.tanh), 1e-11)
 
   @parameterized.named_parameters(*LOSSES)
   def test_value_metrics_and_gradient_are_the_same_in_any_mode(self, less):

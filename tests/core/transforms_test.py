@@ -1,12 +1,13 @@
-"""Links with rates that are learned: values, derivatives, and their ends."""
+"""Small links of both loops: values, derivatives, and their ends."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from jax.test_util import check_grads
 
+from jsharp import core
 from jsharp.core.transforms import learned_rates, learned_step_rates
 
 UPDATES = {
@@ -41,6 +42,51 @@ class LearnedRatesTest(absltest.TestCase):
       rates = {"w": jnp.array([[0.1, 0.2, -0.3]]), "b": jnp.array(0.5)}
       updates = {"w": jnp.ones((2, 3)) * 1.5, "b": jnp.array([1.0, -2.0])}
       check_grads(jax.jit(scaled), (rates, updates), order=2, modes=("fwd", "rev"))
+
+
+class ClipTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (core.clip_by_global_norm, optax.clip_by_global_norm, 3.0),
+    (core.clip_by_block_rms, optax.clip_by_block_rms, 0.8),
+    (core.adaptive_grad_clip, optax.adaptive_grad_clip, 0.5),
+  )
+  def test_it_is_that_of_optax_and_the_identity_at_zero(self, ours, theirs, limit):
+    shapes = [(), (4,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (1, 5)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    w = {str(s): jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)}
+    w["zero"] = jnp.zeros(3)
+    g = jax.tree.map(lambda x: jnp.cos(9 * x) * x.size, w)
+    link = ours(limit)
+    clip = jax.jit(lambda g: link.update(g, link.init(w), w)[0])
+    expected = jax.jit(lambda g: theirs(limit).update(g, (), w)[0])(g)
+    changed = 0
+    for name, leaf in clip(g).items():
+      np.testing.assert_allclose(leaf, expected[name], rtol=1e-5)
+      changed += int(np.sum(np.abs(leaf - g[name]) > 1e-3))
+    self.assertGreater(changed, 0)
+    zero = jax.tree.map(jnp.zeros_like, g)
+    _, slope = jax.jvp(clip, (zero,), (w,))
+    jax.tree.map(np.testing.assert_array_equal, slope, w)
+
+  def test_a_dead_leaf_beside_one_that_is_clipped(self):
+    link = core.clip_by_block_rms(0.5)
+    clip = lambda g: link.update(g, link.init(None))[0]
+    g = {"dead": jnp.zeros(2), "alive": jnp.array([3.0, -3.0])}
+    _, slope = jax.jvp(clip, (g,), (jax.tree.map(jnp.ones_like, g),))
+    np.testing.assert_array_equal(slope["dead"], [1.0, 1.0])
+    np.testing.assert_allclose(slope["alive"], [1 / 6, 1 / 6], rtol=1e-5)
+
+  def test_limits_are_positive(self):
+    for clip in (
+      core.clip_by_global_norm,
+      core.clip_by_block_rms,
+      core.adaptive_grad_clip,
+    ):
+      with self.assertRaisesRegex(ValueError, "must be finite and above 0, got 0"):
+        clip(0.0)
+    link = core.adaptive_grad_clip(0.1)
+    with self.assertRaisesRegex(ValueError, "params=None"):
+      link.update(jnp.ones(2), link.init(None))
 
 
 class LearnedStepRatesTest(absltest.TestCase):

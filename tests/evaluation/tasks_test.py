@@ -105,6 +105,12 @@ class EvaluateTest(parameterized.TestCase):
     one_by_one = [2 * sample_task(i, data).query.inputs.sum() for i in range(7)]
     np.testing.assert_allclose(metrics["loss"], one_by_one, rtol=1e-6)
 
+  def test_metrics_in_half_precision_have_the_right_mean(self):
+    measure = lambda params, tasks: {"loss": jnp.ones(len(tasks), jnp.bfloat16)}
+    sample = lambda index, data: index
+    metrics = evaluate(measure, 0.0, sample, None, num_tasks=512, chunk=256)
+    self.assertEqual(metrics["loss"].mean(), 1.0)
+
   def test_a_longer_list_begins_with_the_shorter_one(self):
     short, long = (
       evaluate(evaluate_tasks, 1.0, sample_task, jnp.float32(0), num_tasks=n, chunk=4)

@@ -12,7 +12,7 @@ from jax import lax
 
 from jsharp import models
 from jsharp.nn import BatchNorm, _conv_forms, _convolved_map, _winograd, conv2d
-from jsharp.nn._chunks import num_chunks
+from jsharp.nn._chunks import num_chunks, sum_of_chunks
 from jsharp.nn._conv_forms import Geometry
 from jsharp.nn.convolution import _choose
 
@@ -206,6 +206,11 @@ class ConvolutionTest(parameterized.TestCase):
     y, pullback = jax.vjp(function, x, w)
     expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
     assert_near(pullback(jnp.cos(y)), expected, rtol=1e-4)
+
+  def test_sums_of_chunks_outgrow_no_dtype(self):
+    x = jnp.ones((512, 1), jnp.bfloat16)
+    total = sum_of_chunks(lambda x, g: (x * g).sum(axis=0), x, x, 512)
+    np.testing.assert_array_equal(total, jnp.full(1, 512, jnp.bfloat16))
 
   @parameterized.parameters((1, 1), (6, 2), (7, 7))
   def test_shifted_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):

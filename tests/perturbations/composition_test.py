@@ -411,6 +411,13 @@ class JaxTest(parameterized.TestCase):
     np.testing.assert_allclose(slope, np.sum(np.asarray(real) * sizes), rtol=1e-6)
     self.assertEqual(e.dtype, jnp.complex64)
 
+  def test_the_mean_over_an_axis_overflows_no_sum(self):
+    ascent = perturbations.pmean("data")
+    mean = lambda g: ascent.update(g, ascent.init(None))[0]
+    gradients = jnp.full(32, 3000, jnp.float16)
+    means = jax.vmap(mean, axis_name="data")(gradients)
+    np.testing.assert_array_equal(means, gradients)
+
   def test_complex_parameters_step_like_their_real_and_imaginary_parts(self):
     """Gradients conjugated, as optax expects them."""
     target = jnp.array([1.0 - 1.0j, 0.5j])

@@ -113,6 +113,56 @@ class SamTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "params=None"):
       link.update(w, link.init(w), grad_fn=jax.grad(rosenbrock))
 
+  def test_a_wrapper_that_keeps_grad_fn_is_named(self):
+    tx = optax.MultiSteps(optax.chain(jsharp.sam(0.05), optax.sgd(0.1)), 2)
+    tx = optax.with_extra_args_support(tx.gradient_transformation())
+    w = jnp.ones(2)
+    with self.assertRaisesRegex(ValueError, "wrapper around SAM.*MultiSteps.*in front"):
+      tx.update(w, tx.init(w), w, grad_fn=jax.grad(rosenbrock))
+
+  @parameterized.named_parameters(
+    ("value_and_grads", lambda g: (jnp.float32(1), g), r"float32\[\] at \[0\], float"),
+    ("grads_and_aux", lambda g: (g, {"a": g}), r"at \[1\]\['a'\].*has_aux=True"),
+    ("nothing", lambda g: None, r"got nothing where float32\[2\]"),
+    ("a_number", lambda g: g[0], r"got float32\[\] where float32\[2\]"),
+    ("an_axis_more", lambda g: g[None], r"got float32\[1, 2\]"),
+    ("half_precision", lambda g: g.astype(jnp.bfloat16), r"got bfloat16\[2\] .* dtype"),
+    ("integers", lambda g: g.astype(int), r"got int32\[2\]"),
+  )
+  def test_what_grad_fn_returns_has_to_be_a_gradient(self, spoil, message):
+    w = jnp.array([0.3, -0.2])
+    grad_fn = lambda w: spoil(jax.grad(rosenbrock)(w))
+    repeated = jsharp.perturbations.repeat(jsharp.sam_ascent(0.1), 2)
+    for link in (
+      jsharp.sam(0.1),
+      jsharp.looksam(0.1),
+      jsharp.sharpness_aware(repeated),
+    ):
+      with self.assertRaisesRegex(ValueError, f"grad_fn must return.*{message}"):
+        link.update(jax.grad(rosenbrock)(w), link.init(w), w, grad_fn=grad_fn)
+
+  @parameterized.parameters(jsharp.sam, jsharp.looksam, jsharp.vasso)
+  def test_lookahead_stands_behind_it(self, link):
+    w = jnp.array([0.3, -0.2])
+    tx = optax.chain(link(0.1), optax.lookahead(optax.sgd(1e-3), 2, 0.5))
+    expected = run(optax.chain(link(0.1), optax.sgd(1e-3)), w, 2)
+    # optax's own arithmetic mixes bool and float32.
+    self.enter_context(jax.numpy_dtype_promotion("standard"))
+    pair, grad_fn = optax.LookaheadParams.init_synced(w), jax.grad(rosenbrock)
+    state = tx.init(pair)
+    for _ in range(2):
+      updates, state = tx.update(grad_fn(pair.fast), state, pair, grad_fn=grad_fn)
+      pair = optax.apply_updates(pair, updates)
+    np.testing.assert_allclose(pair.slow, (w + expected) / 2, rtol=1e-6)
+
+  def test_a_failing_grad_fn_inside_of_flatten_is_explained(self):
+    tx = optax.flatten(optax.chain(jsharp.sam(0.1), optax.sgd(0.1)))
+    w = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with self.assertRaises(TypeError) as caught:
+      tx.update(w, tx.init(w), w, grad_fn=jax.grad(lambda w: jnp.sum(w["a"])))
+    notes = " ".join(caught.exception.__notes__)
+    self.assertIn("optax.flatten stands around SAM", notes)
+
 
 if __name__ == "__main__":
   absltest.main()
