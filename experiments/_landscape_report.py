@@ -12,6 +12,7 @@ from experiments._landscape_measures import Records
 from experiments._landscape_runs import Run
 from jsharp import analysis, options
 from jsharp._files import write_atomically
+from jsharp._terminal import tell
 from jsharp.analysis import Plane
 from jsharp.evaluation import report
 from jsharp.training import RunDirectory
@@ -64,11 +65,11 @@ def write(
   for name, path in paths.items():
     if path:
       undrawn = "" if _is_drawn(path) else "; it is not drawn"
-      print(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
+      tell(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if landscape.measure:
     _write_figures(directory, landscape, runs, records)
     written += ["sharpness.json", "sharpness.md"]
-  print(f"{directory.path}/: {', '.join(written)}")
+  tell(f"{directory.path}/: {', '.join(written)}")
 
 
 def _grid(records: Records, number: int, name: str) -> np.ndarray:
@@ -173,4 +174,4 @@ def _write_figures(
     f"{landscape.gap_tasks} tasks each.\n\n{table}"
   )
   write_atomically(directory.path / "sharpness.md", text.encode())
-  print(f"\n{text}")
+  tell(f"\n{text}")

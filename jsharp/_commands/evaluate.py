@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from absl import flags
 
-from jsharp._flags import Choice, Given, Group, Program, call, message, refuse, say
+from jsharp import _files
+from jsharp._flags import Choice, Given, Group, Program, call, message, refuse
+from jsharp._terminal import say, tell
 from jsharp.options import (
   Check,
   Options,
@@ -233,7 +235,7 @@ def _measure(given: Given) -> int:
       f"{', '.join(records)}: no evaluations yet; leave out --table to make one",
     )
   if models.table or len(records) > 1:
-    print(tables(records))
+    tell(tables(records))
   return 0
 
 
@@ -327,7 +329,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     found = _read(path)
     if all(found.get(key) == value for key, value in asked.items()):
       say(f"evaluate: {path} has it already")
-      print(protocol_card(_for_card(found)))
+      tell(protocol_card(_for_card(found)))
       return
     raise ValueError(
       f"{path} is another evaluation; give this another --eval_name, or remove that "
@@ -358,8 +360,8 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, record)
-  print(protocol_card(_for_card(record)))
-  print(path)
+  tell(protocol_card(_for_card(record)))
+  tell(str(path))
 
 
 def _dataset(
@@ -454,12 +456,12 @@ def _plain(value: Any) -> Any:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    record = json.loads(path.read_text())
+    record = _files.read_table(path)
     record["per_task"]["accuracy"], record["figures"]["test_accuracy"]
     return record
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
-      f"{path} is no evaluation ({error!r}); remove it, or restore a copy"
+      f"{path} is no evaluation ({error}); remove it, or restore a copy"
     ) from error
 
 

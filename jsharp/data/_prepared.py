@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from jsharp._terminal import say
 from jsharp.data import _rules
 
 ClassArrays = dict[str, np.ndarray]
@@ -161,10 +162,9 @@ def load(
         (writable[0] / older / _NOTE).touch()
       return {p: c for p, c in classes.items() if parts is None or p in parts}
     if classes:
-      print(
+      say(
         f"{place / older} is used no more: some of its images read otherwise today "
-        "(transparency, 16 bits, orientation) or were left out. It may be deleted.",
-        file=sys.stderr,
+        "(transparency, 16 bits, orientation) or were left out. It may be deleted."
       )
   if not writable:
     raise OSError(
@@ -172,7 +172,7 @@ def load(
       "be written. Give prepared_dir=, a directory that can."
     )
   root = writable[0] / current
-  print(f"Preparing {data_dir} in {root}, once.", file=sys.stderr, flush=True)
+  say(f"Preparing {data_dir} in {root}, once.")
   _remove_stale(root / builder_class.name)
   builder = builder_class(data_dir=root, file_format=file_format)
   builder.read = read
@@ -182,7 +182,7 @@ def load(
 
 def _still_right(classes: dict[str, Classes], encoded: Encoded) -> bool:
   """Whether the copy of an older rule holds what the present one would read."""
-  print("Checking the prepared images once.", file=sys.stderr, flush=True)
+  say("Checking the prepared images once.")
   names = [name for split in classes.values() for name in split.names]
   rest = sum(len(split.images) for split in classes.values())
   for name, data in encoded.images():

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jsharp._files import save_figure
+
 META_LEARNING = {"loss": "meta-loss on the query set", "accuracy": "query accuracy (%)"}
 """What the metrics are where training is meta-training."""
 
@@ -79,7 +81,7 @@ def plot_curves(
     axes.set_ylabel(labels[name])
     axes.grid(alpha=0.3)
     axes.legend()
-  figure.savefig(path, dpi=120)
+  save_figure(figure, path, dpi=120)
 
 
 def _leave_out_far_values(axes: Any) -> None:

@@ -10,12 +10,13 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -28,7 +29,7 @@ from jsharp.training.options import Machine
 _WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
 GIVEN_UP = 75
-"""Exit code of a process whose peers did not answer: try again."""
+"""Exit code of a process whose peers were lost, or whose run another one holds."""
 
 
 def start(
@@ -192,6 +193,48 @@ class Peers:
       return tree
     with self.patience("the first process"):
       return multihost_utils.broadcast_one_to_all(tree)
+
+  def text_from_first(self, text: str) -> str:
+    """The first process's text."""
+    if jax.process_count() == 1:
+      return text
+    content = text.encode()
+    size = int(self.from_first(np.int32(len(content))))
+    content = content.ljust(size)[:size]
+    return bytes(self.from_first(np.frombuffer(content, np.uint8))).decode()
+
+  def check_same(self, facts: Mapping[str, Any]) -> None:
+    """Refuses processes that were started for different runs.
+
+    Args:
+      facts: what has to be the same in all of them, as JSON holds it.
+
+    Raises:
+      ValueError: in every process; where the facts differ from those of the first one,
+        the message lists each with both values.
+
+    Example:
+      >>> Peers(timeout=300.0).check_same({"seed": 0})
+    """
+    if jax.process_count() == 1:
+      return
+    here = json.loads(json.dumps(facts))
+    there = json.loads(self.text_from_first(json.dumps(facts)))
+    differing = [
+      f"  {name}: {there.get(name)} in the first, {here.get(name)} in this one"
+      for name in sorted(here.keys() | there.keys())
+      if here.get(name) != there.get(name)
+    ]
+    with self.patience("the other processes"):
+      every = multihost_utils.process_allgather(np.int32(bool(differing)))
+    others = np.flatnonzero(every).tolist()
+    if others:
+      which = f"process {', '.join(map(str, others))}: see there"
+      raise ValueError(
+        "the processes were not started for the same run:\n"
+        + ("\n".join(differing) or f"  {which}")
+        + "\nStart all of them with the same flags, data and versions"
+      )
 
   @contextlib.contextmanager
   def patience(self, whom: str) -> Iterator[None]:

@@ -130,6 +130,12 @@ class PlanTest(parameterized.TestCase):
     ("seeds = [0, 1]", 'seeds = "012"', "seeds='012': must be a list of int"),
     ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be a whole number"),
     ("seeds = [0, 1]", "seeds = [-1]", r"seeds=\(-1,\): must be .* from 0 to 21474"),
+    (
+      "seeds = [0, 1]",
+      f"seeds = {[*range(1001)]}",
+      r"seeds=.*\.\.\.: must .* at most 100",
+    ),
+    ("seeds = [0, 1]", "seeds = " + "[" * 9999, "is no TOML file"),
     ("seeds = [0, 1]", "seeds = []", r"seeds=\(\): must be different numbers"),
     ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
     ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
@@ -466,6 +472,7 @@ class CompareTest(parameterized.TestCase):
   def test_bad_command_lines_are_named(self):
     for more, message in (
       ({"plan": self.out / "nothing.toml"}, "--plan=/.*nothing.toml: No such file"),
+      ({"plan": "/dev/zero"}, "/dev/zero is no regular file"),
       ({"plan": "~/no/plan.toml"}, f"--plan={pathlib.Path.home()}/no/plan.toml: No s"),
       ({"set": "num_tasks"}, "--set=num_tasks must look like flag=value"),
       ({"set": "num_tasks=0"}, "methods.maml: .*num_tasks=0"),

@@ -56,7 +56,7 @@ def newest_checkpoint(run_dir):
 
 
 def records(run_dir):
-  timing = ("wall_time", "tasks_per_second", "examples_per_second")
+  timing = ("wall_time", "tasks_per_second", "examples_per_second", "sha256")
   lines = (run_dir / "metrics.jsonl").read_text().splitlines()
   return [
     {name: value for name, value in json.loads(line).items() if name not in timing}
@@ -186,8 +186,14 @@ class ProgramTest(parameterized.TestCase):
     code, out, _ = run("sinusoid", "unused", again, b, "--num_steps=4")
     self.assertEqual(code, 0)
     self.assertEqual(newest_checkpoint(self.run_dir / "b")[0], "step_00000004.npz")
-    code, out, _ = run("sinusoid", "unused", again, b, "--eval_tasks=6")
+    longer = "--num_steps=4"
+    code, out, _ = run("sinusoid", "unused", again, b, longer, "--eval_tasks=6")
     self.assertRegex(out, r"test tasks +6\b")
+    before = (self.run_dir / "b" / "result.json").read_bytes()
+    code, _, err = run("sinusoid", "unused", again, b, "--eval_tasks=6")
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "run_dir=.*b has taken 4 steps already, more than the 2 that")
+    self.assertEqual((self.run_dir / "b" / "result.json").read_bytes(), before)
 
   def test_refuses_another_run(self):
     run("sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2")

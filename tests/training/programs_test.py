@@ -128,6 +128,12 @@ class InterruptibleTest(parameterized.TestCase):
     self.assertEqual(caught.exception.args, (number,))
     self.assertIs(signal.getsignal(number), before)
 
+  def test_a_signal_that_comes_twice_asks_once(self):
+    with interruptible():
+      with self.assertRaises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
+
   def test_nohup_is_respected(self):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     self.addCleanup(signal.signal, signal.SIGHUP, before)
