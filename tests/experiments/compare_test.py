@@ -21,6 +21,7 @@ from experiments import _compare_plan, _compare_runs, _program, compare, sinusoi
 from jsharp._files import read_table
 from jsharp.evaluation import read_column
 from jsharp.training.programs import Runner
+from tests import toy_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANS = sorted((ROOT / "experiments" / "plans").glob("*.toml"))
@@ -88,7 +89,7 @@ def in_process(program, name, arguments):
   """Runs a run here, for a compiler that is already warm."""
   assert program == "experiments.sinusoid"
   words = ["--compilation_cache_dir=", *arguments]
-  with contextlib.redirect_stdout(io.StringIO()):
+  with contextlib.redirect_stdout(io.StringIO()), toy_runs.suites_cache():
     return _program.start(sinusoid.EXPERIMENT, words, flags.FlagValues())
 
 

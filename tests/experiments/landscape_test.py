@@ -91,6 +91,7 @@ def finished():
     jax.numpy_dtype_promotion("standard"),
     contextlib.redirect_stdout(io.StringIO()),
     mock.patch.object(training, "train", untrained),
+    toy_runs.suites_cache(),
   ):
     assert _program.start(experiment, arguments, flags.FlagValues()) == 0
   return directory
@@ -104,6 +105,7 @@ def measure(runs, out, *arguments):
     contextlib.redirect_stdout(stdout),
     contextlib.redirect_stderr(stderr),
     jax.numpy_dtype_promotion("standard"),
+    toy_runs.suites_cache(),
   ):
     code = landscape.start(words, flags.FlagValues())
   return code, stdout.getvalue(), stderr.getvalue()

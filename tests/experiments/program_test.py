@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jsharp
 from experiments import _program, miniimagenet, omniglot, sinusoid
 from jsharp._commands import evaluate
+from tests import toy_runs
 
 EXPERIMENTS = {
   module.EXPERIMENT.name: module.EXPERIMENT
@@ -43,7 +44,11 @@ def run(experiment, run_dir, *arguments, build=None):
   chosen = dataclasses.replace(chosen, build=build or chosen.build)
   words = ["--compilation_cache_dir=", f"--run_dir={run_dir}", *arguments]
   out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+  with (
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    toy_runs.suites_cache(),
+  ):
     code = _program.start(chosen, words, flags.FlagValues())
   return code, out.getvalue(), err.getvalue()
 
