@@ -547,7 +547,7 @@ def check_words(words: Sequence[str]) -> None:
 def _flagfiles(words: Sequence[str]) -> list[str]:
   """The names of flagfiles on a command line, `--flagfile=A` or `--flagfile A`."""
   found = []
-  for word, following in zip(words, [*words[1:], ""], strict=True):
+  for word, following in zip(words, [*words[1:], ""], strict=False):
     name, equals, value = word.partition("=")
     if name in ("-flagfile", "--flagfile"):
       found.append(value.strip("\"'") if equals else following)

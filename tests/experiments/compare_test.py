@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 from experiments import _compare_plan, _compare_runs, _program, compare, sinusoid
 from jsharp._files import read_table
 from jsharp.evaluation import read_column
+from jsharp.training import RunDirectory
 from jsharp.training.programs import Runner
 from tests import toy_runs
 
@@ -469,6 +470,17 @@ class CompareTest(parameterized.TestCase):
     plan = load(quick.replace("validations", "seeds_side_by_side = true\nvalidations"))
     self.assertEqual(plan.runs("maml"), [("maml-seeds0to1", (0, 1))])
     self.assertEqual(plan.methods["maml"].run.training.num_seeds, 2)
+
+  def test_a_run_that_was_left_alive_is_known(self):
+    path = self.out / "run"
+    self.assertFalse(compare._is_held(str(path)))
+    err = io.StringIO()
+    with RunDirectory.open(path, identity={}), contextlib.redirect_stderr(err):
+      for _ in range(2):
+        self.assertTrue(compare._is_held(str(path)))
+    self.assertFalse(compare._is_held(str(path)))
+    line = f"{path} is run by process {os.getpid()}; waiting for its end\n"
+    self.assertEqual(err.getvalue(), f"compare: {line}")
 
   def test_bad_command_lines_are_named(self):
     for more, message in (

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
-from jsharp import _catalogue
+from jsharp import _catalogue, _flags
 from jsharp.options import Options, fields
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -360,6 +361,48 @@ def _names_in(description):
     if isinstance(value, Options):
       found |= _names_in(value)
   return found
+
+
+class EarlySignalsTest(parameterized.TestCase):
+  """Signals before there is anything to save."""
+
+  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGHUP, 129))
+  def test_they_end_a_program_in_order(self, number, expected):
+    left = []
+
+    def then(given):
+      del given
+      try:
+        signal.raise_signal(number)
+      finally:
+        left.append("cleared")
+
+    self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_DFL))
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+      code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), then)
+    self.assertEqual((code, left), (expected, ["cleared"]))
+    self.assertIn("interrupted before it began", err.getvalue())
+    self.assertIs(signal.getsignal(number), signal.SIG_DFL)
+
+  def test_nohup_is_respected(self):
+    self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    heard = lambda given: signal.raise_signal(signal.SIGHUP) or 7
+    code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), heard)
+    self.assertEqual(code, 7)
+
+
+class MessageTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (PermissionError(13, "Permission denied", "/a"), "/a: Permission denied"),
+    (OSError(18, "Invalid link", "/a", None, "/b"), "/a -> /b: Invalid link"),
+    (OSError(28, "cannot write /a (No space left)"), "cannot write /a (No space left)"),
+    (OSError("nowhere to keep it"), "nowhere to keep it"),
+    (ValueError("shot=0"), "shot=0"),
+  )
+  def test_what_cannot_be_read_is_named(self, error, expected):
+    self.assertEqual(_flags.message(error), expected)
 
 
 class HostileWordsTest(parameterized.TestCase):

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 import zipfile
+from unittest import mock
 
 import jax
 from absl import flags
@@ -18,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jsharp
 from experiments import _program, miniimagenet, omniglot, sinusoid
 from jsharp._commands import evaluate
+from jsharp.training import RunDirectory, processes
 from tests import toy_runs
 
 EXPERIMENTS = {
@@ -235,6 +238,61 @@ class ProgramTest(parameterized.TestCase):
     code, _, err = run("sinusoid", self.run_dir / "file" / "run", *TINY_SINES)
     self.assertEqual(code, 2)
     self.assertStartsWith(err, "sinusoid: cannot write to run_dir=")
+
+  def test_what_becomes_of_a_run_when_its_disk_or_directory_fails(self):
+    arguments = ("sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2")
+    fsync = os.fsync
+    # In the order in which they are written: each start gets further.
+    for name, code in (("flags.txt", 2), ("test_tasks.csv", 1), ("curves.png", 1)):
+
+      def full(descriptor, name=name):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+          raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+      with mock.patch("os.fsync", full):
+        found, _, err = run(*arguments)
+      self.assertEqual(found, code, err)
+      self.assertRegex(
+        err, f"sinusoid: cannot write .*/{name} .No space left on device"
+      )
+    path = self.run_dir / "result.json"
+    result = json.loads(path.read_text())
+    self.assertEqual(run(*arguments)[0], 0)
+    path.write_text(path.read_text().replace('"num_steps": 2', '"num_steps": 3'))
+    code, _, err = run(*arguments)
+    self.assertEqual(code, 0, err)
+    self.assertIn("result.json is damaged: its SHA-256 differs", err)
+    anew = json.loads(path.read_text())
+    self.assertEqual(anew["test_mse_by_step"], result["test_mse_by_step"])
+    with self.subTest("in use"):
+      identity = json.loads((self.run_dir / "run.json").read_text())["identity"]
+      path.unlink()
+      with RunDirectory.open(self.run_dir, identity=identity):
+        code, _, err = run(*arguments)
+      self.assertEqual(code, processes.GIVEN_UP)
+      self.assertIn(f"is in use by process {os.getpid()}", err)
+    with self.subTest("replaced while it trained"):
+      self.check_replaced()
+
+  def check_replaced(self):
+    """A run whose directory became another's writes nothing there."""
+
+    def replacing(description, execution):
+      parts = sinusoid.EXPERIMENT.build(description, execution)
+
+      def test(trained, stop):
+        shutil.rmtree(self.run_dir / "a")
+        with RunDirectory.open(self.run_dir / "a", identity={}):
+          return parts.test(trained, stop)
+
+      return dataclasses.replace(parts, test=test)
+
+    words = ("sinusoid", self.run_dir / "a", *TINY_SINES, "--num_steps=2")
+    code, _, err = run(*words, build=replacing)
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "run_dir=.*a was deleted or replaced while this run")
+    self.assertCountEqual(os.listdir(self.run_dir / "a"), ["lock", "run.json"])
 
   def test_a_loss_that_is_not_finite_stops_the_run(self):
     code, _, err = run(
