@@ -45,7 +45,7 @@ class Records:
 
   def of(self, number: int) -> list[dict[str, Any]]:
     """All records of a run."""
-    return [record for record in self._all if record["run"] == number]
+    return [record for record in self._all if record.get("run") == number]
 
   def path(self, number: int) -> Mapping[str, Any] | None:
     """Where a run's path lies in its plane, None where it kept none.

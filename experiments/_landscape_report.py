@@ -11,7 +11,6 @@ import numpy as np
 from experiments._landscape_measures import Records
 from experiments._landscape_runs import Run
 from jsharp import analysis, options
-from jsharp._files import write_atomically
 from jsharp._terminal import tell
 from jsharp.analysis import Plane
 from jsharp.evaluation import report
@@ -53,7 +52,7 @@ def write(
       contents[f"path_steps_{number}"] = np.array(path["steps"])
   buffer = io.BytesIO()
   np.savez(buffer, **contents)
-  write_atomically(directory.path / "landscape.npz", buffer.getvalue())
+  directory.write("landscape.npz", buffer.getvalue())
   written = ["landscape.npz"]
   losses = dict(zip(names, arrays["loss"], strict=True))
   words = _words(landscape)
@@ -173,5 +172,5 @@ def _write_figures(
     f"{landscape.checkpoint} checkpoint. Gap: training minus test classes, "
     f"{landscape.gap_tasks} tasks each.\n\n{table}"
   )
-  write_atomically(directory.path / "sharpness.md", text.encode())
+  directory.write("sharpness.md", text.encode())
   tell(f"\n{text}")

@@ -344,7 +344,7 @@ def _train(
   from jsharp.training.processes import Peers, is_first
 
   validate = parts.validate
-  checkpoints = Checkpoints(directory.path / "checkpoints")
+  checkpoints = Checkpoints(directory.path / "checkpoints", run=directory)
   with StopSignal() as stop:
     try:
       if (last := checkpoints.last_step()) > parts.loop["num_steps"]:

@@ -16,6 +16,7 @@ Exit codes: 0 done; 2 bad flags, learner or data.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -468,8 +469,15 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _records(name: str) -> Iterator[dict[str, Any]]:
   from jsharp.learners import evaluations_of
 
-  for path in sorted(evaluations_of(name).glob("*.json")):
-    yield _read(path)
+  directory = evaluations_of(name)
+  try:
+    names = sorted(os.listdir(directory))
+  except FileNotFoundError:
+    _files.refuse_dangling(directory)
+    return
+  for entry in names:
+    if entry.endswith(".json"):
+      yield _read(directory / entry)
 
 
 def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:

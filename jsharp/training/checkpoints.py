@@ -51,6 +51,7 @@ class Checkpoints:
       With 2 there is one to fall back to.
     run: the run that they belong to. They carry its identity, and those of another
       identity are refused. None: of any run, and they carry none.
+    identity: for who only reads, in place of `run`: the digest of the identity.
 
   Raises:
     ValueError: if `keep` is less than 1.
@@ -72,13 +73,14 @@ class Checkpoints:
     *,
     keep: int = 2,
     run: RunDirectory | None = None,
+    identity: str | None = None,
   ):
     if keep < 1:
       raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept")
     self.directory = pathlib.Path(directory)
     self.keep = keep
     self._run = run
-    self._identity = None if run is None else run.digest
+    self._identity = identity if run is None else run.digest
 
   def save(self, step: int, tree: Any, *, extra: dict[str, Any]) -> None:
     """Saves the latest state; older ones beyond `keep` are deleted afterwards.

@@ -28,6 +28,7 @@ class FinishedRun(NamedTuple):
     best_step: meta-steps before the parameters that were tested.
     last_step: meta-steps in all.
     has_path: whether it kept the parameters of every validation.
+    identity: the digest that its checkpoints carry.
   """
 
   path: pathlib.Path
@@ -39,6 +40,7 @@ class FinishedRun(NamedTuple):
   best_step: int
   last_step: int
   has_path: bool
+  identity: str | None = None
 
 
 def read_run(path: str | os.PathLike[str]) -> FinishedRun:
@@ -88,6 +90,7 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
     best_step=best_step,
     last_step=last_step,
     has_path=_has_path(path / "checkpoints"),
+    identity=_files.digest_of(run["identity"]),
   )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from jsharp import _files
 from jsharp.training.checkpoints import Checkpoints
 from jsharp.training.run_directory import RunDirectory
 from jsharp.types import MetaState
@@ -168,6 +169,14 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEmpty(list(mine.directory.glob("*.damaged")))
     # Whoever only looks may read any; those of earlier versions say no run.
     self.assertIsNotNone(Checkpoints(mine.directory).restore(_tree()))
+    identity = _files.digest_of({"seed": 0})
+    with self.assertRaisesRegex(ValueError, "belongs to a run with oth"):
+      Checkpoints(mine.directory, identity=identity).restore(_tree())
+    self.assertIsNotNone(
+      Checkpoints(other.directory, identity=_files.digest_of({"seed": 1})).restore(
+        _tree()
+      )
+    )
     self.checkpoints.save(4, _tree(), extra={})
     shutil.copy(self.path / "step_00000004.npz", mine.directory)
     self.assertEqual(mine.restore(_tree()).step, 4)
