@@ -166,7 +166,7 @@ def _of_run(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _metrics(path: pathlib.Path) -> list[dict[str, float]]:
-  times = ("wall_time", "tasks_per_second", "examples_per_second")
+  times = ("wall_time", "tasks_per_second", "examples_per_second", "sha256")
   lines = (path / "metrics.jsonl").read_text().splitlines()
   return [
     {k: v for k, v in json.loads(line).items() if k not in times} for line in lines
@@ -177,6 +177,7 @@ def _of_landscape(path: pathlib.Path) -> dict[str, Any]:
   with np.load(path / "landscape.npz") as archive:
     arrays = {name: _digest(archive[name]) for name in ("loss", "accuracy")}
   sharpness = json.loads((path / "sharpness.json").read_text())
+  sharpness.pop("sha256", None)  # of what stands beside the figures, too
   return {"arrays": arrays, "figures": sharpness}
 
 

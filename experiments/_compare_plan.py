@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import _program
 from experiments._program import Experiment
-from jsharp import options
+from jsharp import _files, options
 from jsharp._flags import Given, words
 from jsharp.options import Check, Options, Role, at_least, option
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
   from jsharp.training.runs import MetaRun
 
 _TABLES = ("budget", "common", "methods")
+_MAX_BYTES = 2**20
 
 
 def _different(seeds: tuple[int, ...]) -> bool:
   in_range = all(0 <= seed < 2**31 for seed in seeds)
-  return bool(seeds) and in_range and len(set(seeds)) == len(seeds)
+  return 0 < len(seeds) <= 1000 and in_range and len(set(seeds)) == len(seeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,9 @@ class Header(Options):
   seeds: tuple[int, ...] = option(
     (0,),
     "Of training; the test tasks are the same for all. A method may have its own.",
-    check=Check(_different, "must be different numbers from 0 to 2147483647."),
+    check=Check(
+      _different, "must be different numbers, at most 1000, from 0 to 2147483647."
+    ),
     identity=False,
   )
   seeds_side_by_side: bool = option(False, "Train a method's seeds in one run.")
@@ -150,13 +153,12 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     ValueError: naming the key, its value and the fix.
   """
   try:
-    content = tomllib.loads(path.read_text())
-  except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    content = tomllib.loads(_files.read_bytes(path, most=_MAX_BYTES).decode())
+  except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise ValueError(f"{path} is no TOML file: {error}") from error
   except OSError as error:
-    what = _program.message(error)
     raise ValueError(
-      f"--plan={path}: {what}; give the TOML file of the comparison"
+      f"--plan={path}: {error.strerror}; give the TOML file of the comparison"
     ) from error
   known = {field.name for field in options.fields(Header)}
   unknown = sorted(content.keys() - known - set(_TABLES))

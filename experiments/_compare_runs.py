@@ -1,12 +1,19 @@
 """What a comparison keeps in its directory: its plan, its speeds, its tables."""
 
+from __future__ import annotations
+
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from experiments._compare_plan import Plan
 from jsharp import options
 from jsharp._files import read_table, write_atomically, write_json
-from jsharp._flags import say, words
+from jsharp._flags import words
+from jsharp._terminal import say, tell
+
+if TYPE_CHECKING:
+  import numpy as np
 
 _PILOT = {"num_steps": 40, "eval_every": 40, "val_tasks": 2, "eval_tasks": 2}
 
@@ -78,7 +85,7 @@ def _tasks_per_second(
   plan: Plan, method: str, num_seeds: int, out: pathlib.Path, start: Start
 ) -> float | None:
   """The speed of a short run in the method's last phase, None if it failed."""
-  print(f"measuring the speed of {method}", flush=True)
+  tell(f"measuring the speed of {method}")
   directory = out / "pilots" / method
   algorithm = plan.methods[method].run.algorithm
   now, last = (
@@ -113,10 +120,18 @@ def report(
   from jsharp.evaluation.report import read_column
 
   column, scale, measure = plan.experiment.measure
-  results = {
-    name: [row for p in paths for row in read_column(p / "test_tasks.csv", column)]
-    for name, paths in runs.items()
-  }
+  ended = {name: [read_table(p / "result.json") for p in runs[name]] for name in runs}
+
+  def tested(name: str) -> list[np.ndarray]:
+    return [
+      row
+      for path, result in zip(runs[name], ended[name], strict=True)
+      for row in read_column(
+        path / "test_tasks.csv", column, sha256=result.get("test_tasks_sha256")
+      )
+    ]
+
+  results = {name: tested(name) for name in runs}
   baseline = plan.baseline if plan.baseline in runs else None
   seeds = {name: plan.methods[name].seeds for name in runs}
   rows = comparison.compare(results, baseline=baseline, seeds=seeds)
@@ -133,9 +148,9 @@ def report(
     "| method | meta-steps | tasks per step | example gradients per task | tasks/s |",
     "|---|---|---|---|---|",
   ]
-  for name, paths in runs.items():
+  for name in runs:
     run, num_steps = plan.methods[name].run, steps[name]
-    rates = [read_table(path / "result.json")["tasks_per_second"] for path in paths]
+    rates = [result["tasks_per_second"] for result in ended[name]]
     cells = [name, f"{num_steps:,}", str(run.training.num_tasks)]
     cells.append(f"{gradients_per_task(run.phases(), num_steps):g}")
     cells.append(f"{sum(rates) / len(rates):.1f}")

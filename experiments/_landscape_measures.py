@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import _landscape_runs
 from experiments._landscape_runs import Measured, Run
+from jsharp._terminal import tell
 from jsharp.analysis import Measures, Plane
 from jsharp.evaluation.report import jsonable
 from jsharp.training import RunDirectory, StopSignal
@@ -44,7 +45,7 @@ class Records:
 
   def of(self, number: int) -> list[dict[str, Any]]:
     """All records of a run."""
-    return [record for record in self._all if record["run"] == number]
+    return [record for record in self._all if record.get("run") == number]
 
   def path(self, number: int) -> Mapping[str, Any] | None:
     """Where a run's path lies in its plane, None where it kept none.
@@ -136,7 +137,7 @@ class Work:
     if not rows and not names:
       return
     self.stop.check()
-    print(f"{run.name}: loading {run.files.path}", flush=True)
+    tell(f"{run.name}: loading {run.files.path}")
     measured = _landscape_runs.load(run, self.landscape)
     if rows:
       row_fn = self._row_function(number, measured)
@@ -146,7 +147,7 @@ class Work:
       yield {"row": row, **{name: x.tolist() for name, x in row_fn(row).items()}}
       seconds = (time.monotonic() - started) / count * (len(rows) - count)
       shown = f"row {row + 1} of {num_rows}, {seconds:.0f} s left"
-      print(f"{run.name}: {shown}", flush=True)
+      tell(f"{run.name}: {shown}")
     for name in names:
       self.stop.check()
       started = time.monotonic()
@@ -154,7 +155,7 @@ class Work:
       yield {"measure": name, **values}
       shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
       seconds = time.monotonic() - started
-      print(f"{run.name}: {name}: {shown} ({seconds:.0f} s)", flush=True)
+      tell(f"{run.name}: {name}: {shown} ({seconds:.0f} s)")
 
   def _row_function(
     self, number: int, measured: Measured

@@ -11,7 +11,7 @@ import numpy as np
 from experiments._landscape_measures import Records
 from experiments._landscape_runs import Run
 from jsharp import analysis, options
-from jsharp._files import write_atomically
+from jsharp._terminal import tell
 from jsharp.analysis import Plane
 from jsharp.evaluation import report
 from jsharp.training import RunDirectory
@@ -52,7 +52,7 @@ def write(
       contents[f"path_steps_{number}"] = np.array(path["steps"])
   buffer = io.BytesIO()
   np.savez(buffer, **contents)
-  write_atomically(directory.path / "landscape.npz", buffer.getvalue())
+  directory.write("landscape.npz", buffer.getvalue())
   written = ["landscape.npz"]
   losses = dict(zip(names, arrays["loss"], strict=True))
   words = _words(landscape)
@@ -64,11 +64,11 @@ def write(
   for name, path in paths.items():
     if path:
       undrawn = "" if _is_drawn(path) else "; it is not drawn"
-      print(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
+      tell(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if landscape.measure:
     _write_figures(directory, landscape, runs, records)
     written += ["sharpness.json", "sharpness.md"]
-  print(f"{directory.path}/: {', '.join(written)}")
+  tell(f"{directory.path}/: {', '.join(written)}")
 
 
 def _grid(records: Records, number: int, name: str) -> np.ndarray:
@@ -172,5 +172,5 @@ def _write_figures(
     f"{landscape.checkpoint} checkpoint. Gap: training minus test classes, "
     f"{landscape.gap_tasks} tasks each.\n\n{table}"
   )
-  write_atomically(directory.path / "sharpness.md", text.encode())
-  print(f"\n{text}")
+  directory.write("sharpness.md", text.encode())
+  tell(f"\n{text}")

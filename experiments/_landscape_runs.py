@@ -157,7 +157,7 @@ def load(run: Run, landscape: Landscape) -> Measured:
     )
 
   def path() -> dict[int, Params]:
-    kept = training.Checkpoints(files.path / "checkpoints")
+    kept = training.Checkpoints(files.path / "checkpoints", identity=files.identity)
     points = kept.restore_path(learner.params)
     return {
       point.step: alone(learner.replace(point.tree)).params

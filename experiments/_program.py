@@ -1,7 +1,8 @@
 """The way from a command line to a result, the same for every experiment that trains.
 
-Exit codes: 0 done; 1 training failed; 2 bad flags, data or run directory; 130 and
-143 interrupted by Ctrl-C and SIGTERM (the same command goes on).
+Exit codes: 0 done; 1 training failed; 2 bad flags, data or run directory; 75 another
+process holds the run directory, or those of a distributed run were lost; 130, 143 and
+129 interrupted by Ctrl-C, SIGTERM and SIGHUP (the same command goes on).
 
 JAX is imported only once the flags are known to be good, so that `--help` and
 refusals are quick.
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from jsharp import options as descriptions
-from jsharp._flags import Given, Program, call, message, refuse, say
+from jsharp._flags import Given, Program, call, message, refuse
+from jsharp._terminal import say, tell
 from jsharp.options import Options
 
 if TYPE_CHECKING:
@@ -193,7 +195,7 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
   machine = description.machine
   environment.set_environment(machine, num_tasks=description.num_tasks)
   # Only now: they import JAX.
-  from jsharp._files import write_atomically
+  from jsharp.evaluation import report
   from jsharp.training import RunDirectory, processes, use_compilation_cache
   from jsharp.training.devices import execution_for
 
@@ -214,22 +216,29 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
         parts = experiment.build(description, execution)
       else:
         parts = _fitting(experiment, description, execution)
-      directory = RunDirectory.open(
-        run_dir,
-        identity={
-          **identity(experiment, description),
-          "fingerprints": parts.fingerprints,
-        },
+      known = identity(experiment, description)
+      known["fingerprints"] = parts.fingerprints
+      processes.Peers(timeout=machine.peer_timeout).check_same(
+        {
+          **known,
+          **parts.loop,
+          "log_every": description.run.log_every,
+          "versions": report.environment()["versions"],
+        }
       )
+      directory = RunDirectory.open(run_dir, identity=known)
+      stack.enter_context(directory)
+      directory.write("flags.txt", flags_text.encode())
+      _write_description(experiment, description, parts, directory)
     except (ValueError, OSError) as error:
       code = refuse(experiment.name, message(error))
-      if processes.has_joined():
-        processes.leave(code)
-      return code
-    stack.enter_context(directory)
-    write_atomically(run_dir / "flags.txt", flags_text.encode())
-    _write_description(experiment, description, parts, directory)
-    return _train(experiment, description, parts, directory, execution)
+      if isinstance(error, BlockingIOError):
+        code = processes.GIVEN_UP
+    else:
+      code = _train(experiment, description, parts, directory, execution)
+    if code in (1, 2) and processes.has_joined():
+      processes.leave(code)
+    return code
 
 
 def _with_devices(description: Any) -> Any:
@@ -285,7 +294,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
     )
     words = " ".join(f"--{name}={value}" for name, value in chosen.items())
     if needed <= budget:
-      print(f"memory: {needed:,} of {budget:,} bytes with {words}", flush=True)
+      tell(f"memory: {needed:,} of {budget:,} bytes with {words}")
       facts = {"needed_bytes": needed, "budget_bytes": budget, **chosen}
       parts.protocol["memory"] = facts
       return parts
@@ -324,14 +333,26 @@ def _train(
 ) -> int:
   """Trains (or goes on training), tests the best checkpoint, saves and reports."""
   from jsharp import learners
-  from jsharp._files import write_atomically
-  from jsharp.evaluation import curves, report
-  from jsharp.training import NonFiniteLossError, StopRequested, StopSignal, train
+  from jsharp._files import FileError
+  from jsharp.training import (
+    Checkpoints,
+    NonFiniteLossError,
+    StopRequested,
+    StopSignal,
+    train,
+  )
   from jsharp.training.processes import Peers, is_first
 
   validate = parts.validate
+  checkpoints = Checkpoints(directory.path / "checkpoints", run=directory)
   with StopSignal() as stop:
     try:
+      if (last := checkpoints.last_step()) > parts.loop["num_steps"]:
+        raise FileError(
+          f"run_dir={directory.path} has taken {last} steps already, more than the "
+          f"{parts.loop['num_steps']} that are asked for; ask for as many or more, or "
+          "give another run_dir"
+        )
       trained = train(
         parts.algorithm,
         parts.params,
@@ -353,24 +374,41 @@ def _train(
         return _interrupted(experiment, description, stop)
       if not is_first():
         return 0  # The first one tests; the others wait for it as they end.
-      print(f"testing the checkpoint of step {trained.best_step}", flush=True)
+      tell(f"testing the checkpoint of step {trained.best_step}")
       figures = parts.test(trained, stop)
       for folder, learner in parts.learners(trained.best_params).items():
+        directory.check_owned()
         learners.save(learner, directory.path / folder)
+      return _report(experiment, description, parts, directory, trained, figures)
     except StopRequested:
       return _interrupted(experiment, description, stop)
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, FileError, OSError) as error:
       say(f"{experiment.name}: {message(error)}")
       return 1
 
+
+def _report(
+  experiment: Experiment,
+  description: Any,
+  parts: Parts,
+  directory: RunDirectory,
+  trained: TrainingResult,
+  figures: dict[str, Any],
+) -> int:
+  """Writes the result, then what is drawn from it, and shows it."""
+  from jsharp.evaluation import curves, report
+
   if per_task := figures.pop("per_task", None):
-    table = report.csv_table(per_task)
-    write_atomically(directory.path / "test_tasks.csv", table.encode())
+    table = report.csv_table(per_task).encode()
+    directory.write("test_tasks.csv", table)
+    figures["test_tasks_sha256"] = hashlib.sha256(table).hexdigest()
   checkpoint = {
     "step": trained.best_step,
     "of": int(trained.state.step),
     "chosen by": parts.chosen_by,
   }
+  if trained.damaged:
+    checkpoint["in place of the damaged"] = ", ".join(trained.damaged)
   result = {
     "experiment": experiment.name,
     **figures,
@@ -380,6 +418,7 @@ def _train(
     "settings": identity(experiment, description),
   }
   directory.write_json("result.json", report.jsonable(result))
+  directory.check_owned()
   curves.plot_curves(
     directory.read_metrics(),
     directory.path / "curves.png",
@@ -394,10 +433,10 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
   """Prints the protocol card and where the run lies; returns exit code 0."""
   from jsharp.evaluation import report
 
-  print(report.protocol_card(result))
+  tell(report.protocol_card(result))
   names = ("result.json", "config.json", "model.safetensors", "curves.png")
   written = [n for n in (*names, "metrics.jsonl", "flags.txt") if (path / n).exists()]
-  print(f"{path}/: {', '.join(written)}")
+  tell(f"{path}/: {', '.join(written)}")
   return 0
 
 
@@ -414,9 +453,18 @@ def _finished_result(
   experiment: Experiment, description: Any, run_dir: pathlib.Path
 ) -> dict[str, Any] | None:
   """The result of a run that has done all that is asked for, or None."""
+  from jsharp import _files
+
+  path = run_dir / "result.json"
   try:
-    result = json.loads((run_dir / "result.json").read_text())
-  except (OSError, ValueError):
+    text = _files.read_bytes_if_there(path, most=_files.MAX_TABLE_BYTES)
+    if text is None:
+      return None
+    result = _files.parse_table(text, where=path)
+  except _files.FileError as error:
+    say(f"{experiment.name}: {error}. It is made anew")
+    return None
+  except OSError:  # What is wrong with the directory is said when it is opened.
     return None
   asked = {"settings": identity(experiment, description), **description.asked()}
   return result if all(result.get(key) == asked[key] for key in asked) else None

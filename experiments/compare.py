@@ -22,7 +22,8 @@ from absl import app, flags, logging
 from experiments import _compare_plan, _compare_runs, _program
 from experiments._compare_plan import Own, Plan
 from experiments._compare_runs import Start
-from jsharp._flags import say, words
+from jsharp._flags import check_words, words
+from jsharp._terminal import open_streams, say, tell
 
 NAME = "compare"
 
@@ -108,7 +109,7 @@ def _asked(flag_values: flags.FlagValues) -> tuple[Plan, pathlib.Path]:
 
 
 def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
-  from jsharp.training.programs import run_all
+  from jsharp.training.programs import Runner, run_all
 
   steps = _compare_runs.num_steps(plan, out, start)
   if steps is None:
@@ -123,6 +124,8 @@ def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
       eval_every=max(1, steps[method] // plan.header.validations),
     )
     arguments = words({**plan.methods[method].flags, **own._asdict()})
+    if isinstance(start, Runner):
+      start.wait_while(functools.partial(_is_held, own.run_dir))
     return start(f"experiments.{plan.experiment.name}", name, arguments)
 
   runs = {method: plan.runs(method) for method in plan.methods}
@@ -132,7 +135,7 @@ def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
   failed = []
   for done, (name, code) in enumerate(run_all(calls, jobs=jobs), start=1):
     what = "finished" if code == 0 else f"failed with exit code {code}"
-    print(f"{done}/{len(grid)}: {name} {what}", flush=True)
+    tell(f"{done}/{len(grid)}: {name} {what}")
     if code:
       failed.append(name)
   if failed:
@@ -144,13 +147,29 @@ def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
     if not any(name in failed for name, _ in runs[method])
   }
   if complete:
-    print("\n" + _compare_runs.report(plan, steps, complete, out))
-    print(f"{out}/: comparison.md, comparison.csv, comparison.png")
+    tell("\n" + _compare_runs.report(plan, steps, complete, out))
+    tell(f"{out}/: comparison.md, comparison.csv, comparison.png")
   return 1 if failed else 0
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  say(line)
+
+
+def _is_held(run_dir: str) -> bool:
+  """Whether a run goes on that a comparison which was killed left behind."""
+  from jsharp.training.run_directory import holder
+
+  process = holder(run_dir)
+  if process is not None:
+    _say_once(f"{NAME}: {run_dir} is run by process {process}; waiting for its end")
+  return process is not None
 
 
 def main(arguments: list[str]) -> int:
   """Runs the comparison that the command line asks for."""
+  open_streams()
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   if len(arguments) > 1:
@@ -161,7 +180,10 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
+    check_words(arguments)
     return flags.FLAGS(arguments)
+  except (ValueError, OSError) as error:
+    sys.exit(_program.refuse(NAME, _program.message(error)))
   except flags.Error as error:
     sys.exit(_program.refuse(NAME, f"{error}\n--help lists every flag."))
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl import flags
 
 from experiments import _program
-from jsharp._flags import Group, Program, say
+from jsharp._flags import Group, Program
+from jsharp._terminal import say, tell
 from jsharp.options import Options, Role, between, option
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def server(recogniser: Recogniser) -> Any:
 
 def _serve(recogniser: Recogniser, at: socket.socket, *, open_browser: bool) -> None:
   url = f"http://{_ADDRESS}:{at.getsockname()[1]}/"
-  print(f"demo: {url} (Ctrl-C stops it)", flush=True)
+  tell(f"demo: {url} (Ctrl-C stops it)")
   if open_browser and _has_screen():
     webbrowser.open(url)
   server(recogniser).run(sockets=[at])

@@ -26,7 +26,8 @@ from absl import flags
 
 from experiments import _program
 from jsharp import options
-from jsharp._flags import Group, Program, say
+from jsharp._flags import Group, Program
+from jsharp._terminal import say
 from jsharp.options import Check, Options, Role, at_least, between, option, positive
 
 if TYPE_CHECKING:

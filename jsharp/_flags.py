@@ -8,18 +8,23 @@ then: `--help` and refusals read descriptions by `jsharp._catalogue`.
 import contextlib
 import dataclasses
 import os
-import sys
+import signal
 import textwrap
+import threading
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from absl import flags, logging
 
-from jsharp import _catalogue
+from jsharp import _catalogue, _files
+from jsharp._terminal import open_streams, say, tell
 from jsharp.options import MISSING, Check, Field, Options, fields, fitted
 
 flags.disclaim_key_flags()
+
+_MOST_FLAGFILES = 100
+_MAX_FLAGFILE_BYTES = 2**20
 
 
 class Choice(NamedTuple):
@@ -498,10 +503,83 @@ def words(values: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def say(line: str) -> None:
-  """One line on standard error, which a closed terminal does not turn into an error."""
-  with contextlib.suppress(OSError):
-    print(line, file=sys.stderr, flush=True)
+def check_words(words: Sequence[str]) -> None:
+  """Refuses words that cannot be written down, and flagfiles that are none.
+
+  Args:
+    words: of a command line.
+
+  Raises:
+    ValueError: for a word that is not UTF-8, a flagfile that is no regular file of
+      text, too large or one of too many; the message names it.
+    OSError: for a flagfile that cannot be read.
+
+  Example:
+    >>> check_words(["--flagfile=/dev/zero"])
+    Traceback (most recent call last):
+    jsharp._files.FileError: /dev/zero is no regular file; put the file itself there
+  """
+  for word in words:
+    if word != word.encode(errors="replace").decode():
+      raise ValueError(f"{word!r} is not UTF-8; rename what it names")
+  files: dict[str, None] = {}
+  waiting = _flagfiles(words)
+  while waiting:
+    path = os.path.expanduser(waiting.pop())
+    if path in files or not os.path.lexists(path):  # The latter is refused later.
+      continue
+    files[path] = None
+    if len(files) > _MOST_FLAGFILES:
+      raise _files.FileError(
+        f"{next(iter(files))} names more than {_MOST_FLAGFILES} flagfiles, the last "
+        f"one {path}; put their flags into fewer files"
+      )
+    content = _files.read_bytes(path, most=_MAX_FLAGFILE_BYTES)
+    try:
+      lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+      raise _files.FileError(f"{path} is no text in UTF-8: {error}") from error
+    if "\0" in content.decode():
+      raise _files.FileError(f"{path} is no text: it holds zero bytes")
+    waiting += _flagfiles([line.strip() for line in lines])
+
+
+def _flagfiles(words: Sequence[str]) -> list[str]:
+  """The names of flagfiles on a command line, `--flagfile=A` or `--flagfile A`."""
+  found = []
+  for word, following in zip(words, [*words[1:], ""], strict=False):
+    name, equals, value = word.partition("=")
+    if name in ("-flagfile", "--flagfile"):
+      found.append(value.strip("\"'") if equals else following)
+  return [name for name in found if name]
+
+
+class _Ended(KeyboardInterrupt):
+  """A signal ended the program where nothing had to be saved; `args[0]` is it."""
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+  """Ends the program on SIGTERM and SIGHUP as on Ctrl-C, unless more is installed.
+
+  Without a handler they would leave temporary files behind, and the first process of a
+  container would not hear them at all.
+  """
+
+  def end(number: int, frame: object) -> None:
+    raise _Ended(number)
+
+  mended = []
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+      if signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, end)
+        mended.append(number)
+  try:
+    yield
+  finally:
+    for number in mended:
+      signal.signal(number, signal.SIG_DFL)
 
 
 def call(
@@ -524,13 +602,30 @@ def call(
   Returns:
     The exit code.
   """
+  open_streams()
+  try:
+    check_words(arguments)
+  except (ValueError, OSError) as error:
+    return refuse(program.name, message(error))
+  with _heard():
+    return _call(program, arguments, values, then, takes_words=takes_words)
+
+
+def _call(
+  program: Program,
+  arguments: Sequence[str],
+  values: flags.FlagValues,
+  then: Callable[[Given], int],
+  *,
+  takes_words: bool,
+) -> int:
   name = program.name
   # On many machines XLA warns of every cached program that it is of another machine,
   # for features that only say what is fast (openxla/xla#44565). Read before JAX starts.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
-      print(program.help([w for w in arguments if "help" not in w]))
+      tell(program.help([w for w in arguments if "help" not in w]))
       return 0
     given = program.parse(arguments, values)
     if given.rest and not takes_words:
@@ -542,14 +637,17 @@ def call(
     return refuse(name, f"{error}\n--help lists every flag.")
   except ValueError as error:
     return refuse(name, message(error))
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     say(f"{name}: interrupted before it began.")
-    return 130
+    return 128 + (error.args[0] if isinstance(error, _Ended) else signal.SIGINT)
 
 
 def message(error: Exception) -> str:
   """An exception's message, without the number that `OSError` puts before it."""
-  return getattr(error, "strerror", None) or str(error)
+  if not isinstance(error, OSError) or not error.strerror:
+    return str(error)
+  named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+  return ": ".join([" -> ".join(named)] * bool(named) + [error.strerror])
 
 
 def refuse(name: str, text: str) -> int:

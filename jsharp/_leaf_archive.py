@@ -3,7 +3,8 @@
 A file holds one `.npy` member per leaf, named by its place in the tree
 (`params/conv_0/kernel`), so that `numpy.load` opens it anywhere, and
 `metadata.json`: the step, the caller's record, and shape, dtype and SHA-256 of
-every leaf; `metadata.sha256` is the digest of that. Nothing is pickled. Types that
+every leaf; `metadata.sha256` is the digest of that. A checkpoint of a run also says
+which one, by a digest of its identity. Nothing is pickled. Types that
 NumPy does not have (bfloat16) are stored as unsigned integers of their width.
 """
 
@@ -12,7 +13,7 @@ import io
 import json
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,12 @@ def _digest(array: np.ndarray) -> str:
   return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def to_bytes(step: int, arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> bytes:
+def to_bytes(
+  step: int,
+  arrays: dict[str, np.ndarray],
+  extra: dict[str, Any],
+  run: str | None = None,
+) -> bytes:
   """The content of a file."""
   leaves = {}
   buffer = io.BytesIO()
@@ -75,9 +81,10 @@ def to_bytes(step: int, arrays: dict[str, np.ndarray], extra: dict[str, Any]) ->
       stored = array if is_numpy_type else array.view(f"u{array.dtype.itemsize}")
       with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array(member, stored, allow_pickle=False)
-    metadata = json.dumps(
-      {"format": FORMAT, "step": step, "leaves": leaves, "extra": extra}
-    ).encode()
+    record = {"format": FORMAT, "step": step, "leaves": leaves, "extra": extra}
+    if run is not None:
+      record["run"] = run
+    metadata = json.dumps(record).encode()
     archive.writestr(zipfile.ZipInfo("metadata.json"), metadata)
     archive.writestr(
       zipfile.ZipInfo("metadata.sha256"), hashlib.sha256(metadata).hexdigest()
@@ -85,20 +92,39 @@ def to_bytes(step: int, arrays: dict[str, np.ndarray], extra: dict[str, Any]) ->
   return buffer.getvalue()
 
 
-def from_bytes(
-  content: bytes, step: int
+def read(
+  file: BinaryIO, step: int, run: str | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Reads and verifies a file; any exception means that it is damaged.
 
-  Of a file in a format that is not ours only the metadata are read.
+  Of a file in a format that is not ours, or of another run, only the metadata are read.
+
+  Args:
+    file: the file, open.
+    step: that its name says.
+    run: the digest of its run's identity; None to read that of any run.
   """
+  try:
+    return _read(file, step, run)
+  except OSError as error:  # A bad disk, or an impossible place in the file.
+    raise ValueError(f"it cannot be read: {error}") from error
+
+
+def _read(
+  file: BinaryIO, step: int, run: str | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   arrays = {}
-  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+  with zipfile.ZipFile(file) as archive:
+    infos = archive.infolist()
+    size = file.seek(0, io.SEEK_END)
+    stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
+    if not stored or sum(info.file_size for info in infos) > size:
+      raise ValueError("its members are larger than the file")
     text = archive.read("metadata.json")
     if hashlib.sha256(text).hexdigest().encode() != archive.read("metadata.sha256"):
       raise ValueError("the digest of metadata.json differs")
     metadata = json.loads(text)
-    if metadata["format"] != FORMAT:
+    if metadata["format"] != FORMAT or is_of_another(metadata, run):
       return metadata, {}
     if metadata["step"] != step:
       raise ValueError(f"it holds step {metadata['step']}, its name says {step}")
@@ -113,6 +139,11 @@ def from_bytes(
         raise ValueError(f"the digest of leaf '{name}' differs")
       arrays[name] = array
   return metadata, arrays
+
+
+def is_of_another(metadata: dict[str, Any], run: str | None) -> bool:
+  """Whether a file belongs to another run; earlier versions did not say to which."""
+  return run is not None and metadata.get("run", run) != run
 
 
 def fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 MISSING = dataclasses.MISSING
+_LONGEST_SHOWN = 300
 
 
 class Role(enum.StrEnum):
@@ -314,22 +315,33 @@ def fitted(field: Field, value: Any) -> Any:
   if origin is Literal:
     if value not in args or isinstance(value, bool):
       choices = ", ".join(map(str, args))
-      raise ValueError(f"{field.name}={value!r}: choose one of {choices}")
+      raise ValueError(f"{field.name}={shown(value)}: choose one of {choices}")
   elif origin is tuple:
     value = _entries(field, value, args[0])
   elif isinstance(wanted, type) and issubclass(wanted, Options):
     if not isinstance(value, wanted):
-      raise ValueError(f"{field.name}={value!r}: must be a {wanted.__name__}")
+      raise ValueError(f"{field.name}={shown(value)}: must be a {wanted.__name__}")
   else:
     value = _scalar(field, value, wanted)
   if field.check is not None and not _passes(field.check, value):
-    raise ValueError(f"{field.name}={value!r}: {field.check.message}")
+    raise ValueError(f"{field.name}={shown(value)}: {field.check.message}")
   return value
+
+
+def shown(value: Any) -> str:
+  """A value for a message, cut where it is long.
+
+  Example:
+    >>> shown("a" * 1000)[-5:]
+    'aa...'
+  """
+  text = repr(value)
+  return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _entries(field: Field, value: Any, kind: type) -> tuple[Any, ...]:
   if not isinstance(value, list | tuple):
-    raise ValueError(f"{field.name}={value!r}: must be a list of {kind.__name__}")
+    raise ValueError(f"{field.name}={shown(value)}: must be a list of {kind.__name__}")
   return tuple(_scalar(field, entry, kind) for entry in value)
 
 
@@ -338,7 +350,7 @@ def _scalar(field: Field, value: Any, kind: type) -> Any:
     return float(value)
   if type(value) is not kind:
     raise ValueError(
-      f"{field.name}={value!r}: must be {_WORDS.get(kind, kind.__name__)}, got a "
+      f"{field.name}={shown(value)}: must be {_WORDS.get(kind, kind.__name__)}, got a "
       f"{type(value).__name__}"
     )
   return value

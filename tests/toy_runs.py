@@ -7,12 +7,14 @@ exit code that the program promises.
 
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jsharp.training import compilation_cache
 from jsharp.training.loop import StopSignal, train
 from jsharp.training.run_directory import RunDirectory
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Task
@@ -126,6 +128,16 @@ def same_bits(first, second):
     a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     for a, b in pairs
   )
+
+
+def suites_cache():
+  """Leaves the suite's own compilation cache on where a program asks for none."""
+
+  def use(directory):
+    if directory:
+      compilation_cache.use_compilation_cache(directory)
+
+  return mock.patch("jsharp.training.use_compilation_cache", use)
 
 
 def main(run_dir, num_steps, validation_seconds):

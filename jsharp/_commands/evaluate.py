@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from absl import flags
 
-from jsharp._flags import Choice, Given, Group, Program, call, message, refuse, say
+from jsharp import _files
+from jsharp._flags import Choice, Given, Group, Program, call, message, refuse
+from jsharp._terminal import say, tell
 from jsharp.options import (
   Check,
   Options,
@@ -235,7 +237,7 @@ def _measure(given: Given) -> int:
       f"{', '.join(records)}: no evaluations yet; leave out --table to make one",
     )
   if models.table or len(records) > 1:
-    print(tables(records))
+    tell(tables(records))
   return 0
 
 
@@ -341,7 +343,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     found = _read(path)
     if all(found.get(key) == value for key, value in asked.items()):
       say(f"evaluate: {path} has it already")
-      print(protocol_card(_for_card(found)))
+      tell(protocol_card(_for_card(found)))
       return
     raise ValueError(
       f"{path} is another evaluation; give this another --eval_name, or remove that "
@@ -379,8 +381,8 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     **environment(),
   }
   write_json(path, record)
-  print(protocol_card(_for_card(record)))
-  print(path)
+  tell(protocol_card(_for_card(record)))
+  tell(str(path))
 
 
 def _dataset(
@@ -475,13 +477,13 @@ def _plain(value: Any) -> Any:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    record = json.loads(path.read_text())
+    record = _files.read_table(path)
     record["per_task"]["accuracy"], record["figures"]["test_accuracy"]
     record["learner"]["step"], record["learner"]["digest"]
     return record
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
-      f"{path} is no evaluation ({error!r}); remove it, or restore a copy"
+      f"{path} is no evaluation ({error}); remove it, or restore a copy"
     ) from error
 
 
@@ -489,8 +491,14 @@ def _records(name: str) -> Iterator[dict[str, Any]]:
   """The evaluations of a learner as it is now; others are left out with a line."""
   from jsharp.learners import evaluations_of, load
 
+  directory = evaluations_of(name)
+  try:
+    names = sorted(os.listdir(directory))
+  except FileNotFoundError:
+    _files.refuse_dangling(directory)
+    return
   digests: dict[int | None, str | None] = {}
-  for path in sorted(evaluations_of(name).glob("*.json")):
+  for path in (directory / entry for entry in names if entry.endswith(".json")):
     record = _read(path)
     step = record["learner"]["step"]
     if step not in digests:

@@ -16,7 +16,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import sys
 import time
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from absl import flags
 
-from jsharp._flags import Given, Group, Program, call, message, refuse, say
+from jsharp._flags import Given, Group, Program, call, message, refuse
+from jsharp._terminal import say, silence
 from jsharp.options import Options, Role, at_least, option
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def _name(given: Given) -> int:
   try:
     paths = found(places)
     names, seconds = _named(asked, paths)
+    _print(written(names, asked.format, asked.top))
   except OSError as error:
     return refuse(PROGRAM.name, message(error))
-  _print(written(names, asked.format, asked.top))
   say(seconds)
   if truth := accuracy(names):
     say(truth)
@@ -284,13 +284,14 @@ def accuracy(names: Names) -> str | None:
 def _print(text: str) -> None:
   """Prints, and ends quietly where the reader has left, as `head` does.
 
-  What the terminal's encoding lacks is escaped, also bytes of a file's name that are no
-  UTF-8.
+  Raises:
+    OSError: if it cannot be printed for another reason, such as a full disk.
   """
   try:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-      sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout.write(text)
     sys.stdout.flush()
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except OSError as error:
+    silence(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+      what = f"cannot print the names ({error.strerror}); print them elsewhere"
+      raise type(error)(error.errno, what) from error

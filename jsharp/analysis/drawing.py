@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jsharp._checks import check_count
+from jsharp._files import save_figure
 
 Axis = np.ndarray | Mapping[str, np.ndarray]
 """The coordinates of all panels, or by the names of the panels."""
@@ -122,7 +123,7 @@ def plot_contours(
     if isinstance(alphas, Mapping):
       axes.tick_params(labelbottom=True, labelleft=True)
   _colour_bar(figure, drawn, grid[: len(panels)], shared, label)
-  figure.savefig(path, dpi=_DPI)
+  save_figure(figure, path, dpi=_DPI)
 
 
 def plot_surfaces(
@@ -194,7 +195,7 @@ def plot_surfaces(
     axes.set_box_aspect(None, zoom=0.9)
     axes.view_init(elev=28, azim=-60)
   _colour_bar(figure, colours, grid[: len(panels)], shared, label)
-  figure.savefig(path, dpi=_DPI)
+  save_figure(figure, path, dpi=_DPI)
 
 
 def plot_lines(
@@ -244,7 +245,7 @@ def plot_lines(
   axes.set_ylabel(f"{label}: mean and middle half of the tasks")
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=_DPI)
+  save_figure(figure, path, dpi=_DPI)
 
 
 def _figure(

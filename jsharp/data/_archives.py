@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+from jsharp._files import open_regular
 from jsharp.data import _left_out
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
@@ -39,6 +40,14 @@ _DAMAGE = (
   UnicodeError,
 )
 
+_LARGEST = 2**42
+_COMPRESSIONS = (
+  zipfile.ZIP_STORED,
+  zipfile.ZIP_DEFLATED,
+  zipfile.ZIP_BZIP2,
+  zipfile.ZIP_LZMA,
+)
+_OTHER_COMPRESSIONS = {9: "deflate64", 93: "zstd", 95: "xz", 98: "PPMd"}
 LARGEST_MEMBER = 256 * 2**20
 """Bytes; a member is held in memory, and a small archive can hold large ones."""
 
@@ -73,13 +82,26 @@ class _Header(tarfile.TarInfo):
     return header
 
 
+def check_encodable(name: str, *, where: object) -> None:
+  """Refuse a name that no record of a dataset can hold.
+
+  Raises:
+    ValueError: it is not UTF-8.
+  """
+  if name != name.encode(errors="replace").decode():
+    raise ValueError(
+      f"{where} holds the name {name!r}, which is not UTF-8. Rename it, for example "
+      "with convmv."
+    )
+
+
 def check_not_html(path: pathlib.Path) -> None:
   """Refuse a web page that was saved under the name of a data file.
 
   Raises:
     ValueError: `path` starts like an HTML page, or is empty.
   """
-  with open(path, "rb") as file:
+  with open_regular(path, most=_LARGEST) as file:
     head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
   if head.startswith((b"<!doctype", b"<html", b"<head", b"<script", b"<?xml")):
     raise ValueError(
@@ -104,6 +126,7 @@ def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]
   for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
     if _left_out.is_hidden(entry.name):
       continue
+    check_encodable(entry.name, where=root)
     if not entry.is_dir():
       found.append(pathlib.Path(root, entry.name))
     elif _above or entry.name != "tfds":
@@ -113,7 +136,7 @@ def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]
   return found
 
 
-def is_archive(path: pathlib.Path) -> bool:
+def is_archive(path: pathlib.PurePath) -> bool:
   """Whether the name of `path` is that of an archive that `members` reads.
 
   Example:
@@ -142,7 +165,7 @@ def members(
       of more than `LARGEST_MEMBER` bytes.
   """
   check_not_html(path)
-  with open(path, "rb") as file:
+  with open_regular(path, most=_LARGEST) as file:
     head = file.read(262)
   try:
     if head.startswith(b"PK"):
@@ -175,15 +198,23 @@ def _zip_members(path, wanted):
       kind = stat.S_IFMT(info.external_attr >> 16)
       if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         _refuse(path, info.filename, "is a link or a device")
-      # `filename` has backslashes replaced on some systems; the original has not.
-      _check_name(path, info.orig_filename)
-      if info.is_dir() or _left_out.is_hidden(info.filename):
+      # Some programs of Windows write backslashes between folders.
+      _check_name(path, info.orig_filename.replace("\\", "/"))
+      name = info.filename.replace("\\", "/")
+      if name.endswith("/") or _left_out.is_hidden(name):
         continue
-      if wanted(info.filename):
+      if wanted(name):
         if info.flag_bits & 1:
-          _refuse(path, info.filename, "is encrypted")
-        _check_size(path, info.filename, info.file_size)
-        yield info.filename, archive.read(info)
+          _refuse(path, name, "is encrypted")
+        if info.compress_type not in _COMPRESSIONS:
+          method = _OTHER_COMPRESSIONS.get(info.compress_type, info.compress_type)
+          raise ValueError(
+            f"{path}: the member {name!r} is compressed by method {method}, which "
+            "Python cannot read. Extract the archive and give the folder, or pack it "
+            "anew with deflate."
+          )
+        _check_size(path, name, info.file_size)
+        yield name, archive.read(info)
 
 
 def _tar_members(path, tar, wanted):
@@ -201,10 +232,13 @@ def _tar_members(path, tar, wanted):
 
 
 def _check_name(path: pathlib.Path, name: str) -> None:
-  if name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
+  if name.startswith("/") or ":" in name.split("/")[0]:
     _refuse(path, name, "is an absolute path")
-  if ".." in name.split("/"):
+  if ".." in name.replace("\\", "/").split("/"):
     _refuse(path, name, "leaves its own folder")
+  if "\\" in name:
+    _refuse(path, name, "has a backslash in its name")
+  check_encodable(name, where=path)
 
 
 def _check_size(path: pathlib.Path, name: str, size: int) -> None:

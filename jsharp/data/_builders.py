@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jsharp._files import short_digest
 from jsharp.data import _prepared
+
+_DIGEST = "sha256"
 
 
 def file_format() -> str:
@@ -30,6 +33,11 @@ def digest(images: np.ndarray) -> str:
   """SHA-256 in hexadecimal of an array's shape and contents."""
   header = str(images.shape).encode()
   return hashlib.sha256(header + np.ascontiguousarray(images).data).hexdigest()
+
+
+def text(value: Any) -> str:
+  """A text as tensorflow-datasets reads it, which may be bytes."""
+  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class _ClassRecords:
@@ -67,15 +75,14 @@ class _ClassRecords:
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     del dl_manager  # nothing is downloaded, and its extractor needs TensorFlow
     splits = self.read()
-    self.info.metadata.update(
-      {
-        split: [
-          {"name": name, "shape": images.shape, "sha256": digest(images)}
-          for name, images in classes.items()
-        ]
-        for split, classes in splits.items()
-      }
-    )
+    listed = {
+      split: [
+        {"name": name, "shape": list(images.shape), "sha256": digest(images)}
+        for name, images in classes.items()
+      ]
+      for split, classes in splits.items()
+    }
+    self.info.metadata.update({**listed, _DIGEST: short_digest(listed)})
     return {
       split: self._generate_examples(classes) for split, classes in splits.items()
     }
@@ -129,9 +136,16 @@ def open_prepared(
   Raises:
     ValueError: the records are not those that the metadata lists.
   """
+  metadata = dict(builder.info.metadata or {})
+  expected = metadata.pop(_DIGEST, None)
+  if not metadata:
+    raise ValueError("metadata.json lists no classes")
+  # Copies of earlier versions have no digest here, only those of the images.
+  if expected is not None and expected != short_digest(metadata):
+    raise ValueError("metadata.json does not match its SHA-256")
   sources = builder.as_data_source()
   opened = {}
-  for split, entries in builder.info.metadata.items():
+  for split, entries in metadata.items():
     if parts is not None and split not in parts:
       continue
     if len(sources[split]) != len(entries):
@@ -141,9 +155,12 @@ def open_prepared(
     images = np.empty((counts.sum(), *entries[0]["shape"][1:]), np.uint8)
     end = 0
     for index, entry in enumerate(entries):
-      record = sources[split][index]["images"]
+      example = sources[split][index]
+      record, name = example["images"], entry["name"]
       if digest(record) != entry["sha256"]:
-        raise ValueError(f"class {entry['name']} of {split} does not match its SHA-256")
+        raise ValueError(f"class {name} of {split} does not match its SHA-256")
+      if text(example["name"]) != name:
+        raise ValueError(f"class {name} of {split} is called {example['name']!r}")
       start, end = end, end + len(record)
       images[start:end] = record
     names = tuple(entry["name"] for entry in entries)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jsharp._files import read_bytes
+
 _KEYS = ("pythonClassName", "python_class_name", "type")
 
 
@@ -30,7 +32,7 @@ def check(root: pathlib.Path, name: str) -> None:
     if _plain(file.relative_to(root).parts[0]) != dataset:
       continue
     try:
-      named = sorted(set(_names(json.loads(file.read_text()))))
+      named = sorted(set(_names(json.loads(read_bytes(file, most=2**24)))))
     except (ValueError, RecursionError) as error:
       raise ValueError(
         f"{file} is damaged ({type(error).__name__}: {error}). Prepare {name} again."

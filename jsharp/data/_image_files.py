@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Container, Iterator
 from typing import NamedTuple, Self
 
+from jsharp._files import read_bytes
 from jsharp.data import _archives, _formats, _left_out
 
 
@@ -81,12 +82,19 @@ class ImageFiles:
     return _archives.is_archive(self.sources[0])
 
   def paths(self) -> list[str]:
-    """The paths of all images; archives are read through to their end."""
+    """The paths of all images; archives are read through to their end.
+
+    Raises:
+      ValueError: an archive is damaged, refused, or holds archives alone.
+    """
     found: list[str] = []
+    within: list[str] = []
 
     def wanted(name: str) -> bool:
       if self._left_out.is_image(name):
         found.append(_composed(name))
+      elif _archives.is_archive(pathlib.PurePosixPath(name)):
+        within.append(name)
       return False
 
     if not self.packed:
@@ -94,6 +102,11 @@ class ImageFiles:
     for source in self.sources:
       for _ in _archives.members(source, wanted):
         pass
+    if within and not found:
+      raise ValueError(
+        f"{self.given} holds no images but archives within an archive: "
+        f"{', '.join(within[:3])}. Extract the outer one, and give its folder."
+      )
     return found
 
   def read(self, wanted: Container[str] | None = None) -> Iterator[ImageFile]:
@@ -117,7 +130,11 @@ class ImageFiles:
         for name, content in _archives.members(source, is_wanted):
           yield ImageFile(f"{source}: {name}", _composed(name), content)
       elif is_wanted(name := self._name(source)):
-        yield ImageFile(str(source), _composed(name), source.read_bytes())
+        yield ImageFile(
+          str(source),
+          _composed(name),
+          read_bytes(source, most=_archives.LARGEST_MEMBER),
+        )
 
   def encoded(self) -> Iterator[tuple[str, bytes]]:
     """Place and content of every image."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jsharp._files import open_regular
 from jsharp.data import _archives, _pickle_language
 
 FAMILIES = (
@@ -43,7 +44,7 @@ def load(path: pathlib.Path) -> Any:
   """
   _archives.check_not_html(path)
   try:
-    with open(path, "rb") as file:
+    with open_regular(path, most=2**40) as file:
       return _pickle_language.load(file, os.fstat(file.fileno()).st_size)
   except _pickle_language.RefusedError as error:
     raise ValueError(

@@ -12,6 +12,7 @@ is found out once and noted beside it.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -20,20 +21,20 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from jsharp._files import write_atomically
+from jsharp._terminal import say
 from jsharp.data import _rules
 
 ClassArrays = dict[str, np.ndarray]
 """Class name -> uint8 `[num_images, height, width, channels]`."""
 
-_STALE_SECONDS = 3600
 _NOTE = f"right_by_rule_{_rules.RULE}"
 
 
@@ -158,13 +159,12 @@ def load(
     if classes and (noted or encoded is None or _still_right(classes, encoded)):
       if not noted and writable:
         (writable[0] / older).mkdir(exist_ok=True)
-        (writable[0] / older / _NOTE).touch()
+        write_atomically(writable[0] / older / _NOTE, b"")
       return {p: c for p, c in classes.items() if parts is None or p in parts}
     if classes:
-      print(
+      say(
         f"{place / older} is used no more: some of its images read otherwise today "
-        "(transparency, 16 bits, orientation) or were left out. It may be deleted.",
-        file=sys.stderr,
+        "(transparency, 16 bits, orientation) or were left out. It may be deleted."
       )
   if not writable:
     raise OSError(
@@ -172,17 +172,17 @@ def load(
       "be written. Give prepared_dir=, a directory that can."
     )
   root = writable[0] / current
-  print(f"Preparing {data_dir} in {root}, once.", file=sys.stderr, flush=True)
-  _remove_stale(root / builder_class.name)
-  builder = builder_class(data_dir=root, file_format=file_format)
-  builder.read = read
-  _prepare(builder, root / builder_class.name / version)
+  say(f"Preparing {data_dir} in {root}, once.")
+  with _preparing(root / builder_class.name):
+    builder = builder_class(data_dir=root, file_format=file_format)
+    builder.read = read
+    _prepare(builder, root / builder_class.name / version)
   return _builders.open_prepared(builder_class(data_dir=root))
 
 
 def _still_right(classes: dict[str, Classes], encoded: Encoded) -> bool:
   """Whether the copy of an older rule holds what the present one would read."""
-  print("Checking the prepared images once.", file=sys.stderr, flush=True)
+  say("Checking the prepared images once.")
   names = [name for split in classes.values() for name in split.names]
   rest = sum(len(split.images) for split in classes.values())
   for name, data in encoded.images():
@@ -231,8 +231,22 @@ def _writable(place: pathlib.Path) -> bool:
     return False
 
 
-def _remove_stale(folder: pathlib.Path) -> None:
-  """Remove what a killed preparation left, unless another may be writing it now."""
-  for leftover in folder.glob("incomplete.*"):
-    if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-      shutil.rmtree(leftover, ignore_errors=True)
+@contextlib.contextmanager
+def _preparing(folder: pathlib.Path) -> Iterator[None]:
+  """Marks a preparation as going on; removes what earlier ones left that were killed.
+
+  Each holds a lock of the folder together with the others. Who gets it alone knows that
+  no other goes on.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  lock = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # Another goes on, or the disk has no locks.
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for leftover in folder.glob("incomplete.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      fcntl.flock(lock, fcntl.LOCK_SH)
+    yield
+  finally:
+    os.close(lock)

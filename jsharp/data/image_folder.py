@@ -8,13 +8,13 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import sys
 import unicodedata
 from collections.abc import Container
 from typing import ClassVar, Self
 
 import numpy as np
 
+from jsharp._terminal import say
 from jsharp.data import _formats, _image_files, _left_out, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
@@ -130,7 +130,7 @@ def _divided(
     ) from error
   sizes = " / ".join(str(len(names)) for names in divided.values())
   origin = f"{len(classes)} classes, divided {sizes} by split_seed={seed}"
-  print(f"data_dir={given} has {origin}.", file=sys.stderr, flush=True)
+  say(f"data_dir={given} has {origin}.")
   return {
     split: {name: classes[name] for name in names}
     for split, names in divided.items()

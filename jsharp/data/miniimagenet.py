@@ -5,18 +5,17 @@ and testing (Vinyals et al. 2016; split of Ravi and Larochelle 2017). ImageNet's
 allow non-commercial research and education. `docs/data.md` shows every layout.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from jsharp._files import parse_csv, read_bytes
+from jsharp._terminal import say
 from jsharp.data import _archives, _formats, _pickles, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
@@ -228,10 +227,7 @@ class _Reader:
         )
     if num_resized:
       size = self._expected.image_size
-      print(
-        f"{num_resized} images were not {size}x{size} and have been resized.",
-        file=sys.stderr,
-      )
+      say(f"{num_resized} images were not {size}x{size} and have been resized.")
     return {
       split: {
         label: np.stack([image for _, image in sorted(classes.pop(label).items())])
@@ -247,7 +243,7 @@ class _Reader:
     for file in self._loose:
       name = file.relative_to(self._root).as_posix()
       if wanted(name):
-        yield str(file), name, file.read_bytes()
+        yield str(file), name, read_bytes(file, most=_archives.LARGEST_MEMBER)
     for archive in within:
       for name, data in _archives.members(archive, wanted):
         yield f"{archive}: {name}", name, data
@@ -261,14 +257,13 @@ class _Reader:
       lambda name: bool(_csv_split(name)), within
     ):
       split = _csv_split(csv_name)
-      rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-      if not {"filename", "label"} <= set(rows.fieldnames or ()):
-        raise ValueError(
-          f"{place} has the columns {rows.fieldnames}, not filename and label."
-        )
+      names, rows = parse_csv(data, where=place)
+      if not {"filename", "label"} <= set(names):
+        raise ValueError(f"{place} has the columns {names}, not filename and label.")
       for row in rows:
-        name = pathlib.PurePosixPath(row["filename"]).name
-        entry = (str(split), row["label"])
+        values = dict(zip(names, row, strict=True))
+        name = pathlib.PurePosixPath(values["filename"]).name
+        entry = (str(split), values["label"])
         if listed.setdefault(name, entry) != entry:
           raise ValueError(f"{place} names {name} for {entry}, before {listed[name]}.")
     return listed

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from jsharp._files import read_bytes
 from jsharp.data import _archives, _formats, _pixels, _prepared, splits
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
@@ -144,7 +145,8 @@ def _files(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     return
   for file in _archives.walk(source):
     if _formats.is_image(file.name):
-      yield file.relative_to(source.parent).as_posix(), file.read_bytes()
+      content = read_bytes(file, most=_archives.LARGEST_MEMBER)
+      yield file.relative_to(source.parent).as_posix(), content
 
 
 def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jsharp.data import _formats, _left_out, _modes, _pixels
+from jsharp._files import read_bytes
+from jsharp.data import _archives, _formats, _left_out, _modes, _pixels
 
 Filter = Literal["LANCZOS", "BOX"]
 
@@ -256,7 +257,8 @@ def _converted(picture: Any, number: int, looks: Looks) -> np.ndarray:
   mode = "L" if channels == 1 else "RGB"
   if is_path(picture):
     path = pathlib.Path(picture).expanduser()
-    pixels = _pixels.decode(path.read_bytes(), name=str(path), mode=mode)
+    content = read_bytes(path, most=_archives.LARGEST_MEMBER)
+    pixels = _pixels.decode(content, name=str(path), mode=mode)
   elif _is_pillow(picture):
     pixels = _modes.pixels(picture, name=f"images[{number}]", mode=mode)
   elif hasattr(picture, "__array__") or isinstance(picture, Sequence):

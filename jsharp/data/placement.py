@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jsharp._terminal import tell
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.fitting import fit_to
@@ -135,4 +136,4 @@ def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:
 def _say(line: str) -> None:
   """Prints a line once, however often a run is built for its memory budget."""
   if jax.process_index() == 0:
-    print(line, flush=True)
+    tell(line)

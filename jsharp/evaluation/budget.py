@@ -5,12 +5,14 @@ example. What a meta-step costs in it is part of an algorithm's description
 (`jsharp.algorithms.Algorithm.phases`).
 """
 
-import math
+import reprlib
 from typing import Any, NamedTuple
 
 from jsharp.algorithms import Phases
 
 UNITS = ("steps", "gradients", "minutes")
+_MOST = 1e18
+_MOST_STEPS = 2**31 - 1  # Steps are counted in 32 bits.
 
 
 def gradients_per_task(phases: Phases, num_steps: int) -> float:
@@ -88,8 +90,11 @@ class Budget(NamedTuple):
         "example [budget] and below it steps = 2000"
       )
     ((unit, amount),) = table.items()
-    if type(amount) not in (int, float) or not 0 < amount < math.inf:
-      raise ValueError(f"budget.{unit} must be a positive number, got {amount!r}")
+    if type(amount) not in (int, float) or not 0 < amount <= _MOST:
+      raise ValueError(
+        f"budget.{unit} must be a positive number, got {reprlib.repr(amount)}; at most "
+        f"{_MOST:g} is usable"
+      )
     return cls(unit, float(amount))
 
   def num_steps(
@@ -124,5 +129,10 @@ class Budget(NamedTuple):
       raise ValueError(
         f"the budget of {self.amount:g} {self.unit} does not pay for one meta-step; "
         "raise it or lower num_tasks"
+      )
+    if steps > _MOST_STEPS:
+      raise ValueError(
+        f"the budget of {self.amount:g} {self.unit} pays for more than {_MOST_STEPS:,} "
+        "meta-steps; lower it"
       )
     return int(steps)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jsharp._files import save_figure
+
 
 class Interval(NamedTuple):
   """A mean and the half-widths of its two 95 % intervals.
@@ -284,7 +286,7 @@ def plot_comparison(
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-  figure.savefig(path, dpi=150)
+  save_figure(figure, path, dpi=150)
 
 
 def _baseline(rows: list[Row]) -> str:

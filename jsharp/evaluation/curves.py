@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jsharp._files import FileError, save_figure
+
 META_LEARNING = {"loss": "meta-loss on the query set", "accuracy": "query accuracy (%)"}
 """What the metrics are where training is meta-training."""
 
@@ -38,6 +40,7 @@ def plot_curves(
 
   Raises:
     OSError: if `path` cannot be written.
+    ValueError: if a record holds no number; the message names the metric.
 
   Example:
     >>> import tempfile
@@ -79,7 +82,7 @@ def plot_curves(
     axes.set_ylabel(labels[name])
     axes.grid(alpha=0.3)
     axes.legend()
-  figure.savefig(path, dpi=120)
+  save_figure(figure, path, dpi=120)
 
 
 def _leave_out_far_values(axes: Any) -> None:
@@ -108,8 +111,14 @@ def _series(
   records: Iterable[Mapping[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Steps and values of one metric; a null (non-finite) value leaves a gap."""
-  pairs = [(record["step"], record[name]) for record in records if name in record]
-  table = np.array(pairs, np.float64).reshape(-1, 2)
+  try:
+    pairs = [(record["step"], record[name]) for record in records if name in record]
+    table = np.array(pairs, np.float64).reshape(-1, 2)
+  except (KeyError, TypeError, ValueError) as error:
+    raise FileError(
+      f"the records of '{name}' are no numbers by step ({error}); remove them from "
+      "metrics.jsonl"
+    ) from error
   return table[:, 0], table[:, 1]
 
 

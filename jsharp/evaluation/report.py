@@ -5,7 +5,7 @@ together: whose statistics normalise, how many inner steps at train and at test,
 which checkpoint, which data, which versions.
 """
 
-import csv
+import hashlib
 import math
 import os
 import pathlib
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import jsharp
+from jsharp import _files
 from jsharp.evaluation.tasks import mean_and_ci95
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
@@ -114,13 +115,16 @@ def csv_table(columns: Mapping[str, np.ndarray]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def read_column(path: str | os.PathLike[str], column: str | None) -> np.ndarray:
+def read_column(
+  path: str | os.PathLike[str], column: str | None, *, sha256: str | None = None
+) -> np.ndarray:
   r"""Reads one column of a file that holds a `csv_table`.
 
   Args:
     path: of the file, such as the `test_tasks.csv` of a run.
     column: its name; the last column if None. Columns `name_0`, `name_1`, ... are
       found as `name`.
+    sha256: the digest that the file must have, as the result of its run keeps it.
 
   Returns:
     `[k, n]`: a row for each of the `k` columns of that name, such as those of several
@@ -128,7 +132,7 @@ def read_column(path: str | os.PathLike[str], column: str | None) -> np.ndarray:
 
   Raises:
     OSError: if the file cannot be read.
-    ValueError: if it has no such column.
+    ValueError: if it is damaged or has no such column.
 
   Example:
     >>> import tempfile
@@ -138,8 +142,15 @@ def read_column(path: str | os.PathLike[str], column: str | None) -> np.ndarray:
     ...   read_column(file.name, "loss").tolist()
     [[0.5, 2.5], [1.5, 3.5]]
   """
-  with open(path, newline="") as file:
-    names, *rows = list(csv.reader(file))
+  content = _files.read_bytes(path, most=_files.MAX_TABLE_BYTES)
+  if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    raise _files.FileError(
+      f"{path} is damaged: its SHA-256 is not the one in result.json; remove both and "
+      "start the run again, which tests it anew"
+    )
+  names, rows = _files.parse_csv(content, where=path)
+  if not names:
+    raise _files.FileError(f"{path} is empty; restore a copy of it")
   wanted = names[-1] if column is None else column
   places = [i for i, name in enumerate(names) if name == wanted]
   if not places:
@@ -147,7 +158,10 @@ def read_column(path: str | os.PathLike[str], column: str | None) -> np.ndarray:
     places = [i for i, name in enumerate(names) if pattern.fullmatch(name)]
   if not places:
     raise ValueError(f"{path} has no column {wanted!r}, it has {', '.join(names)}")
-  return np.array([[float(row[place]) for row in rows] for place in places])
+  try:
+    return np.array([[float(row[place]) for row in rows] for place in places])
+  except ValueError as error:
+    raise _files.FileError(f"{path} is damaged: {error}") from error
 
 
 def environment() -> dict[str, Any]:

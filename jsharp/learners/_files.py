@@ -4,7 +4,6 @@ A run that has ended has both beside its records; so has whatever `save` wrote. 
 that goes on, `load` reads the description and a checkpoint.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jsharp import _catalogue, _leaf_archive, options
+from jsharp import _catalogue, _files, _leaf_archive, options
 from jsharp.core.execution import Execution
 from jsharp.learners import _store
 from jsharp.learners._classifier import (
@@ -24,6 +23,8 @@ from jsharp.learners._classifier import (
 from jsharp.learners._description import Description
 from jsharp.learners._learner import Learner, build
 from jsharp.learners._shipped import directory_of, models_available
+
+_MAX_CHECKPOINT_BYTES = 2**36
 
 FORMAT = 1
 """Version of the description in `config.json`; a later jsharp reads earlier ones."""
@@ -159,7 +160,8 @@ def load(
     config, arrays = _store.read(directory)
     description = from_json(config, where=str(directory / _store.CONFIG))
     return _filled(description, arrays, directory / _store.WEIGHTS, execution)
-  if not (directory / RUN).is_file():
+  _files.refuse_dangling(directory / RUN)
+  if not (directory / RUN).exists():
     raise FileNotFoundError(
       f"{directory} holds no learner: no {_store.CONFIG} with {_store.WEIGHTS}, and no "
       f"{RUN} of a run; name a run directory, what jsharp.save wrote, or one of those "
@@ -186,13 +188,14 @@ def _filled(
 
 def _of_run(path: pathlib.Path) -> Description | ClassifierDescription:
   try:
-    learners = json.loads(path.read_text())["learners"]
-    names = list(learners)
-  except (ValueError, KeyError, TypeError) as error:
+    learners = _files.read_table(path).get("learners")
+    if not isinstance(learners, dict):
+      raise ValueError(f"{path} is damaged: it holds no learners")
+  except ValueError as error:
     raise ValueError(
-      f"{path} is damaged ({error}); restore a copy of it, or let the run end, which "
-      "writes config.json"
+      f"{error}; or let the run end, which writes config.json"
     ) from error
+  names = list(learners)
   if names != [""]:
     raise ValueError(
       f"{path.parent} holds {len(names)} learners side by side; when the run has "
@@ -207,12 +210,16 @@ def _of_checkpoint(
   """The parameters of a checkpoint by their names."""
   wanted = r"\d+" if step is None else f"{step:08d}"
   kinds = ("best", "step") if step is None else ("best", "top", "path", "step")
+  try:
+    names = sorted(os.listdir(directory), reverse=True)
+  except FileNotFoundError:
+    _files.refuse_dangling(directory)
+    names = []
   for kind in kinds:
-    pattern = re.compile(rf"{kind}_{wanted}\.npz")
-    for path in sorted(directory.glob(f"{kind}_*.npz"), reverse=True):
-      if pattern.fullmatch(path.name):
-        return path, _parameters(path, kind)
-  kept = sorted(path.name for path in directory.glob("*.npz"))
+    for name in names:
+      if re.fullmatch(rf"{kind}_{wanted}\.npz", name):
+        return directory / name, _parameters(directory / name, kind)
+  kept = [name for name in reversed(names) if name.endswith(".npz")]
   what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
   raise ValueError(
     f"{directory} has {what}; it has {', '.join(kept) or 'none'}: let the run validate "
@@ -221,9 +228,13 @@ def _of_checkpoint(
 
 
 def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
+  record, run = path.parents[1] / "run.json", None
+  if record.exists():
+    run = _files.digest_of(_files.read_table(record).get("identity", {}))
   try:
     step = int(path.stem.partition("_")[2])
-    metadata, arrays = _leaf_archive.from_bytes(path.read_bytes(), step)
+    with _files.open_regular(path, most=_MAX_CHECKPOINT_BYTES) as file:
+      metadata, arrays = _leaf_archive.read(file, step, run)
   except OSError:
     raise
   except Exception as error:  # Damaged bytes can fail in any way.
@@ -234,6 +245,11 @@ def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     raise ValueError(
       f"{path} has format {metadata['format']}, this version reads "
       f"{_leaf_archive.FORMAT}; use the version that wrote it"
+    )
+  if _leaf_archive.is_of_another(metadata, run):
+    raise ValueError(
+      f"{path} belongs to another run than {path.parents[1]}; name another step, or "
+      "put the checkpoints of this run there"
     )
   if kind != "step":
     return arrays

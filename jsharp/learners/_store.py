@@ -22,14 +22,14 @@ import math
 import os
 import pathlib
 import reprlib
-import stat
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 
-from jsharp._files import write_atomically
+from jsharp._files import FileError, open_regular, write_atomically
 from jsharp._version import __version__
 
 FORMAT = 1
@@ -203,13 +203,9 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int]]:
   dangles = os.path.islink(path) and not os.path.exists(path)
   with _explained(f"cannot read {path}", "the link leads nowhere; " * dangles + _FIX):
     try:
-      # O_NONBLOCK: a FIFO would otherwise wait for its other end.
-      with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-          raise ValueError("it is no regular file")
-        yield file, status.st_size
-    except OSError:
+      with open_regular(path, most=sys.maxsize) as file:
+        yield file, os.fstat(file.fileno()).st_size
+    except (OSError, FileError):
       raise
     except NotImplementedError as error:
       raise ValueError(f"{path} was {error}: upgrade jsharp") from error

@@ -3,7 +3,7 @@
 `jsharp._leaf_archive` has the format, which NumPy reads anywhere.
 
 Restoring compares every digest. A file that fails is renamed to `*.damaged` with a
-warning and the one before it is used.
+warning and the one before it is used. A file of another run is refused.
 """
 
 import os
@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from jsharp._files import write_atomically
-from jsharp._leaf_archive import FORMAT, fill, from_bytes, named_leaves, to_bytes
+from jsharp import _files, _leaf_archive
+from jsharp._files import FileError, write_atomically
+from jsharp.training.run_directory import RunDirectory
+
+_MAX_BYTES = 2**36
+
+
+class NoCheckpointLeftError(FileError, RuntimeError):
+  """Every checkpoint of a kind is damaged."""
 
 
 class Restored(NamedTuple):
@@ -42,6 +49,9 @@ class Checkpoints:
     directory: where the files are; created on the first save.
     keep: how many of the latest and how many of the best are kept, at least 1.
       With 2 there is one to fall back to.
+    run: the run that they belong to. They carry its identity, and those of another
+      identity are refused. None: of any run, and they carry none.
+    identity: for who only reads, in place of `run`: the digest of the identity.
 
   Raises:
     ValueError: if `keep` is less than 1.
@@ -57,11 +67,20 @@ class Checkpoints:
     (3, {'w': Array([0., 1.], dtype=float32)}, {'note': 'hello'})
   """
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    run: RunDirectory | None = None,
+    identity: str | None = None,
+  ):
     if keep < 1:
       raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept")
     self.directory = pathlib.Path(directory)
     self.keep = keep
+    self._run = run
+    self._identity = identity if run is None else run.digest
 
   def save(self, step: int, tree: Any, *, extra: dict[str, Any]) -> None:
     """Saves the latest state; older ones beyond `keep` are deleted afterwards.
@@ -100,7 +119,7 @@ class Checkpoints:
     for other, path in self._files("top").items():
       if other != step:
         try:
-          metadata, _ = from_bytes(path.read_bytes(), other)
+          metadata, _ = self._content(path, other)
           ranks[other] = (-metadata["extra"]["score"], other)
         except Exception:  # A damaged one is set aside when it is read.
           continue
@@ -136,8 +155,10 @@ class Checkpoints:
 
     Raises:
       ValueError: if structure, shape or dtype of a leaf differ from the template;
-        the message names the leaf and both.
+        the message names the leaf and both. If it belongs to another run, or the
+        directory is a link that leads nowhere.
       RuntimeError: if every checkpoint is damaged.
+      OSError: if the directory or a file cannot be read.
     """
     return self._restore("step", template)
 
@@ -163,13 +184,39 @@ class Checkpoints:
     ]
     return [restored for restored in reversed(read) if restored is not None]
 
-  def _files(self, kind: str) -> dict[int, pathlib.Path]:
+  def last_step(self) -> int:
+    """The step of the newest state; 0 where none was saved."""
+    return next(iter(self._files("step")), 0)
+
+  def damaged(self, kind: str) -> dict[int, pathlib.Path]:
+    """Files that were set aside, by step, newest first.
+
+    Args:
+      kind: "step", "best", "top" or "path".
+    """
+    return self._files(kind, ".damaged")
+
+  def _files(self, kind: str, suffix: str = "") -> dict[int, pathlib.Path]:
     """Files of one kind by step, newest first."""
     found = {}
-    for path in self.directory.glob(f"{kind}_*.npz"):
-      if match := re.fullmatch(rf"{kind}_(\d+)\.npz", path.name):
-        found[int(match.group(1))] = path
+    for name in self._names():
+      if match := re.fullmatch(rf"{kind}_(\d+)\.npz{re.escape(suffix)}", name):
+        found[int(match.group(1))] = self.directory / name
     return dict(sorted(found.items(), reverse=True))
+
+  def _names(self) -> list[str]:
+    """What is in the directory. One that cannot be read is not taken for empty."""
+    try:
+      return os.listdir(self.directory)
+    except FileNotFoundError:
+      _files.refuse_dangling(self.directory)
+      return []
+    except OSError as error:
+      raise type(error)(
+        error.errno,
+        f"cannot read {self.directory} ({error.strerror}); mend its permissions, or "
+        "remove it to begin anew",
+      ) from error
 
   def _save(
     self,
@@ -180,11 +227,13 @@ class Checkpoints:
     keep: Sequence[int] | None = None,
   ) -> None:
     """Writes a file, then deletes all of its kind but `keep`, else the latest ones."""
-    arrays = named_leaves(tree)
+    arrays = _leaf_archive.named_leaves(tree)
+    if self._run is not None:
+      self._run.check_owned()
     self.directory.mkdir(parents=True, exist_ok=True)
-    for leftover in self.directory.glob(f"{kind}_*.npz.tmp"):
+    for leftover in self._files(kind, ".tmp").values():
       leftover.unlink()
-    content = to_bytes(step, arrays, extra)
+    content = _leaf_archive.to_bytes(step, arrays, extra, self._identity)
     write_atomically(self.directory / f"{kind}_{step:08d}.npz", content)
     files = self._files(kind)
     for kept in list(files)[: self.keep] if keep is None else keep:
@@ -196,32 +245,43 @@ class Checkpoints:
     for step, path in self._files(kind).items():
       if restored := self._read(step, path, template):
         return restored
-    if damaged := sorted(self.directory.glob(f"{kind}_*.npz.damaged")):
-      raise RuntimeError(
+    for path in self.damaged(kind).values():
+      raise NoCheckpointLeftError(
         f"every '{kind}' checkpoint in {self.directory} is damaged (the last one: "
-        f"{damaged[-1].name}); restore a copy of one, or start over in another "
-        "directory"
+        f"{path.name}); restore a copy of one, or start over in another directory"
       )
     return None
 
   def _read(self, step: int, path: pathlib.Path, template: Any) -> Restored | None:
     """Reads and verifies a file; a damaged one is set aside, and None returned."""
-    content = path.read_bytes()
     try:
-      metadata, arrays = from_bytes(content, step)
+      metadata, arrays = self._content(path, step)
+    except OSError:
+      raise
     except Exception as error:  # Damaged bytes can fail in any way.
-      aside = path.with_name(path.name + ".damaged")
-      os.replace(path, aside)
       logging.warning(
         "checkpoint %s is damaged (%s); it is kept as %s and the others are used",
         path,
         str(error) or type(error).__name__,
-        aside.name,
+        _files.set_aside(path).name,
       )
       return None
-    if metadata["format"] != FORMAT:
-      raise ValueError(
-        f"{path} has format {metadata['format']}, this version reads {FORMAT}; use "
-        "the version that wrote it"
+    if metadata["format"] != _leaf_archive.FORMAT:
+      raise FileError(
+        f"{path} has format {metadata['format']}, this version reads "
+        f"{_leaf_archive.FORMAT}; use the version that wrote it"
       )
-    return Restored(step, fill(template, arrays, path), metadata["extra"])
+    if _leaf_archive.is_of_another(metadata, self._identity):
+      raise FileError(
+        f"{path} belongs to a run with other settings or data than {path.parents[1]}; "
+        "put the checkpoints of this run there, or start over with another run_dir"
+      )
+    try:
+      tree = _leaf_archive.fill(template, arrays, path)
+    except ValueError as error:
+      raise FileError(str(error)) from error
+    return Restored(step, tree, metadata["extra"])
+
+  def _content(self, path: pathlib.Path, step: int) -> tuple[dict[str, Any], Any]:
+    with _files.open_regular(path, most=_MAX_BYTES) as file:
+      return _leaf_archive.read(file, step, self._identity)

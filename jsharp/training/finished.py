@@ -1,12 +1,11 @@
 """A run that has ended, as its directory describes it."""
 
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
-from jsharp import _catalogue, options
+from jsharp import _catalogue, _files, options
 from jsharp.training.runs import AnyRun
 
 _DESCRIPTION = "description.json"
@@ -29,6 +28,7 @@ class FinishedRun(NamedTuple):
     best_step: meta-steps before the parameters that were tested.
     last_step: meta-steps in all.
     has_path: whether it kept the parameters of every validation.
+    identity: the digest that its checkpoints carry.
   """
 
   path: pathlib.Path
@@ -40,6 +40,7 @@ class FinishedRun(NamedTuple):
   best_step: int
   last_step: int
   has_path: bool
+  identity: str | None = None
 
 
 def read_run(path: str | os.PathLike[str]) -> FinishedRun:
@@ -52,8 +53,10 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
     The run. Its parameters are not read.
 
   Raises:
-    ValueError: if it is no run directory, the run has not ended, or this version of
-      jsharp does not know a part of its description; the message names the fix.
+    ValueError: if it is no run directory, a file there is damaged, the run has not
+      ended, or this version of jsharp does not know a part of its description; the
+      message names the fix.
+    OSError: if a file there cannot be read.
 
   Example:
     >>> read_run("/nowhere")
@@ -62,16 +65,17 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
   """
   path = pathlib.Path(path).expanduser()
   try:
-    identity = (path / _IDENTITY).read_bytes()
-    fingerprints = json.loads(identity)["identity"]["fingerprints"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    identity = _files.read_bytes(path / _IDENTITY, most=_files.MAX_TABLE_BYTES)
+    run = _files.parse_table(identity, where=path / _IDENTITY)
+    fingerprints = run["identity"]["fingerprints"]
+  except (FileNotFoundError, NotADirectoryError, KeyError, TypeError) as error:
     raise _no_run(path, _IDENTITY) from error
   experiment, description = _described(path)
   try:
-    result = json.loads((path / _RESULT).read_text())
+    result = _files.read_table(path / _RESULT)
     checkpoint = result["protocol"]["checkpoint"]
     best_step, last_step = checkpoint["step"], checkpoint["of"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (FileNotFoundError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} is not finished (no readable {_RESULT}); finish it with\n"
       f"  python -m experiments.{experiment} --flagfile={path / 'flags.txt'}"
@@ -85,8 +89,17 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
     digest=hashlib.sha256(identity).hexdigest()[:16],
     best_step=best_step,
     last_step=last_step,
-    has_path=any((path / "checkpoints").glob("path_*.npz")),
+    has_path=_has_path(path / "checkpoints"),
+    identity=_files.digest_of(run["identity"]),
   )
+
+
+def _has_path(directory: pathlib.Path) -> bool:
+  try:
+    return any(name.startswith("path_") for name in os.listdir(directory))
+  except FileNotFoundError:
+    _files.refuse_dangling(directory)
+    return False
 
 
 def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
@@ -115,9 +128,9 @@ def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
 def _described(path: pathlib.Path) -> tuple[str, AnyRun]:
   """The program of a run and its description."""
   try:
-    record = json.loads((path / _DESCRIPTION).read_text())
+    record = _files.read_table(path / _DESCRIPTION)
     experiment, content = record["experiment"], record["run"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (FileNotFoundError, NotADirectoryError, KeyError, TypeError) as error:
     raise _no_run(path, _DESCRIPTION) from error
   description = options.from_json(
     AnyRun, content, where=f"{path / _DESCRIPTION}: run", find=_catalogue.find

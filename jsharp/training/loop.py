@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jsharp._checks import check_count, check_nonnegative
 from jsharp.core.execution import Execution
@@ -56,6 +55,8 @@ class TrainingResult(NamedTuple):
     resumed_from: the step of the checkpoint that training went on from, or None.
     top: the `keep_top` best validated states, the best first: `step`, `tree` (the
       parameters) and `extra["score"]` each.
+    damaged: names of better checkpoints that were damaged, so that others stand in
+      for them.
   """
 
   state: MetaState
@@ -66,6 +67,7 @@ class TrainingResult(NamedTuple):
   tasks_per_second: float
   resumed_from: int | None
   top: list[Restored]
+  damaged: tuple[str, ...] = ()
 
 
 def train(
@@ -105,7 +107,8 @@ def train(
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure, jitted here.
     data: a pytree of arrays, put on the device once; None if not needed.
     run: the run's folder.
-    num_steps: meta-steps in all, those of earlier starts included.
+    num_steps: meta-steps in all, those of earlier starts included. A run that has
+      taken more stays as it is.
     num_tasks: tasks per meta-step, as `sample_tasks` draws them.
     log_every: meta-steps per line of metrics.
     eval_every: meta-steps between validations; the last step is always validated.
@@ -136,8 +139,9 @@ def train(
     NonFiniteLossError: at the first meta-step that is not finite. It is not taken;
       the state before it is saved.
     ValueError: for counts out of range, tasks of another number, a score
-      that `validate` does not return, a checkpoint of another program, `keep_path`
-      without `validate`, devices that are not there or cannot share the tasks evenly.
+      that `validate` does not return, a checkpoint of another program or run,
+      `keep_path` without `validate`, devices that are not there or cannot share the
+      tasks evenly.
     OSError: if a record cannot be written; earlier checkpoints are intact.
 
   Example:
@@ -173,7 +177,7 @@ def train(
   if num_devices != 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
   stop = stop or StopSignal()
-  checkpoints = Checkpoints(run.path / "checkpoints")
+  checkpoints = Checkpoints(run.path / "checkpoints", run=run)
   # A copy: a dispatch consumes its argument, and `params` stay the caller's.
   state = jax.tree.map(
     lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), algorithm.init(params)
@@ -241,7 +245,10 @@ def train(
         break
       if not dispatcher.compiled:
         records.note("compiling the training step")
-        dispatcher.compile(state, data)
+        # All that was trained is saved; other processes would wait for this one.
+        alone = jax.process_count() == 1
+        with stop.ending_at_once() if alone else contextlib.nullcontext():
+          dispatcher.compile(state, data)
         continue  # A stop may have been requested meanwhile.
       boundary = min(e - step % e for e in (log_every, eval_every, num_steps))
       with peers.patience("the other processes"):
@@ -263,7 +270,22 @@ def train(
     tasks_per_second=records.tasks_per_second(),
     resumed_from=restored.step if restored else None,
     top=checkpoints.restore_top(state.params) if keep_top else [],
+    damaged=_stood_in_for(checkpoints, best, keep_top),
   )
+
+
+def _stood_in_for(
+  checkpoints: Checkpoints, best: Restored | None, keep_top: int
+) -> tuple[str, ...]:
+  """The damaged files that would have been used in place of those that were."""
+  paths = [
+    path
+    for step, path in checkpoints.damaged("best").items()
+    if best is None or step > best.step
+  ]
+  if keep_top:
+    paths += checkpoints.damaged("top").values()
+  return tuple(path.name for path in paths)
 
 
 def _of_the_first(
@@ -272,10 +294,7 @@ def _of_the_first(
   """The first process's state; the others begin records of their own there."""
   if jax.process_count() == 1:
     return state, saved
-  known = json.dumps(saved).encode()
-  size = int(peers.from_first(np.int32(len(known))))
-  known = known.ljust(size)[:size]
-  text = bytes(peers.from_first(np.frombuffer(known, np.uint8)))
+  text = peers.text_from_first(json.dumps(saved))
   state, saved = peers.from_first(state), json.loads(text)
   if saved is not None and not is_first():
     saved["num_records"] = 0

@@ -10,12 +10,16 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 """
 
 import contextlib
+import json
 import os
 import pathlib
+import re
+import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -25,10 +29,15 @@ from jax.experimental import multihost_utils
 from jsharp._checks import check_nonnegative
 from jsharp.training.options import Machine
 
+# In the messages of JAX's collectives on CPUs and of its coordination service.
+_LOST = "(?i)gloo|connect|socket|broken pipe|timed? ?out|unavailable|peer"
 _WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
+NEVER_CAME = 2
+"""Exit code of a process that waited in vain for the others to start."""
+
 GIVEN_UP = 75
-"""Exit code of a process whose peers did not answer: try again."""
+"""Exit code of a process whose peers were lost, or whose run another one holds."""
 
 
 def start(
@@ -49,8 +58,10 @@ def start(
       for which this one waits for the others to come.
 
   Raises:
-    ValueError: if only some of the three are given, or none can be found.
-    RuntimeError: if the others do not come.
+    ValueError: if only some of the three are given, none can be found, or the
+      coordinator is no address.
+
+  If the others do not come, the process ends with the code `NEVER_CAME`.
 
   Example:
     >>> start(coordinator="127.0.0.1:8476", num_processes=2)
@@ -69,19 +80,69 @@ def start(
       f"{missing[0]}=None is missing; coordinator, num_processes and process_id go "
       "together: pass all of them, or none to find them from the launcher"
     )
+  if coordinator is not None:
+    _check_address(coordinator, listens=process_id == 0)
   # Its handler would swallow a SIGTERM that comes before training listens.
   jax.config.update("jax_enable_preemption_service", False)
   at_home = coordinator and coordinator.startswith(("127.0.0.1:", "localhost:"))
-  jax.distributed.initialize(
-    coordinator,
-    num_processes,
-    process_id,
-    # Nobody has to prove who they are to it; by default it listens to the network.
-    coordinator_bind_address=coordinator if at_home else None,
-    initialization_timeout=int(timeout),
-    heartbeat_timeout_seconds=int(timeout),
-    shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
+  # JAX itself would abort with a dump of its stack.
+  others = threading.Timer(timeout, _never_came, (coordinator, num_processes, timeout))
+  others.daemon = True
+  others.start()
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      # Nobody has to prove who they are to it; by default it listens to the network.
+      coordinator_bind_address=coordinator if at_home else None,
+      initialization_timeout=int(timeout) + 60,
+      heartbeat_timeout_seconds=int(timeout),
+      shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
+    )
+  finally:
+    others.cancel()
+
+
+def _check_address(coordinator: str, *, listens: bool) -> None:
+  """Refuses an address that no process can have, or whose port is taken here."""
+  host, colon, port = coordinator.rpartition(":")
+  if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise ValueError(
+      f"coordinator={coordinator} must be HOST:PORT with a port from 1 to 65535, as in "
+      "node1:8476"
+    )
+  try:
+    socket.getaddrinfo(host.strip("[]"), int(port))
+  except OSError as error:
+    raise ValueError(
+      f"coordinator={coordinator}: there is no host {host} ({error.strerror}); name "
+      "the machine of the first process"
+    ) from error
+  if listens:
+    with socket.socket() as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      try:
+        probe.bind(("", int(port)))
+      except OSError as error:
+        raise ValueError(
+          f"coordinator={coordinator}: port {port} cannot be used here "
+          f"({error.strerror}); choose another one"
+        ) from error
+
+
+def _never_came(
+  coordinator: str | None, num_processes: int | None, timeout: float
+) -> None:
+  """Ends a process whose peers did not come, as a bad flag does: not to be repeated."""
+  count = "all" if num_processes is None else f"all {num_processes}"
+  where = "the first one" if coordinator is None else f"the first one at {coordinator}"
+  text = (
+    f"\nwaited {timeout:g} s for the other processes, and they did not come: start "
+    f"{count} of them, each with a number of its own and {where}\n"
   )
+  os.write(2, text.encode())
+  os._exit(NEVER_CAME)
 
 
 def has_joined() -> bool:
@@ -124,15 +185,20 @@ def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
     )
   except RuntimeError as error:
     raise ValueError(f"the other processes did not come: {error}") from error
-  if is_first():
-    yield None
-    return
-  with (
-    tempfile.TemporaryDirectory() as directory,
-    open(os.devnull, "w") as nowhere,
-    contextlib.redirect_stdout(nowhere),
-  ):
-    yield pathlib.Path(directory)
+  try:
+    if is_first():
+      yield None
+      return
+    with (
+      tempfile.TemporaryDirectory() as directory,
+      open(os.devnull, "w") as nowhere,
+      contextlib.redirect_stdout(nowhere),
+    ):
+      yield pathlib.Path(directory)
+  except Exception:
+    # An orderly end would wait for the others, and they for this one.
+    traceback.print_exc()
+    leave(1)
 
 
 def is_first() -> bool:
@@ -193,6 +259,48 @@ class Peers:
     with self.patience("the first process"):
       return multihost_utils.broadcast_one_to_all(tree)
 
+  def text_from_first(self, text: str) -> str:
+    """The first process's text."""
+    if jax.process_count() == 1:
+      return text
+    content = text.encode()
+    size = int(self.from_first(np.int32(len(content))))
+    content = content.ljust(size)[:size]
+    return bytes(self.from_first(np.frombuffer(content, np.uint8))).decode()
+
+  def check_same(self, facts: Mapping[str, Any]) -> None:
+    """Refuses processes that were started for different runs.
+
+    Args:
+      facts: what has to be the same in all of them, as JSON holds it.
+
+    Raises:
+      ValueError: in every process; where the facts differ from those of the first one,
+        the message lists each with both values.
+
+    Example:
+      >>> Peers(timeout=300.0).check_same({"seed": 0})
+    """
+    if jax.process_count() == 1:
+      return
+    here = json.loads(json.dumps(facts))
+    there = json.loads(self.text_from_first(json.dumps(facts)))
+    differing = [
+      f"  {name}: {there.get(name)} in the first, {here.get(name)} in this one"
+      for name in sorted(here.keys() | there.keys())
+      if here.get(name) != there.get(name)
+    ]
+    with self.patience("the other processes"):
+      every = multihost_utils.process_allgather(np.int32(bool(differing)))
+    others = np.flatnonzero(every).tolist()
+    if others:
+      which = f"process {', '.join(map(str, others))}: see there"
+      raise ValueError(
+        "the processes were not started for the same run:\n"
+        + ("\n".join(differing) or f"  {which}")
+        + "\nStart all of them with the same flags, data and versions"
+      )
+
   @contextlib.contextmanager
   def patience(self, whom: str) -> Iterator[None]:
     """Ends this process if what is inside fails or takes longer than the timeout."""
@@ -205,8 +313,12 @@ class Peers:
     timer.start()
     try:
       yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError, OSError) as error:
+      # Some errors of a connection come as a ValueError.
+      is_ours = isinstance(error, jax.errors.JaxRuntimeError)
       if "RESOURCE_EXHAUSTED" in str(error):
+        raise
+      if not is_ours and not re.search(_LOST, str(error)):
         raise
       self._give_up(f"lost {whom} ({str(error).splitlines()[0]})")
     finally:

@@ -7,7 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from jsharp._files import open_own
+from jsharp.training.stop_signal import SAME_SECONDS
 
 Command = Callable[[str], Sequence[str]]
 """`command(program) -> words`, what starts a program."""
@@ -79,7 +83,7 @@ class Runner:
     return ended.result()
 
   def _run(self, words: list[str], log: pathlib.Path) -> int:
-    with log.open("ab") as output:
+    with open_own(log) as output:
       with self._lock:
         if self._stopped:
           return 128 + signal.SIGTERM
@@ -91,6 +95,15 @@ class Runner:
       with self._lock:
         self._running.discard(process)
       return code
+
+  def wait_while(self, busy: Callable[[], bool]) -> None:
+    """Waits for what is not a program of this runner, or until `stop` is called.
+
+    Args:
+      busy: whether to go on waiting; asked every second.
+    """
+    while not self._stopped and busy():
+      time.sleep(1.0)
 
   def stop(self) -> None:
     """Asks all running programs once to save and to end; waits until they have.
@@ -144,7 +157,8 @@ class Interrupted(Exception):
 def interruptible() -> Iterator[None]:
   """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, in the main thread.
 
-  Under nohup, SIGHUP is still ignored.
+  Under nohup, SIGHUP is still ignored. Signals closer than half a second are one: a
+  terminal or a launcher may signal a process and then its group.
 
   Example:
     >>> with interruptible():
@@ -154,9 +168,14 @@ def interruptible() -> Iterator[None]:
     ...     interrupted.args
     (15,)
   """
+  last = -SAME_SECONDS
 
   def interrupt(number: int, frame: object) -> None:
-    raise Interrupted(number)
+    nonlocal last
+    now = time.monotonic()
+    if now - last >= SAME_SECONDS:
+      last = now
+      raise Interrupted(number)
 
   previous = {
     number: signal.signal(number, interrupt)

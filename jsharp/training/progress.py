@@ -1,10 +1,14 @@
 """What a person sees while a run goes on: a bar, plain lines, TensorBoard curves."""
 
+import contextlib
 import importlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
+
+from jsharp._terminal import silence, tell
 
 _LINE_SECONDS = 10.0
 
@@ -36,19 +40,30 @@ class Progress:
     self._started = time.monotonic()
     self._last_line = self._started
     self._bar: Any = None
-    self._lines = bar is None and not sys.stderr.isatty()
+    can_draw = sys.stderr is not None and sys.stderr.isatty()
+    self._lines = bar is None and not can_draw
     if bar or (bar is None and not self._lines):
       from tqdm import tqdm
 
-      self._bar = tqdm(
-        total=num_steps,
-        initial=step,
-        dynamic_ncols=True,
-        bar_format=(
-          "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
-          "[{elapsed}, {remaining} left{postfix}]"
-        ),
-      )
+      with self._drawing():
+        self._bar = tqdm(
+          total=num_steps,
+          initial=step,
+          dynamic_ncols=True,
+          bar_format=(
+            "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
+            "[{elapsed}, {remaining} left{postfix}]"
+          ),
+        )
+
+  @contextlib.contextmanager
+  def _drawing(self) -> Iterator[None]:
+    """Goes on without a bar where its terminal is gone."""
+    try:
+      yield
+    except (OSError, ValueError):  # ValueError: the file is closed.
+      self._bar = None
+      silence(sys.stderr)
 
   def update(
     self, step: int, metrics: dict[str, float], *, tasks_per_second: float
@@ -63,8 +78,9 @@ class Progress:
     if self._bar is not None:
       shown = {name: f"{value:.3f}" for name, value in metrics.items()}
       shown[f"{self._unit}/s"] = f"{tasks_per_second:.1f}"
-      self._bar.set_postfix(shown, refresh=False)
-      self._bar.update(step - self._bar.n)
+      with self._drawing():
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
     now = time.monotonic()
     due = now - self._last_line >= _LINE_SECONDS or step == self._num_steps
     if self._lines and due:
@@ -81,14 +97,16 @@ class Progress:
   def note(self, text: str) -> None:
     """Prints a line, above the bar where there is one."""
     if self._bar is not None:
-      self._bar.write(text, file=sys.stderr)
+      with self._drawing():
+        self._bar.write(text, file=sys.stderr)
     elif self._lines:
-      print(text, flush=True)
+      tell(text)
 
   def close(self) -> None:
     """Leaves the terminal as it was."""
     if self._bar is not None:
-      self._bar.close()
+      with self._drawing():
+        self._bar.close()
 
 
 class EventFiles:

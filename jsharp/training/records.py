@@ -5,7 +5,9 @@ import time
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from jsharp._files import FileError
 from jsharp.training.dispatch import Done
 from jsharp.training.progress import EventFiles, Progress
 from jsharp.training.run_directory import RunDirectory
@@ -73,15 +75,43 @@ class Records:
     progress: bool | None,
     unit: str = "tasks",
   ):
-    self.ledger = Ledger(**(saved or {}))
+    try:
+      self.ledger = Ledger(**(saved or {}))
+    except TypeError as error:
+      raise FileError(
+        f"the newest checkpoint of {run.path} holds records of another version "
+        f"({error}); use the version that wrote it"
+      ) from error
     self._run = run
-    run.truncate_metrics(self.ledger.num_records)
+    self._cut(is_new=saved is None)
     self._timed = (self.ledger.num_tasks, self.ledger.seconds)
     self._unit = unit
     self._progress = Progress(num_steps, step=step, bar=progress, unit=unit)
     self._events = EventFiles(run.path / "tensorboard", step=step)
     if saved:
       self.note(f"going on from step {step} of {run.path}")
+
+  def _cut(self, *, is_new: bool) -> None:
+    """Cuts the records after the checkpoint; none of those before it may be missing."""
+    found, ledger = self._run.num_metrics(), self.ledger
+    if is_new and found:
+      logging.warning(
+        "%s has no checkpoint: training begins at step 0 again. The %d records of the "
+        "start before are kept in metrics.jsonl.before",
+        self._run.path,
+        found,
+      )
+      self._run.keep_metrics("metrics.jsonl.before")
+    if found < ledger.num_records:
+      logging.warning(
+        "%s has %d of the %d records that its checkpoint knows of; they are missing in "
+        "metrics.jsonl and in the curves, and nowhere else",
+        self._run.path,
+        found,
+        ledger.num_records,
+      )
+      ledger.num_records = found
+    self._run.truncate_metrics(ledger.num_records)
 
   def note(self, text: str) -> None:
     """Tells the person who watches."""

@@ -1,31 +1,38 @@
 """The folder of one run: its identity, its metrics, its lock against two writers."""
 
+import errno
 import fcntl
 import json
 import math
 import os
 import pathlib
+import re
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 from absl import logging
 
-from jsharp._files import write_atomically, write_json
+from jsharp import _files
+from jsharp._files import FileError, write_atomically
 
 _FORMAT = 1
 _IDENTITY = "run.json"
 _LOCK = "lock"
 _METRICS = "metrics.jsonl"
+_DIGEST = "sha256"  # of a record; its first 16 digits
+_MAX_METRICS_BYTES = 2**32
 
 
 class RunDirectory:
   """One run's folder, held by one process; a context manager.
 
   Made by `RunDirectory.open`. It holds `run.json` (what the run is),
-  `metrics.jsonl` (a line per record) and whatever else the run writes.
+  `metrics.jsonl` (a line per record) and whatever else the run writes. Before every
+  write it checks that the folder still is the one that it has opened.
 
   Attributes:
     path: the folder.
+    digest: of the identity, which the checkpoints of the run carry.
 
   Example:
     >>> import tempfile
@@ -37,9 +44,11 @@ class RunDirectory:
     [{'step': 1, 'loss': 1.5}]
   """
 
-  def __init__(self, path: pathlib.Path, lock: BinaryIO):
+  def __init__(self, path: pathlib.Path, lock: BinaryIO, identity: dict[str, Any]):
     self.path = path
+    self.digest = _files.digest_of(identity)
     self._lock = lock
+    self._identity = json.loads(json.dumps(identity))
 
   @classmethod
   def open(
@@ -58,7 +67,7 @@ class RunDirectory:
 
     Raises:
       ValueError: if the folder belongs to a run with another identity (the message
-        lists each flag with both values), or holds other things.
+        lists each flag with both values), holds other things, or a damaged `run.json`.
       BlockingIOError: if another process is writing there.
       OSError: if the folder cannot be created or written.
     """
@@ -66,13 +75,13 @@ class RunDirectory:
     try:
       path.mkdir(parents=True, exist_ok=True)
       present = {entry.name for entry in path.iterdir()}
-      ours = {_LOCK, f"{_IDENTITY}.tmp"}
+      ours = {_LOCK, f"{_LOCK}.tmp", f"{_IDENTITY}.tmp"}
       if _IDENTITY not in present and not present <= ours:
         raise ValueError(
           f"run_dir={path} holds other things ({', '.join(sorted(present - ours)[:3])})"
           f" and no {_IDENTITY}; give an empty or a new directory"
         )
-      lock = (path / _LOCK).open("ab+")
+      lock = _files.open_own(path / _LOCK)
     except OSError as error:
       raise type(error)(
         error.errno,
@@ -80,10 +89,10 @@ class RunDirectory:
         "be created and written",
       ) from error
     _hold(lock, path)
-    run = cls(path, lock)
+    run = cls(path, lock, identity)
     try:
-      run._check_identity(json.loads(json.dumps(identity)))
-      run._drop_torn_line()
+      run._check_identity()
+      run._drop_damaged_lines()
     except BaseException:
       run.close()
       raise
@@ -104,8 +113,32 @@ class RunDirectory:
   ) -> None:
     self.close()
 
+  def check_owned(self) -> None:
+    """Refuses to go on in a folder that was deleted or replaced meanwhile.
+
+    Raises:
+      FileNotFoundError: if the lock on the disk is not the one that is held.
+    """
+    held = os.fstat(self._lock.fileno())
+    try:
+      there = os.stat(self.path / _LOCK, follow_symlinks=False)
+    except OSError as error:
+      self._lost(error)
+    if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
+      self._lost(None)
+
+  def _lost(self, cause: OSError | None) -> NoReturn:
+    raise FileNotFoundError(
+      errno.ENOENT,
+      f"run_dir={self.path} was deleted or replaced while this run was writing there; "
+      "nothing more is written. Start it again, with another run_dir if a new run is "
+      "there now",
+    ) from cause
+
   def append_metrics(self, record: dict[str, Any]) -> None:
     """Appends one line to `metrics.jsonl` and synchronises it to the disk.
+
+    Its last key is a digest of the others.
 
     Args:
       record: numbers by name; NaN and infinity become null, as JSON lacks them.
@@ -117,22 +150,14 @@ class RunDirectory:
       name: None if isinstance(value, float) and not math.isfinite(value) else value
       for name, value in record.items()
     }
-    line = json.dumps(strict, allow_nan=False).encode() + b"\n"
-    path = self.path / _METRICS
-    try:
-      with path.open("ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-      raise type(error)(
-        error.errno,
-        f"cannot write {path} ({error.strerror}); check the free space and the "
-        "permissions",
-      ) from error
+    sealed = {**strict, _DIGEST: _files.short_digest(strict)}
+    line = json.dumps(sealed, allow_nan=False).encode() + b"\n"
+    self.check_owned()
+    with _files.opened_to_append(self.path / _METRICS) as file:
+      file.write(line)
 
   def read_metrics(self) -> list[dict[str, Any]]:
-    """Reads all records, oldest first.
+    """Reads all records, oldest first, without their digests.
 
     Raises:
       ValueError: if a line is damaged; the message names it.
@@ -140,13 +165,17 @@ class RunDirectory:
     records = []
     for number, line in enumerate(self._metrics_lines(), start=1):
       try:
-        records.append(json.loads(line))
-      except ValueError as error:
-        raise ValueError(
+        records.append(_record(line))
+      except (ValueError, RecursionError) as error:
+        raise FileError(
           f"line {number} of {self.path / _METRICS} is damaged ({error}); delete that "
           "line to go on without it"
         ) from error
     return records
+
+  def num_metrics(self) -> int:
+    """The number of records."""
+    return len(self._metrics_lines())
 
   def truncate_metrics(self, num_records: int) -> None:
     """Keeps the first `num_records` records: a count, where a step is ambiguous.
@@ -156,38 +185,55 @@ class RunDirectory:
     """
     lines = self._metrics_lines()
     if len(lines) > num_records:
-      write_atomically(self.path / _METRICS, b"".join(lines[:num_records]))
+      self.write(_METRICS, b"".join(lines[:num_records]))
 
-  def write_json(self, name: str, obj: Any) -> None:
-    """Writes `obj` as JSON to the file `name` of the folder, all or nothing."""
-    write_json(self.path / name, obj)
+  def keep_metrics(self, name: str) -> None:
+    """Copies `metrics.jsonl` to the file `name` of the folder."""
+    self.write(name, b"".join(self._metrics_lines()))
 
-  def read_json(self, name: str) -> Any:
-    """Reads the JSON file `name` of the folder.
+  def write(self, name: str, content: bytes) -> None:
+    """Writes the file `name` of the folder, all or nothing.
+
+    Raises:
+      OSError: if it cannot be written; the message names it.
+    """
+    self.check_owned()
+    write_atomically(self.path / name, content)
+
+  def write_json(self, name: str, obj: dict[str, Any]) -> None:
+    """Writes a table as JSON to the file `name` of the folder, all or nothing."""
+    _files.write_json(self.path / name, obj, lambda _, text: self.write(name, text))
+
+  def read_json(self, name: str) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is not JSON; the message names it.
+      ValueError: if it is damaged; the message names it.
     """
     try:
-      return json.loads((self.path / name).read_bytes())
-    except ValueError as error:
-      raise ValueError(
-        f"{self.path / name} is damaged ({error}); restore a copy of it, or start "
-        "over with another run_dir"
-      ) from error
+      return _files.read_table(self.path / name)
+    except FileError as error:
+      raise FileError(f"{error}; or start over with another run_dir") from error
 
-  def _check_identity(self, identity: dict[str, Any]) -> None:
+  def _check_identity(self) -> None:
+    identity = self._identity
+    _files.refuse_dangling(self.path / _IDENTITY)
     if not (self.path / _IDENTITY).exists():
       self.write_json(_IDENTITY, {"format": _FORMAT, "identity": identity})
       return
     recorded = self.read_json(_IDENTITY)
     if recorded.get("format") != _FORMAT:
-      raise ValueError(
+      raise FileError(
         f"{self.path / _IDENTITY} has format {recorded.get('format')}, this version "
         f"reads {_FORMAT}; use the version that wrote it, or another run_dir"
       )
-    before = recorded["identity"]
+    before = recorded.get("identity")
+    if not isinstance(before, dict):
+      raise FileError(
+        f"{self.path / _IDENTITY} is damaged: it holds no identity; restore a copy of "
+        "it, or start over with another run_dir"
+      )
     absent = object()
     differing = [
       f"  {name}: {_shown(before, name)} there, {_shown(identity, name)} now"
@@ -203,14 +249,77 @@ class RunDirectory:
 
   def _metrics_lines(self) -> list[bytes]:
     path = self.path / _METRICS
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    content = _files.read_bytes_if_there(path, most=_MAX_METRICS_BYTES)
+    return (content or b"").splitlines(keepends=True)
 
-  def _drop_torn_line(self) -> None:
-    """A kill or a power cut while appending leaves half a line."""
+  def _drop_damaged_lines(self) -> None:
+    """A kill or a power cut while appending leaves half a line, a bad disk any line."""
     lines = self._metrics_lines()
-    if lines and not lines[-1].endswith(b"\n"):
-      logging.warning("dropped a torn last line of %s", self.path / _METRICS)
-      self.truncate_metrics(len(lines) - 1)
+    path = self.path / _METRICS
+    whole = [line for line in lines if _is_whole(line)]
+    if len(whole) == len(lines):
+      return
+    if whole == lines[:-1] and not lines[-1].endswith(b"\n"):
+      logging.warning("dropped a torn last line of %s", path)
+    else:
+      aside = f"{_METRICS}.damaged"
+      self.keep_metrics(aside)
+      logging.warning(
+        "%d of %d lines of %s are damaged; it is kept as %s and the others are used",
+        len(lines) - len(whole),
+        len(lines),
+        path,
+        aside,
+      )
+    self.write(_METRICS, b"".join(whole))
+
+
+def _record(line: bytes) -> dict[str, Any]:
+  """A record without its digest; those of earlier versions have none."""
+  record = json.loads(line)
+  if not isinstance(record, dict):
+    raise ValueError("it holds no table")
+  digest = record.pop(_DIGEST, None)
+  if digest is None and re.search(rb'"[0-9a-f]{16}"}\s*$', line):
+    raise ValueError("the key of its SHA-256 is damaged")
+  if digest is not None and digest != _files.short_digest(record):
+    raise ValueError("its SHA-256 differs")
+  return record
+
+
+def _is_whole(line: bytes) -> bool:
+  try:
+    _record(line)
+  except (ValueError, RecursionError):
+    return False
+  return line.endswith(b"\n")
+
+
+def holder(path: str | os.PathLike[str]) -> str | None:
+  """The number of the process that holds a run's folder; None if there is none.
+
+  Raises:
+    OSError: if the lock cannot be read.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...   with RunDirectory.open(directory, identity={}):
+    ...     holder(directory) == str(os.getpid())
+    ...   print(holder(directory))
+    True
+    None
+  """
+  try:
+    lock = _files.open_regular(pathlib.Path(path) / _LOCK, most=2**20)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return lock.read().decode(errors="replace").strip() or "?"
+  return None
 
 
 def _shown(identity: dict[str, Any], name: str) -> str:
@@ -220,7 +329,10 @@ def _shown(identity: dict[str, Any], name: str) -> str:
 def _hold(lock: BinaryIO, path: pathlib.Path) -> None:
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
+  except OSError as error:
+    if not isinstance(error, BlockingIOError):
+      what = f"cannot lock run_dir={path} ({error.strerror}); give one on another disk"
+      raise type(error)(error.errno, what) from error
     lock.seek(0)
     holder = lock.read().decode(errors="replace").strip()
     lock.close()
@@ -229,6 +341,9 @@ def _hold(lock: BinaryIO, path: pathlib.Path) -> None:
       f"run_dir={path} is in use by process {holder}; wait for it, or give another "
       "run_dir",
     ) from error
-  lock.truncate(0)
-  lock.write(f"{os.getpid()}\n".encode())
-  lock.flush()
+  try:
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n".encode())
+    lock.flush()
+  except OSError:  # A full disk: the lock is held all the same.
+    logging.warning("the lock of %s does not say who holds it", path)

@@ -1,13 +1,19 @@
-"""Stopping in an orderly way on SIGTERM and Ctrl-C."""
+"""Stopping in an orderly way on SIGTERM, SIGHUP and Ctrl-C."""
 
+import contextlib
 import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+SAME_SECONDS = 0.5
+"""Signals closer than this are one: a launcher signals a process and then its group."""
 
 
 class StopRequested(Exception):
@@ -15,14 +21,15 @@ class StopRequested(Exception):
 
 
 class StopSignal:
-  """Turns the first SIGTERM or Ctrl-C into a request, the second into an exit.
+  """Turns the first SIGTERM, SIGHUP or Ctrl-C into a request, the second into an exit.
 
   Inside `with StopSignal() as stop:` (main thread only) the first signal sets
   `stop.requested`, which loops look at: as soon as Python runs in the main thread,
   however late the thread that watches gets its turn. The second ends the process at
   once with 128 + its own number, even in the middle of a compilation: for that a
-  thread of its own watches. Leaving the block brings the previous handlers back. Never
-  entered, it is a switch that only `request` sets.
+  thread of its own watches. Signals closer than `SAME_SECONDS` are one. Leaving the
+  block brings the previous handlers back. Never entered, it is a switch that only
+  `request` sets.
 
   Example:
     >>> stop = StopSignal()
@@ -35,6 +42,7 @@ class StopSignal:
 
   def __init__(self) -> None:
     self._signum: int | None = None
+    self._at_once = False
     self._previous: dict[int, Any] = {}
 
   @property
@@ -44,7 +52,7 @@ class StopSignal:
 
   @property
   def exit_code(self) -> int:
-    """What to exit with: 143 after SIGTERM, 130 after Ctrl-C, 0 without either."""
+    """What to exit with: 128 + the signal (143 after SIGTERM), 0 without one."""
     return 0 if self._signum is None else 128 + self._signum
 
   def request(self, signum: int = signal.SIGTERM) -> None:
@@ -59,6 +67,20 @@ class StopSignal:
     """
     if self.requested:
       raise StopRequested
+
+  @contextlib.contextmanager
+  def ending_at_once(self) -> Iterator[None]:
+    """While nothing is unsaved, the first signal ends the process as the second does.
+
+    Example:
+      >>> with StopSignal().ending_at_once():
+      ...   pass  # A compilation.
+    """
+    self._at_once = True
+    try:
+      yield
+    finally:
+      self._at_once = False
 
   def __enter__(self) -> Self:
     self._reader, self._writer = socket.socketpair()
@@ -95,22 +117,28 @@ class StopSignal:
       self.request(signum)
 
   def _watch(self) -> None:
-    heard = False  # A request from inside is no signal.
+    first: float | None = None  # A request from inside is no signal.
     while received := self._reader.recv(1):
       signum = received[0]
       if signum not in _SIGNALS:
         continue
-      if heard:
+      now = time.monotonic()
+      if first is None and self._at_once:
+        _say(f"\n{signal.Signals(signum).name}: stopping; there is nothing to save\n")
+        os._exit(128 + signum)
+      if first is not None and now - first >= SAME_SECONDS:
         _say("\nstopping at once\n")
         os._exit(128 + signum)
-      heard = True
-      self._handle(signum, None)
-      _say(
-        f"\n{signal.Signals(signum).name}: saving and stopping; once more to stop at "
-        "once\n"
-      )
+      if first is None:
+        first = now
+        self._handle(signum, None)
+        _say(
+          f"\n{signal.Signals(signum).name}: saving and stopping, after the "
+          "compilation if there is one; once more to stop at once\n"
+        )
 
 
 def _say(text: str) -> None:
   """Past every buffer: the process may be gone in the next moment."""
-  os.write(2, text.encode())
+  with contextlib.suppress(OSError):  # Nobody may be reading any more.
+    os.write(2, text.encode())

@@ -98,7 +98,7 @@ class ArchivesTest(parameterized.TestCase):
     ("a/../../evil.png", "leaves its own folder"),
     ("/etc/evil.png", "absolute path"),
     ("C:/evil.png", "absolute path"),
-    ("a\\..\\evil.png", "absolute path"),
+    ("a\\..\\evil.png", "leaves its own folder"),
   )
   def test_names_outside_of_the_archive_are_refused(self, name, why):
     path = self.root / "a.zip"
@@ -170,11 +170,31 @@ class ArchivesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "a.tar is truncated or damaged"):
       _read(path)
 
+  def test_a_zip_of_windows(self):
+    path = self.root / "a.zip"
+    for name, message in (
+      ("a\\b\\1.png", None),
+      ("\\a\\1.png", "is an absolute path"),
+      ("C:\\a\\1.png", "is an absolute path"),
+      ("a\\..\\..\\1.png", "leaves its own folder"),
+    ):
+      with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a\\", b"")
+        archive.writestr(name, b"x")
+      if message is None:
+        found = list(_archives.members(path, lambda name: True))
+        self.assertEqual(found, [("a/b/1.png", b"x")])
+        continue
+      with self.assertRaisesRegex(ValueError, f"a.zip: the member .* {message}"):
+        list(_archives.members(path, lambda name: True))
+
   @parameterized.parameters(
-    (b"\x00\x00", b"\x63\x00"),  # the compression
-    (b"1.png", b"\xff.png"),  # the name, which is said to be UTF-8
+    (b"\x00\x00", b"\x09\x00", ".*/1.png' is compressed by method deflate64"),
+    (b"\x00\x00", b"\x63\x00", ".*/1.png' is compressed by method 99, which Python"),
+    # The name, which is said to be UTF-8.
+    (b"1.png", b"\xff.png", " is truncated or damaged"),
   )
-  def test_an_unusual_zip_is_named(self, old, new):
+  def test_an_unusual_zip_is_named(self, old, new, message):
     path = self.root / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
       archive.writestr("ä/1.png", b"x")
@@ -182,7 +202,7 @@ class ArchivesTest(parameterized.TestCase):
     start = data.index(b"PK\1\2")
     at = data.index(old, start + (10 if old == b"\0\0" else 0))
     path.write_bytes(data[:at] + new + data[at + len(old) :])
-    with self.assertRaisesRegex(ValueError, "a.zip is truncated or damaged"):
+    with self.assertRaisesRegex(ValueError, f"a.zip{message}"):
       _read(path)
 
   def test_walk_leaves_out_hidden_and_prepared_files(self):

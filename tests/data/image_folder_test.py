@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -132,6 +133,26 @@ class ImageFolderTest(parameterized.TestCase):
     fixtures.write_files(self.root, {"a.txt": b"x"})
     with self.assertRaisesRegex(FileNotFoundError, "a.txt is neither a directory nor"):
       image_folder.load(self.root / "a.txt", size=8)
+
+  def test_archives_within_an_archive_are_named(self):
+    files = {f"{split}.zip": b"PK" for split in ("train", "test")}
+    fixtures.write_archive(self.root / "all.zip", files)
+    with self.assertRaisesRegex(ValueError, "archives within an archive: train.zip, t"):
+      image_folder.load(self.root / "all.zip", size=8)
+
+  def test_a_name_that_is_not_utf_8(self):
+    self._write(self._three())
+    os.rename(self.root / "train", os.fsencode(self.root) + b"/\xff")
+    with self.assertRaisesRegex(ValueError, r"the name '.udcff', which is not UTF-8"):
+      image_folder.load(self.root, size=8)
+
+  def test_an_image_that_is_no_file(self):
+    self._write(self._three())
+    path = next((self.root / "train").rglob("*.png"))
+    path.unlink()
+    os.mkfifo(path)
+    with self.assertRaisesRegex(ValueError, f"{path.name} is no regular file"):
+      image_folder.load(self.root, size=8)
 
   def test_a_missing_directory_says_what_to_do(self):
     with self.assertRaisesRegex(FileNotFoundError, "--dataset=characters") as caught:

@@ -310,6 +310,15 @@ class MiniImagenetTest(parameterized.TestCase):
       r"train.csv has the columns \['file;class'",
     )
 
+  @parameterized.parameters(
+    ("filename,label\nü.png,a\n".encode("latin-1"), "train.csv is no text in UTF-8"),
+    ("filename,label\n".encode("utf-16"), "train.csv is no text in UTF-8"),
+    (b"filename,label\na.png\n", "line 2 of .*train.csv has 1 values for 2 columns"),
+    (b"filename,label\n" + b"a" * 200_000, "line 2 of .*train.csv is no CSV"),
+  )
+  def test_a_csv_that_is_none_is_named(self, content, message):
+    self._refuses(_FLAT | {"train.csv": content}, message)
+
   def test_a_csv_that_contradicts_another_is_named(self):
     files = _FLAT | _CSVS | {"val.csv": _CSVS["test.csv"]}
     self._refuses(files, "names n0000000400000000.png for")

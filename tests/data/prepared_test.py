@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -298,17 +299,56 @@ class PreparedTest(parameterized.TestCase):
     with self.assertRaisesRegex(OSError, "cannot be written. Give prepared_dir="):
       self._load()
 
-  def test_old_leftovers_are_removed_and_new_ones_kept(self):
+  @parameterized.parameters(
+    (b'"x"', b'"X"', "metadata.json does not match"),
+    (b'"shape": [', b'"shape": [9', "metadata.json does not match"),
+    (b'"sha256": "', b'"sha256": "0', "metadata.json does not match"),
+    (b"{", b"[", "prepared anew"),
+    (None, None, "metadata.json lists no classes"),
+  )
+  def test_damaged_metadata_are_noticed_and_mended(self, old, new, message):
+    self._load()
+    (file,) = self.cache.rglob("metadata.json")
+    if old is None:
+      file.unlink()
+    else:
+      content = json.dumps(json.loads(file.read_bytes())).encode()
+      self.assertIn(old, content)
+      file.write_bytes(content.replace(old, new, 1))
+    with self.assertLogs(level="WARNING") as logs:
+      self._check(self._load())
+    self.assertRegex(logs.output[0], message)
+    self._check(self._load())
+    self.assertEqual(self.calls, 2)
+
+  def test_a_copy_of_an_earlier_version_has_no_digest_of_its_metadata(self):
+    self._load()
+    (file,) = self.cache.rglob("metadata.json")
+    content = json.loads(file.read_bytes())
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    self._check(self._load())
+    self.assertEqual(self.calls, 1)
+    file.write_text(json.dumps(content).replace('"x"', '"z"'))
+    with self.assertLogs(level="WARNING") as logs:
+      self._check(self._load())
+    self.assertRegex(logs.output[0], "class z of a is called")
+
+  def test_what_a_living_preparation_writes_is_kept_and_what_a_dead_one_left_is_not(
+    self,
+  ):
     self._load()
     (folder,) = self.cache.glob("*/jsharp_omniglot")
-    old, new = folder / "incomplete.OLD_1.0.0", folder / "incomplete.NEW_1.0.0"
-    old.mkdir()
-    new.mkdir()
-    os.utime(old, (1, 1))
-    next(iter(folder.rglob("*.array_record*"))).unlink()
-    self._check(self._load())
-    self.assertFalse(old.exists())
-    self.assertTrue(new.exists())
+    left = folder / "incomplete.X_1.0.0"
+    for alive in (True, False):
+      left.mkdir(exist_ok=True)
+      os.utime(left, (1, 1))  # Its files are written, not its folder.
+      next(iter(folder.rglob("*.array_record*"))).unlink()
+      with _prepared._preparing(folder) if alive else contextlib.nullcontext():
+        left.mkdir(exist_ok=True)
+        with self.assertLogs(level="WARNING"):
+          self._check(self._load())
+      self.assertEqual(left.exists(), alive)
 
   def test_killed_preparations_are_never_opened(self):
     """SIGKILL at random instants, then an uninterrupted start (fault F13)."""

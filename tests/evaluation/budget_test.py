@@ -37,6 +37,8 @@ class BudgetTest(parameterized.TestCase):
     ({"steps": True}, "budget.steps must be a positive number, got True"),
     ({"steps": math.nan}, "budget.steps must be a positive number, got nan"),
     ({"steps": math.inf}, "budget.steps must be a positive number, got inf"),
+    ({"steps": 1e300}, "budget.steps must be a positive number, got 1e.300; at most"),
+    ({"steps": 10**400}, "budget.steps must be a positive number, got 100000"),
     ({"minutes": "3"}, "budget.minutes must be a positive number, got '3'"),
     ({"steps": 10, "minutes": 1}, "exactly one of steps, gradients, minutes"),
     ({"epochs": 10}, "exactly one of"),

@@ -33,6 +33,14 @@ class PlotCurvesTest(parameterized.TestCase):
       self.assertEqual(image.width, round(672 * panels))
       self.assertGreater(len(image.convert("L").getcolors()), 10)
 
+  @parameterized.parameters(
+    {"step": "x", "loss": 1.0}, {"loss": 1.0}, {"step": 1, "loss": {}}
+  )
+  def test_a_record_of_another_shape_is_named(self, **record):
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "c.png"
+    with self.assertRaisesRegex(ValueError, "records of 'loss' are no numbers by step"):
+      curves.plot_curves([record], path, title="maml", best_step=30)
+
   def test_values_far_above_are_left_outside_and_counted(self):
     records = [{"step": step, "loss": 1.0 + step / 100} for step in range(50)]
     records += [{"step": 50, "loss": 1e12}]

@@ -1,5 +1,6 @@
 """Tests of jsharp.evaluation.report."""
 
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -58,6 +59,27 @@ class ReadColumnTest(absltest.TestCase):
     np.testing.assert_array_equal(report.read_column(self.path, "loss"), [[9, 9]])
     with self.assertRaisesRegex(ValueError, "no column 'mse', it has task, loss"):
       report.read_column(self.path, "mse")
+
+  def test_damage_is_named(self):
+    content = "task,loss\n0,9\n1,8\n"
+    self.path.write_text(content)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    self.assertEqual(
+      report.read_column(self.path, "loss", sha256=digest).tolist(), [[9, 8]]
+    )
+    for damaged, given, message in (
+      (
+        content.replace("8", "9"),
+        digest,
+        "is damaged: its SHA-256 is not the one in r",
+      ),
+      (content.replace("8", "x"), None, "is damaged: could not convert .*'x'"),
+      (content.replace(",8", ""), None, "line 3 of .* has 1 values for 2 columns"),
+      ("", None, "is empty"),
+    ):
+      self.path.write_text(damaged)
+      with self.assertRaisesRegex(ValueError, message):
+        report.read_column(self.path, "loss", sha256=given)
 
 
 class ErrorsTest(absltest.TestCase):

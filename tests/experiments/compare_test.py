@@ -20,7 +20,9 @@ from absl.testing import absltest, parameterized
 from experiments import _compare_plan, _compare_runs, _program, compare, sinusoid
 from jsharp._files import read_table
 from jsharp.evaluation import read_column
+from jsharp.training import RunDirectory
 from jsharp.training.programs import Runner
+from tests import toy_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANS = sorted((ROOT / "experiments" / "plans").glob("*.toml"))
@@ -88,7 +90,7 @@ def in_process(program, name, arguments):
   """Runs a run here, for a compiler that is already warm."""
   assert program == "experiments.sinusoid"
   words = ["--compilation_cache_dir=", *arguments]
-  with contextlib.redirect_stdout(io.StringIO()):
+  with contextlib.redirect_stdout(io.StringIO()), toy_runs.suites_cache():
     return _program.start(sinusoid.EXPERIMENT, words, flags.FlagValues())
 
 
@@ -130,6 +132,12 @@ class PlanTest(parameterized.TestCase):
     ("seeds = [0, 1]", 'seeds = "012"', "seeds='012': must be a list of int"),
     ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be a whole number"),
     ("seeds = [0, 1]", "seeds = [-1]", r"seeds=\(-1,\): must be .* from 0 to 21474"),
+    (
+      "seeds = [0, 1]",
+      f"seeds = {[*range(1001)]}",
+      r"seeds=.*\.\.\.: must .* at most 100",
+    ),
+    ("seeds = [0, 1]", "seeds = " + "[" * 9999, "is no TOML file"),
     ("seeds = [0, 1]", "seeds = []", r"seeds=\(\): must be different numbers"),
     ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
     ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
@@ -463,9 +471,21 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(plan.runs("maml"), [("maml-seeds0to1", (0, 1))])
     self.assertEqual(plan.methods["maml"].run.training.num_seeds, 2)
 
+  def test_a_run_that_was_left_alive_is_known(self):
+    path = self.out / "run"
+    self.assertFalse(compare._is_held(str(path)))
+    err = io.StringIO()
+    with RunDirectory.open(path, identity={}), contextlib.redirect_stderr(err):
+      for _ in range(2):
+        self.assertTrue(compare._is_held(str(path)))
+    self.assertFalse(compare._is_held(str(path)))
+    line = f"{path} is run by process {os.getpid()}; waiting for its end\n"
+    self.assertEqual(err.getvalue(), f"compare: {line}")
+
   def test_bad_command_lines_are_named(self):
     for more, message in (
       ({"plan": self.out / "nothing.toml"}, "--plan=/.*nothing.toml: No such file"),
+      ({"plan": "/dev/zero"}, "/dev/zero is no regular file"),
       ({"plan": "~/no/plan.toml"}, f"--plan={pathlib.Path.home()}/no/plan.toml: No s"),
       ({"set": "num_tasks"}, "--set=num_tasks must look like flag=value"),
       ({"set": "num_tasks=0"}, "methods.maml: .*num_tasks=0"),

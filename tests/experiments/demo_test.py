@@ -6,6 +6,7 @@ import doctest
 import http.client
 import io
 import json
+import os
 import pathlib
 import re
 import signal
@@ -450,7 +451,8 @@ class ProgramTest(absltest.TestCase):
   def test_starts_and_stops(self):
     with tempfile.TemporaryDirectory() as directory:
       jsharp.save(demo_pages.learner(), directory)
-      words = ["--port=0", "--noopen_browser", "--compilation_cache_dir="]
+      cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "demo")
+      words = ["--port=0", "--noopen_browser", f"--compilation_cache_dir={cache}"]
       program = subprocess.Popen(
         [sys.executable, "-m", "experiments.demo", f"--model={directory}", *words],
         stdout=subprocess.PIPE,

@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 
 from absl import flags
 from absl.testing import absltest, parameterized
 
 from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
-from jsharp import _catalogue
+from jsharp import _catalogue, _flags
 from jsharp.options import Options, fields
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -358,6 +361,88 @@ def _names_in(description):
     if isinstance(value, Options):
       found |= _names_in(value)
   return found
+
+
+class EarlySignalsTest(parameterized.TestCase):
+  """Signals before there is anything to save."""
+
+  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGHUP, 129))
+  def test_they_end_a_program_in_order(self, number, expected):
+    left = []
+
+    def then(given):
+      del given
+      try:
+        signal.raise_signal(number)
+      finally:
+        left.append("cleared")
+
+    self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_DFL))
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+      code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), then)
+    self.assertEqual((code, left), (expected, ["cleared"]))
+    self.assertIn("interrupted before it began", err.getvalue())
+    self.assertIs(signal.getsignal(number), signal.SIG_DFL)
+
+  def test_nohup_is_respected(self):
+    self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    heard = lambda given: signal.raise_signal(signal.SIGHUP) or 7
+    code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), heard)
+    self.assertEqual(code, 7)
+
+
+class MessageTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (PermissionError(13, "Permission denied", "/a"), "/a: Permission denied"),
+    (OSError(18, "Invalid link", "/a", None, "/b"), "/a -> /b: Invalid link"),
+    (OSError(28, "cannot write /a (No space left)"), "cannot write /a (No space left)"),
+    (OSError("nowhere to keep it"), "nowhere to keep it"),
+    (ValueError("shot=0"), "shot=0"),
+  )
+  def test_what_cannot_be_read_is_named(self, error, expected):
+    self.assertEqual(_flags.message(error), expected)
+
+
+class HostileWordsTest(parameterized.TestCase):
+  """What is on the command line or in a flagfile, and should not be."""
+
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def _refusal(self, *words):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+      code = _program.start(sinusoid.EXPERIMENT, words, flags.FlagValues())
+    self.assertEqual(code, 2)
+    self.assertNotIn("Traceback", err.getvalue())
+    return err.getvalue()
+
+  def test_flagfiles_that_are_none(self):
+    fifo, file = self.root / "fifo", self.root / "file"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/zero"):
+      for words in ([f"--flagfile={path}"], ["--flagfile", str(path)]):
+        self.assertIn(f"{path} is no regular file", self._refusal(*words))
+    for content, message in (
+      (b"\xff\xfe\x00", "file is no text in UTF-8"),
+      (b"--shot=1\n\0", "file is no text: it holds zero bytes"),
+      (b"#" * (2**20 + 1), "file has 1,048,577 bytes, at most 1,048,576 are read"),
+    ):
+      file.write_bytes(content)
+      self.assertIn(message, self._refusal(f"--flagfile={file}"))
+    self.assertIn("sinusoid: ", self._refusal(f"--flagfile={self.root}"))
+
+  def test_flagfiles_nested_a_thousand_times(self):
+    for number in range(1000):
+      path = self.root / f"{number}"
+      path.write_text(f"--flagfile={self.root / str(number + 1)}\n")
+    self.assertIn("0 names more than 100", self._refusal(f"--flagfile={self.root}/0"))
+
+  def test_a_word_that_no_file_can_hold(self):
+    self.assertIn(r"'--run_dir=\udcff' is not UTF-8", self._refusal("--run_dir=\udcff"))
 
 
 if __name__ == "__main__":

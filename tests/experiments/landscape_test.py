@@ -27,6 +27,7 @@ from experiments import (
   sinusoid,
 )
 from jsharp import analysis, options, training
+from jsharp._files import read_table, write_json
 from jsharp.analysis import plane
 from jsharp.training import Checkpoints
 from tests import toy_runs
@@ -71,6 +72,7 @@ def untrained(algorithm, params, sample_tasks, data, *, run, **_):
     best_params=state.params,
     interrupted=False,
     tasks_per_second=1.0,
+    damaged=(),
   )
 
 
@@ -89,6 +91,7 @@ def finished():
     jax.numpy_dtype_promotion("standard"),
     contextlib.redirect_stdout(io.StringIO()),
     mock.patch.object(training, "train", untrained),
+    toy_runs.suites_cache(),
   ):
     assert _program.start(experiment, arguments, flags.FlagValues()) == 0
   return directory
@@ -102,6 +105,7 @@ def measure(runs, out, *arguments):
     contextlib.redirect_stdout(stdout),
     contextlib.redirect_stderr(stderr),
     jax.numpy_dtype_promotion("standard"),
+    toy_runs.suites_cache(),
   ):
     code = landscape.start(words, flags.FlagValues())
   return code, stdout.getvalue(), stderr.getvalue()
@@ -141,9 +145,9 @@ class LandscapeTest(parameterized.TestCase):
 
   def describe(self, path, description):
     """Makes a run pass for another one."""
-    record = json.loads((path / "description.json").read_text())
+    record = read_table(path / "description.json")
     record["run"] = options.to_json(description)
-    (path / "description.json").write_text(json.dumps(record))
+    write_json(path / "description.json", record)
 
   def maml(self):
     """A copy of the run that passes for one of MAML."""
@@ -401,8 +405,9 @@ class LandscapeTest(parameterized.TestCase):
     self.assertRegex(
       err, "step 2 as its best checkpoint, .*has no checkpoint of step 2.*=last"
     )
-    run_json = path / "run.json"
-    run_json.write_text(run_json.read_text().replace('"test": "', '"test": "0'))
+    record = read_table(path / "run.json")
+    record["identity"]["fingerprints"]["test"] = "0"
+    write_json(path / "run.json", record)
     code, _, err = measure([path], self.root / "out2", *MEASURING)
     self.assertEqual(code, 2)
     self.assertRegex(err, "the data in .* are not those .*--data_dir")

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 import zipfile
+from unittest import mock
 
 import jax
 from absl import flags
@@ -18,6 +20,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import jsharp
 from experiments import _program, miniimagenet, omniglot, sinusoid
 from jsharp._commands import evaluate
+from jsharp.training import RunDirectory, processes
+from tests import toy_runs
 
 EXPERIMENTS = {
   module.EXPERIMENT.name: module.EXPERIMENT
@@ -43,7 +47,11 @@ def run(experiment, run_dir, *arguments, build=None):
   chosen = dataclasses.replace(chosen, build=build or chosen.build)
   words = ["--compilation_cache_dir=", f"--run_dir={run_dir}", *arguments]
   out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+  with (
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    toy_runs.suites_cache(),
+  ):
     code = _program.start(chosen, words, flags.FlagValues())
   return code, out.getvalue(), err.getvalue()
 
@@ -56,7 +64,7 @@ def newest_checkpoint(run_dir):
 
 
 def records(run_dir):
-  timing = ("wall_time", "tasks_per_second", "examples_per_second")
+  timing = ("wall_time", "tasks_per_second", "examples_per_second", "sha256")
   lines = (run_dir / "metrics.jsonl").read_text().splitlines()
   return [
     {name: value for name, value in json.loads(line).items() if name not in timing}
@@ -186,8 +194,14 @@ class ProgramTest(parameterized.TestCase):
     code, out, _ = run("sinusoid", "unused", again, b, "--num_steps=4")
     self.assertEqual(code, 0)
     self.assertEqual(newest_checkpoint(self.run_dir / "b")[0], "step_00000004.npz")
-    code, out, _ = run("sinusoid", "unused", again, b, "--eval_tasks=6")
+    longer = "--num_steps=4"
+    code, out, _ = run("sinusoid", "unused", again, b, longer, "--eval_tasks=6")
     self.assertRegex(out, r"test tasks +6\b")
+    before = (self.run_dir / "b" / "result.json").read_bytes()
+    code, _, err = run("sinusoid", "unused", again, b, "--eval_tasks=6")
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "run_dir=.*b has taken 4 steps already, more than the 2 that")
+    self.assertEqual((self.run_dir / "b" / "result.json").read_bytes(), before)
 
   def test_refuses_another_run(self):
     run("sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2")
@@ -224,6 +238,61 @@ class ProgramTest(parameterized.TestCase):
     code, _, err = run("sinusoid", self.run_dir / "file" / "run", *TINY_SINES)
     self.assertEqual(code, 2)
     self.assertStartsWith(err, "sinusoid: cannot write to run_dir=")
+
+  def test_what_becomes_of_a_run_when_its_disk_or_directory_fails(self):
+    arguments = ("sinusoid", self.run_dir, *TINY_SINES, "--num_steps=2")
+    fsync = os.fsync
+    # In the order in which they are written: each start gets further.
+    for name, code in (("flags.txt", 2), ("test_tasks.csv", 1), ("curves.png", 1)):
+
+      def full(descriptor, name=name):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+          raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+      with mock.patch("os.fsync", full):
+        found, _, err = run(*arguments)
+      self.assertEqual(found, code, err)
+      self.assertRegex(
+        err, f"sinusoid: cannot write .*/{name} .No space left on device"
+      )
+    path = self.run_dir / "result.json"
+    result = json.loads(path.read_text())
+    self.assertEqual(run(*arguments)[0], 0)
+    path.write_text(path.read_text().replace('"num_steps": 2', '"num_steps": 3'))
+    code, _, err = run(*arguments)
+    self.assertEqual(code, 0, err)
+    self.assertIn("result.json is damaged: its SHA-256 differs", err)
+    anew = json.loads(path.read_text())
+    self.assertEqual(anew["test_mse_by_step"], result["test_mse_by_step"])
+    with self.subTest("in use"):
+      identity = json.loads((self.run_dir / "run.json").read_text())["identity"]
+      path.unlink()
+      with RunDirectory.open(self.run_dir, identity=identity):
+        code, _, err = run(*arguments)
+      self.assertEqual(code, processes.GIVEN_UP)
+      self.assertIn(f"is in use by process {os.getpid()}", err)
+    with self.subTest("replaced while it trained"):
+      self.check_replaced()
+
+  def check_replaced(self):
+    """A run whose directory became another's writes nothing there."""
+
+    def replacing(description, execution):
+      parts = sinusoid.EXPERIMENT.build(description, execution)
+
+      def test(trained, stop):
+        shutil.rmtree(self.run_dir / "a")
+        with RunDirectory.open(self.run_dir / "a", identity={}):
+          return parts.test(trained, stop)
+
+      return dataclasses.replace(parts, test=test)
+
+    words = ("sinusoid", self.run_dir / "a", *TINY_SINES, "--num_steps=2")
+    code, _, err = run(*words, build=replacing)
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "run_dir=.*a was deleted or replaced while this run")
+    self.assertCountEqual(os.listdir(self.run_dir / "a"), ["lock", "run.json"])
 
   def test_a_loss_that_is_not_finite_stops_the_run(self):
     code, _, err = run(

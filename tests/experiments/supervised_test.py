@@ -19,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jsharp
 from experiments import _program, supervised
 from jsharp.data import examples, load_splits
+from tests import toy_runs
 from tests.data import fixtures
 from tests.experiments.program_test import newest_checkpoint, records
 
@@ -37,6 +38,7 @@ from flax import linen as nn
 from jsharp.models import ClassifierNetwork
 from jsharp.options import option
 from jsharp.perturbations import SharpLink, sam
+from tests import toy_runs
 
 
 class Linear(nn.Module):
@@ -69,7 +71,11 @@ def run(run_dir, *arguments, build=supervised.build):
   experiment = dataclasses.replace(supervised.EXPERIMENT, build=build)
   words = ["--compilation_cache_dir=", f"--run_dir={run_dir}", *arguments]
   out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+  with (
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    toy_runs.suites_cache(),
+  ):
     code = _program.start(experiment, words, flags.FlagValues())
   return code, out.getvalue(), err.getvalue()
 

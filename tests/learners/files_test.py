@@ -11,13 +11,14 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import learners
+from jsharp._files import write_json
 from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.meta_sgd import MetaSGD
 from jsharp.data.characters import Characters
 from jsharp.learners import _store
 from jsharp.models.conv4 import Conv4Options
 from jsharp.models.mlp import SineNetwork
-from jsharp.training import Checkpoints
+from jsharp.training import Checkpoints, RunDirectory
 from jsharp.types import MetaState
 from tests.learners.elsewhere import outputs_elsewhere
 
@@ -162,6 +163,22 @@ class RunTest(absltest.TestCase):
     (path,) = (self.directory / "checkpoints").glob("best_*.npz")
     path.write_bytes(path.read_bytes()[:-50])
     with self.assertRaisesRegex(ValueError, "best_00000005.npz is damaged"):
+      jsharp.load(self.directory)
+
+  def test_a_checkpoint_of_another_run_is_refused(self):
+    with RunDirectory.open(self.directory / "other", identity={"seed": 1}) as run:
+      checkpoints = Checkpoints(run.path / "checkpoints", run=run)
+      checkpoints.save_best(5, self.params(5.0), extra={"score": 0.5})
+    write_json(self.directory / "run.json", {"identity": {"seed": 0}})
+    shutil.copytree(
+      self.directory / "other" / "checkpoints", self.checkpoints.directory
+    )
+    with self.assertRaisesRegex(ValueError, "best_00000005.npz belongs to another run"):
+      jsharp.load(self.directory)
+
+  def test_checkpoints_out_of_sight_are_refused(self):
+    self.checkpoints.directory.symlink_to("nowhere")
+    with self.assertRaisesRegex(ValueError, "checkpoints is a link to nowhere"):
       jsharp.load(self.directory)
 
   def test_learners_side_by_side_are_named(self):

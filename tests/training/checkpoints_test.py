@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import tempfile
 import zipfile
 from unittest import mock
@@ -12,7 +13,9 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from jsharp import _files
 from jsharp.training.checkpoints import Checkpoints
+from jsharp.training.run_directory import RunDirectory
 from jsharp.types import MetaState
 from tests.toy_runs import same_bits
 
@@ -144,6 +147,68 @@ class CheckpointTest(parameterized.TestCase):
       self.assertEqual([one.step for one in found], [0, 20, 100])
     self.assertTrue((self.path / "path_00000003.npz.damaged").exists())
     self.assertEqual(Checkpoints(self.path / "none").restore_path(tree(0)), [])
+
+  def _of_run(self, **identity):
+    root = self.path.parent / "-".join(map(str, identity.values()))
+    run = self.enter_context(RunDirectory.open(root, identity=identity))
+    return Checkpoints(root / "checkpoints", run=run)
+
+  def test_those_of_another_run_are_refused(self):
+    mine, other = self._of_run(seed=0), self._of_run(seed=1)
+    for save in ("save", "save_best"):
+      getattr(mine, save)(3, _tree(), extra={"score": 1.0})
+      getattr(other, save)(3, _tree(0.5), extra={"score": 1.0})
+    other.save_top(3, _tree(0.5), score=1.0, num=1)
+    for path in other.directory.iterdir():
+      shutil.copy(path, mine.directory)
+    for restore in (mine.restore, mine.restore_best, mine.restore_top):
+      with self.assertRaisesRegex(
+        ValueError, "_00000003.npz belongs to a run with oth"
+      ):
+        restore(_tree())
+    self.assertEmpty(list(mine.directory.glob("*.damaged")))
+    # Whoever only looks may read any; those of earlier versions say no run.
+    self.assertIsNotNone(Checkpoints(mine.directory).restore(_tree()))
+    identity = _files.digest_of({"seed": 0})
+    with self.assertRaisesRegex(ValueError, "belongs to a run with oth"):
+      Checkpoints(mine.directory, identity=identity).restore(_tree())
+    self.assertIsNotNone(
+      Checkpoints(other.directory, identity=_files.digest_of({"seed": 1})).restore(
+        _tree()
+      )
+    )
+    self.checkpoints.save(4, _tree(), extra={})
+    shutil.copy(self.path / "step_00000004.npz", mine.directory)
+    self.assertEqual(mine.restore(_tree()).step, 4)
+
+  @parameterized.parameters("dangling", "file")
+  def test_checkpoints_out_of_sight_are_not_taken_for_none(self, what):
+    if what == "dangling":
+      self.path.symlink_to("nowhere")
+    else:
+      self.path.write_text("")
+    calls = (
+      self.checkpoints.restore,
+      self.checkpoints.restore_best,
+      lambda tree: self.checkpoints.save(1, tree, extra={}),
+    )
+    for call in calls:
+      with self.assertRaisesRegex((ValueError, OSError), str(self.path)):
+        call(_tree())
+
+  def test_a_file_that_is_none(self):
+    path = self._save_two()
+    path.unlink()
+    os.mkfifo(path)
+    with self.assertLogs("absl", "WARNING") as logs:
+      self.assertEqual(self.checkpoints.restore(_tree()).step, 1)
+    self.assertIn("no regular file", logs.output[0])
+
+  def test_a_member_that_would_fill_the_memory(self):
+    path = self._save_two()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+      archive.writestr("metadata.json", bytes(10**7))
+    self.assertEqual(self._restore_after(path, path.read_bytes()), "detected")
 
   def test_flipped_bits_are_never_silent(self):
     path = self._save_two()

@@ -1,6 +1,8 @@
 import contextlib
 import itertools
+import os
 import pathlib
+import shutil
 import tempfile
 from unittest import mock
 
@@ -271,6 +273,41 @@ class TrainingTest(parameterized.TestCase):
     self.assertEqual(again, records)
     self.assertTrue(same_bits(result.state, whole.state))
 
+  def test_a_damaged_best_checkpoint_is_named_in_the_result(self):
+    scores = {"validate": lambda params: {"accuracy": next(values)}}
+    values = iter([0.1, 0.2, 0.3])
+    result, _ = self._train(30, **scores)
+    self.assertEqual((result.best_step, result.damaged), (30, ()))
+    path = self.root / "run" / "checkpoints" / "best_00000030.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    for _ in range(2):  # It is remembered.
+      with mock.patch("absl.logging.warning"):
+        result, _ = self._train(30, **scores)
+      self.assertEqual(
+        (result.best_step, result.damaged), (20, (f"{path.name}.damaged",))
+      )
+
+  def test_records_that_are_missing_are_told(self):
+    _, records = self._train(20)
+    path = self.root / "run" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with self.assertLogs("absl", "WARNING") as logs:
+      _, found = self._train(30)
+    self.assertIn(f"has 2 of the {len(records)} records that its", logs.output[0])
+    self.assertEqual(found[:2], records[:2])
+    self.assertGreater(found[2]["step"], 20)
+
+  def test_without_its_checkpoints_a_run_keeps_the_records_that_it_had(self):
+    _, records = self._train(20)
+    shutil.rmtree(self.root / "run" / "checkpoints")
+    path = self.root / "run" / "metrics.jsonl"
+    before = path.read_bytes()
+    with self.assertLogs("absl", "WARNING") as logs:
+      _, found = self._train(20)
+    self.assertIn("training begins at step 0 again", logs.output[0])
+    self.assertEqual(path.with_name("metrics.jsonl.before").read_bytes(), before)
+    self.assertEqual(found, records)
+
   def test_the_earlier_of_two_equal_scores_is_best(self):
     scores = iter([0.2, 0.5, 0.5, 0.1])
     result, _ = self._train(
@@ -345,18 +382,18 @@ class TrainingTest(parameterized.TestCase):
     for text in (message, state):
       self.assertNotRegex(text, "task|meta|inner|outer")
 
-  @parameterized.parameters(("ab", "metrics.jsonl"), ("wb", "checkpoints/"))
-  def test_a_full_disk(self, mode, place):
+  @parameterized.parameters("metrics.jsonl", "checkpoints/")
+  def test_a_full_disk(self, place):
     self._train(10)
-    opened = pathlib.Path.open
+    fsync = os.fsync
 
-    def full(path, *args, **kwargs):
-      if args == (mode,):
+    def full(descriptor):
+      if place in os.readlink(f"/proc/self/fd/{descriptor}"):
         raise OSError(28, "No space left on device")
-      return opened(path, *args, **kwargs)
+      fsync(descriptor)
 
     with (
-      mock.patch.object(pathlib.Path, "open", full),
+      mock.patch("os.fsync", full),
       self.assertRaisesRegex(OSError, f"cannot write .*{place}.*No space left"),
     ):
       self._train(20)

@@ -4,6 +4,7 @@
 TIMEOUT` is one of them; the first prints `ready` at its first validation.
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -11,11 +12,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import parameterized
+from jax.experimental import multihost_utils
 
 from jsharp.training import processes
 from jsharp.training.checkpoints import Checkpoints
@@ -114,6 +118,96 @@ class ProcessesTest(parameterized.TestCase):
     # By patience or, if that comes first, by JAX, which hears no heartbeats.
     self.assertIn(both[0].returncode, (processes.GIVEN_UP, -signal.SIGABRT), error)
     self.assertRegex(error, "gives up; start all of them again|heartbeat")
+
+
+class TwoTest(parameterized.TestCase):
+  """What two processes agree on, as this one of them sees it."""
+
+  def two(self, *, there, number=1):
+    """This process as one of two, with what the first one says and all gather."""
+    gathered = iter(there)
+    self.enter_context(mock.patch("jax.process_count", return_value=2))
+    self.enter_context(mock.patch("jax.process_index", return_value=number))
+    for name in ("broadcast_one_to_all", "process_allgather"):
+      self.enter_context(
+        mock.patch.object(multihost_utils, name, lambda _: next(gathered))
+      )
+    return processes.Peers(timeout=60.0)
+
+  def of_first(self, facts, every):
+    text = json.dumps(facts).encode()
+    return [len(text), np.frombuffer(text, np.uint8), np.array(every)]
+
+  def test_processes_of_one_run_go_on(self):
+    facts = {"seed": 0, "fingerprints": {"train": "12ab"}, "versions": {"jax": "1"}}
+    self.two(there=self.of_first(facts, [0, 0])).check_same(facts)
+
+  @parameterized.parameters("seed", "eval_every", "fingerprints", "versions")
+  def test_processes_of_other_runs_are_refused(self, name):
+    facts = {"seed": 0, "eval_every": 5, "fingerprints": 1, "versions": 1}
+    peers = self.two(there=self.of_first(facts, [0, 1]))
+    with self.assertRaisesRegex(ValueError, f"  {name}: {facts[name]} in the first, 7"):
+      peers.check_same({**facts, name: 7})
+
+  def test_the_first_is_told_which_one_differs(self):
+    peers = self.two(there=self.of_first({"seed": 0}, [0, 1]), number=0)
+    with self.assertRaisesRegex(ValueError, "process 1: see there"):
+      peers.check_same({"seed": 0})
+
+  @parameterized.parameters(
+    (
+      ValueError,
+      "Gloo all-reduce failed: Connection closed by peer",
+      True,
+    ),
+    (ValueError, "shapes (3,) and (4,) differ", False),
+  )
+  def test_a_lost_connection_is_known_by_its_words(self, kind, text, lost):
+    peers = self.two(there=())
+    with mock.patch.object(peers, "_give_up") as give_up:
+      try:
+        with peers.patience("the other processes"):
+          raise kind(text)
+      except kind:
+        self.assertFalse(lost)
+    self.assertEqual(give_up.called, lost)
+
+  @parameterized.parameters(
+    ("127.0.0.1:x", "must be HOST:PORT with a port from 1 to 65535"),
+    ("127.0.0.1:99999", "must be HOST:PORT"),
+    ("127.0.0.1", "must be HOST:PORT"),
+    ("no.such.host.invalid:80", "there is no host no.such.host.invalid"),
+  )
+  def test_a_coordinator_that_is_none(self, coordinator, message):
+    with self.assertRaisesRegex(ValueError, message):
+      processes.start(coordinator=coordinator, num_processes=2, process_id=1)
+
+  def test_a_port_that_is_taken(self):
+    with socket.socket() as taken:
+      taken.bind(("127.0.0.1", 0))
+      taken.listen()
+      coordinator = f"127.0.0.1:{taken.getsockname()[1]}"
+      with self.assertRaisesRegex(ValueError, "port .* cannot be used here"):
+        processes.start(coordinator=coordinator, num_processes=2, process_id=0)
+
+  def test_others_that_never_come(self):
+    ended = threading.Event()
+
+    def initialize(*_, **__):
+      self.assertTrue(ended.wait(10))
+
+    codes, said = [], []
+    with (
+      mock.patch("jax.distributed.initialize", initialize),
+      mock.patch("jax.config.update"),
+      mock.patch("os.write", lambda _, text: said.append(text)),
+      mock.patch("os._exit", lambda code: (codes.append(code), ended.set())),
+    ):
+      processes.start(
+        coordinator="127.0.0.1:1", num_processes=2, process_id=1, timeout=0.05
+      )
+    self.assertEqual(codes, [processes.NEVER_CAME])
+    self.assertIn(b"waited 0.05 s for the other processes", said[0])
 
 
 def main(run_dir, num_steps, num_processes, process_id, port, timeout):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -44,6 +45,23 @@ class RunnerTest(parameterized.TestCase):
     runner.stop()
     self.assertEqual(runner("any", "late", []), 143)
     self.assertFalse(started.exists())
+
+  def test_waits_for_what_it_did_not_start(self):
+    runner = Runner(self.out)
+    busy = iter([True, False])
+    with mock.patch.object(programs.time, "sleep"):
+      runner.wait_while(lambda: next(busy))
+      self.assertIsNone(next(busy, None))
+      runner.stop()
+      runner.wait_while(lambda: True)
+
+  def test_its_output_follows_no_link(self):
+    victim = self.out / "victim"
+    victim.write_text("precious")
+    (self.out / "one.txt").symlink_to(victim)
+    with self.assertRaisesRegex(OSError, "it is a link; remove it"):
+      Runner(self.out, lambda program: ["echo"])("any", "one", ["x"])
+    self.assertEqual(victim.read_text(), "precious")
 
   def test_a_program_that_cannot_start_is_an_error(self):
     with self.assertRaisesRegex(OSError, "No such file"):
@@ -127,6 +145,12 @@ class InterruptibleTest(parameterized.TestCase):
       signal.raise_signal(number)
     self.assertEqual(caught.exception.args, (number,))
     self.assertIs(signal.getsignal(number), before)
+
+  def test_a_signal_that_comes_twice_asks_once(self):
+    with interruptible():
+      with self.assertRaises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
 
   def test_nohup_is_respected(self):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jsharp.training.progress import EventFiles, Progress
 
@@ -15,7 +15,7 @@ class _Terminal(io.StringIO):
     return True
 
 
-class ProgressTest(absltest.TestCase):
+class ProgressTest(parameterized.TestCase):
   def _show(self, stderr, bar=None):
     out = io.StringIO()
     with mock.patch.object(sys, "stderr", stderr), contextlib.redirect_stdout(out):
@@ -65,6 +65,18 @@ class ProgressTest(absltest.TestCase):
     self.assertEqual(
       out.getvalue(), "step 16/100: loss 1.0000, 1.0 tasks/s, 0:02:48 left\n"
     )
+
+  @parameterized.parameters(True, None)
+  def test_a_terminal_that_is_gone_ends_nothing(self, bar):
+    class Gone(_Terminal if bar else io.StringIO):
+      def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with contextlib.redirect_stderr(Gone()), contextlib.redirect_stdout(Gone()):
+      progress = Progress(10, step=0, bar=bar)
+      progress.update(10, {"loss": 1.0}, tasks_per_second=1.0)
+      progress.validated(10, {"val_loss": 1.0}, is_best=True)
+      progress.close()
 
   def test_silence(self):
     self.assertEqual(self._show(_Terminal(), bar=False), ("", ""))

@@ -2,12 +2,16 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from jsharp.training import run_directory
+from jsharp.training.checkpoints import Checkpoints
 from jsharp.training.run_directory import RunDirectory
 
 _IDENTITY = {"way": 5, "inner_lr": 0.4, "dataset": "characters", "rhos": [0.1, None]}
@@ -125,6 +129,7 @@ class RunDirectoryTest(parameterized.TestCase):
     run.append_metrics({"step": 2, "loss": float("nan"), "rate": float("inf")})
     lines = (self.path / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=self.fail) for line in lines]
+    self.assertLen({record.pop("sha256") for record in records}, 2)
     self.assertEqual(records[0], {"step": 1, "loss": 0.1 + 0.2})
     self.assertEqual(records[1], {"step": 2, "loss": None, "rate": None})
     self.assertEqual(run.read_metrics(), records)
@@ -147,9 +152,91 @@ class RunDirectoryTest(parameterized.TestCase):
     for step in (1, 2, 3):
       run.append_metrics({"step": step})
     path = self.path / "metrics.jsonl"
-    path.write_text(path.read_text().replace('{"step": 2}', '{"step: 2}'))
+    path.write_text(path.read_text().replace('{"step": 2,', '{"step: 2,'))
     with self.assertRaisesRegex(ValueError, r"line 2 of .*metrics.jsonl is damaged"):
       run.read_metrics()
+
+  def test_no_flipped_bit_of_the_metrics_is_silent(self):
+    records = [{"step": 1, "loss": 0.25}, {"step": 2, "val_loss": None}]
+    with self._open() as run:
+      for record in records:
+        run.append_metrics(record)
+    path = self.path / "metrics.jsonl"
+    content = path.read_bytes()
+    self.enter_context(mock.patch("os.fsync"))  # It takes most of the time.
+    for place in range(0, 8 * len(content), 7):
+      changed = bytearray(content)
+      changed[place // 8] ^= 1 << place % 8
+      path.write_bytes(changed)
+      with mock.patch("absl.logging.warning") as warning, self._open() as run:
+        found = run.read_metrics()
+      if not warning.called:
+        self.assertEqual(found, records)
+        continue
+      self.assertTrue(all(record in records for record in found))
+      if "damaged" in warning.call_args.args[0]:
+        aside = self.path / "metrics.jsonl.damaged"
+        self.assertEqual(aside.read_bytes(), bytes(changed))
+
+  def test_metrics_of_an_earlier_version(self):
+    self._open().close()
+    (self.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with self._open() as run:
+      run.append_metrics({"step": 2})
+      self.assertEqual(run.read_metrics(), [{"step": 1}, {"step": 2}])
+
+  def test_nothing_is_written_where_another_owner_is(self):
+    run = self._open()
+    run.append_metrics({"step": 1})
+    checkpoints = Checkpoints(self.path / "checkpoints", run=run)
+    checkpoints.save(1, {}, extra={})
+    shutil.rmtree(self.path)
+    writes = (
+      lambda: run.append_metrics({"step": 2}),
+      lambda: run.write_json("result.json", {}),
+      lambda: checkpoints.save(2, {}, extra={}),
+      lambda: checkpoints.save_best(2, {}, extra={}),
+    )
+    for other in (False, True):
+      if other:
+        self._open({"way": 20})
+      for write in writes:
+        with self.assertRaisesRegex(
+          OSError, f"run_dir={self.path} was deleted or repl"
+        ):
+          write()
+    self.assertCountEqual(os.listdir(self.path), ["lock", "run.json"])
+
+  @parameterized.product(
+    name=("lock", "run.json.tmp"),
+    link=(os.symlink, os.link, lambda _, path: os.mkfifo(path)),
+  )
+  def test_what_lies_in_a_new_folder_is_not_followed(self, name, link):
+    victim = self.root / "victim"
+    victim.write_text("precious")
+    self.path.mkdir(parents=True)
+    link(victim, self.path / name)
+    try:
+      with self._open():
+        self.assertFalse((self.path / name).is_symlink())
+    except (OSError, ValueError) as error:
+      self.assertRegex(
+        str(error), f"run_dir={self.path} .it is a link|lock is no regul"
+      )
+    self.assertEqual(victim.read_text(), "precious")
+
+  def test_who_holds_it(self):
+    self.assertIsNone(run_directory.holder(self.path))
+    with self._open():
+      self.assertEqual(run_directory.holder(self.path), str(os.getpid()))
+    self.assertIsNone(run_directory.holder(self.path))
+
+  def test_an_identity_out_of_sight_is_not_taken_for_none(self):
+    self._open().close()
+    os.rename(self.path / "run.json", self.root / "elsewhere")
+    (self.path / "run.json").symlink_to("nowhere")
+    with self.assertRaisesRegex(ValueError, "run.json is a link to nowhere"):
+      self._open()
 
   def test_truncation(self):
     run = self._open()

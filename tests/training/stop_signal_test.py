@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from jsharp.training import stop_signal
 from jsharp.training.stop_signal import StopRequested, StopSignal
 
 _DEAF = """
@@ -28,7 +30,9 @@ class StopSignalTest(parameterized.TestCase):
     while not stop.requested and time.monotonic() < deadline:
       time.sleep(0.01)
 
-  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGINT, 130))
+  @parameterized.parameters(
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)
+  )
   def test_the_first_signal_is_a_request(self, signum, exit_code):
     if signal.getsignal(signum) is signal.SIG_IGN:
       self.skipTest(f"{signum.name} is ignored here")
@@ -57,6 +61,31 @@ class StopSignalTest(parameterized.TestCase):
       with self.assertRaises(StopRequested):
         stop.check()
     self.assertEqual(stop.exit_code, 143)
+
+  def _send(self, *, pauses, at_once=False):
+    """Sends SIGTERMs with pauses; returns the codes that the process would end with."""
+    ends = []
+    now = [100.0]
+    with (
+      mock.patch.object(os, "_exit", ends.append),
+      mock.patch.object(stop_signal, "_say"),
+      mock.patch.object(stop_signal.time, "monotonic", lambda: now[0]),
+      StopSignal() as stop,
+      stop.ending_at_once() if at_once else contextlib.nullcontext(),
+    ):
+      for pause in (0, *pauses):
+        now[0] += pause
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)  # For the thread that watches.
+    self.assertTrue(stop.requested)
+    return ends
+
+  def test_signals_of_the_same_half_second_are_one(self):
+    self.assertEqual(self._send(pauses=(0.2, 0.2)), [])
+    self.assertEqual(self._send(pauses=(0.2, 0.4)), [143])
+
+  def test_while_nothing_is_unsaved_the_first_signal_ends_it(self):
+    self.assertEqual(self._send(pauses=(), at_once=True), [143])
 
   def test_other_signals_go_on_as_before(self):
     heard = []
@@ -89,6 +118,7 @@ class StopSignalTest(parameterized.TestCase):
     self.assertEqual(process.stderr.readline(), "\n")
     self.assertIn("saving and stopping", process.stderr.readline())
     self.assertIsNone(process.poll())
+    time.sleep(stop_signal.SAME_SECONDS)
     start = time.monotonic()
     process.send_signal(signum)
     _, error = process.communicate(timeout=30)

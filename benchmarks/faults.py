@@ -1,0 +1,248 @@
+"""Counts what kills, signals and damaged files do to a run.
+
+  python -m benchmarks.faults --kills=100 --terms=50 --flips=500 --truncations=50
+
+A run of `experiments.sinusoid` is killed, or asked to stop, at random instants and
+started again until it ends. Its checkpoints and records must have the bits of a run
+that was left alone. In a finished run a random bit of a random file is flipped, or a
+file is cut short, and everything is read back. Faults are
+
+- silent: something else was read, or trained, without a word;
+- tracebacks: an error that is no refusal;
+- hangs: nothing came within `--patience` seconds.
+
+The exit code is 1 unless all three are 0.
+"""
+
+import collections
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import jsharp
+from jsharp import _leaf_archive
+from jsharp._files import read_table
+from jsharp.evaluation import read_column
+from jsharp.learners import to_json
+from jsharp.options import to_json as options_to_json
+from jsharp.training import RunDirectory, read_run
+
+_KILLS = flags.DEFINE_integer("kills", 100, "SIGKILLs.")
+_TERMS = flags.DEFINE_integer("terms", 50, "SIGTERMs.")
+_FLIPS = flags.DEFINE_integer("flips", 500, "Flipped bits, each in a copy of the run.")
+_CUTS = flags.DEFINE_integer("truncations", 50, "Files cut short.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of instants, files, bits and places.")
+_STEPS = flags.DEFINE_integer("steps", 3000, "Meta-steps of the run.")
+_PATIENCE = flags.DEFINE_float("patience", 300.0, "Seconds before it is a hang.")
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TIMES = ("wall_time", "tasks_per_second")
+_READ_BACK = (
+  *("result.json", "run.json", "description.json", "metrics.jsonl"),
+  *("test_tasks.csv", "config.json", "model.safetensors"),
+)
+_FAULTS = ("silent", "tracebacks", "hangs")
+
+Counts = collections.Counter[str]
+
+
+def main(arguments: list[str]) -> int:
+  """Injects, counts and prints; returns the exit code."""
+  del arguments
+  signal.signal(signal.SIGALRM, _ring)
+  generator = random.Random(_SEED.value)
+  counts: list[Counts] = []
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    started = time.monotonic()
+    code, error = _finish(_start(root / "whole", root))
+    if code:
+      sys.exit(f"the run that nothing is done to ended with {code}: {error}")
+    seconds = time.monotonic() - started
+    for flag, signum in ((_KILLS, signal.SIGKILL), (_TERMS, signal.SIGTERM)):
+      counts.append(_interrupted(root, flag.value, signum, generator, seconds))
+      print(flag.name, dict(counts[-1]), flush=True)
+    for flag, damage in ((_FLIPS, _flipped), (_CUTS, _cut)):
+      counts.append(_damaged(root / "whole", flag.value, damage, generator))
+      print(flag.name, dict(counts[-1]), flush=True)
+  return int(any(count[fault] for count in counts for fault in _FAULTS))
+
+
+def _start(run: pathlib.Path, root: pathlib.Path) -> subprocess.Popen[str]:
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.sinusoid", f"--run_dir={run}"),
+      *(f"--num_steps={_STEPS.value}", "--eval_every=500", "--checkpoint_seconds=0.2"),
+      *("--val_tasks=20", "--eval_tasks=20", "--num_eval_inner_steps=2"),
+      *("--num_devices=1", f"--compilation_cache_dir={root / 'cache'}"),
+    ],
+    cwd=_ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(process: subprocess.Popen[str]) -> tuple[int | None, str]:
+  """Exit code and messages; None for a process that hangs."""
+  try:
+    _, error = process.communicate(timeout=_PATIENCE.value)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    return None, process.communicate()[1]
+  return process.returncode, error
+
+
+def _interrupted(
+  root: pathlib.Path, number: int, signum: int, generator: random.Random, seconds: float
+) -> Counts:
+  """Interrupts runs again and again until so many interruptions have landed."""
+  count: Counts = collections.Counter(dict.fromkeys(_FAULTS, 0))
+  run = root / "cut"
+  while count["landed"] < number or run.exists():
+    process = _start(run, root)
+    if count["landed"] < number:
+      time.sleep(generator.uniform(0.0, 1.2 * seconds))
+      count["landed"] += process.poll() is None
+      process.send_signal(signum)
+    code, error = _finish(process)
+    count["hangs"] += code is None
+    count["tracebacks"] += "Traceback" in error
+    if code == 0:
+      count["runs"] += 1
+      same = _trained(run) == _trained(root / "whole")
+      count["silent"] += not same
+      shutil.rmtree(run)
+  return count
+
+
+def _trained(run: pathlib.Path) -> Any:
+  """The bits of the checkpoints that a run ends with, and its records without times."""
+  last = f"step_{_STEPS.value:08d}.npz"
+  bits = {
+    name: content[1]
+    for name, content in _checkpoints(run).items()
+    if name == last or name.startswith("best_")
+  }
+  records = [{k: v for k, v in r.items() if k not in _TIMES} for r in _metrics(run)]
+  return bits, records
+
+
+def _flipped(content: bytes, generator: random.Random) -> bytes:
+  place = generator.randrange(len(content))
+  changed = content[place] ^ 1 << generator.randrange(8)
+  return content[:place] + bytes([changed]) + content[place + 1 :]
+
+
+def _cut(content: bytes, generator: random.Random) -> bytes:
+  return content[: generator.randrange(len(content))]
+
+
+def _damaged(
+  whole: pathlib.Path,
+  number: int,
+  damage: Callable[[bytes, random.Random], bytes],
+  generator: random.Random,
+) -> Counts:
+  """Damages a file of a finished run at a time, and reads everything back."""
+  count: Counts = collections.Counter(dict.fromkeys(_FAULTS, 0))
+  expected, told = _read_back(whole, count)
+  assert not told, told
+  files = [whole / name for name in _READ_BACK]
+  files += sorted((whole / "checkpoints").glob("*.npz"))
+  for _ in range(number):
+    original = generator.choice(files)
+    with tempfile.TemporaryDirectory() as directory:
+      run = pathlib.Path(directory, "run")
+      shutil.copytree(whole, run)
+      path = run / original.relative_to(whole)
+      path.write_bytes(damage(path.read_bytes(), generator))
+      found, told = _read_back(run, count)
+    same = all(
+      found[what] == value for what, value in expected.items() if what in found
+    )
+    count["told"] += bool(told)
+    count["no effect"] += not told and same
+    count["silent"] += not told and not same
+  return count
+
+
+def _read_back(run: pathlib.Path, count: Counts) -> tuple[dict[str, Any], list[str]]:
+  """What every reader finds, and what they say of what they do not."""
+  found: dict[str, Any] = {}
+  told: list[str] = []
+  signal.setitimer(signal.ITIMER_REAL, _PATIENCE.value)
+  with mock.patch("absl.logging.warning", lambda text, *_: told.append(text)):
+    for reader in (_result, _table, _description, _learner, _metrics, _checkpoints):
+      try:
+        found[reader.__name__] = reader(run)
+      except TimeoutError:
+        count["hangs"] += 1
+      except (ValueError, OSError) as error:
+        told.append(str(error))
+      except Exception as error:
+        count["tracebacks"] += 1
+        print(f"{reader.__name__}: {error!r}", file=sys.stderr)
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  return found, told
+
+
+def _ring(number: int, frame: object) -> None:
+  raise TimeoutError("it hangs")
+
+
+def _result(run: pathlib.Path) -> Any:
+  return read_table(run / "result.json")
+
+
+def _table(run: pathlib.Path) -> Any:
+  digest = read_table(run / "result.json").get("test_tasks_sha256")
+  return read_column(run / "test_tasks.csv", None, sha256=digest).tolist()
+
+
+def _description(run: pathlib.Path) -> Any:
+  read = read_run(run)
+  return options_to_json(read.description), read.fingerprints, read.best_step
+
+
+def _learner(run: pathlib.Path) -> Any:
+  learner = jsharp.load(run)
+  return to_json(learner.description), _bits(learner.params)
+
+
+def _metrics(run: pathlib.Path) -> Any:
+  identity = read_table(run / "run.json")["identity"]
+  with RunDirectory.open(run, identity=identity) as directory:
+    return directory.read_metrics()
+
+
+def _checkpoints(run: pathlib.Path) -> Any:
+  found = {}
+  for path in sorted((run / "checkpoints").glob("*.npz")):
+    with path.open("rb") as file:
+      try:
+        content = _leaf_archive.read(file, int(path.stem.partition("_")[2]))
+      except Exception as error:  # All of them mean that it is damaged.
+        raise ValueError(f"{path} is damaged") from error
+    found[path.name] = content[0]["extra"], _bits(content[1])
+  return found
+
+
+def _bits(tree: Any) -> list[bytes]:
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+if __name__ == "__main__":
+  app.run(main)
