@@ -136,6 +136,19 @@ def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]
   return found
 
 
+def given(data_dir: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """The directory that was given and its files; or that of an archive, and it alone.
+
+  Example:
+    >>> given("/nowhere")[1]
+    []
+  """
+  path = pathlib.Path(data_dir).expanduser()
+  if path.is_file() and is_archive(path):
+    return path.parent, [path]
+  return path, walk(path) if path.is_dir() else []
+
+
 def is_archive(path: pathlib.PurePath) -> bool:
   """Whether the name of `path` is that of an archive that `members` reads.
 

@@ -124,12 +124,12 @@ def _read(
 
 def _key(root: pathlib.Path, path: str) -> _Key:
   folders = path.split("/")
-  split = splits.FOLDERS.get(folders[-3]) if len(folders) > 2 else None
-  if split is None:
-    raise ValueError(
-      f"{path} below {root} lies in no class folder. {_FIX.format(root)}"
-    )
-  return split, folders[-2], folders[-1]
+  # Below a class there may be folders, as images/ in tiny-imagenet.
+  for number, folder in enumerate(folders[:-2]):
+    if folder in splits.FOLDERS:
+      label, *rest = folders[number + 1 :]
+      return splits.FOLDERS[folder], label, "/".join(rest)
+  raise ValueError(f"{path} below {root} lies in no class folder. {_FIX.format(root)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

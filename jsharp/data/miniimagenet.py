@@ -31,7 +31,8 @@ def load(
   """mini-ImageNet as three datasets of different classes.
 
   Args:
-    data_dir: the directory with one of these, at any depth: both pickle families
+    data_dir: an archive, or the directory with one of these, at any depth: both
+      pickle families
       (`mini-imagenet-cache-*.pkl`, `miniImageNet_category_split_*.pickle`);
       `train.csv`, `val.csv`, `test.csv` with the images flat or in folders; folders
       `split/class/`; or any of the image layouts in tar, tar.xz, tar.gz, tar.bz2 or
@@ -43,15 +44,14 @@ def load(
 
   Returns:
     `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
-    `[num_images, 84, 84, 3]`, classes in the order of their WordNet ids. Images that do
-    not lie in `split/class/` folders (ImageNet's own files) are resized where they are
-    not 84x84, without keeping the aspect, by Lanczos' filter, and their number is
-    reported on stderr.
+    `[num_images, 84, 84, 3]`, classes in the order of their WordNet ids. Images of
+    other sizes (ImageNet's own files) are resized to 84x84, without keeping the aspect,
+    by Lanczos' filter, and their number is reported on stderr.
 
   Raises:
     FileNotFoundError: `data_dir` does not exist or holds no mini-ImageNet, or lacks
       an image that a CSV names.
-    ValueError: a file is damaged, no image, of the wrong size or refused; a class is
+    ValueError: a file is damaged, no image or refused; a class is
       missing, unknown, in the wrong split or not of the right size. The message
       names the file or class.
 
@@ -62,10 +62,9 @@ def load(
   """
   if only not in (None, *expected.classes):
     raise ValueError(f"only={only!r} is none of {', '.join(expected.classes)}.")
-  root = pathlib.Path(data_dir).expanduser()
+  root, files = _archives.given(data_dir)
   if not root.is_dir():
     raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
-  files = _archives.walk(root)
   caches = _caches(files, only)
   wanted = expected
   if only is not None:
@@ -133,7 +132,8 @@ def _help(root: pathlib.Path) -> str:
 
 def _caches(files: Sequence[pathlib.Path], only: str | None) -> dict[str, pathlib.Path]:
   """The pickle of each split in the first family that has any, at least of `only`."""
-  by_name = {file.name: file for file in files}
+  # learn2learn's copy of the first family says "validation".
+  by_name = {file.name.replace("-validation.pkl", "-val.pkl"): file for file in files}
   for family in _pickles.FAMILIES:
     found = {split: by_name[name] for split, name in family.items() if name in by_name}
     missing = [split for split in family if split not in found]
@@ -306,7 +306,7 @@ class _Reader:
       entry = self._listed.get(name)
       return (*entry, name) if entry else None
     label = folders[-1] if folders else ""
-    split = splits.FOLDERS.get(folders[-2]) if len(folders) > 1 else None
+    split = splits.FOLDERS.get(folders[-2].lower()) if len(folders) > 1 else None
     split = split or self._split_of.get(label)
     if split is None:
       raise ValueError(
@@ -317,14 +317,11 @@ class _Reader:
     return split, label, name
 
   def _decode(self, item):
-    place, path, key, data = item
+    place, _, key, data = item
     image = _pixels.decode(data, name=place, mode="RGB")
     size = self._expected.image_size
     if image.shape[:2] == (size, size):
       return key, image, False
-    folders = path.split("/")[:-1]
-    if len(folders) > 1 and folders[-2] in splits.FOLDERS:
-      _pixels.check_size(image, size, name=place)
     return key, _pixels.resize(image, size, method="LANCZOS"), True
 
 

@@ -41,8 +41,8 @@ def load(
   """Omniglot as three datasets of different characters.
 
   Args:
-    data_dir: the directory with `images_background.zip` and
-      `images_evaluation.zip`, or with the folders extracted from them.
+    data_dir: the directory with `images_background.zip` and `images_evaluation.zip`, or
+      with the folders extracted from them, at any depth; or one archive of both.
     size: height and width of the images in pixels.
     split: `"vinyals"`, the 1028 / 172 / 423 characters of Vinyals et al. (2016); or
       `"mixed"`, 1100 / 100 / 423 characters drawn at random from all alphabets as in
@@ -87,10 +87,10 @@ def load(
     for part, alphabets in _PARTS.items()
     if characters.intersection(splits.omniglot_characters(alphabets))
   ]
-  root = pathlib.Path(data_dir).expanduser()
+  root, below = _archives.given(data_dir)
   if not root.is_dir():
     raise FileNotFoundError(f"data_dir={root} does not exist. {_help(root)}")
-  sources = {part: source for part in _PARTS if (source := _source(root, part))}
+  sources = {part: source for part in _PARTS if (source := _source(root, below, part))}
   for part in needed:
     if part not in sources:
       raise FileNotFoundError(
@@ -98,7 +98,7 @@ def load(
       )
   files = [
     file
-    for source in sources.values()
+    for source in dict.fromkeys(sources.values())
     for file in (_archives.walk(source) if source.is_dir() else [source])
   ]
   parts = _prepared.load(
@@ -109,7 +109,7 @@ def load(
     files=files,
     settings=(size,),
     encoded=_prepared.Encoded(
-      lambda: (item for source in sources.values() for item in _files(source)), "L"
+      lambda: (item for part, at in sources.items() for item in _files(at, part)), "L"
     ),
     parts=None if set(needed) == set(_PARTS) else needed,
   )
@@ -126,9 +126,25 @@ def load(
   }
 
 
-def _source(root: pathlib.Path, part: str) -> pathlib.Path | None:
-  candidates = (root / part, root / f"{part}.zip")
-  return next((path for path in candidates if path.exists()), None)
+def _source(
+  root: pathlib.Path, files: list[pathlib.Path], part: str
+) -> pathlib.Path | None:
+  """The folder or archive of a part, the nearest one; else an archive of both."""
+  found = []
+  for file in files:
+    folders = file.relative_to(root).parts[:-1]
+    if part in folders:
+      found.append(root.joinpath(*folders[: folders.index(part) + 1]))
+    elif _archives.is_archive(file) and file.name.split(".")[0] == part:
+      found.append(file)
+  if found:
+    return min(found, key=lambda path: (len(path.parts), path.is_file()))
+  both = [
+    file
+    for file in files
+    if _archives.is_archive(file) and file.name.split(".")[0] not in _PARTS
+  ]
+  return both[0] if len(both) == 1 else None
 
 
 def _help(root: pathlib.Path) -> str:
@@ -139,9 +155,15 @@ def _help(root: pathlib.Path) -> str:
   )
 
 
-def _files(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+def _files(source: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
+  """Name and content of every drawing of a part."""
   if not source.is_dir():
-    yield from _archives.members(source, _formats.is_image)
+    holds_one = source.name.split(".")[0] == part
+
+    def wanted(name: str) -> bool:
+      return _formats.is_image(name) and (holds_one or part in name.split("/"))
+
+    yield from _archives.members(source, wanted)
     return
   for file in _archives.walk(source):
     if _formats.is_image(file.name):
@@ -157,7 +179,7 @@ def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
     return name, _drawing(data, f"{source}: {name}", size)
 
   found: dict[str, dict[str, np.ndarray]] = {}
-  for name, image in _pixels.map_threads(drawing, _files(source)):
+  for name, image in _pixels.map_threads(drawing, _files(source, part)):
     folders = name.split("/")
     if len(folders) < 3:
       raise ValueError(

@@ -92,12 +92,13 @@ class PredictTest(parameterized.TestCase):
 
   def test_any_name_of_a_file_is_one_line_and_can_be_read_back(self):
     name = os.fsdecode(b"a\n\x1b[31m\xff.png")
-    image = self.root / name
+    image = self.root / "odd names" / name
+    image.parent.mkdir()
     image.write_bytes((self.root / "new" / "sea.png").read_bytes())
-    _, table, _ = self.call(image)
+    _, table, _ = self.call(image.parent)
     self.assertEqual(table.count("\n"), 1)
     self.assertIn("a\\n\\x1b[31m\\udcff.png", table)
-    _, document, _ = self.call("--format=json", image)
+    _, document, _ = self.call("--format=json", image.parent)
     self.assertEqual(json.loads(document)[0]["file"], str(image))
 
   def test_folders_that_are_called_after_classes_are_the_truth(self):

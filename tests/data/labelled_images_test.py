@@ -65,6 +65,16 @@ class LabelledImagesTest(parameterized.TestCase):
     self.check(self.load()[0])
     self.check(self.load(self.root / name)[0])
 
+  def test_folders_below_a_class_belong_to_it(self):
+    fixtures.write_files(
+      self.root,
+      {
+        "/".join((*name.split("/")[:2], "images", name.split("/")[2])): data
+        for name, data in files(CLASSES).items()
+      },
+    )
+    self.check(self.load()[0])
+
   def test_underscores_hide_nothing(self):
     renamed = {
       name.replace("/a/0", "/a/_0").replace("/b/", "/__b__/"): data

@@ -152,6 +152,23 @@ class OmniglotTest(parameterized.TestCase):
     for name in datasets:
       self.assertEqual(datasets[name].fingerprint(), expected[name].fingerprint())
 
+  def test_any_depth_and_one_archive_of_both_serve_as_well(self):
+    expected = self._load()
+    deep = fixtures.temporary_dir(self)
+    shutil.copytree(self.data, deep / "omniglot-py" / "zips")
+    both = fixtures.temporary_dir(self) / "both.zip"
+    with zipfile.ZipFile(both, "w") as target:
+      for part in _PARTS:
+        with zipfile.ZipFile(self.data / f"{part}.zip") as source:
+          for name in source.namelist():
+            target.writestr(f"omniglot-py/{name}", source.read(name))
+    for place in (deep, both, both.parent):
+      cache = fixtures.temporary_dir(self)
+      with contextlib.redirect_stderr(io.StringIO()):
+        datasets = omniglot.load(place, prepared_dir=cache)
+      for name in datasets:
+        self.assertEqual(datasets[name].fingerprint(), expected[name].fingerprint())
+
   @parameterized.named_parameters(
     ("split", {"split": "lake"}, "split='lake' is none of vinyals, mixed"),
     ("rotations", {"rotations": ("training",)}, "no split is called 'training'"),
