@@ -141,8 +141,14 @@ def _never_came(
     f"\nwaited {timeout:g} s for the other processes, and they did not come: start "
     f"{count} of them, each with a number of its own and {where}\n"
   )
-  os.write(2, text.encode())
-  os._exit(NEVER_CAME)
+  _end(text, NEVER_CAME)
+
+
+def _end(text: str, code: int) -> None:
+  """Ends this process from any thread, whether or not somebody reads why."""
+  with contextlib.suppress(OSError):
+    os.write(2, text.encode())
+  os._exit(code)
 
 
 def has_joined() -> bool:
@@ -329,5 +335,4 @@ class Peers:
       f"\nprocess {jax.process_index()} of {jax.process_count()} {what} and gives up; "
       "start all of them again, they go on from the last checkpoint\n"
     )
-    os.write(2, text.encode())
-    os._exit(GIVEN_UP)  # An orderly end would wait for them once more.
+    _end(text, GIVEN_UP)  # An orderly end would wait for them once more.
