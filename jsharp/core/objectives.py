@@ -284,7 +284,7 @@ def _mean(total: Any, num_tasks: int, dtypes: Any) -> Any:
 
 def _num_tasks(tasks: Task) -> int:
   stack = "jax.tree.map(lambda *x: jnp.stack(x), *tasks)"
-  if type(tasks) in (list, tuple) and any(isinstance(t, Task) for t in tasks):
+  if type(tasks) in (list, tuple) and all(isinstance(t, Task) for t in tasks):
     raise ValueError(
       f"tasks is a {type(tasks).__name__} of {len(tasks)}, and must be one Task whose "
       f"arrays have a leading axis [num_tasks, ...]; stack them: {stack}"
