@@ -23,7 +23,7 @@ setup(
   package_data={"jsharp": ["py.typed", "shipped/*/*"]},
   install_requires=requirements,
   extras_require={
-    "test": ["pytest>=8.2", "pytest-xdist>=3.6", *demo],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.6", "equinox>=0.13", *demo],
     "browser": ["playwright>=1.58"],
     "demo": demo,
     "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
-import unittest
 from typing import Any
 
 import jax
@@ -246,7 +244,6 @@ class OtherLeavesTest(parameterized.TestCase):
     product = lambda params: analysis.hessian_vector_product(loss, params)(params)
     self.check(product(self.model), product(self.params))
 
-  @unittest.skipIf(importlib.util.find_spec("equinox") is None, "needs equinox")
   def test_an_equinox_model_with_dropout_and_batch_norm(self):
     import equinox as eqx
 
