@@ -238,7 +238,7 @@ def _write(
       "jax": jax.__version__,
       "calling_convention": exported.calling_convention_version,
       "platforms": list(exported.platforms),
-      "sha256": hashlib.sha256(program).hexdigest(),
+      "program_sha256": hashlib.sha256(program).hexdigest(),
       "arguments": dict(zip(shapes, map(str, exported.in_avals), strict=True)),
       "result": str(exported.out_avals[0]),
       **facts,

@@ -230,7 +230,7 @@ class ExportTest(parameterized.TestCase):
     with open(f"{self.path}.json") as file:
       facts = json.load(file)
     content = self.path.read_bytes()
-    self.assertEqual(facts["sha256"], hashlib.sha256(content).hexdigest())
+    self.assertEqual(facts["program_sha256"], hashlib.sha256(content).hexdigest())
     self.assertEqual(
       facts["arguments"],
       {
