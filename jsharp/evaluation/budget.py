@@ -27,7 +27,7 @@ def gradients_per_task(phases: Phases, num_steps: int) -> float:
     Gradients of single examples per task.
 
   Example:
-    >>> gradients_per_task([(10.0, 5.0), (math.inf, 20.0)], 30)
+    >>> gradients_per_task([(10.0, 5.0), (float("inf"), 20.0)], 30)
     15.0
   """
   total, begin = 0.0, 0.0
@@ -49,7 +49,7 @@ def steps_paid(phases: Phases, amount: float, *, num_tasks: int) -> float:
     Meta-steps, with the fraction of the last one.
 
   Example:
-    >>> steps_paid([(10.0, 5.0), (math.inf, 20.0)], 900.0, num_tasks=2)
+    >>> steps_paid([(10.0, 5.0), (float("inf"), 20.0)], 900.0, num_tasks=2)
     30.0
   """
   begin = 0.0
@@ -112,7 +112,7 @@ class Budget(NamedTuple):
       ValueError: if it pays for less than one.
 
     Example:
-      >>> phases = [(10.0, 5.0), (math.inf, 20.0)]
+      >>> phases = [(10.0, 5.0), (float("inf"), 20.0)]
       >>> Budget("gradients", 900.0).num_steps(phases, num_tasks=2)
       30
       >>> Budget("minutes", 1.0).num_steps(phases, num_tasks=2, tasks_per_second=0.75)
