@@ -69,12 +69,7 @@ def measure_learner(
   way = kind.shape["way"]
   learner.check_way(way)
   kind.check(dataset)
-  options = {} if num_steps is None else {"num_steps": num_steps}
-  if options and learner.num_eval_steps is None:
-    raise ValueError(
-      f"num_steps={num_steps}: {learner.description.algorithm.name} takes no inner "
-      "steps; leave it out"
-    )
+  options = learner.inner_steps(num_steps)
   predict = getattr(normalization, policy)(learner.apply_fn(way))
   adapt = functools.partial(
     learner.algorithm(way).adapt, **{**learner.made.at_test, **options}

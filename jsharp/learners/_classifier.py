@@ -1,8 +1,7 @@
 """Ordinary classifiers: what they are, and how to use them on images."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -17,6 +16,7 @@ from jsharp.algorithms.supervised import (
 from jsharp.core.execution import PORTABLE, Execution
 from jsharp.data import LabelledSource
 from jsharp.data.examples import Examples, inputs_of
+from jsharp.learners._export import Exportable, ToExport
 from jsharp.models import ClassifierNetwork
 from jsharp.options import Check, Options, at_least, each, finite, option
 from jsharp.precision import in_precision
@@ -61,7 +61,7 @@ class ClassifierDescription(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(Exportable):
   """An ordinary classifier with its parameters and running statistics.
 
   Made by `build_classifier`, `jsharp.load` or the end of a run of
@@ -130,69 +130,14 @@ class Classifier:
       "call predict(None, images), or load a few-shot learner"
     )
 
-  def export(
-    self,
-    path: str | os.PathLike[str],
-    *,
-    num_images: int | None = None,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-  ) -> None:
-    """Writes `images -> probabilities` as a program that runs with JAX alone.
-
-    Args:
-      path: the file of the program, in a directory that exists. `PATH.json` beside it
-        says what goes in and comes out.
-      num_images: the only number of images, for a consumer that needs fixed shapes; any
-        number if None.
-      platforms: what it can run on.
-
-    Raises:
-      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
-      OSError: if a file cannot be written.
-
-    Example:
-      See `jsharp.learners.Learner.export`.
-    """
-    from jsharp.learners import _export
-
-    _export.export_prediction(
-      self._prediction(),
-      self.description.input_shape,
-      path,
-      num_images=num_images,
-      platforms=platforms,
-      facts={"classes": list(self.description.class_names)},
+  def _to_export(self) -> ToExport:
+    about = self.description
+    portable = build_classifier(about, execution=PORTABLE)
+    return ToExport(
+      lambda images: jax.nn.softmax(portable.logits(self.params, images)),
+      about.input_shape,
+      {"classes": list(about.class_names)},
     )
-
-  def to_onnx(self, path: str | os.PathLike[str]) -> None:
-    """Writes `images -> probabilities` as an ONNX model.
-
-    See `jsharp.learners.FewShotClassifier.to_onnx`.
-
-    Args:
-      path: the file, in a directory that exists.
-
-    Raises:
-      ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
-      ValueError: if the network cannot be converted, which says why.
-      OSError: if the file cannot be written.
-
-    Example:
-      See docs/export.md.
-    """
-    from jsharp.learners import _onnx
-
-    _onnx.to_onnx(
-      self._prediction(),
-      self.description.input_shape,
-      path,
-      facts={"classes": list(self.description.class_names)},
-    )
-
-  def _prediction(self) -> Callable[[jax.Array], jax.Array]:
-    """`images -> [n, num_classes]` probabilities, for exports."""
-    portable = build_classifier(self.description, execution=PORTABLE)
-    return lambda images: jax.nn.softmax(portable.logits(self.params, images))
 
   def replace(self, params: Variables) -> "Classifier":
     """The same classifier with other parameters."""

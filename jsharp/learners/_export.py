@@ -64,14 +64,7 @@ def export_learner(
   way = check_count(
     "way", about.num_outputs if way is None else way, minimum=1 if is_regression else 2
   )
-  adapt_options = {}
-  if num_steps is not None:
-    if learner.num_eval_steps is None:
-      raise ValueError(
-        f"num_steps={num_steps}: {about.algorithm.name} takes no inner steps; leave it "
-        "out"
-      )
-    adapt_options["num_steps"] = check_count("num_steps", num_steps, minimum=0)
+  adapt_options = learner.inner_steps(num_steps)
   if not is_regression:
     learner.check_way(way)
   fewest = about.algorithm.fewest_support(1 if is_regression else way)
@@ -115,33 +108,88 @@ def export_learner(
   )
 
 
-def export_prediction(
-  predict: Callable[[jax.Array], jax.Array],
-  input_shape: tuple[int, ...],
-  path: str | os.PathLike[str],
-  *,
-  num_images: int | None,
-  platforms: Sequence[str],
-  facts: Mapping[str, Any],
-) -> None:
-  """Writes `images -> probabilities` as a program; see `Classifier.export`.
+class ToExport(NamedTuple):
+  """What names images of fixed classes.
 
-  Args:
-    predict: `predict(images) -> [n, num_classes]`, with its parameters inside.
+  Attributes:
+    predict: `predict(images) -> [n, num_classes]`, pure, with its parameters inside.
     input_shape: of an image.
-    path: see `Classifier.export`, as the others.
-    num_images: see there.
-    platforms: see there.
-    facts: what the JSON file says besides.
+    facts: what a reader must know besides; JSON.
   """
-  _write(
-    predict,
-    {"images": _images(num_images, input_shape)},
-    path,
-    platforms=platforms,
-    what="the network",
-    facts={"outputs": "probabilities", "num_images": num_images, **facts},
-  )
+
+  predict: Callable[[jax.Array], jax.Array]
+  input_shape: tuple[int, ...]
+  facts: Mapping[str, Any]
+
+
+class Exportable:
+  """A classifier that other programs can have: its classes are fixed."""
+
+  def _to_export(self) -> ToExport:
+    raise NotImplementedError
+
+  def export(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    num_images: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  ) -> None:
+    """Writes `images -> probabilities` of its classes as a program for JAX alone.
+
+    It takes float32 `[n, height, width, channels]` in [0, 1], of the size and channels
+    of the training images. `PATH.json` beside it has the classes and, for a few-shot
+    learner, what pictures are made into. `Learner.export` writes a program that learns
+    new classes as well.
+
+    Args:
+      path: the file of the program, in a directory that exists.
+      num_images: the only number of images, for a consumer that needs fixed shapes; any
+        number if None.
+      platforms: what it can run on.
+
+    Raises:
+      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
+      ValueError: before `fit`, where there is one.
+      OSError: if a file cannot be written.
+
+    Example:
+      See `jsharp.learners.Learner.export`.
+    """
+    what = self._to_export()
+    _write(
+      what.predict,
+      {"images": _images(num_images, what.input_shape)},
+      path,
+      platforms=platforms,
+      what="the network",
+      facts={"outputs": "probabilities", "num_images": num_images, **what.facts},
+    )
+
+  def to_onnx(self, path: str | os.PathLike[str]) -> None:
+    """Writes `images -> probabilities` of its classes as an ONNX model.
+
+    Input "images" is float32 `[n, height, width, channels]` in [0, 1] for any n, output
+    "probabilities" is float32 `[n, num_classes]`. The metadata "jsharp" of the model is
+    a JSON text with what `export` writes beside a program. Before the file is written,
+    onnxruntime answers a few random images and has to agree to 1e-5.
+
+    Args:
+      path: the file, in a directory that exists.
+
+    Raises:
+      ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
+      ValueError: before `fit`, where there is one; or if the network cannot be
+        converted, which says why.
+      OSError: if the file cannot be written.
+
+    Example:
+      See docs/export.md.
+    """
+    from jsharp.learners import _onnx
+
+    what = self._to_export()
+    _onnx.to_onnx(what.predict, what.input_shape, path, facts=what.facts)
 
 
 class _Size(NamedTuple):

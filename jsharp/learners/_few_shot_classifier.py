@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
@@ -11,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsharp import tree
-from jsharp._checks import check_choice, check_count
+from jsharp._checks import check_choice
 from jsharp.core.execution import PORTABLE
 from jsharp.data import pictures
 from jsharp.data.episodes import UNIT
+from jsharp.learners._export import Exportable, ToExport
 from jsharp.learners._prediction import Policy, naming
 from jsharp.types import Batch, Params
 
@@ -50,7 +50,7 @@ class NotFittedError(ValueError, AttributeError):
   """A classifier was asked before `fit`; as scikit-learn's error of this name."""
 
 
-class FewShotClassifier:
+class FewShotClassifier(Exportable):
   """Learns new classes from a few pictures of each, and names further pictures.
 
   Made by `Learner.classifier`. `fit` adapts the learner to the examples; `predict`
@@ -98,17 +98,10 @@ class FewShotClassifier:
         f"the learner solves a {learner.description.problem}; only one that was "
         "trained on classes names pictures"
       )
-    if num_steps is not None and learner.num_eval_steps is None:
-      raise ValueError(
-        f"num_steps={num_steps}: {learner.description.algorithm.name} takes no inner "
-        "steps; leave it out"
-      )
+    self.num_steps = learner.inner_steps(num_steps).get("num_steps")
     self.learner = learner
     check_choice("policy", policy, get_args(Policy))
     self.policy = policy
-    self.num_steps = (
-      None if num_steps is None else check_count("num_steps", num_steps, minimum=0)
-    )
     self._programs: dict[int, _Programs] = {}
     self._fitted: _Fitted | None = None
 
@@ -231,73 +224,6 @@ class FewShotClassifier:
     found = self.predict(pixels).tolist()
     return float(np.mean([a == b for a, b in zip(found, named, strict=True)]))
 
-  def export(
-    self,
-    path: str | os.PathLike[str],
-    *,
-    num_images: int | None = None,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-  ) -> None:
-    """Writes `images -> probabilities` of its classes as a program for JAX alone.
-
-    It takes images as the learner does, float32 `[n, height, width, channels]` in
-    [0, 1], and answers as `predict_proba`. `PATH.json` beside it has the classes and
-    what pictures are made into. `Learner.export` writes a program that learns new
-    classes as well.
-
-    Args:
-      path: the file of the program, in a directory that exists.
-      num_images: the only number of images, for a consumer that needs fixed shapes; any
-        number if None.
-      platforms: what it can run on.
-
-    Raises:
-      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
-      ValueError: before `fit`.
-      OSError: if a file cannot be written.
-
-    Example:
-      See `jsharp.learners.Learner.export`.
-    """
-    from jsharp.learners import _export
-
-    _export.export_prediction(
-      self._prediction(),
-      self.learner.description.input_shape,
-      path,
-      num_images=num_images,
-      platforms=platforms,
-      facts={"policy": self.policy, **self._facts()},
-    )
-
-  def to_onnx(self, path: str | os.PathLike[str]) -> None:
-    """Writes `images -> probabilities` of its classes as an ONNX model.
-
-    Input "images" is float32 `[n, height, width, channels]` in [0, 1] for any n, output
-    "probabilities" is float32 `[n, way]`. The metadata "jsharp" of the model is a JSON
-    text with the classes and what pictures are made into. Before the file is written,
-    onnxruntime answers a few random images and has to agree to 1e-5.
-
-    Args:
-      path: the file, in a directory that exists.
-
-    Raises:
-      ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
-      ValueError: before `fit`; or if the network cannot be converted, which says why.
-      OSError: if the file cannot be written.
-
-    Example:
-      See docs/export.md.
-    """
-    from jsharp.learners import _onnx
-
-    _onnx.to_onnx(
-      self._prediction(),
-      self.learner.description.input_shape,
-      path,
-      facts={"policy": self.policy, **self._facts()},
-    )
-
   @property
   def classes_(self) -> np.ndarray:
     """`[way]` labels, sorted where they can be, else in the order of the examples."""
@@ -394,28 +320,27 @@ class FewShotClassifier:
       )
     return self._fitted
 
-  def _prediction(self) -> Callable[[jax.Array], jax.Array]:
-    """`images -> [n, way]` after `fit`, for exports."""
-    fitted, learner = self._after_fit(), self.learner.with_execution(PORTABLE)
+  def _to_export(self) -> ToExport:
+    fitted, about = self._after_fit(), self.learner.description
+    learner = self.learner.with_execution(PORTABLE)
     predict = naming(learner, len(fitted.classes), self.policy).predict
-    return lambda images: predict(fitted.adapted, fitted.known, images)
-
-  def _facts(self) -> dict[str, Any]:
-    """What a reader of an export must know."""
-    return {
-      "classes": [
-        name if isinstance(name, str | int | float | bool) else repr(name)
-        for name in self._after_fit().classes
-      ],
-      "looks": dataclasses.asdict(self.learner.description.looks),
-    }
+    return ToExport(
+      lambda images: predict(fitted.adapted, fitted.known, images),
+      about.input_shape,
+      {
+        "policy": self.policy,
+        "classes": [
+          name if isinstance(name, str | int | float | bool) else repr(name)
+          for name in fitted.classes
+        ],
+        "looks": dataclasses.asdict(about.looks),
+      },
+    )
 
   def _programs_for(self, way: int) -> _Programs:
     if way not in self._programs:
       learner = self.learner
-      options = dict(learner.made.at_test)
-      if self.num_steps is not None:
-        options["num_steps"] = self.num_steps
+      options = {**learner.made.at_test, **learner.inner_steps(self.num_steps)}
       adapt = functools.partial(learner.algorithm(way).adapt, **options)
       prepare, predict = naming(learner, way, self.policy)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsharp import losses
+from jsharp._checks import check_count
 from jsharp.algorithms import Made, Problem
 from jsharp.core.execution import PORTABLE, Execution
 from jsharp.learners._description import Description
@@ -213,6 +214,27 @@ class Learner:
         f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
         "take a learner of any number of classes (protonet, ridge or proto_maml)"
       )
+
+  def inner_steps(self, num_steps: int | None) -> dict[str, int]:
+    """What `adapt` takes for a number of inner steps: nothing for the learner's own.
+
+    Args:
+      num_steps: at least 0, or None.
+
+    Raises:
+      ValueError: if the algorithm takes no inner steps, or the number is wrong.
+
+    Example:
+      See `FewShotClassifier`.
+    """
+    if num_steps is None:
+      return {}
+    if self.num_eval_steps is None:
+      raise ValueError(
+        f"num_steps={num_steps}: {self.description.algorithm.name} takes no inner "
+        "steps; leave it out"
+      )
+    return {"num_steps": check_count("num_steps", num_steps, minimum=0)}
 
   @property
   def num_eval_steps(self) -> int | None:
