@@ -235,6 +235,24 @@ def read_bytes_if_there(path: str | os.PathLike[str], *, most: int) -> bytes | N
     return None
 
 
+def names_in(directory: str | os.PathLike[str]) -> list[str]:
+  """The names in a directory, sorted; none where there is no directory.
+
+  Raises:
+    OSError: if it cannot be read.
+    FileError: for a link that leads nowhere.
+
+  Example:
+    >>> names_in("/nowhere/at/all")
+    []
+  """
+  try:
+    return sorted(os.listdir(directory))
+  except FileNotFoundError:
+    refuse_dangling(directory)
+    return []
+
+
 def refuse_dangling(path: str | os.PathLike[str]) -> None:
   """Refuses a link that leads nowhere: what it stands for is out of sight, not absent.
 

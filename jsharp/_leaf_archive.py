@@ -21,6 +21,9 @@ import numpy as np
 
 FORMAT = 1
 
+MAX_BYTES = 2**36
+"""The size up to which a file is read."""
+
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
   """The leaves of a tree as arrays, by their place in it."""

@@ -181,9 +181,7 @@ def is_finite(tree: Any) -> bool:
     (True, False)
   """
   return all(
-    bool(jnp.isfinite(leaf).all())
-    for leaf in jax.tree.leaves(tree)
-    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)
   )
 
 

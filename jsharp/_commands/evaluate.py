@@ -492,11 +492,7 @@ def _records(name: str) -> Iterator[dict[str, Any]]:
   from jsharp.learners import evaluations_of, load
 
   directory = evaluations_of(name)
-  try:
-    names = sorted(os.listdir(directory))
-  except FileNotFoundError:
-    _files.refuse_dangling(directory)
-    return
+  names = _files.names_in(directory)
   digests: dict[int | None, str | None] = {}
   for path in (directory / entry for entry in names if entry.endswith(".json")):
     record = _read(path)

@@ -147,7 +147,8 @@ def reptile(
     loss, metrics = query_loss_fn(adapted, task)
     before, after = (inexact(point)[0] for point in (start.params, adapted))
     gradient = jax.tree.map(jnp.subtract, before, after)
-    averaged, others = _split_inexact(inner_state if keep_inner_state else ())
+    # What has a mean, and what is the same for all tasks.
+    averaged, others = inexact(inner_state if keep_inner_state else ())
     return (loss, gradient, averaged), ({"loss": loss, **metrics}, others)
 
   mapped = over_tasks(one_task, chunk=execution.task_chunk)
@@ -203,13 +204,6 @@ def reptile(
     return state, metrics
 
   return MetaAlgorithm(init, step, adapt)
-
-
-def _split_inexact(tree: Any) -> tuple[Any, Any]:
-  """Parts the leaves that have a mean from those that are the same for all tasks."""
-  inexact = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
-  averaged = jax.tree.map(lambda keep, x: x if keep else None, inexact, tree)
-  return averaged, jax.tree.map(lambda keep, x: None if keep else x, inexact, tree)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

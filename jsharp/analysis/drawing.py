@@ -90,12 +90,12 @@ def plot_contours(
     OSError: if `path` cannot be written.
 
   Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> axis = np.linspace(-1, 1, 5)
     >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
     ...   plot_contours({"a bowl": axis[:, None] ** 2 + axis**2}, axis, axis, file.name,
     ...     title="one")
-    ...   __import__("pathlib").Path(file.name).read_bytes()[:4]
+    ...   pathlib.Path(file.name).read_bytes()[:4]
     b'\x89PNG'
   """
   limited = {name: _below(values, ceiling) for name, values in panels.items()}
@@ -156,12 +156,12 @@ def plot_surfaces(
     OSError: if `path` cannot be written.
 
   Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> axis = np.linspace(-1, 1, 5)
     >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
     ...   plot_surfaces({"a bowl": axis[:, None] ** 2 + axis**2}, axis, axis, file.name,
     ...     title="one")
-    ...   __import__("pathlib").Path(file.name).read_bytes()[:4]
+    ...   pathlib.Path(file.name).read_bytes()[:4]
     b'\x89PNG'
   """
   from matplotlib import colormaps
@@ -223,12 +223,12 @@ def plot_lines(
     OSError: if `path` cannot be written.
 
   Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> axis = np.linspace(-1, 1, 5)
     >>> lines = {"bowls": axis[:, None] ** 2 * [1, 2]}
     >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
     ...   plot_lines(lines, axis, file.name, title="two")
-    ...   __import__("pathlib").Path(file.name).read_bytes()[:4]
+    ...   pathlib.Path(file.name).read_bytes()[:4]
     b'\x89PNG'
   """
   figure, (axes,) = _figure(1, width=6.0, height=4.2, title=title)

@@ -55,14 +55,14 @@ class ImageFiles:
       FileNotFoundError: there are none.
     """
     given = pathlib.Path(data_dir).expanduser()
-    if given.is_file() and _archives.is_archive(given):
-      return cls(given, given.parent, [given])
+    root, files = _archives.given(given)
+    if root != given:
+      return cls(given, root, files)
     if not given.is_dir():
       what = (
         "is neither a directory nor an archive" if given.exists() else "does not exist"
       )
       raise FileNotFoundError(f"data_dir={given} {what}. {fix.format(given)}")
-    files = _archives.walk(given)
     sources = [file for file in files if _formats.is_image(file.name)]
     sources = sources or [file for file in files if _archives.is_archive(file)]
     if not sources:

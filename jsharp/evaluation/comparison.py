@@ -257,11 +257,11 @@ def plot_comparison(
     OSError: if `path` cannot be written.
 
   Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline="a")
     >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
     ...   plot_comparison(rows, file.name)
-    ...   __import__("pathlib").Path(file.name).read_bytes()[:4]
+    ...   pathlib.Path(file.name).read_bytes()[:4]
     b'\x89PNG'
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg

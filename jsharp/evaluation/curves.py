@@ -43,11 +43,11 @@ def plot_curves(
     ValueError: if a record holds no number; the message names the metric.
 
   Example:
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val_loss": 1.5}]
     >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
     ...   plot_curves(records, file.name, title="a run")
-    ...   __import__("pathlib").Path(file.name).read_bytes()[:4]
+    ...   pathlib.Path(file.name).read_bytes()[:4]
     b'\x89PNG'
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg

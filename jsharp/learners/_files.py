@@ -24,8 +24,6 @@ from jsharp.learners._description import Description
 from jsharp.learners._learner import Learner, build
 from jsharp.learners._shipped import directory_of, models_available
 
-_MAX_CHECKPOINT_BYTES = 2**36
-
 FORMAT = 1
 """Version of the description in `config.json`; a later jsharp reads earlier ones."""
 
@@ -210,16 +208,12 @@ def _of_checkpoint(
   """The parameters of a checkpoint by their names."""
   wanted = r"\d+" if step is None else f"{step:08d}"
   kinds = ("best", "step") if step is None else ("best", "top", "path", "step")
-  try:
-    names = sorted(os.listdir(directory), reverse=True)
-  except FileNotFoundError:
-    _files.refuse_dangling(directory)
-    names = []
+  names = _files.names_in(directory)
   for kind in kinds:
-    for name in names:
+    for name in reversed(names):
       if re.fullmatch(rf"{kind}_{wanted}\.npz", name):
         return directory / name, _parameters(directory / name, kind)
-  kept = [name for name in reversed(names) if name.endswith(".npz")]
+  kept = [name for name in names if name.endswith(".npz")]
   what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
   raise ValueError(
     f"{directory} has {what}; it has {', '.join(kept) or 'none'}: let the run validate "
@@ -233,7 +227,7 @@ def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     run = _files.digest_of(_files.read_table(record).get("identity", {}))
   try:
     step = int(path.stem.partition("_")[2])
-    with _files.open_regular(path, most=_MAX_CHECKPOINT_BYTES) as file:
+    with _files.open_regular(path, most=_leaf_archive.MAX_BYTES) as file:
       metadata, arrays = _leaf_archive.read(file, step, run)
   except OSError:
     raise

@@ -18,8 +18,6 @@ from jsharp import _files, _leaf_archive
 from jsharp._files import FileError, write_atomically
 from jsharp.training.run_directory import RunDirectory
 
-_MAX_BYTES = 2**36
-
 
 class NoCheckpointLeftError(FileError, RuntimeError):
   """Every checkpoint of a kind is damaged."""
@@ -207,10 +205,7 @@ class Checkpoints:
   def _names(self) -> list[str]:
     """What is in the directory. One that cannot be read is not taken for empty."""
     try:
-      return os.listdir(self.directory)
-    except FileNotFoundError:
-      _files.refuse_dangling(self.directory)
-      return []
+      return _files.names_in(self.directory)
     except OSError as error:
       raise type(error)(
         error.errno,
@@ -283,5 +278,5 @@ class Checkpoints:
     return Restored(step, tree, metadata["extra"])
 
   def _content(self, path: pathlib.Path, step: int) -> tuple[dict[str, Any], Any]:
-    with _files.open_regular(path, most=_MAX_BYTES) as file:
+    with _files.open_regular(path, most=_leaf_archive.MAX_BYTES) as file:
       return _leaf_archive.read(file, step, self._identity)

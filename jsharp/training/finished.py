@@ -95,11 +95,7 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
 
 
 def _has_path(directory: pathlib.Path) -> bool:
-  try:
-    return any(name.startswith("path_") for name in os.listdir(directory))
-  except FileNotFoundError:
-    _files.refuse_dangling(directory)
-    return False
+  return any(name.startswith("path_") for name in _files.names_in(directory))
 
 
 def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
