@@ -19,10 +19,13 @@ from jsharp.models.functions import first_outputs as first_outputs
 from jsharp.models.functions import norm_mask as norm_mask
 from jsharp.models.functions import part_mask as part_mask
 from jsharp.models.functions import with_statistics as with_statistics
+from jsharp.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from jsharp.models.mlp import MLP as MLP
 from jsharp.models.mlp import ContextMLP as ContextMLP
+from jsharp.models.pyramid_net import PyramidNet as PyramidNet
 from jsharp.models.resnet import ResNet as ResNet
 from jsharp.models.resnet import WideResNet as WideResNet
+from jsharp.models.shake_shake import ShakeShake as ShakeShake
 
 if not TYPE_CHECKING:  # They read the imports themselves.
   __all__ = exported(globals())

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp.models._options import ClassifierNetwork
-from jsharp.nn import RunningBatchNorm, conv2d
+from jsharp.models._residual import KERNEL_INIT, Conv, check_depth, check_images, head
+from jsharp.nn import RunningBatchNorm
 from jsharp.options import at_least, option
 from jsharp.types import Convolution
-
-# Of the outputs, as in the published code of both papers.
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet(nn.Module):
@@ -60,15 +58,16 @@ class ResNet(nn.Module):
     Raises:
       ValueError: if `inputs` is not a batch of images or there is no such `depth`.
     """
-    _check("ResNet", inputs, self.depth, 2)
-    x = _Convolution(16, convolution=self.convolution, name="conv")(inputs)
+    check_depth("ResNet", self.depth, 6, 2)
+    check_images("ResNet", inputs)
+    x = Conv(16, convolution=self.convolution, name="conv")(inputs)
     x = nn.relu(RunningBatchNorm(name="norm")(x, train))
     for stage in range(3):
       for block in range((self.depth - 2) // 6):
         stride = 2 if stage and not block else 1
         name = f"stage_{stage}_block_{block}"
         x = _Block(16 * 2**stage, stride, self.convolution, name=name)(x, train)
-    return _head(self.num_outputs, x)
+    return head(self.num_outputs, x)
 
 
 class WideResNet(nn.Module):
@@ -106,10 +105,11 @@ class WideResNet(nn.Module):
   @nn.compact
   def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
     """Maps images to one vector each; as `ResNet`."""
-    _check("WideResNet", inputs, self.depth, 4)
+    check_depth("WideResNet", self.depth, 6, 4)
+    check_images("WideResNet", inputs)
     if self.widen < 1:
       raise ValueError(f"WideResNet: widen must be at least 1; got {self.widen}.")
-    x = _Convolution(16, convolution=self.convolution, name="conv")(inputs)
+    x = Conv(16, convolution=self.convolution, name="conv")(inputs)
     for stage in range(3):
       for block in range((self.depth - 4) // 6):
         stride = 2 if stage and not block else 1
@@ -117,7 +117,7 @@ class WideResNet(nn.Module):
         num_filters = 16 * 2**stage * self.widen
         x = _WideBlock(num_filters, stride, self.convolution, name=name)(x, train)
     x = nn.relu(RunningBatchNorm(name="norm")(x, train))
-    return _head(self.num_outputs, x)
+    return head(self.num_outputs, x)
 
 
 class _Block(nn.Module):
@@ -127,9 +127,9 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    y = _Convolution(self.num_filters, self.stride, self.convolution, name="conv_0")(x)
+    y = Conv(self.num_filters, self.stride, self.convolution, name="conv_0")(x)
     y = nn.relu(RunningBatchNorm(name="norm_0")(y, train))
-    y = _Convolution(self.num_filters, 1, self.convolution, name="conv_1")(y)
+    y = Conv(self.num_filters, 1, self.convolution, name="conv_1")(y)
     y = RunningBatchNorm(name="norm_1")(y, train)
     x = x[:, :: self.stride, :: self.stride]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.num_filters - x.shape[-1])))
@@ -146,48 +146,11 @@ class _WideBlock(nn.Module):
     y = nn.relu(RunningBatchNorm(name="norm_0")(x, train))
     if x.shape[-1] != self.num_filters or self.stride > 1:
       shape = (x.shape[-1], self.num_filters)
-      kernel = self.param("shortcut", _KERNEL_INIT, shape, x.dtype)
+      kernel = self.param("shortcut", KERNEL_INIT, shape, x.dtype)
       x = y[:, :: self.stride, :: self.stride] @ kernel
-    y = _Convolution(self.num_filters, self.stride, self.convolution, name="conv_0")(y)
+    y = Conv(self.num_filters, self.stride, self.convolution, name="conv_0")(y)
     y = nn.relu(RunningBatchNorm(name="norm_1")(y, train))
-    return x + _Convolution(self.num_filters, 1, self.convolution, name="conv_1")(y)
-
-
-class _Convolution(nn.Module):
-  """A 3x3 convolution without bias."""
-
-  num_filters: int
-  stride: int = 1
-  convolution: Convolution = "auto"
-
-  @nn.compact
-  def __call__(self, x):
-    shape = (3, 3, x.shape[-1], self.num_filters)
-    kernel = self.param("kernel", _KERNEL_INIT, shape, x.dtype)
-    return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
-
-
-def _head(num_outputs, x):
-  init = nn.initializers.glorot_uniform()
-  head = nn.Dense(num_outputs, name="head", kernel_init=init, param_dtype=x.dtype)
-  return head(x.mean((1, 2)))
-
-
-def _check(name, inputs, depth, rest):
-  _check_depth(name, depth, rest)
-  if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(
-      f"{name}: inputs must be a float array [batch, height, width, channels]; got "
-      f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
-    )
-
-
-def _check_depth(name: str, depth: int, rest: int) -> None:
-  if depth <= rest or (depth - rest) % 6:
-    raise ValueError(
-      f"{name}: depth must be 6n + {rest} with n at least 1; got {depth}. Take "
-      f"{max(6 + rest, depth - (depth - rest) % 6)}."
-    )
+    return x + Conv(self.num_filters, 1, self.convolution, name="conv_1")(y)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +164,7 @@ class ResNetOptions(ClassifierNetwork):
   )
 
   def complete(self) -> None:
-    _check_depth("ResNet", self.depth, 2)
+    check_depth("ResNet", self.depth, 6, 2)
 
   @property
   def label(self) -> str:
@@ -223,7 +186,7 @@ class WideResNetOptions(ClassifierNetwork):
   widen: int = option(2, "Factor of the channels.", check=at_least(1))
 
   def complete(self) -> None:
-    _check_depth("WideResNet", self.depth, 4)
+    check_depth("WideResNet", self.depth, 6, 4)
 
   @property
   def label(self) -> str:

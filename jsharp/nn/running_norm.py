@@ -1,5 +1,7 @@
 """Batch normalisation with running averages, for ordinary training."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,6 +22,7 @@ class RunningBatchNorm(nn.Module):
   Attributes:
     momentum: share of the old average that a training pass keeps.
     epsilon: added to the variance.
+    scale_init: initialiser of "scale".
 
   Example:
     >>> layer = RunningBatchNorm()
@@ -34,6 +37,7 @@ class RunningBatchNorm(nn.Module):
 
   momentum: float = 0.9
   epsilon: float = 1e-5
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -62,7 +66,7 @@ class RunningBatchNorm(nn.Module):
       x,
       used_mean,
       used_variance,
-      scale=self.param("scale", nn.initializers.ones, channels, x.dtype),
+      scale=self.param("scale", self.scale_init, channels, x.dtype),
       offset=self.param("offset", nn.initializers.zeros, channels, x.dtype),
       epsilon=self.epsilon,
     )

@@ -1,0 +1,64 @@
+"""What the residual networks for ordinary classification share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jsharp.nn import conv2d
+from jsharp.types import Convolution
+
+# Of the outputs, as in the published code of these networks.
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+  """A convolution without bias, of an odd `size`; 1x1 ones are products."""
+
+  num_filters: int
+  stride: int = 1
+  convolution: Convolution = "auto"
+  size: int = 3
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.size, self.size, x.shape[-1], self.num_filters)
+    kernel = self.param("kernel", KERNEL_INIT, shape, x.dtype)
+    if self.size == 1:
+      return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+    return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
+
+
+def head(num_outputs: int, x: jax.Array) -> jax.Array:
+  """A linear layer of the mean over space."""
+  init = nn.initializers.glorot_uniform()
+  layer = nn.Dense(num_outputs, name="head", kernel_init=init, param_dtype=x.dtype)
+  outputs: jax.Array = layer(x.mean((1, 2)))
+  return outputs
+
+
+def check_images(name: str, inputs: Any) -> None:
+  """Refuses what is no batch of float images.
+
+  Raises:
+    ValueError: with the fix.
+  """
+  if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f"{name}: inputs must be a float array [batch, height, width, channels]; got "
+      f"{inputs.dtype} {inputs.shape}. Divide uint8 images by 255 first."
+    )
+
+
+def check_depth(name: str, depth: int, unit: int, rest: int) -> None:
+  """Refuses a depth that is not `unit * n + rest`.
+
+  Raises:
+    ValueError: with the next lower depth that there is.
+  """
+  if depth <= rest or (depth - rest) % unit:
+    raise ValueError(
+      f"{name}: depth must be {unit}n + {rest} with n at least 1; got {depth}. Take "
+      f"{max(unit + rest, depth - (depth - rest) % unit)}."
+    )
