@@ -49,8 +49,10 @@ _ALGORITHM = Choice(
 _NETWORK = Choice(
   "classifier network",
   "model",
-  "resnet: the small one for CIFAR, 16-32-64 channels; wide_resnet: pre-activation; or "
-  "your own as module:Class.",
+  "resnet: the small one for CIFAR, 16-32-64 channels; wide_resnet: pre-activation; "
+  "shake_shake: two branches mixed at random; pyramid_net: growing channels, with "
+  "ShakeDrop where asked for; imagenet_resnet: for photographs of 224 pixels; or your "
+  "own as module:Class.",
   "resnet",
 )
 
@@ -103,6 +105,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     ),
     seed=run.seed,
     execution=execution,
+    label_smoothing=training.label_smoothing,
   )
   optimizer = algorithm.wrap(training.optimizer(num_steps), steps_per_epoch=per_epoch)
   num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
@@ -127,7 +130,14 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
   if val is not None:
     chosen_by = f"validation on {val.labels.shape[0]} examples"
   return Parts(
-    algorithm=supervised(learner.loss_fn, optimizer, centre=algorithm.centre),
+    algorithm=supervised(
+      learner.loss_fn,
+      optimizer,
+      centre=algorithm.centre,
+      groups=algorithm.groups,
+      weight_decay=training.weight_decay * training.decay_in_loss,
+      key=jax.random.fold_in(jax.random.key(run.seed), 1),
+    ),
     params=learner.params,
     sample_tasks=functools.partial(
       examples.sample_batch,

@@ -22,12 +22,15 @@ from jsharp import tree as trees
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
 from jsharp.options import Options, Role, at_least, between, option, positive
+from jsharp.perturbations import SharpGroups
+from jsharp.perturbations.loss import sharpen
 from jsharp.types import Batch, MetaAlgorithm, MetaState, Metrics, Params, Variables
 
-ExampleLossFn = Callable[[Variables, Batch, bool], tuple[Metrics, Any]]
+ExampleLossFn = Callable[..., tuple[Metrics, Any]]
 """`loss_fn(variables, batch, train) -> (metrics, statistics)`.
 
-Metrics are per example, `[batch]`, with "loss" among them."""
+Metrics are per example, `[batch]`, with "loss" among them. The loss of a network that
+draws random numbers in training takes a key as a fourth argument."""
 
 
 def supervised(
@@ -35,12 +38,16 @@ def supervised(
   optimizer: optax.GradientTransformation,
   *,
   centre: Callable[[Params, Any], Params] | None = None,
+  groups: SharpGroups | None = None,
+  weight_decay: float = 0.0,
+  key: jax.Array | None = None,
 ) -> MetaAlgorithm:
   """Minimises the mean loss of batches with any optax optimizer.
 
   Metrics and statistics come from the pass at the parameters themselves; what a
   normalisation layer averages at points that the optimizer tries (SAM's perturbed
-  ones, a line search) is thrown away.
+  ones, a line search) is thrown away. All passes of a step draw the same random
+  numbers, so that the optimizer compares losses of one and the same network.
 
   Args:
     loss_fn: `loss_fn(variables, batch, train) -> (metrics, statistics)`, metrics per
@@ -50,11 +57,23 @@ def supervised(
     centre: for an optimizer that moves perturbed parameters,
       `centre(params, opt_state)`: those that are to be evaluated. The state then holds
       them as its parameters and the perturbed ones beside the optimizer's state.
+    groups: for m-sharpness: the batch is divided, each group's gradient is taken at a
+      perturbation of its own, one group after the other, and the optimizer, without
+      SAM, is given their mean. What normalisation layers average is averaged.
+    weight_decay: adds half of it times the squared length of the parameters to the
+      loss, in all passes of a step and not to the metrics, as SAM's published code
+      does. So it takes part in the direction of a perturbation, where
+      `optax.add_decayed_weights` behind SAM does not.
+    key: for a network that draws random numbers in training: the loss is then called
+      as `loss_fn(variables, batch, True, key of the step)`, with one for each group.
 
   Returns:
     The bundle. `init(variables)`; `step(state, batch)`, whose metrics are `[batch]`;
     `adapt` returns its argument. `state.params` is a `Variables`.
     `examples_evaluator` measures it.
+
+  Raises:
+    ValueError: from `step`, if the groups do not divide the batch.
 
   Example:
     >>> def loss_fn(variables, batch, train):
@@ -82,13 +101,24 @@ def supervised(
     if centre is not None:
       params, opt_state = opt_state
 
-    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    def mean_loss(
+      params: Params, batch: Batch, *keys: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
       point = Variables(params, variables.statistics)
-      metrics, statistics = loss_fn(point, batch, True)
-      return metrics["loss"].mean(), (metrics, statistics)
+      metrics, statistics = loss_fn(point, batch, True, *keys)
+      loss = metrics["loss"].mean()
+      if weight_decay:
+        decayed, _ = trees.inexact(params)
+        loss += weight_decay / 2 * trees.inner_product(decayed, decayed)
+      return loss, (metrics, statistics)
 
+    data = (batch,) if key is None else (batch, jax.random.fold_in(key, state.step))
+    if groups is None:
+      differentiate = trees.value_and_grad(mean_loss, has_aux=True)
+    else:
+      differentiate = _in_groups(mean_loss, groups)
     params, opt_state, (metrics, statistics) = descend(
-      optimizer, trees.value_and_grad(mean_loss, has_aux=True), params, opt_state
+      optimizer, lambda params: differentiate(params, *data), params, opt_state
     )
     if centre is not None:
       params, opt_state = centre(params, opt_state), (params, opt_state)
@@ -96,6 +126,46 @@ def supervised(
 
   adapt = without_inner_loop("supervised", lambda params, support: params)
   return MetaAlgorithm(init, step, adapt)
+
+
+def _in_groups(
+  mean_loss: Callable[..., Any], groups: SharpGroups
+) -> Callable[..., Any]:
+  """The mean over groups of what `value_and_grad` gives for each."""
+  of_group = trees.value_and_grad(
+    sharpen(mean_loss, groups.ascent, has_aux=True, second_order=groups.second_order),
+    has_aux=True,
+  )
+
+  def value_and_grad(
+    params: Params, batch: Batch, key: jax.Array | None = None
+  ) -> tuple[Any, Any]:
+    size = batch.targets.shape[0]
+    if size % groups.size:
+      raise ValueError(
+        f"groups of {groups.size} examples do not divide a batch of {size}; choose a "
+        "divisor"
+      )
+    count = size // groups.size
+    data: Any = (jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch),)
+    if key is not None:
+      data += (jax.random.split(key, count),)
+
+    def added(total: Any, group: Any) -> tuple[Any, Metrics]:
+      (loss, (metrics, statistics)), grads = of_group(params, *group)
+      return jax.tree.map(jnp.add, total, (loss, statistics, grads)), metrics
+
+    first = jax.tree.map(lambda x: x[0], data)
+    (loss, (_, statistics)), grads = jax.eval_shape(of_group, params, *first)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), (loss, statistics, grads)
+    )
+    total, metrics = jax.lax.scan(added, zeros, data)
+    loss, statistics, grads = jax.tree.map(lambda x: x / count, total)
+    metrics = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), metrics)
+    return (loss, (metrics, statistics)), grads
+
+  return value_and_grad
 
 
 def examples_evaluator(
@@ -121,6 +191,9 @@ def examples_evaluator(
   return lambda variables, batch: loss_fn(variables, batch, False)[0]
 
 
+_STREAMS = ("dropout", "shake")
+
+
 def classifier(
   module: nn.Module, *, transform: Callable[..., Any] = lambda apply_fn: apply_fn
 ) -> tuple[Callable[[jax.Array, Any], Variables], ExampleLossFn]:
@@ -128,9 +201,11 @@ def classifier(
 
   Args:
     module: called as `module(inputs, train)`, with logits `[batch, num_classes]` as
-      its result and no state but parameters and `batch_stats`.
+      its result and no state but parameters and `batch_stats`. Random numbers that it
+      draws in training come from its streams "dropout" and "shake".
     transform: what is done to the module's function
-      `apply_fn(params, inputs, *, statistics, train) -> (logits, statistics)`, such as
+      `apply_fn(params, inputs, *, statistics, train, key) -> (logits, statistics)`,
+      such as
       `lambda apply_fn: jsharp.precision.in_precision(apply_fn, "bfloat16")`.
 
   Returns:
@@ -161,7 +236,8 @@ def classifier_functions(
 
   Returns:
     `init_fn(key, inputs) -> Variables` and
-    `apply_fn(params, inputs, *, statistics, train) -> (logits, statistics)`.
+    `apply_fn(params, inputs, *, statistics, train, key) -> (logits, statistics)`; the
+    key of the module's random numbers may be None or left out: it then draws none.
 
   Example:
     >>> from jsharp.models import ResNet
@@ -178,24 +254,39 @@ def classifier_functions(
     return Variables(made["params"], made.get("batch_stats", {}))
 
   def apply_fn(
-    params: Params, inputs: Any, *, statistics: Any, train: bool
+    params: Params,
+    inputs: Any,
+    *,
+    statistics: Any,
+    train: bool,
+    key: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
     collections = {"params": params, "batch_stats": statistics}
     mutable = ["batch_stats"] if train else []
-    logits, changed = module.apply(collections, inputs, train, mutable=mutable)
+    streams = None if key is None else dict.fromkeys(_STREAMS, key)
+    logits, changed = module.apply(
+      collections, inputs, train, mutable=mutable, rngs=streams
+    )
     return logits, changed.get("batch_stats", statistics)
 
   return init_fn, apply_fn
 
 
-def example_loss(apply_fn: Callable[..., Any]) -> ExampleLossFn:
+def example_loss(
+  apply_fn: Callable[..., Any], *, label_smoothing: float = 0.0
+) -> ExampleLossFn:
   """Cross-entropy and accuracy of each example.
 
   Args:
     apply_fn: from `classifier_functions`.
+    label_smoothing: share of each training target that is spread evenly over all
+      classes (Szegedy et al. 2016, arXiv 1512.00567); 0 for none.
 
   Returns:
-    The `loss_fn` that `classifier` returns.
+    The `loss_fn` that `classifier` returns. Targets are `[batch]` integers, or
+    `[batch, num_classes]` shares of the classes, as mixup makes; the accuracy is then
+    the share that the answered class has. It may be given a key as a fourth argument,
+    for a network that draws random numbers in training.
 
   Example:
     >>> loss_fn = example_loss(lambda params, x, *, statistics, train: (x, statistics))
@@ -204,14 +295,24 @@ def example_loss(apply_fn: Callable[..., Any]) -> ExampleLossFn:
     [1.0]
   """
 
-  def loss_fn(variables: Variables, batch: Batch, train: bool) -> tuple[Metrics, Any]:
+  def loss_fn(
+    variables: Variables, batch: Batch, train: bool, key: jax.Array | None = None
+  ) -> tuple[Metrics, Any]:
     params, statistics = variables
+    drawn = {} if key is None else {"key": key}
     logits, statistics = apply_fn(
-      params, batch.inputs, statistics=statistics, train=train
+      params, batch.inputs, statistics=statistics, train=train, **drawn
     )
-    one_hot = jax.nn.one_hot(batch.targets, logits.shape[-1], dtype=logits.dtype)
-    losses = optax.losses.softmax_cross_entropy(logits, one_hot)
-    right = (jnp.argmax(logits, axis=-1) == batch.targets).astype(logits.dtype)
+    targets = batch.targets
+    if targets.ndim == 1:
+      targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    answers = jax.nn.one_hot(
+      jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype
+    )
+    right = (answers * targets).sum(axis=-1)
+    if train and label_smoothing:
+      targets = optax.smooth_labels(targets, label_smoothing)
+    losses = optax.losses.softmax_cross_entropy(logits, targets)
     return {"loss": losses, "accuracy": right}, statistics
 
   return loss_fn
@@ -252,6 +353,16 @@ class OrdinaryTraining(Options):
     "Times the parameters, all of them, added to the gradient that SGD is given.",
     check=at_least(0, "0.0005 is usual."),
   )
+  decay_in_loss: bool = option(
+    False,
+    "Make the weight decay a part of the loss, in all passes of a step, as in SAM's "
+    "code; by default it is that of the unperturbed parameters, behind SAM.",
+  )
+  label_smoothing: float = option(
+    0.0,
+    "Share of each training target that is spread over all classes.",
+    check=between(0, 1, "0.1 is usual.", below=True),
+  )
   clip_gradient: float | None = option(
     None,
     "Shortens that gradient to this length where it is longer; SAM's code has 5. "
@@ -266,14 +377,14 @@ class OrdinaryTraining(Options):
     """Weight decay, clipping and SGD, for a run of this many steps.
 
     Behind a perturbation the decay is that of the unperturbed parameters, and the
-    perturbation does not follow it; in SAM's code it is a part of the loss, in both
-    passes.
+    perturbation does not follow it; with `decay_in_loss`, it is not here but a part of
+    the loss, in both passes, as in SAM's code.
     """
     rate: Any = self.lr
     if self.schedule == "cosine":
       rate = optax.cosine_decay_schedule(self.lr, num_steps)
     links = []
-    if self.weight_decay:
+    if self.weight_decay and not self.decay_in_loss:
       links.append(optax.add_decayed_weights(self.weight_decay))
     if self.clip_gradient is not None:
       links.append(optax.clip_by_global_norm(self.clip_gradient))

@@ -149,6 +149,7 @@ def build_classifier(
   *,
   seed: int = 0,
   execution: Execution = Execution(),
+  label_smoothing: float = 0.0,
 ) -> Classifier:
   """Builds the classifier that a description describes, with initial parameters.
 
@@ -156,6 +157,7 @@ def build_classifier(
     description: what it is.
     seed: of the initial parameters.
     execution: how it is computed; only `convolution` matters here.
+    label_smoothing: of its training loss, see `jsharp.algorithms.example_loss`.
 
   Returns:
     The classifier; `params` are initial ones.
@@ -194,6 +196,6 @@ def build_classifier(
   return Classifier(
     description=description,
     params=init_fn(jax.random.key(seed), image),
-    loss_fn=example_loss(apply_fn),
+    loss_fn=example_loss(apply_fn, label_smoothing=label_smoothing),
     logits=logits,
   )

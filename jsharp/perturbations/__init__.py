@@ -6,6 +6,7 @@ One line exports one name.
 from typing import TYPE_CHECKING
 
 from jsharp._exports import exported
+from jsharp.perturbations._options import SharpGroups as SharpGroups
 from jsharp.perturbations._options import SharpLink as SharpLink
 from jsharp.perturbations._options import SharpOptimizer as SharpOptimizer
 from jsharp.perturbations.asam import asam as asam

@@ -2,13 +2,27 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import optax
 
 from jsharp.options import Options, Role, at_least, norm, option, positive
 from jsharp.perturbations._steps import on_steps
 from jsharp.types import Params
+
+
+class SharpGroups(NamedTuple):
+  """m-sharpness (Foret et al. 2021, arXiv 2010.01412, section 4.1).
+
+  Attributes:
+    ascent: gradient in, perturbation out, without state: `jsharp.sam_ascent(0.05)`.
+    size: m, the number of examples that share a perturbation.
+    second_order: as for `jsharp.sharpen`.
+  """
+
+  ascent: optax.GradientTransformation
+  size: int
+  second_order: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +49,11 @@ class SharpOptimizer(Options):
   def num_gradients(self, num_steps: int, *, steps_per_epoch: int) -> int:
     """The gradients that `num_steps` steps compute."""
     return num_steps
+
+  @property
+  def groups(self) -> SharpGroups | None:
+    """Groups of examples with a perturbation each, in place of a link, or None."""
+    return None
 
   @property
   def centre(self) -> Callable[[Params, Any], Params] | None:

@@ -15,6 +15,7 @@ def sharpen(
   ascent: optax.GradientTransformation,
   *,
   has_aux: bool = False,
+  second_order: bool = False,
 ) -> Callable[..., Any]:
   """Gives a loss SAM's gradient: same value and aux, sharp derivative.
 
@@ -40,6 +41,8 @@ def sharpen(
     ascent: gradient in, perturbation to add out, without state: `sam_ascent(0.05)`. Its
       radius may be a traced value, and so be meta-learned.
     has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.grad`.
+    second_order: whether the derivative is that of `w -> loss(w + e(w))`, through the
+      perturbation, see `sharpness_aware`; about two gradients more.
 
   Returns:
     A function like `loss_fn`. Its gradient costs two gradients, and is JAX's: conjugate
@@ -73,7 +76,9 @@ def sharpen(
     # Values that others differentiate with respect to become arguments: a custom
     # derivative must not close over them.
     closed, hoisted = jax.closure_convert(with_aux, variables)
-    loss, aux = _with_sharp_derivative(closed, ascent, state)(variables, *hoisted)
+    loss, aux = _with_sharp_derivative(closed, ascent, state, second_order)(
+      variables, *hoisted
+    )
     return (loss, aux) if has_aux else loss
 
   return sharpened
@@ -92,7 +97,7 @@ def _empty_state(ascent: optax.GradientTransformation, params: Params) -> Any:
 
 
 def _with_sharp_derivative(
-  closed: Callable[..., Any], ascent: Any, state: Any
+  closed: Callable[..., Any], ascent: Any, state: Any, second_order: bool
 ) -> Callable[..., Any]:
   @jax.custom_jvp
   def evaluate(params: Params, *hoisted: Any) -> Any:
@@ -105,9 +110,17 @@ def _with_sharp_derivative(
     def grad_fn(point: Params) -> Any:
       return trees.value_and_grad(lambda w: closed(w, *hoisted)[0])(point)[1]
 
-    e, _ = ascent.update(grad_fn(params), state, params, grad_fn=grad_fn)
-    sharp_primals = (optax.apply_updates(params, e), *hoisted)
-    _, slope = jax.jvp(lambda *at: closed(*at)[0], sharp_primals, tuple(tangents))
+    def above(point: Params) -> Params:
+      e, _ = ascent.update(grad_fn(point), state, params, grad_fn=grad_fn)
+      return optax.apply_updates(point, e)
+
+    moved, *others = tangents
+    if second_order:
+      sharp_point, moved = jax.jvp(above, (params,), (moved,))
+    else:
+      sharp_point = above(params)
+    sharp_primals, sharp_tangents = (sharp_point, *hoisted), (moved, *others)
+    _, slope = jax.jvp(lambda *at: closed(*at)[0], sharp_primals, sharp_tangents)
     _, aux_slope = jax.jvp(lambda *at: closed(*at)[1], tuple(primals), tuple(tangents))
     loss, aux = evaluate(*primals)
     return (loss, aux), (slope, aux_slope)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import optax
 
 from jsharp.options import at_least, option
-from jsharp.perturbations._options import SharpLink
+from jsharp.perturbations._options import SharpGroups, SharpLink
 from jsharp.perturbations.ascent import sam_ascent
 from jsharp.perturbations.link import sharpness_aware
 
@@ -18,6 +18,7 @@ def sam(
   per_leaf: bool = False,
   adaptive: bool = False,
   eta: float = 0.0,
+  second_order: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Sharpness-aware minimisation: `s` at `e = rho * g / |g|` (two gradients a step).
 
@@ -29,6 +30,8 @@ def sam(
     per_leaf: whether every leaf has a ball of its own.
     adaptive: ASAM's geometry; see also `asam`.
     eta: ASAM's offset.
+    second_order: whether to differentiate through the perturbation, see
+      `sharpness_aware`.
 
   Returns:
     A link for `optax.chain`; see `sharpness_aware`.
@@ -47,7 +50,8 @@ def sam(
     [0.7929, 0.7929]
   """
   return sharpness_aware(
-    sam_ascent(rho, p=p, per_leaf=per_leaf, adaptive=adaptive, eta=eta)
+    sam_ascent(rho, p=p, per_leaf=per_leaf, adaptive=adaptive, eta=eta),
+    second_order=second_order,
   )
 
 
@@ -68,6 +72,51 @@ class SAM(SharpLink):
     "Offset of the adaptive ball, in units of the parameters.",
     check=at_least(0),
   )
+  second_order: bool = option(
+    False,
+    "Differentiate through the perturbation as well, which the paper's appendix C.4 "
+    "found to be worse; about two gradients more.",
+  )
+
+  perturbation_batch_size: int | None = option(
+    None,
+    "m-sharpness: so many images of a batch share a perturbation, and each group has "
+    "one of its own, computed one after the other. Default: the whole batch.",
+    check=at_least(1),
+  )
+
+  def complete(self) -> None:
+    """Refuses groups on some steps only."""
+    if self.perturbation_batch_size and (self.sam_every > 1 or self.sam_start):
+      raise ValueError(
+        "--perturbation_batch_size perturbs in every step; leave --sam_every and "
+        "--sam_start out"
+      )
+
+  @property
+  def groups(self) -> SharpGroups | None:
+    if self.perturbation_batch_size is None:
+      return None
+    ascent = sam_ascent(self.rho, p=self.p, adaptive=self.adaptive, eta=self.eta)
+    return SharpGroups(ascent, self.perturbation_batch_size, self.second_order)
+
+  def wrap(
+    self, optimizer: optax.GradientTransformation, *, steps_per_epoch: int
+  ) -> optax.GradientTransformation:
+    if self.groups:
+      return optimizer
+    return super().wrap(optimizer, steps_per_epoch=steps_per_epoch)
 
   def link(self) -> optax.GradientTransformation:
-    return sam(self.rho, p=self.p, adaptive=self.adaptive, eta=self.eta)
+    return sam(
+      self.rho,
+      p=self.p,
+      adaptive=self.adaptive,
+      eta=self.eta,
+      second_order=self.second_order,
+    )
+
+  def num_gradients(self, num_steps: int, *, steps_per_epoch: int) -> int:
+    total = super().num_gradients(num_steps, steps_per_epoch=steps_per_epoch)
+    # A product with the Hessian costs about two gradients.
+    return total + 2 * (total - num_steps) * self.second_order

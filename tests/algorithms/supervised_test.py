@@ -10,8 +10,10 @@ import optax
 from absl.testing import absltest
 
 import jsharp
+from jsharp import perturbations
 from jsharp.algorithms.supervised import (
   classifier,
+  example_loss,
   examples_evaluator,
   supervised,
 )
@@ -63,6 +65,68 @@ class SupervisedTest(absltest.TestCase):
     np.testing.assert_array_equal(state.params.statistics, self.variables.params)
     np.testing.assert_allclose(metrics["loss"], (x @ w - y) ** 2, rtol=1e-4)
     self.assertEqual(metrics["size"].shape, (8,))
+
+  def by_hand(self, batch, size, *, weight_decay=0.0):
+    """The mean of the sharp gradients of groups of `size` examples, in float64."""
+    w = np.asarray(self.variables.params, np.float64)
+    x, y = (np.asarray(part, np.float64) for part in batch)
+    total = 0
+    for start in range(0, len(y), size):
+      part = slice(start, start + size)
+
+      def gradient(w, x=x[part], y=y[part]):
+        return 2 * x.T @ (x @ w - y) / len(y) + weight_decay * w
+
+      ascent = RHO * gradient(w) / np.linalg.norm(gradient(w))
+      total += gradient(w + ascent)
+    return w - RATE * total / (len(y) // size)
+
+  def test_decay_in_the_loss_is_in_both_passes_and_not_in_the_metrics(self):
+    batch = batch_of(0)
+    sharp = optax.chain(jsharp.sam(RHO), optax.sgd(RATE))
+    algorithm = supervised(quadratic_loss, sharp, weight_decay=0.7)
+    state, metrics = algorithm.step(algorithm.init(self.variables), batch)
+    expected = self.by_hand(batch, 8, weight_decay=0.7)
+    np.testing.assert_allclose(state.params.params, expected, rtol=1e-5)
+    errors = batch.inputs @ self.variables.params - batch.targets
+    np.testing.assert_allclose(metrics["loss"], errors**2, rtol=1e-4)
+    behind = optax.chain(jsharp.sam(RHO), optax.add_decayed_weights(0.7))
+    algorithm = supervised(quadratic_loss, optax.chain(behind, optax.sgd(RATE)))
+    other, _ = algorithm.step(algorithm.init(self.variables), batch)
+    self.assertGreater(np.abs(other.params.params - expected).max(), 1e-3)
+
+  def test_each_group_is_perturbed_by_its_own_gradient(self):
+    batch = batch_of(0)
+    for size in (2, 4, 8):
+      groups = perturbations.SharpGroups(jsharp.sam_ascent(RHO), size)
+      algorithm = supervised(quadratic_loss, optax.sgd(RATE), groups=groups)
+      state, metrics = jax.jit(algorithm.step)(algorithm.init(self.variables), batch)
+      expected = self.by_hand(batch, size)
+      np.testing.assert_allclose(state.params.params, expected, rtol=1e-5)
+      errors = batch.inputs @ self.variables.params - batch.targets
+      np.testing.assert_allclose(metrics["loss"], errors**2, rtol=1e-4)
+      np.testing.assert_array_equal(state.params.statistics, self.variables.params)
+    groups = perturbations.SharpGroups(jsharp.sam_ascent(RHO), 3)
+    algorithm = supervised(quadratic_loss, optax.sgd(RATE), groups=groups)
+    with self.assertRaisesRegex(ValueError, "groups of 3 .* divide a batch of 8"):
+      algorithm.step(algorithm.init(self.variables), batch)
+
+  def test_soft_and_smoothed_targets(self):
+    apply_fn = lambda params, x, *, statistics, train: (x + params, statistics)
+    logits = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])
+    shares = np.array([[0.6, 0.4, 0.0], [0.5, 0.5, 0.0]])
+    logs = np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    point = Variables(jnp.float32(0), ())
+    loss_fn = example_loss(apply_fn, label_smoothing=0.3)
+    batch = Batch(logits, jnp.asarray(shares, jnp.float32))
+    for training, targets in ((False, shares), (True, 0.7 * shares + 0.1)):
+      metrics, _ = loss_fn(point, batch, training)
+      expected = -(targets * logs).sum(axis=1)
+      np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+      np.testing.assert_allclose(metrics["accuracy"], [0.6, 0.0], rtol=1e-6)
+    hard, _ = loss_fn(point, Batch(logits, jnp.array([0, 1])), False)
+    np.testing.assert_allclose(hard["loss"], [-logs[0, 0], -logs[1, 1]], rtol=1e-5)
+    np.testing.assert_array_equal(hard["accuracy"], [1, 0])
 
   def test_batch_statistics_of_a_network_are_those_of_the_clean_pass(self):
     init_fn, loss_fn = classifier(ResNet(num_outputs=3, depth=8))

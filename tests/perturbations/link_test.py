@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
+from jax import lax
 from jax.test_util import check_grads
 
 import jsharp
@@ -97,6 +98,44 @@ class SamTest(parameterized.TestCase):
       exact = optax.chain(jsharp.sam(0.1), optax.sgd(1e-3))
       different = jax.grad(lambda w: rosenbrock(run(exact, w, 1)))(w)
       self.assertGreater(np.abs(different - actual).max(), 1e-3)
+
+  def test_second_order_is_the_derivative_of_the_loss_at_the_perturbed_point(self):
+    with jax.enable_x64(True):
+      w, p = jnp.array([0.3, -0.2]), 1.5
+      unit = lambda g: g / jnp.linalg.norm(g, p / (p - 1))
+
+      def worst(w):  # The ball's point in the dual norm's direction, by hand.
+        g = unit(jax.grad(rosenbrock)(w))
+        return rosenbrock(w + 0.2 * jnp.sign(g) * jnp.abs(g) ** (1 / (p - 1)))
+
+      gradient = jax.grad(rosenbrock)
+      link = jsharp.sam(0.2, p=p, second_order=True)
+      actual, _ = link.update(gradient(w), link.init(w), w, grad_fn=gradient)
+      np.testing.assert_allclose(actual, jax.grad(worst)(w), rtol=1e-10)
+      sharpened = jsharp.sharpen(
+        rosenbrock, jsharp.sam_ascent(0.2, p=p), second_order=True
+      )
+      value, of_loss = jax.value_and_grad(sharpened)(w)
+      np.testing.assert_allclose(of_loss, jax.grad(worst)(w), rtol=1e-10)
+      self.assertEqual(value, rosenbrock(w))
+      plain = jsharp.sam(0.2, p=p)
+      first, _ = plain.update(gradient(w), plain.init(w), w, grad_fn=gradient)
+      self.assertGreater(np.abs(first - actual).max(), 1e-2)
+
+  def test_second_order_steps_complex_parameters_like_their_two_parts(self):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+      loss = lambda x, y: jnp.sum((x * x - y) ** 2 + jnp.sin(3 * y) * x)
+      joined = lambda z: loss(z.real, z.imag)
+      gradient = lambda z: jnp.conj(jax.grad(joined)(z))
+      parts = lambda v: loss(v[:2], v[2:])
+      link = jsharp.sam(0.1, second_order=True)
+      v = jnp.array([0.3, -0.2, 0.7, 0.1])
+      z = lax.complex(v[:2], v[2:])
+      actual, _ = link.update(gradient(z), link.init(z), z, grad_fn=gradient)
+      wanted, _ = link.update(
+        jax.grad(parts)(v), link.init(v), v, grad_fn=jax.grad(parts)
+      )
+      np.testing.assert_allclose(actual, wanted[:2] + 1j * wanted[2:], rtol=1e-10)
 
   def test_jit_and_vmap_change_nothing(self):
     tx = optax.chain(jsharp.sam(0.05), optax.sgd(1e-3))

@@ -76,8 +76,8 @@ class OptionsTest(parameterized.TestCase):
     fields = {field.name: field for field in options.fields(CLASSES[name])}
     if "every" in parameters:
       fields["every"] = fields.pop("sam_every")
-    for steps in ("sam_every", "sam_start"):
-      fields.pop(steps, None)
+    for elsewhere in ("sam_every", "sam_start", "perturbation_batch_size"):
+      fields.pop(elsewhere, None)
     self.assertContainsSubset(fields, parameters)
     for argument, field in fields.items():
       self.assertEqual(field.default, parameters[argument].default, argument)
@@ -87,7 +87,9 @@ class OptionsTest(parameterized.TestCase):
     signature = inspect.signature(getattr(jsharp, name))
     fields = options.fields(CLASSES[name])
     values = {
-      field.name: {bool: True, int: 3, float: 0.25}[field.type] for field in fields
+      field.name: {bool: True, int: 3, float: 0.25}[field.type]
+      for field in fields
+      if field.name != "perturbation_batch_size"
     }
     values["p"] = 1.5
     received = {}
@@ -104,6 +106,21 @@ class OptionsTest(parameterized.TestCase):
     expected = {key: value for key, value in values.items() if "sam_" not in key}
     received.pop("optimizer", None)
     self.assertEqual(received, expected)
+
+  def test_groups_take_the_place_of_the_link(self):
+    description = CLASSES["sam"](rho=0.3, p=1.5, perturbation_batch_size=4)
+    plain = optax.sgd(0.1)
+    self.assertIs(description.wrap(plain, steps_per_epoch=2), plain)
+    ascent, size, second_order = description.groups
+    g = jnp.array([3.0, -4.0])
+    direct = jsharp.sam_ascent(0.3, p=1.5)
+    expected, _ = direct.update(g, direct.init(g), g)
+    np.testing.assert_array_equal(ascent.update(g, ascent.init(g), g)[0], expected)
+    self.assertEqual((size, second_order), (4, False))
+    self.assertIsNone(CLASSES["sam"]().groups)
+    for steps in ({"sam_every": 2}, {"sam_start": 1.0}):
+      with self.assertRaisesRegex(ValueError, "perturbs in every step; leave"):
+        CLASSES["sam"](perturbation_batch_size=4, **steps)
 
   def test_only_momentum_sam_moves_perturbed_parameters(self):
     moving = [name for name, cls in CLASSES.items() if cls().centre is not None]
