@@ -143,7 +143,9 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       examples.sample_batch,
       run.seed,
       batch_size=training.batch_size,
+      distort=preparation.distortion(),
       augment=preparation.augmentation(description.data),
+      mix=preparation.mixing(len(splits.class_names)),
     ),
     data=train,
     loop={

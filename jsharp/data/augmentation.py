@@ -7,6 +7,8 @@ are normalised first (`jsharp.data.examples`) that is the mean colour.
 import jax
 import jax.numpy as jnp
 
+from jsharp.types import Batch
+
 
 def random_crop(key: jax.Array, image: jax.Array, *, padding: int = 4) -> jax.Array:
   """Moves the image by at most `padding` pixels in each direction, uniformly.
@@ -107,3 +109,39 @@ def standard(
   if flip:
     image = random_flip(flip_key, image)
   return cutout(cutout_key, image, size=cutout_size) if cutout_size else image
+
+
+def mixup(
+  key: jax.Array, batch: Batch, *, alpha: float = 1.0, num_classes: int
+) -> Batch:
+  """Mixes each example with another one (Zhang et al. 2018, arXiv 1710.09412).
+
+  Args:
+    key: decides the one share of the batch, from Beta(alpha, alpha), and who is mixed
+      with whom.
+    batch: inputs `[batch, ...]` float, targets `[batch]` integers or `[batch,
+      num_classes]` shares.
+    alpha: 1 is a uniform share; smaller ones mix less.
+    num_classes: number of classes.
+
+  Returns:
+    The batch with targets `[batch, num_classes]`: the shares of its classes.
+
+  Example:
+    >>> batch = Batch(jnp.array([[0.0], [1.0]]), jnp.array([0, 1]))
+    >>> mixed = mixup(jax.random.key(0), batch, num_classes=2)
+    >>> bool(jnp.allclose(mixed.inputs[:, 0], mixed.targets[:, 1]))
+    True
+  """
+  share_key, order_key = jax.random.split(key)
+  share = jax.random.beta(share_key, alpha, alpha)
+  order = jax.random.permutation(order_key, batch.targets.shape[0])
+  targets = batch.targets
+  if targets.ndim == 1:
+    targets = jax.nn.one_hot(targets, num_classes)
+
+  def mixed(x: jax.Array) -> jax.Array:
+    own = share.astype(x.dtype)
+    return own * x + (1 - own) * x[order]
+
+  return Batch(mixed(batch.inputs), mixed(targets))

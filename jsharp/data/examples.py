@@ -24,7 +24,8 @@ class Examples(NamedTuple):
 
   Attributes:
     images: `[num_examples, height, width, channels]` uint8.
-    labels: `[num_examples]` int32.
+    labels: `[num_examples]` int32, or `[num_examples, num_classes]` float32, the shares
+      of the classes.
     mean: `[channels]` float32, subtracted from the pixels (0 to 255).
     scale: `[channels]` float32, what is left is multiplied by it.
   """
@@ -98,7 +99,9 @@ def sample_batch(
   data: Examples,
   *,
   batch_size: int,
+  distort: Augment | None = None,
   augment: Augment | None = None,
+  mix: Callable[[jax.Array, Batch], Batch] | None = None,
 ) -> Batch:
   """The batch of a step, a pure function of (seed, step).
 
@@ -111,7 +114,9 @@ def sample_batch(
     step: steps taken so far; may be traced.
     data: on the device.
     batch_size: examples per batch.
+    distort: `distort(key, image) -> image`, on uint8 images.
     augment: `augment(key, image) -> image`, on normalised images.
+    mix: `mix(key, batch) -> batch`, last.
 
   Returns:
     Inputs `[batch_size, height, width, channels]` float32, targets `[batch_size]`.
@@ -134,12 +139,17 @@ def sample_batch(
   order = jax.random.permutation(epoch_key, num_examples)
   start = step % per_epoch * batch_size
   chosen = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-  inputs = inputs_of(data, data.images[chosen])
+  images = data.images[chosen]
+  step_key = jax.random.fold_in(augment_key, step)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(chosen)
+  if distort is not None:
+    images = jax.vmap(distort)(jax.vmap(jax.random.fold_in)(keys, chosen), images)
+  inputs = inputs_of(data, images)
   if augment is not None:
-    step_key = jax.random.fold_in(augment_key, step)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(chosen)
     inputs = jax.vmap(augment)(keys, inputs)
-  return Batch(inputs, data.labels[chosen])
+  batch = Batch(inputs, data.labels[chosen])
+  # Numbers of examples are below that of the batch's own key.
+  return batch if mix is None else mix(jax.random.fold_in(step_key, 2**31), batch)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -7,15 +7,17 @@ labels of that part are drawn anew.
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from jsharp.data import augmentation, examples, label_noise, subset
+from jsharp.data import augmentation, auto_augment, examples, label_noise, subset
 from jsharp.data._options import LabelledSource
 from jsharp.data.examples import Augment, Examples
 from jsharp.options import Options, Role, at_least, between, option
+from jsharp.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,36 @@ class Preparation(Options):
     "--seed, so that runs of several seeds have the same data.",
     check=between(0, 2**31 - 1),
   )
-  augment: Literal["none", "basic", "cutout"] = option(
+  augment: Literal[
+    "none", "basic", "cutout", "auto_augment", "auto_augment_imagenet"
+  ] = option(
     "none",
     "basic: shift by up to 4 pixels and mirror (characters are not mirrored); cutout: "
-    "and blank a square of 16 pixels.",
+    "and blank a square of 16 pixels; auto_augment: AutoAugment's policy for CIFAR "
+    "before that; auto_augment_imagenet: its policy for ImageNet.",
   )
+  mixup: float = option(
+    0.0,
+    "Mix each image and its label with another of the batch by a share from "
+    "Beta(mixup, mixup); 1 is usual with label noise. Training accuracies are then "
+    "shares of labels. 0: none.",
+    check=at_least(0),
+  )
+
+  def distortion(self) -> Augment | None:
+    """The change of each training image's pixels, before normalisation, or None."""
+    if not self.augment.startswith("auto_augment"):
+      return None
+    policy = "imagenet" if self.augment.endswith("imagenet") else "cifar"
+    return functools.partial(auto_augment.auto_augment, policy=policy)
+
+  def mixing(self, num_classes: int) -> Callable[[jax.Array, Batch], Batch] | None:
+    """`mix(key, batch) -> batch`, or None."""
+    if not self.mixup:
+      return None
+    return functools.partial(
+      augmentation.mixup, alpha=self.mixup, num_classes=num_classes
+    )
 
   def augmentation(self, source: LabelledSource) -> Augment | None:
     """The change of each training image; None for none.
@@ -76,7 +103,7 @@ class Preparation(Options):
     return functools.partial(
       augmentation.standard,
       flip=source.mirrored,
-      cutout_size=16 if self.augment == "cutout" else 0,
+      cutout_size=0 if self.augment == "basic" else 16,
     )
 
   def protocol(self, splits: "Splits") -> dict[str, Any]:
@@ -93,7 +120,8 @@ class Preparation(Options):
         "from": "other classes" if others else "all classes",
         "wrong labels": splits.num_wrong,
       }
-    return {"augmentation": self.augment, "label noise": noise}
+    mixed = {"mixup": self.mixup} if self.mixup else {}
+    return {"augmentation": self.augment, **mixed, "label noise": noise}
 
 
 class Splits(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jsharp.data import augmentation
+from jsharp.types import Batch
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
 IMAGE = np.arange(1, 1 + 6 * 5 * 2, dtype=np.float32).reshape(6, 5, 2)
@@ -53,6 +54,26 @@ class AugmentationTest(parameterized.TestCase):
     np.testing.assert_array_equal(plain, np.ones((len(KEYS), 8, 8, 1)))
     cut = many(augmentation.standard, image, padding=0, cutout_size=4)
     self.assertTrue(np.all((cut == 0).sum((1, 2, 3)) >= 4))
+
+  def test_mixup_is_one_share_of_each_pair_and_its_labels(self):
+    inputs = jnp.eye(4)  # An input says which examples it is made of.
+    hard = Batch(inputs, jnp.array([2, 0, 1, 2]))
+    mix = jax.vmap(lambda key: augmentation.mixup(key, hard, alpha=0.7, num_classes=3))
+    out, targets = map(np.asarray, mix(KEYS))
+    np.testing.assert_allclose(targets, out @ np.eye(3)[hard.targets], atol=1e-6)
+    np.testing.assert_allclose(out.sum((1, 2)), 4, rtol=1e-5)
+    own = out.diagonal(axis1=1, axis2=2)  # 1 where an example met itself.
+    share = own.min(1)
+    is_mixed = own < 1 - 1e-6
+    np.testing.assert_allclose(own[is_mixed], np.repeat(share, is_mixed.sum(1)), 1e-5)
+    share = share[is_mixed.any(1)]
+    # Beta(a, a): mean 1/2 and variance 1 / (8 a + 4), each with its own error.
+    self.assertAlmostEqual(share.mean(), 0.5, delta=0.03)
+    self.assertAlmostEqual(share.var(), 1 / (8 * 0.7 + 4), delta=0.01)
+    np.testing.assert_allclose(np.isclose(own, 1).mean(), 1 / 4, atol=0.05)
+    soft = Batch(inputs, jax.nn.one_hot(hard.targets, 3))
+    again = augmentation.mixup(KEYS[0], soft, alpha=0.7, num_classes=3)
+    np.testing.assert_allclose(again.targets, targets[0], atol=1e-6)
 
 
 if __name__ == "__main__":

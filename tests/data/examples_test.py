@@ -1,5 +1,7 @@
 """Tests of batches for ordinary training: epochs, augmentation, normalisation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from absl.testing import absltest
 
 from jsharp.data import examples
 from jsharp.data.dataset import Dataset
+from jsharp.types import Batch
 from tests.data import fixtures
 
 
@@ -89,6 +92,27 @@ class SampleBatchTest(absltest.TestCase):
     np.testing.assert_array_equal(
       whole.inputs[:3], self.draw(0, data, augment=augment)[0]
     )
+
+  def test_pixels_are_distorted_before_and_examples_mixed_after_the_rest(self):
+    data = numbered(6)._replace(mean=np.full(1, 100.0), scale=np.full(1, 0.5))
+    data = jax.device_put(data)
+    sample = functools.partial(
+      examples.sample_batch,
+      3,
+      data=data,
+      batch_size=4,
+      distort=lambda key, image: image + jax.random.randint(key, (), 0, 2, jnp.uint8),
+      augment=lambda key, image: 2 * image,
+      mix=lambda key, batch: Batch(batch.inputs - 1, batch.targets + 10),
+    )
+    jitted, added = jax.jit(sample), []
+    for step in range(12):
+      batch = jitted(step=step)
+      again = sample(step=step)
+      np.testing.assert_array_equal(batch.inputs, again.inputs)
+      label = np.asarray(batch.targets) - 10
+      added.append((np.asarray(batch.inputs).ravel() + 1) / 2 / 0.5 + 100 - label)
+    self.assertEqual({round(float(x)) for x in np.ravel(added)}, {0, 1})
 
   def test_refuses_batches_larger_than_the_data(self):
     with self.assertRaisesRegex(ValueError, "batch_size is 7, .* 6 training examples"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.data import Preparation, load_splits
+from jsharp.data import Preparation, Splits, load_splits
 from jsharp.data.characters import LabelledCharacters
 from jsharp.data.labelled_images import LabelledImages
 from jsharp.data.tfds_source import LabelledTFDS
@@ -105,6 +105,20 @@ class AugmentationTest(absltest.TestCase):
       images = jax.vmap(basic.augmentation(source), (0, None))(keys, image)
       falling = np.diff(np.asarray(images)[:, 4, 3:6, 0], axis=1).min(axis=1) == -1
       self.assertEqual(falling.any(), mirrored)
+
+  def test_policies_and_mixup_are_there_where_asked_for(self):
+    plain, wanted = (
+      Preparation(),
+      Preparation(augment="auto_augment_imagenet", mixup=0.4),
+    )
+    self.assertIsNone(plain.distortion())
+    self.assertIsNone(plain.mixing(3))
+    self.assertEqual(wanted.distortion().keywords, {"policy": "imagenet"})
+    auto = Preparation(augment="auto_augment")
+    self.assertEqual(auto.distortion().keywords, {"policy": "cifar"})
+    self.assertEqual(wanted.mixing(3).keywords, {"alpha": 0.4, "num_classes": 3})
+    self.assertEqual(wanted.protocol(Splits(*[None] * 7))["mixup"], 0.4)
+    self.assertEqual(auto.augmentation(SOURCE).keywords["cutout_size"], 16)
 
   def test_cutout_blanks_what_basic_leaves(self):
     key, image = jax.random.key(3), jnp.ones((40, 40, 1))
