@@ -34,8 +34,9 @@ _DATASET = Choice(
   "labelled dataset",
   "dataset",
   "characters (drawn by jsharp itself, needs no files; of each class 15 drawings for "
-  "training and 5 for testing), image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, "
-  "the same classes in both), tfds:NAME (already prepared by tensorflow-datasets, as "
+  "training and 5 for testing), cifar10, cifar100 (their Python archives), "
+  "image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, the same classes in both), "
+  "tfds:NAME (already prepared by tensorflow-datasets, as "
   "tfds:cifar10) or your own as module:Class.",
   "characters",
 )

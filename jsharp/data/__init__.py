@@ -24,6 +24,7 @@ from jsharp.data.preparation import Preparation, Splits, load_splits
 
 _SOURCES = (
   "characters",
+  "cifar",
   "image_folder",
   "labelled_images",
   "miniimagenet",

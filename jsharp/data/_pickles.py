@@ -1,4 +1,4 @@
-"""The two families of mini-ImageNet pickle caches, read without running code.
+"""Pickles of images, read without running code; mini-ImageNet's two families.
 
 A pickle is a program: `pickle.load` may call anything. What reads it here knows the
 few functions that rebuild numpy arrays, in versions of its own, and refuses every
@@ -7,7 +7,7 @@ other name before anything is called.
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -43,20 +43,29 @@ def load(path: pathlib.Path) -> Any:
       anything else than arrays of numbers or text; nothing is executed.
   """
   _archives.check_not_html(path)
+  with open_regular(path, most=2**40) as file:
+    return read(file, os.fstat(file.fileno()).st_size, where=path)
+
+
+def read(file: BinaryIO, size: int, *, where: object) -> Any:
+  """The object in an open pickle of `size` bytes; as `load`.
+
+  Raises:
+    ValueError: as `load`, with `where` in the message.
+  """
   try:
-    with open_regular(path, most=2**40) as file:
-      return _pickle_language.load(file, os.fstat(file.fileno()).st_size)
+    return _pickle_language.load(file, size)
   except _pickle_language.RefusedError as error:
     raise ValueError(
-      f"{path} is refused: this pickle {error}, which no mini-ImageNet cache "
-      "needs. Nothing of it was executed. Do not load it elsewhere; fetch the file "
-      "from a source that you trust."
+      f"{where} is refused: this pickle {error}, which no file of images needs. "
+      "Nothing of it was executed. Do not load it elsewhere; fetch the file from a "
+      "source that you trust."
     ) from error
   except MemoryError:
     raise
   except Exception as error:  # a damaged pickle can raise anything
     raise ValueError(
-      f"{path} is truncated or no pickle of arrays ({type(error).__name__}: {error}). "
+      f"{where} is truncated or no pickle of arrays ({type(error).__name__}: {error}). "
       "Fetch the file again."
     ) from error
 
@@ -106,7 +115,7 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
   used = np.zeros(len(images), bool)
   for key, members in indices.items():
     name = _name(path, key)
-    index = _numbers(path, f"class {name}", members, len(images))
+    index = whole_numbers(path, f"class {name}", members, len(images))
     if index.size and not 0 <= index.min() <= index.max() < len(images):
       raise ValueError(f"{path}: class {name} names images beyond {len(images)}.")
     if used[index].any() or len(np.unique(index)) != index.size:
@@ -118,7 +127,7 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
 
 def _by_label(path: pathlib.Path, content: dict, num_images: int) -> dict:
   """Class name -> indices, of the family that has a label for each image."""
-  labels = _numbers(path, "labels", content["labels"], num_images)
+  labels = whole_numbers(path, "labels", content["labels"], num_images)
   if len(labels) != num_images:
     raise ValueError(f"{path} has {len(labels)} labels for {num_images} images.")
   numbered = content.get("catname2label", {})
@@ -127,7 +136,7 @@ def _by_label(path: pathlib.Path, content: dict, num_images: int) -> dict:
       f"{path}: catname2label is a {type(numbered).__name__}, not a dict."
     )
   values = list(numbered.values())
-  numbers = _numbers(path, "catname2label", values, len(values)).tolist()
+  numbers = whole_numbers(path, "catname2label", values, len(values)).tolist()
   names = dict(zip(numbers, (_name(path, name) for name in numbered), strict=True))
   order = np.argsort(labels, kind="stable")
   found, starts = np.unique(labels[order], return_index=True)
@@ -138,7 +147,7 @@ def _by_label(path: pathlib.Path, content: dict, num_images: int) -> dict:
   return dict(zip(named, parts, strict=True))
 
 
-def _numbers(path: pathlib.Path, what: str, values: Any, most: int) -> np.ndarray:
+def whole_numbers(path: object, what: str, values: Any, most: int) -> np.ndarray:
   """A list of whole numbers as int64 `[num_values]`, of which there are at most `most`.
 
   The length comes first: one long array can be the member of a thousand classes.
