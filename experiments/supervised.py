@@ -92,6 +92,8 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
   training, preparation = description.training, description.preparation
   algorithm, run = description.algorithm, description.run
   splits = load_splits(description.data, description.files.data_dir, preparation)
+  if preparation.relabel:
+    splits = learners.relabelled(splits, learners.load(preparation.relabel))
   per_epoch = examples.steps_per_epoch(len(splits.train.labels), training.batch_size)
   num_steps = training.num_epochs * per_epoch
   learner = learners.build_classifier(

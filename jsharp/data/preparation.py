@@ -55,6 +55,12 @@ class Preparation(Options):
     "Draw wrong labels from the other classes only, so that exactly the share "
     "--label_noise is wrong. By default from all classes, the true one included.",
   )
+  relabel: str | None = option(
+    None,
+    "Bootstrap: directory of a finished run of ordinary training, or of its saved "
+    "classifier. The training labels, with their noise, are replaced by the "
+    "probabilities that it gives. Default: the labels stay.",
+  )
   data_seed: int = option(
     0,
     "Seed of what is held out, of --train_examples and of the label noise; apart from "
@@ -121,7 +127,8 @@ class Preparation(Options):
         "wrong labels": splits.num_wrong,
       }
     mixed = {"mixup": self.mixup} if self.mixup else {}
-    return {"augmentation": self.augment, **mixed, "label noise": noise}
+    soft = {"labels": f"given by {self.relabel}"} if self.relabel else {}
+    return {"augmentation": self.augment, **mixed, "label noise": noise, **soft}
 
 
 class Splits(NamedTuple):

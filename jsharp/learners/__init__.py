@@ -4,6 +4,7 @@ from jsharp.learners._classifier import (
   Classifier,
   ClassifierDescription,
   build_classifier,
+  relabelled,
 )
 from jsharp.learners._description import Description, check_parts
 from jsharp.learners._few_shot_classifier import FewShotClassifier, NotFittedError
@@ -25,6 +26,7 @@ __all__ = [
   "from_json",
   "load",
   "models_available",
+  "relabelled",
   "save",
   "to_json",
 ]

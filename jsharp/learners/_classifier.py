@@ -1,6 +1,7 @@
 """Ordinary classifiers: what they are, and how to use them on images."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
@@ -14,7 +15,7 @@ from jsharp.algorithms.supervised import (
   example_loss,
 )
 from jsharp.core.execution import PORTABLE, Execution
-from jsharp.data import LabelledSource
+from jsharp.data import LabelledSource, Splits
 from jsharp.data.examples import Examples, inputs_of
 from jsharp.learners._export import Exportable, ToExport
 from jsharp.models import ClassifierNetwork
@@ -142,6 +143,71 @@ class Classifier(Exportable):
   def replace(self, params: Variables) -> "Classifier":
     """The same classifier with other parameters."""
     return dataclasses.replace(self, params=params)
+
+
+def relabelled(splits: Splits, teacher: Any, *, batch_size: int = 256) -> Splits:
+  """Replaces the training labels by the probabilities of a classifier (bootstrap).
+
+  The bootstrap lines of Foret et al. (2021, arXiv 2010.01412, table 4) train, relabel
+  so and train again from the start.
+
+  Args:
+    splits: of ordinary training.
+    teacher: a trained `Classifier` of the same classes and images.
+    batch_size: images at a time.
+
+  Returns:
+    The splits with `train.labels` `[num_examples, num_classes]` float32, and the digest
+    of these among the fingerprints, as "labels".
+
+  Raises:
+    ValueError: if `teacher` is no classifier, or one of other classes or images.
+
+  Example:
+    >>> from jsharp.data.characters import LabelledCharacters
+    >>> from jsharp.data import load_splits
+    >>> from jsharp.models.resnet import ResNetOptions
+    >>> splits = load_splits(LabelledCharacters(num_characters=2, image_size=8))
+    >>> teacher = build_classifier(ClassifierDescription(
+    ...   network=ResNetOptions(), class_names=splits.class_names,
+    ...   input_shape=(8, 8, 1), pixel_mean=(127.5,), pixel_scale=(0.01,)))
+    >>> relabelled(splits, teacher).train.labels.shape
+    (30, 2)
+  """
+  if not isinstance(teacher, Classifier):
+    raise ValueError(
+      f"--relabel needs a classifier of experiments.supervised, got a learner of "
+      f"{type(teacher).__name__}'s kind; name a run of ordinary training"
+    )
+  about, images = teacher.description, splits.train.images
+  for what, theirs, ours in (
+    ("classes", about.class_names, splits.class_names),
+    ("images", about.input_shape, images.shape[1:]),
+  ):
+    if tuple(theirs) != tuple(ours):
+      raise ValueError(
+        f"--relabel: the classifier was trained on the {what} {_shown(theirs)}, and "
+        f"these are {_shown(ours)}; name one that was trained on this dataset"
+      )
+  labels = np.concatenate(
+    [
+      jax.nn.softmax(
+        teacher.predict(None, images[i : i + batch_size] / np.float32(255))
+      )
+      for i in range(0, len(images), batch_size)
+    ]
+  )
+  digest = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+  return splits._replace(
+    train=splits.train._replace(labels=labels),
+    fingerprints={**splits.fingerprints, "labels": digest},
+  )
+
+
+def _shown(values: Any) -> str:
+  words = [str(value) for value in values]
+  rest = f" and {len(words) - 5} more" if len(words) > 5 else ""
+  return ", ".join(words[:5]) + rest
 
 
 def build_classifier(
