@@ -18,11 +18,14 @@ from jsharp._flags import Given, words
 from jsharp.options import Check, Options, Role, at_least, option
 
 if TYPE_CHECKING:
+  from experiments._compare_kinds import Kind
   from jsharp.evaluation.budget import Budget
-  from jsharp.training.runs import MetaRun
+  from jsharp.training.runs import MetaRun, OrdinaryRun
 
 _TABLES = ("budget", "common", "methods")
 _MAX_BYTES = 2**20
+OWN = ("run_dir", "seed", "num_seeds", "num_steps", "num_epochs", "eval_every")
+"""The flags of a run that the comparison sets itself."""
 
 
 def _different(seeds: tuple[int, ...]) -> bool:
@@ -50,28 +53,19 @@ class Header(Options):
   validations: int = option(10, "Validations of a run.", check=at_least(1))
 
 
-class Own(NamedTuple):
-  """The flags of a run that the comparison sets itself."""
-
-  run_dir: str
-  seed: int
-  num_seeds: int
-  num_steps: int
-  eval_every: int
-
-
 class Method(NamedTuple):
   """One method of a comparison.
 
   Attributes:
-    flags: what its runs are started with, by name, but for those of `Own`.
+    flags: what its runs are started with, by name, but for those that the comparison
+      sets itself.
     seeds: of training.
     run: the description of its first run, whose directory and length are not known.
   """
 
   flags: dict[str, Any]
   seeds: tuple[int, ...]
-  run: MetaRun
+  run: MetaRun | OrdinaryRun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +75,7 @@ class Plan:
   Attributes:
     header: what the plan says outside its tables.
     experiment: whose runs are compared.
+    kind: of these runs.
     baseline: the method that differences are taken from.
     budget: of every run.
     methods: by name.
@@ -88,6 +83,7 @@ class Plan:
 
   header: Header
   experiment: Experiment
+  kind: Kind
   baseline: str
   budget: Budget
   methods: dict[str, Method]
@@ -99,26 +95,22 @@ class Plan:
       return [(f"{method}-seeds{seeds[0]}to{seeds[-1]}", seeds)]
     return [(f"{method}-seed{seed}", (seed,)) for seed in seeds]
 
-  def num_steps(self, method: str, tasks_per_second: float | None = None) -> int:
-    """The meta-steps that the budget pays for.
+  def amount(self, method: str, rate: float | None = None) -> int:
+    """The meta-steps or epochs that the budget pays for.
 
     Args:
       method: its name.
-      tasks_per_second: for a budget in minutes, as a run of the method measured it in
-        its last phase, counting the tasks of all its seeds.
+      rate: for a budget in minutes, tasks per second, as a run of the method measured
+        it in its last phase, counting the tasks of all its seeds.
 
     Raises:
       ValueError: if it pays for less than one, or the method has no price.
     """
-    run = self.methods[method].run
-    if tasks_per_second is not None:
-      tasks_per_second /= len(self.runs(method)[0][1])
+    run: Any = self.methods[method].run
+    if rate is not None:
+      rate /= len(self.runs(method)[0][1])
     try:
-      return self.budget.num_steps(
-        run.phases(),
-        num_tasks=run.training.num_tasks,
-        tasks_per_second=tasks_per_second,
-      )
+      return self.kind.amount(run, self.budget, rate)
     except ValueError as error:
       raise ValueError(f"methods.{method}: {error}") from error
 
@@ -139,7 +131,7 @@ class Plan:
         lambda field: field.identity or field.role is Role.TESTING,
       )
     )
-    return {name: value for name, value in values.items() if name not in Own._fields}
+    return {name: value for name, value in values.items() if name not in OWN}
 
 
 def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
@@ -168,13 +160,17 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
   common, tables = content.get("common", {}), content.get("methods", {})
   _check_tables(common, tables, overrides)
 
-  from jsharp.evaluation.budget import Budget  # Only now: it imports JAX.
+  from experiments._compare_kinds import kind_of  # Only now: they import JAX.
+  from jsharp.evaluation.budget import Budget
 
+  experiment = _experiment(header.experiment)
+  kind = kind_of(experiment)
   plan = Plan(
     header=header,
-    experiment=_experiment(header.experiment),
+    experiment=experiment,
+    kind=kind,
     baseline=next(iter(tables)) if header.baseline is None else header.baseline,
-    budget=Budget.from_table(content.get("budget", {})),
+    budget=Budget.from_table(content.get("budget", {}), units=kind.units),
     methods={},
   )
   _require(
@@ -186,7 +182,9 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     own = {k: v for k, v in table.items() if k != "seeds" and k not in overrides}
     seeds = _seeds(name, table, header)
     num_seeds = len(seeds) if header.seeds_side_by_side else 1
-    typed = {**own, "seed": seeds[0], "num_seeds": num_seeds}
+    typed = {**own, "seed": seeds[0]}
+    if kind.length == "num_steps":
+      typed["num_seeds"] = num_seeds
     where = f"methods.{name}"
     given, run, unread = _describe(plan.experiment, where, typed, common)
     vain = [flag for flag in own if flag in unread and given.changed(flag)]
@@ -221,7 +219,7 @@ def _check_tables(common: Any, methods: Any, overrides: Mapping[str, Any]) -> No
   for key, table in tables.items():
     fix = "write [common] and flags below it" if key == "common" else example
     _require(isinstance(table, dict), f"{key} must be a table, got {table!r}; {fix}")
-    ours = sorted(table.keys() & {*Own._fields, "flagfile"})
+    ours = sorted(table.keys() & {*OWN, "flagfile"})
     _require(not ours, f"{key} sets {ours}, which the comparison sets itself; drop it")
     for name, value in table.items():
       listed = value if isinstance(value, list) else [value]
@@ -248,12 +246,11 @@ def _seeds(name: str, table: Mapping[str, Any], header: Header) -> tuple[int, ..
 def _experiment(name: str) -> Experiment:
   try:
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-    kinds = [choice.kind for choice in experiment.program.choices().values()]
-    _require("algorithm" in kinds, "it does not meta-learn")
+    _require(isinstance(experiment, Experiment), "it trains nothing")
   except (ImportError, AttributeError, ValueError) as error:
     raise ValueError(
-      f"experiment is {name!r}; choose one that meta-learns, such as omniglot, "
-      f"miniimagenet or sinusoid ({error})"
+      f"experiment is {name!r}; choose one that trains: omniglot, miniimagenet, "
+      f"sinusoid or supervised ({error})"
     ) from error
   return experiment
 
@@ -263,7 +260,7 @@ def _describe(
   where: str,
   typed: Mapping[str, Any],
   background: Mapping[str, Any],
-) -> tuple[Given, MetaRun, set[str]]:
+) -> tuple[Given, MetaRun | OrdinaryRun, set[str]]:
   """The description that flags ask for, and those that nothing in it reads."""
   try:
     given = experiment.program.parse(
@@ -281,9 +278,10 @@ def _check_methods(plan: Plan) -> None:
   for name, method in plan.methods.items():
     shared = options.select(method.run, lambda field: field.shared)
     tests[name] = plan.experiment.program.flags_of(shared)
-    method.run.phases()
     if plan.budget.unit != "minutes":
-      plan.num_steps(name)
+      plan.amount(name)
+    elif phases := getattr(method.run, "phases", None):
+      phases()
     missing = sorted(set(method.seeds) - set(plan.methods[plan.baseline].seeds))
     _require(
       not missing, f"seeds of {name}: the baseline has no runs of {missing}; add them"

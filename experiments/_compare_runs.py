@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments._compare_plan import Plan
 from jsharp import options
@@ -46,8 +46,8 @@ def claim(plan: Plan, out: pathlib.Path) -> list[str]:
   return differing
 
 
-def num_steps(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | None:
-  """Meta-steps of each method; for a budget in minutes from its speed, measured once.
+def amounts(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | None:
+  """Meta-steps or epochs by method; for minutes from its speed, measured once.
 
   Returns:
     By method; None if a speed could not be measured.
@@ -56,7 +56,7 @@ def num_steps(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | N
     ValueError: if a speed of other flags or seeds is kept.
   """
   if plan.budget.unit != "minutes":
-    return {method: plan.num_steps(method) for method in plan.methods}
+    return {method: plan.amount(method) for method in plan.methods}
   kept = out / "steps.json"
   measured = read_table(kept) if kept.exists() else {}
   steps = {}
@@ -75,7 +75,7 @@ def num_steps(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | N
         f"{out / 'pilots'}, or choose another --out"
       )
     rate = entry["tasks_per_second"]
-    steps[method] = plan.num_steps(method, rate)
+    steps[method] = plan.amount(method, rate)
     entry |= {"budget": list(plan.budget), "num_steps": steps[method]}
     write_json(kept, measured)
   return steps
@@ -87,7 +87,7 @@ def _tasks_per_second(
   """The speed of a short run in the method's last phase, None if it failed."""
   tell(f"measuring the speed of {method}")
   directory = out / "pilots" / method
-  algorithm = plan.methods[method].run.algorithm
+  algorithm: Any = plan.methods[method].run.algorithm
   now, last = (
     options.select(phase, lambda field: True)
     for phase in (algorithm, algorithm.last_phase())
@@ -111,12 +111,11 @@ def report(
 
   Args:
     plan: the comparison.
-    steps: meta-steps by method.
+    steps: meta-steps or epochs by method.
     runs: by method the directories of its runs; without those that are unfinished.
     out: the directory to write to.
   """
   from jsharp.evaluation import comparison
-  from jsharp.evaluation.budget import gradients_per_task
   from jsharp.evaluation.report import read_column
 
   column, scale, measure = plan.experiment.measure
@@ -135,25 +134,26 @@ def report(
   baseline = plan.baseline if plan.baseline in runs else None
   seeds = {name: plan.methods[name].seeds for name in runs}
   rows = comparison.compare(results, baseline=baseline, seeds=seeds)
-  lines = [comparison.markdown(rows, measure=measure, scale=scale), ""]
+  over = plan.kind.tested.removeprefix("test ")
+  lines = [comparison.markdown(rows, measure=measure, scale=scale, over=over), ""]
   if baseline is None:
     lines += [f"The baseline {plan.baseline} has no results: no differences.", ""]
-  tasks = plan.methods[plan.baseline].run.testing.eval_tasks
+  kind = plan.kind
+  first = next(iter(runs))
+  num_tested = kind.num_tested(cast(Any, plan.methods[first].run), ended[first])
   lines += [
     f"Budget: {plan.budget.amount:g} {plan.budget.unit} per run. ± are half-widths of "
-    f"95 % intervals: over {tasks} test tasks (1.96 standard errors), and over the "
-    "training seeds (Student's t). Differences are paired by task and by seed; bold "
-    "where both intervals leave out zero.",
+    f"95 % intervals: over {num_tested} {kind.tested} (1.96 standard errors), and over "
+    "the training seeds (Student's t). Differences are paired by "
+    f"{over.removesuffix('s')} and by seed; bold where "
+    "both intervals leave out zero.",
     "",
-    "| method | meta-steps | tasks per step | example gradients per task | tasks/s |",
-    "|---|---|---|---|---|",
+    f"| {' | '.join(('method', *kind.costs))} |",
+    "|---" * (1 + len(kind.costs)) + "|",
   ]
   for name in runs:
-    run, num_steps = plan.methods[name].run, steps[name]
-    rates = [result["tasks_per_second"] for result in ended[name]]
-    cells = [name, f"{num_steps:,}", str(run.training.num_tasks)]
-    cells.append(f"{gradients_per_task(run.phases(), num_steps):g}")
-    cells.append(f"{sum(rates) / len(rates):.1f}")
+    run: Any = plan.methods[name].run
+    cells = [name, *kind.cells(run, steps[name], ended[name])]
     lines.append(f"| {' | '.join(cells)} |")
   text = "\n".join(lines) + "\n"
   write_atomically(out / "comparison.md", text.encode())

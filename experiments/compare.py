@@ -5,7 +5,8 @@ Does sharpness help, and by more than chance?
   python -m experiments.compare --plan=experiments/plans/quick.toml --out=DIRECTORY
 
 The plan names the experiment, the methods with their flags, the seeds and the budget:
-meta-steps, gradients of single examples, or minutes of training. Every run is an
+meta-steps, gradients of single examples or minutes of training; epochs or gradients of
+each image for ordinary training. Every run is an
 ordinary run in DIRECTORY/runs with checkpoints of its own; the same command goes on
 where it was interrupted and trains nothing twice. Written are comparison.md and .csv
 (means with 95 percent intervals over tasks and over seeds, paired differences from the
@@ -20,7 +21,7 @@ import sys
 from absl import app, flags, logging
 
 from experiments import _compare_plan, _compare_runs, _program
-from experiments._compare_plan import Own, Plan
+from experiments._compare_plan import Plan
 from experiments._compare_runs import Start
 from jsharp._flags import check_words, words
 from jsharp._terminal import open_streams, say, tell
@@ -111,21 +112,20 @@ def _asked(flag_values: flags.FlagValues) -> tuple[Plan, pathlib.Path]:
 def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
   from jsharp.training.programs import Runner, run_all
 
-  steps = _compare_runs.num_steps(plan, out, start)
+  steps = _compare_runs.amounts(plan, out, start)
   if steps is None:
     return 1
 
   def run_one(method: str, name: str, seeds: tuple[int, ...]) -> int:
-    own = Own(
-      run_dir=str(out / "runs" / name),
-      seed=seeds[0],
-      num_seeds=len(seeds),
-      num_steps=steps[method],
-      eval_every=max(1, steps[method] // plan.header.validations),
-    )
-    arguments = words({**plan.methods[method].flags, **own._asdict()})
+    run_dir = str(out / "runs" / name)
+    own = {
+      "run_dir": run_dir,
+      "seed": seeds[0],
+      **plan.kind.flags(steps[method], plan.header.validations, seeds),
+    }
+    arguments = words({**plan.methods[method].flags, **own})
     if isinstance(start, Runner):
-      start.wait_while(functools.partial(_is_held, own.run_dir))
+      start.wait_while(functools.partial(_is_held, run_dir))
     return start(f"experiments.{plan.experiment.name}", name, arguments)
 
   runs = {method: plan.runs(method) for method in plan.methods}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import _program
-from experiments._program import Experiment, Parts
+from experiments._program import Experiment, Measure, Parts
 from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
@@ -121,8 +121,10 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
 
   def tested(trained: TrainingResult, stop: StopSignal) -> dict[str, Any]:
     best: Variables = trained.best_params
+    metrics = metrics_of(best, test, stop)
     return {
-      **report.errors(metrics_of(best, test, stop), metrics_of(best, train, stop)),
+      **report.errors(metrics, metrics_of(best, train, stop)),
+      "per_task": {"error": 1 - metrics["accuracy"], "loss": metrics["loss"]},
       "num_gradients": num_gradients,
       "gradients_per_step": num_gradients / num_steps,
       **hessian_of(learner.params, "start", stop),
@@ -236,6 +238,7 @@ EXPERIMENT = Experiment(
   _describe,
   _words,
   build,
+  measure=Measure("error", 100.0, "test error, %"),
 )
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ example. What a meta-step costs in it is part of an algorithm's description
 """
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jsharp.algorithms import Phases
@@ -67,7 +68,7 @@ class Budget(NamedTuple):
 
   Attributes:
     unit: "steps" (meta-steps), "gradients" (of single examples) or "minutes" (of
-      training).
+      training); of ordinary training "epochs" or "gradient_epochs".
     amount: how many.
   """
 
@@ -75,19 +76,20 @@ class Budget(NamedTuple):
   amount: float
 
   @classmethod
-  def from_table(cls, table: Any) -> "Budget":
+  def from_table(cls, table: Any, *, units: Sequence[str] = UNITS) -> "Budget":
     """Reads a budget from a table with one entry, as TOML has it.
 
     Args:
       table: such as `{"steps": 2000}`.
+      units: those that there are.
 
     Raises:
       ValueError: if it is no table of one positive number.
     """
-    if not isinstance(table, dict) or len(table) != 1 or table.keys() - set(UNITS):
+    if not isinstance(table, dict) or len(table) != 1 or table.keys() - set(units):
       raise ValueError(
-        f"budget must name exactly one of {', '.join(UNITS)}, got {table!r}; for "
-        "example [budget] and below it steps = 2000"
+        f"budget must name exactly one of {', '.join(units)}, got {table!r}; for "
+        f"example [budget] and below it {units[0]} = 200"
       )
     ((unit, amount),) = table.items()
     if type(amount) not in (int, float) or not 0 < amount <= _MOST:

@@ -166,7 +166,11 @@ def _row(name: str, values: np.ndarray, difference: Interval | None) -> Row:
 
 
 def markdown(
-  rows: list[Row], *, measure: str = "accuracy, %", scale: float = 100
+  rows: list[Row],
+  *,
+  measure: str = "accuracy, %",
+  scale: float = 100,
+  over: str = "tasks",
 ) -> str:
   """The comparison as a Markdown table.
 
@@ -174,6 +178,7 @@ def markdown(
     rows: from `compare`.
     measure: the head of the column.
     scale: what the values are multiplied by; 100 for percent.
+    over: what was tested on, for the heads of the columns.
 
   Returns:
     The lines of the table; "± tasks" and "± seeds" are the half-widths. A difference
@@ -192,9 +197,9 @@ def markdown(
   def width(half: float) -> str:
     return "" if math.isnan(half) else f"{scale * half:.2f}"
 
-  head = ["method", "seeds", measure, "± tasks", "± seeds"]
+  head = ["method", "seeds", measure, f"± {over}", "± seeds"]
   if has_differences := any(row.difference for row in rows):
-    head += [f"minus {_baseline(rows)}", "± tasks", "± seeds"]
+    head += [f"minus {_baseline(rows)}", f"± {over}", "± seeds"]
   lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
   for row in rows:
     value, other = row.value, row.difference

@@ -100,7 +100,8 @@ class PlanTest(parameterized.TestCase):
     plan = _compare_plan.load(path, {"data_dir": "somewhere"})
     self.assertIn("python -m experiments.compare --plan", path.read_text())
     for method in plan.methods.values():
-      self.assertEqual(method.run.placement.data_dir, "somewhere")
+      files = getattr(method.run, "placement", None) or method.run.files
+      self.assertEqual(files.data_dir, "somewhere")
       self.assertEqual(method.flags["data_dir"], "somewhere")
 
   @parameterized.parameters(
@@ -145,7 +146,7 @@ class PlanTest(parameterized.TestCase):
     ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; for example"),
     ('"sinusoid"', "[]", r"experiment=\[\]: must be a text"),
     ('"sinusoid"', '"compare"', "experiment is 'compare'; choose .*EXPERIMENT"),
-    ('"sinusoid"', '"supervised"', "experiment is 'supervised'; .*does not meta-lea"),
+    ('"sinusoid"', '"supervised"', "exactly one of epochs, gradient_epochs, got {'st"),
     ("seeds = [0, 1]", "baseline = []", r"baseline=\[\]: must be a text"),
     ("[common]", "[common]\nnum_cg_steps = 3", "common: --num_cg_steps has no effect"),
     ("[common]", "[common]\ninner_rho = 3", "common: --inner_rho=3.0 has no effect"),
@@ -170,6 +171,33 @@ class PlanTest(parameterized.TestCase):
       load(text.replace(old, new, 1))
 
   @parameterized.parameters(
+    ("epochs = 7", "", 7),
+    ("gradient_epochs = 20", 'algorithm = "sgd"', 20),
+    ("gradient_epochs = 21", "", 10),
+    # Two epochs of one gradient, then three gradients in every two steps.
+    ("gradient_epochs = 20", "sam_start = 2.0\nsam_every = 2", 14),
+    ("gradient_epochs = 20", "second_order = true", 5),
+    ("gradient_epochs = 1", "", "does not pay for one epoch"),
+    ("epochs = 0.5", "", "does not pay for one epoch"),
+  )
+  def test_epochs_of_ordinary_training_by_their_gradients(self, budget, flag, expected):
+    algorithm = "" if "algorithm" in flag else 'algorithm = "sam"'
+    text = (
+      f'experiment = "supervised"\n[budget]\n{budget}\n'
+      f"[methods.one]\n{algorithm}\n{flag}\n"
+    )
+    if isinstance(expected, str):
+      with self.assertRaisesRegex(ValueError, f"methods.one: .*{expected}"):
+        load(text)
+      return
+    plan = load(text)
+    self.assertEqual(plan.amount("one"), expected)
+    self.assertEqual(
+      plan.kind.flags(expected, 4, (3,)),
+      {"num_epochs": expected, "eval_every": max(1, expected // 4)},
+    )
+
+  @parameterized.parameters(
     # support 5, query 5, 3 inner steps
     ({"algorithm": "maml"}, 3 * 3 * 5 + 5),
     ({"algorithm": "maml", "sharpness": "both"}, 2 * (3 * 6 * 5 + 5)),
@@ -190,7 +218,7 @@ class PlanTest(parameterized.TestCase):
         'algorithm = "maml"', "\n".join([*lines, "num_inner_steps = 3"])
       )
     )
-    self.assertEqual(plan.num_steps("maml"), 10000 // (2 * expected))
+    self.assertEqual(plan.amount("maml"), 10000 // (2 * expected))
 
   def test_flags_of_common_that_a_method_does_not_read_are_left_out(self):
     text = images("steps = 1", 'algorithm = "protonet"').replace(
@@ -393,7 +421,7 @@ class CompareTest(parameterized.TestCase):
       'algorithm = "maml_plus_plus"\nnum_tasks = 8\nmulti_step_loss_steps = 100\n'
       "num_inner_steps = 2\nfirst_order_steps = 10\nnum_eval_inner_steps = 2",
     ).replace("[budget]", "seeds_side_by_side = true\n[budget]")
-    steps = _compare_runs.num_steps(load(text), self.out, measuring)
+    steps = _compare_runs.amounts(load(text), self.out, measuring)
     # 32 tasks a second are 16 of either seed.
     self.assertEqual(steps["maml"], 120 * 16 // 32)
     # Support 5, query 5: 20 per task, 40, then 35; 16 tasks a second of the last.
@@ -410,10 +438,10 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(kept["budget"], ["minutes", 2])
     self.assertEqual(kept["flags"]["inner_lr"], 2.0)
     longer = load(text.replace("minutes = 2", "minutes = 4"))
-    again = _compare_runs.num_steps(longer, self.out, self.fail)
+    again = _compare_runs.amounts(longer, self.out, self.fail)
     self.assertEqual(again["maml"], 120)
     with self.assertRaisesRegex(ValueError, "a speed of maml with other flags"):
-      _compare_runs.num_steps(load(text, inner_lr=1.0), self.out, self.fail)
+      _compare_runs.amounts(load(text, inner_lr=1.0), self.out, self.fail)
 
   def test_a_grid_with_a_failure_goes_on_and_ends_with_the_tables(self):
     calls = []
