@@ -85,12 +85,14 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
   import jax
 
   from jsharp import learners
+  from jsharp.algorithms.fine_tuning import check_groups, frozen
   from jsharp.algorithms.supervised import supervised
   from jsharp.data import examples, load_splits
   from jsharp.evaluation import report
 
   training, preparation = description.training, description.preparation
   algorithm, run = description.algorithm, description.run
+  tuning = description.fine_tuning
   splits = load_splits(description.data, description.files.data_dir, preparation)
   if preparation.relabel:
     splits = learners.relabelled(splits, learners.load(preparation.relabel))
@@ -110,7 +112,12 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     execution=execution,
     label_smoothing=training.label_smoothing,
   )
-  optimizer = algorithm.wrap(training.optimizer(num_steps), steps_per_epoch=per_epoch)
+  params, digest = learners.initial(tuning, learner.params)
+  check_groups(params.params, tuning.factors)
+  fingerprints = {**splits.fingerprints, **({"init": digest} if digest else {})}
+  optimizer = algorithm.wrap(
+    tuning.optimizer(training.optimizer(num_steps)), steps_per_epoch=per_epoch
+  )
   num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
   train, val, test = jax.device_put((splits.train, splits.val, splits.test))
   metrics_of, hessian_of = _measurements(description, splits, learner, execution)
@@ -127,7 +134,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       "per_task": {"error": 1 - metrics["accuracy"], "loss": metrics["loss"]},
       "num_gradients": num_gradients,
       "gradients_per_step": num_gradients / num_steps,
-      **hessian_of(learner.params, "start", stop),
+      **hessian_of(params, "start", stop),
       **hessian_of(best, "end", stop),
     }
 
@@ -136,14 +143,14 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     chosen_by = f"validation on {val.labels.shape[0]} examples"
   return Parts(
     algorithm=supervised(
-      learner.loss_fn,
+      frozen(learner.loss_fn, tuning.freeze),
       optimizer,
       centre=algorithm.centre,
       groups=algorithm.groups,
       weight_decay=training.weight_decay * training.decay_in_loss,
       key=jax.random.fold_in(jax.random.key(run.seed), 1),
     ),
-    params=learner.params,
+    params=params,
     sample_tasks=functools.partial(
       examples.sample_batch,
       run.seed,
@@ -162,7 +169,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     score="accuracy",
     chosen_by=chosen_by,
     test=tested,
-    fingerprints=splits.fingerprints,
+    fingerprints=fingerprints,
     protocol=description.protocol(splits, learner.params.params),
     learners=lambda variables: {"": learner.replace(variables)},
     title=f"supervised: {algorithm.name}",
@@ -228,7 +235,13 @@ EXPERIMENT = Experiment(
     (
       Group("data", _DATA),
       Group("learner", {"algorithm": _ALGORITHM, "network": _NETWORK}),
-      Group("training", {"training": "jsharp.algorithms.supervised:OrdinaryTraining"}),
+      Group(
+        "training",
+        {
+          "training": "jsharp.algorithms.supervised:OrdinaryTraining",
+          "fine_tuning": "jsharp.algorithms.fine_tuning:FineTuning",
+        },
+      ),
       Group("testing", {"hessian": "jsharp.analysis.hessian:HessianOptions"}),
       Group("machine", {"run": "jsharp.training.options:Run"}),
     ),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import jax
 
 from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
+from jsharp.algorithms.fine_tuning import FineTuning
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
 from jsharp.data import Dataset, ImageSource, LabelledSource, Preparation, Splits
@@ -324,6 +325,7 @@ class OrdinaryRun(AnyRun):
   algorithm: SharpOptimizer = option(role=Role.TRAINING)
   network: ClassifierNetwork = option()
   training: OrdinaryTraining = option(OrdinaryTraining(), role=Role.TRAINING)
+  fine_tuning: FineTuning = option(FineTuning(), role=Role.TRAINING)
   hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
   machine: Machine = option(Machine(), role=Role.MACHINE)
 
@@ -339,9 +341,11 @@ class OrdinaryRun(AnyRun):
       return {"name": name or part.name, **select(part, lambda field: True)}
 
     chosen = self.preparation.train_examples is not None
+    tuned = select(self.fine_tuning, lambda field: True)
     return {
       "algorithm": named(self.algorithm),
       "optimizer": named(self.training, "sgd"),
+      **({"fine-tuning": tuned} if any(tuned.values()) else {}),
       "model": {
         **named(self.network),
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

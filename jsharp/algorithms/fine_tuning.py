@@ -1,0 +1,181 @@
+"""Fine-tuning: which parameters stand still, and which learn faster or slower."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import optax
+
+from jsharp.algorithms.supervised import ExampleLossFn
+from jsharp.options import Check, Options, Role, option
+from jsharp.types import Params, Variables
+
+
+def in_group(name: str, group: str) -> bool:
+  """Whether a leaf lies in a group: the group's name begins its own, part by part.
+
+  Example:
+    >>> in_group("head/kernel", "head"), in_group("conv_10/kernel", "conv_1")
+    (True, False)
+  """
+  return f"{name}/".startswith(f"{group.rstrip('/')}/")
+
+
+def group_names(params: Params) -> list[str]:
+  """The names of the leaves, from which groups are chosen.
+
+  Example:
+    >>> group_names({"conv": {"kernel": 0.0}, "head": {"bias": 0.0}})
+    ['conv/kernel', 'head/bias']
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return [_name(path) for path, _ in leaves]
+
+
+def check_groups(params: Params, groups: Any) -> None:
+  """Refuses a group without a leaf.
+
+  Raises:
+    ValueError: naming the groups that there are.
+
+  Example:
+    >>> check_groups({"head": {"bias": 0.0}}, ["tail"])
+    Traceback (most recent call last):
+    ValueError: there is no group of parameters 'tail'; choose among head or ...
+  """
+  names = group_names(params)
+  for group in groups:
+    if not any(in_group(name, group) for name in names):
+      known = sorted({name.partition("/")[0] for name in names})
+      raise ValueError(
+        f"there is no group of parameters {group!r}; choose among {', '.join(known)} "
+        f"or their parts, such as {names[0]}"
+      )
+
+
+def frozen(loss_fn: ExampleLossFn, groups: tuple[str, ...]) -> ExampleLossFn:
+  """The loss as a function of the other parameters alone.
+
+  The gradient of the frozen ones is zero, so that SAM does not perturb them either.
+
+  Args:
+    loss_fn: for `jsharp.algorithms.supervised`.
+    groups: names or beginnings of names, as `head` or `stage_0_block_0/conv_0`.
+
+  Returns:
+    The loss. An optimizer with weight decay needs `scale_groups` too.
+
+  Example:
+    >>> loss_fn = lambda v, batch, train: ({"loss": v.params["a"] * v.params["b"]}, ())
+    >>> loss = lambda params: frozen(loss_fn, ("a",))(
+    ...   Variables(params, ()), None, True)[0]["loss"]
+    >>> jax.tree.map(float, jax.grad(loss)({"a": 2.0, "b": 3.0}))
+    {'a': 0.0, 'b': 2.0}
+  """
+  if not groups:
+    return loss_fn
+
+  def with_constants(variables: Variables, *rest: Any) -> Any:
+    def held(path: Any, leaf: Any) -> Any:
+      is_frozen = any(in_group(_name(path), group) for group in groups)
+      return jax.lax.stop_gradient(leaf) if is_frozen else leaf
+
+    params = jax.tree_util.tree_map_with_path(held, variables.params)
+    return loss_fn(variables._replace(params=params), *rest)
+
+  return with_constants
+
+
+def scale_groups(factors: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies the steps of groups of parameters, each by its factor; the last link.
+
+  Args:
+    factors: by group; of several that hold a leaf the longest name counts.
+
+  Returns:
+    A stateless link to stand behind the optimizer.
+
+  Example:
+    >>> link = scale_groups({"head": 10.0, "conv": 0.0})
+    >>> steps = {"conv": 1.0, "head": {"bias": 1.0}, "norm": 1.0}
+    >>> link.update(steps, link.init(steps))[0]
+    {'conv': 0.0, 'head': {'bias': 10.0}, 'norm': 1.0}
+  """
+
+  def scaled(path: Any, leaf: Any) -> Any:
+    held = [group for group in factors if in_group(_name(path), group)]
+    return factors[max(held, key=len)] * leaf if held else leaf
+
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(scaled, updates)
+  )
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _factor(text: str) -> tuple[str, float]:
+  group, _, number = text.partition("=")
+  return group, float(number)
+
+
+_FACTOR = r"[^=,]+=(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning(Options):
+  """Where ordinary training begins, and what of it learns.
+
+  Example:
+    >>> FineTuning(freeze=("conv",), lr_factors=("head=10",)).factors
+    {'head': 10.0, 'conv': 0.0}
+  """
+
+  role: ClassVar[Role] = Role.TRAINING
+
+  init_from: str | None = option(
+    None,
+    "Begin with the parameters of a finished run, a saved classifier, or a "
+    ".safetensors or .npz file of arrays; the head is new. Default: initial ones.",
+  )
+  init_names: str | None = option(
+    None,
+    "For a file of arrays: a JSON file with the name there for each of our names, or "
+    '{"name": ..., "transpose": [2, 3, 1, 0]} as for kernels of PyTorch.',
+  )
+  init_head: bool = option(False, "Take the head too; the classes must be as many.")
+  freeze: tuple[str, ...] = option(
+    (),
+    "Parameters that stand still: names or beginnings of names, as conv,stage_0; "
+    "running averages still move.",
+  )
+  lr_factors: tuple[str, ...] = option(
+    (),
+    "Factors of the step size by group of parameters, as head=10,conv=0.1.",
+    check=Check(
+      lambda texts: all(re.fullmatch(_FACTOR, text) for text in texts),
+      "must be group=factor, factors of at least 0: head=10.",
+    ),
+  )
+
+  def complete(self) -> None:
+    """Refuses what only a beginning elsewhere gives a meaning."""
+    for name in ("init_names", "init_head"):
+      if getattr(self, name) and self.init_from is None:
+        raise ValueError(f"--{name} needs --init_from")
+
+  @property
+  def factors(self) -> dict[str, float]:
+    """The factor of each group's step size."""
+    return {**dict(map(_factor, self.lr_factors)), **dict.fromkeys(self.freeze, 0.0)}
+
+  def optimizer(
+    self, optimizer: optax.GradientTransformation
+  ) -> optax.GradientTransformation:
+    """The optimizer with these factors."""
+    if not self.factors:
+      return optimizer
+    return optax.chain(optimizer, scale_groups(self.factors))

@@ -1,0 +1,159 @@
+"""Parameters to begin with: an earlier classifier's, or arrays from a file."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jsharp import _files, _leaf_archive
+from jsharp.algorithms.fine_tuning import FineTuning, in_group
+from jsharp.learners._classifier import Classifier
+from jsharp.learners._files import load
+from jsharp.types import Variables
+
+_HEAD = "params/head"
+_MAX_BYTES = 2**36
+_MAX_MAP_BYTES = 2**24
+
+
+def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | None]:
+  """The parameters and statistics that training begins with.
+
+  Args:
+    wanted: where they come from.
+    params: initial ones, which the head keeps.
+
+  Returns:
+    What is to be trained, and a digest of what was read; None where nothing was.
+
+  Raises:
+    ValueError: if what is found does not fit, with all names and both shapes.
+    OSError: if a file cannot be read.
+
+  Example:
+    >>> initial(FineTuning(), Variables({"w": np.ones(2)}, {}))[1] is None
+    True
+  """
+  if wanted.init_from is None:
+    return params, None
+  where = pathlib.Path(wanted.init_from).expanduser()
+  ours = _leaf_archive.named_leaves(params)
+  needed = {
+    name: array
+    for name, array in ours.items()
+    if wanted.init_head or not in_group(name, _HEAD)
+  }
+  if where.suffix in (".safetensors", ".npz"):
+    found = _renamed(_arrays(where), wanted.init_names, needed, where)
+  else:
+    if wanted.init_names is not None:
+      raise ValueError(
+        f"--init_names is for a file of arrays, and {where} is a classifier; leave it "
+        "out"
+      )
+    learner = load(wanted.init_from)
+    if not isinstance(learner, Classifier):
+      raise ValueError(
+        f"--init_from={where} is a few-shot learner; name an ordinary classifier, or a "
+        "file of arrays"
+      )
+    found = _leaf_archive.named_leaves(learner.params)
+  _check_fit(needed, found, where)
+  taken = dict(ours)
+  digest = hashlib.sha256()
+  for name in sorted(needed):
+    taken[name] = np.ascontiguousarray(found[name], ours[name].dtype)
+    digest.update(taken[name].tobytes())
+  return _leaf_archive.fill(params, taken, where), digest.hexdigest()[:16]
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  content = _files.read_bytes(path, most=_MAX_BYTES)
+  try:
+    if path.suffix == ".npz":
+      import io
+
+      with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+    from safetensors.numpy import load as parse
+
+    return dict(parse(content))
+  except Exception as error:  # a damaged file can raise anything
+    raise ValueError(
+      f"{path} is no file of arrays, or is damaged ({type(error).__name__}: {error})"
+    ) from error
+
+
+def _renamed(
+  arrays: dict[str, np.ndarray],
+  names: str | None,
+  needed: dict[str, np.ndarray],
+  where: pathlib.Path,
+) -> dict[str, np.ndarray]:
+  """The arrays by our names."""
+  if names is None:
+    return arrays
+  try:
+    table = json.loads(_files.read_bytes(pathlib.Path(names), most=_MAX_MAP_BYTES))
+    entries = {
+      ours: entry if isinstance(entry, dict) else {"name": entry}
+      for ours, entry in table.items()
+    }
+    parts = {
+      ours: (entry["name"], entry.get("transpose")) for ours, entry in entries.items()
+    }
+  except (ValueError, AttributeError, KeyError, RecursionError) as error:
+    raise ValueError(
+      f"--init_names={names} must be a JSON object from our names to names in {where}: "
+      f"{error}"
+    ) from error
+  unknown = sorted(parts.keys() - needed.keys())
+  if unknown:
+    raise ValueError(
+      f"--init_names={names} has {_listed(unknown)}, which this network has not; its "
+      f"names are {_listed(sorted(needed))}"
+    )
+  found = {}
+  for ours, (theirs, order) in parts.items():
+    if theirs not in arrays:
+      raise ValueError(
+        f"--init_names={names}: {where} has no {theirs!r}; it has "
+        f"{_listed(sorted(arrays))}"
+      )
+    array = arrays[theirs]
+    if order is not None:
+      if sorted(order) != list(range(array.ndim)):
+        raise ValueError(
+          f"--init_names={names}: {ours} transposes {list(array.shape)} by {order}"
+        )
+      array = array.transpose(order)
+    found[ours] = array
+  return found
+
+
+def _check_fit(
+  needed: dict[str, np.ndarray], found: dict[str, np.ndarray], where: pathlib.Path
+) -> None:
+  differing = []
+  for name, ours in needed.items():
+    theirs = found.get(name)
+    if theirs is None:
+      differing.append(f"  {name}: {list(ours.shape)} here, missing there")
+    elif theirs.shape != ours.shape or theirs.dtype.kind not in "fV":
+      there = f"{theirs.dtype.name}{list(theirs.shape)}"
+      differing.append(f"  {name}: {list(ours.shape)} here, {there} there")
+  if differing:
+    raise ValueError(
+      f"--init_from={where} does not fit this network:\n"
+      + "\n".join(differing)
+      + "\nChoose the network with the options that it was trained with, or name the "
+      "arrays by --init_names"
+    )
+
+
+def _listed(names: Any) -> str:
+  names = list(names)
+  rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
+  return ", ".join(names[:8]) + rest

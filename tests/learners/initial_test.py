@@ -1,0 +1,168 @@
+"""Fine-tuning: where training begins, what stands still, what learns faster."""
+
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
+
+import jsharp
+from jsharp import learners
+from jsharp.algorithms.fine_tuning import FineTuning, check_groups, frozen
+from jsharp.algorithms.supervised import classifier, supervised
+from jsharp.models import ResNet
+from jsharp.models.resnet import ResNetOptions
+from jsharp.types import Batch, Variables
+
+
+def description(classes=3, **changes):
+  return learners.ClassifierDescription(
+    network=ResNetOptions(),
+    class_names=tuple(map(str, range(classes))),
+    **{
+      "input_shape": (8, 8, 1),
+      "pixel_mean": (100.0,),
+      "pixel_scale": (0.01,),
+      **changes,
+    },
+  )
+
+
+# Of one network's shapes, without its programs.
+PARAMS = Variables(
+  {
+    "conv": {"kernel": np.arange(18, dtype=np.float32).reshape(3, 3, 1, 2)},
+    "head": {"bias": np.zeros(3, np.float32), "kernel": np.ones((2, 3), np.float32)},
+  },
+  {"norm": {"mean": np.full(2, 0.5, np.float32)}},
+)
+
+
+class InitialTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def test_a_saved_classifier_gives_all_but_the_head(self):
+    earlier = learners.build_classifier(description(classes=5), seed=1)
+    jsharp.save(earlier, self.root / "saved")
+    fresh = learners.build_classifier(description(), seed=2)
+    made, digest = learners.initial(
+      FineTuning(init_from=str(self.root / "saved")), fresh.params
+    )
+    theirs, ours = earlier.params, fresh.params
+    np.testing.assert_array_equal(
+      made.params["conv"]["kernel"], theirs.params["conv"]["kernel"]
+    )
+    jax.tree.map(
+      np.testing.assert_array_equal, made.params["head"], ours.params["head"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, made.statistics, theirs.statistics)
+    self.assertRegex(digest, "^[0-9a-f]{16}$")
+    with self.assertRaisesRegex(
+      ValueError, "does not fit this network:\n  params/head/bias: .3. here, float32.5."
+    ):
+      wanted = FineTuning(init_from=str(self.root / "saved"), init_head=True)
+      learners.initial(wanted, fresh.params)
+
+  @parameterized.parameters(".npz", ".safetensors")
+  def test_arrays_of_a_file_by_a_map_of_names(self, suffix):
+    kernel = np.random.default_rng(0).normal(size=(2, 1, 3, 3)).astype(np.float32)
+    arrays = {"c.weight": kernel, "bn.mean": np.array([3.0, 4.0], np.float32)}
+    path, names = self.root / f"weights{suffix}", self.root / "names.json"
+    if suffix == ".npz":
+      np.savez(path, **arrays)
+    else:
+      save_file(arrays, path)
+    turned = {"name": "c.weight", "transpose": [2, 3, 1, 0]}
+    table = {"params/conv/kernel": turned, "statistics/norm/mean": "bn.mean"}
+    names.write_text(json.dumps(table))
+    wanted = FineTuning(init_from=str(path), init_names=str(names))
+    made, _ = learners.initial(wanted, PARAMS)
+    np.testing.assert_array_equal(
+      made.params["conv"]["kernel"], kernel.transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(made.statistics["norm"]["mean"], [3, 4])
+    np.testing.assert_array_equal(made.params["head"]["kernel"], np.ones((2, 3)))
+    for entry, message in (
+      ({"params/conv/kernel": "c.wight"}, "has no 'c.wight'; it has bn.mean, c"),
+      (
+        {"params/conv/weight": "c.weight"},
+        "params/conv/weight, which this netw",
+      ),
+      (
+        {"params/conv/kernel": {**turned, "transpose": [0, 1]}},
+        "transposes .* by .0,",
+      ),
+      ([1], "must be a JSON object"),
+    ):
+      names.write_text(json.dumps(entry))
+      with self.assertRaisesRegex(ValueError, message):
+        learners.initial(wanted, PARAMS)
+    # All that does not fit, with both shapes.
+    names.write_text(json.dumps({"params/conv/kernel": "c.weight"}))
+    message = (
+      r"kernel: \[3, 3, 1, 2\] here, float32\[2, 1, 3, 3\] there\n"
+      r"  statistics/norm/mean: \[2\] here, missing there"
+    )
+    with self.assertRaisesRegex(ValueError, message):
+      learners.initial(wanted, PARAMS)
+
+  def test_refuses_what_is_no_source(self):
+    broken = self.root / "broken.npz"
+    broken.write_bytes(b"PK nothing")
+    with self.assertRaisesRegex(ValueError, "broken.npz is no file of arrays, or"):
+      learners.initial(FineTuning(init_from=str(broken)), PARAMS)
+    with self.assertRaisesRegex(ValueError, "is a few-shot learner; name an ordinary"):
+      learners.initial(FineTuning(init_from="omniglot-protonet"), PARAMS)
+    for values, message in (
+      ({"init_names": "x"}, "--init_names needs --init_from"),
+      ({"lr_factors": ("head",)}, "must be group=factor"),
+      ({"lr_factors": ("head=-1",)}, "must be group=factor"),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        FineTuning(**values)
+    with self.assertRaisesRegex(
+      ValueError, "no group of parameters 'tail'; choose among conv, head"
+    ):
+      check_groups(PARAMS.params, ["head", "tail"])
+
+  def test_frozen_parameters_stand_still_and_are_not_perturbed(self):
+    init_fn, loss_fn = classifier(ResNet(3, depth=8))
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    start = init_fn(jax.random.key(1), images)
+    tuning = FineTuning(freeze=("conv", "stage_0_block_0"), lr_factors=("head=10",))
+    batch = Batch(images, jnp.array([0, 1, 2, 0]))
+
+    def after(tuning):
+      inner = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1))
+      link = jsharp.sam(0.5)
+      algorithm = supervised(
+        frozen(loss_fn, tuning.freeze), optax.chain(link, tuning.optimizer(inner))
+      )
+      return jax.jit(algorithm.step)(algorithm.init(start), batch)[0].params.params
+
+    moved = after(tuning)
+    for group in ("conv", "stage_0_block_0"):
+      jax.tree.map(np.testing.assert_array_equal, moved[group], start.params[group])
+    self.assertFalse(
+      np.array_equal(
+        moved["stage_1_block_0"]["conv_0"]["kernel"],
+        start.params["stage_1_block_0"]["conv_0"]["kernel"],
+      )
+    )
+    slow = after(FineTuning(freeze=tuning.freeze))
+    fast, usual = (
+      np.asarray(made["head"]["kernel"] - start.params["head"]["kernel"])
+      for made in (moved, slow)
+    )
+    np.testing.assert_allclose(fast, 10 * usual, rtol=1e-3, atol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
