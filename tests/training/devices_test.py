@@ -105,7 +105,8 @@ class OnEightDevices(parameterized.TestCase):
   def test_in_order_gives_the_same_bits(self):
     algorithm = sine_learner("sharp_maml", execution=IN_ORDER)
     expected = steps(algorithm, sample_tasks, 1, start())
-    actual = steps(algorithm, sample_tasks, 8, start())
+    # Of eight devices each has one task, whose bits would be the same in any order.
+    actual = steps(algorithm, sample_tasks, 2, start())
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
   def test_images(self):
@@ -189,7 +190,7 @@ class OnEightDevices(parameterized.TestCase):
     with tempfile.TemporaryDirectory() as directory:
       path = pathlib.Path(directory)
       expected = trained(path / "one", (6, 1))
-      actual = trained(path / "many", (3, 8), (6, 1))
+      actual = trained(path / "many", (3, 2), (6, 1))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     self.assertEqual(seen, [{1}] * len(seen))
 
