@@ -17,6 +17,34 @@ import jsharp
 from jsharp.options import Options
 
 ROOT = pathlib.Path(__file__).parents[1]
+IMPORTS = """
+import importlib
+import sys
+
+import jsharp
+
+print(sorted({{"jax", "matplotlib"}} & set(sys.modules)))
+
+
+def first(find):
+  for name in [name for name in sys.modules if name.partition(".")[0] == "jsharp"]:
+    del sys.modules[name]
+  import jsharp
+
+  return find(jsharp).__name__
+
+
+print(
+  first(lambda jsharp: jsharp.models.Conv4),
+  first(lambda jsharp: jsharp.data.characters.load),
+  first(lambda jsharp: jsharp.sam),
+)
+for name in {names}:
+  importlib.import_module(name)
+from jax._src import xla_bridge
+
+print("matplotlib" in sys.modules, xla_bridge.backends_are_initialized())
+"""
 
 
 def public_modules():
@@ -107,23 +135,15 @@ class ImportTest(parameterized.TestCase):
     with self.assertRaisesRegex(AttributeError, "'jsharp' has no attribute 'maml2'"):
       _ = jsharp.maml2
 
-  def test_import_alone_loads_neither_jax_nor_matplotlib(self):
-    code = "import jsharp, sys; print(sorted({'jax', 'matplotlib'} & set(sys.modules)))"
-    self.assertEqual(run(code), "[]\n")
-
-  def test_no_module_loads_matplotlib_or_starts_a_device(self):
+  def test_imports_in_a_fresh_process(self):
     names = [module.__name__ for module in public_modules()]
-    code = (
-      f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
-      "from jax._src import xla_bridge\n"
-      "print('matplotlib' in sys.modules, xla_bridge.backends_are_initialized())"
-    )
-    self.assertEqual(run(code), "False False\n")
-
-  @parameterized.parameters("models.Conv4", "data.characters.load", "sam")
-  def test_one_import_is_enough(self, name):
-    code = f"import jsharp; print(jsharp.{name}.__name__)"
-    self.assertEqual(run(code).strip(), name.rpartition(".")[2])
+    alone, one_is_enough, devices = run(IMPORTS.format(names=names)).splitlines()
+    with self.subTest("import alone loads neither jax nor matplotlib"):
+      self.assertEqual(alone, "[]")
+    with self.subTest("one import is enough"):
+      self.assertEqual(one_is_enough, "Conv4 load sam")
+    with self.subTest("no module loads matplotlib or starts a device"):
+      self.assertEqual(devices, "False False")
 
 
 class DocstringTest(parameterized.TestCase):

@@ -25,4 +25,4 @@ def run_on_eight(test, module, *, num_tests, xla_flags=""):
     timeout=500,
   )
   test.assertEqual(done.returncode, 0, done.stderr[-5000:])
-  test.assertIn(f"Ran {num_tests} tests", done.stderr)
+  test.assertIn(f"Ran {num_tests} test", done.stderr)

@@ -74,9 +74,9 @@ def origins(splits: Mapping[str, Dataset]) -> str | None:
 
   Example:
     >>> from jsharp.data.characters import Characters
-    >>> other = Characters(image_size=16)
-    >>> origins(load_with_test(Characters(), None, test_source=other))
-    'test: 16x16 gray to 28x28 gray, box filter'
+    >>> own, other = Characters(image_size=8), Characters(image_size=16)
+    >>> origins(load_with_test(own, None, test_source=other))
+    'test: 16x16 gray to 8x8 gray, box filter'
   """
   alike: dict[str, list[str]] = {}
   for split, dataset in splits.items():

@@ -45,7 +45,7 @@ class AttentionLearner(nn.Module):
     >>> from jsharp.models.mlp import MLP
     >>> model = AttentionLearner(MLP((8,)), num_outputs=2, width=8, num_heads=2)
     >>> support, labels = jnp.ones([4, 3]), jnp.array([0, 0, 1, 1])
-    >>> variables = model.init(jax.random.key(0), support, labels, support)
+    >>> variables = jax.jit(model.init)(jax.random.key(0), support, labels, support)
     >>> model.apply(variables, support, labels, jnp.ones([5, 3])).shape
     (5, 2)
   """

@@ -1,5 +1,7 @@
 """The Hessian's products, eigenvalues and trace: closed forms, dense matrices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,29 +94,32 @@ class LanczosTest(parameterized.TestCase):
       lanczos(lambda v: v, mixed, 1, KEY)
 
 
+@functools.cache
+def network():
+  """A loss, parameters, batches; their mean loss of flat parameters; its Hessian."""
+  model = MLP((5, 4, 3))
+  inputs = jax.random.normal(jax.random.key(1), (4, 6, 2))
+  targets = jax.random.normal(jax.random.key(2), (4, 6, 3))
+  params = jax.jit(model.init)(KEY, inputs[0])["params"]
+  flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+  def loss_fn(params, batch, context):
+    outputs = model.apply({"params": params}, batch[0])
+    return context * jnp.mean((jnp.tanh(outputs) - batch[1]) ** 2)
+
+  def whole(flat):
+    each = jax.vmap(lambda *batch: loss_fn(unravel(flat), batch, 2.0))
+    return each(inputs, targets).mean()
+
+  dense = np.asarray(jax.jit(jax.hessian(whole))(flat), np.float64)
+  return loss_fn, params, (inputs, targets), whole, dense
+
+
 class LossTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    model = MLP((5, 4, 3))
-    self.inputs = jax.random.normal(jax.random.key(1), (4, 6, 2))
-    self.targets = jax.random.normal(jax.random.key(2), (4, 6, 3))
-    self.params = model.init(KEY, self.inputs[0])["params"]
+    self.loss_fn, self.params, self.batches, self.whole, self.dense = network()
     self.flat, self.unravel = jax.flatten_util.ravel_pytree(self.params)
-
-    def loss_fn(params, batch, context):
-      outputs = model.apply({"params": params}, batch[0])
-      return context * jnp.mean((jnp.tanh(outputs) - batch[1]) ** 2)
-
-    def whole(flat):
-      losses = [
-        loss_fn(self.unravel(flat), batch, 2.0)
-        for batch in zip(self.inputs, self.targets, strict=True)
-      ]
-      return sum(losses) / len(losses)
-
-    self.loss_fn = loss_fn
-    self.whole = whole
-    self.dense = np.asarray(jax.hessian(whole)(self.flat), np.float64)
 
   def test_product_equals_the_dense_hessian(self):
     vector = jax.random.normal(jax.random.key(5), self.flat.shape)
@@ -128,7 +133,7 @@ class LossTest(parameterized.TestCase):
     found = largest_eigenvalues(
       self.loss_fn,
       self.params,
-      (self.inputs, self.targets),
+      self.batches,
       num_eigenvalues=4,
       num_steps=30,
       key=KEY,
@@ -145,7 +150,7 @@ class LossTest(parameterized.TestCase):
 
   def test_figures_of_a_result(self):
     wanted = HessianOptions(hessian_eigenvalues=2, hessian_steps=9)
-    arguments = (self.loss_fn, self.params, (self.inputs, self.targets))
+    arguments = (self.loss_fn, self.params, self.batches)
     calls = []
     figures = wanted.figures(
       "end",

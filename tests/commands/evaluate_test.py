@@ -24,12 +24,16 @@ from jsharp.data.characters import Characters
 from jsharp.data.tasks import Tasks
 from jsharp.models.mlp import MLPOptions, SineNetwork
 
+# Adapts by a network that normalises, which policies are about.
+STEPS = MAML(inner_lr=0.4, num_inner_steps=1)
+
 
 def learner(algorithm, *, size=8, seed=0):
+  network = MLPOptions() if algorithm is STEPS else SineNetwork()
   return learners.build(
     learners.Description(
       algorithm=algorithm,
-      network=MLPOptions(),
+      network=network,
       num_outputs=3,
       input_shape=(size, size, 1),
       source=Characters(image_size=size),
@@ -45,7 +49,7 @@ class EvaluateTest(parameterized.TestCase):
     cls.root = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
     for number in range(2):
       learners.save(learner(ProtoNet(), seed=number), cls.root / f"protonet{number}")
-    learners.save(learner(MAML(inner_lr=0.4)), cls.root / "maml")
+    learners.save(learner(STEPS), cls.root / "maml")
 
   def call(self, *arguments, model="protonet0"):
     out, err = io.StringIO(), io.StringIO()
@@ -129,7 +133,7 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual((code, out), (2, ""))
     self.assertIn("cannot write an evaluation", err)
     for name, change in (("lost", jnp.nan), ("steep", 3e38)):
-      made = learner(MAML(inner_lr=0.4))
+      made = learner(STEPS)
       made = made.replace(jax.tree.map(functools.partial(jnp.add, change), made.params))
       learners.save(made, self.root / name)
     arguments = ("--way=2", "--eval_tasks=2")

@@ -14,7 +14,7 @@ class CharactersTest(parameterized.TestCase):
     ("larger", {"num_drawings": 3, "size": 35}, "22361ba5727caa18"),
   )
   def test_the_bits_are_the_same_everywhere(self, arguments, fingerprint):
-    train = characters.load(**arguments)["train"]
+    train = characters.load(**arguments, only="train")["train"]
     self.assertEqual(train.fingerprint(), fingerprint)
 
   def test_splits_share_neither_classes_nor_images(self):
@@ -38,12 +38,16 @@ class CharactersTest(parameterized.TestCase):
     np.testing.assert_array_equal(alone.images, whole.images)
 
   def test_more_drawings_only_add_to_the_first(self):
-    few, more = (characters.load(num_drawings=n)["val"].images for n in (2, 3))
+    few, more = (
+      characters.load(num_drawings=n, only="val")["val"].images for n in (2, 3)
+    )
     few, more = few.reshape(60, 2, 28, 28), more.reshape(60, 3, 28, 28)
     np.testing.assert_array_equal(few, more[:, :2])
 
   def test_seeds_have_their_own_characters(self):
-    first, second = (characters.load(seed=s, num_drawings=1)["val"] for s in (0, 1))
+    first, second = (
+      characters.load(seed=seed, num_drawings=1, only="val")["val"] for seed in (0, 1)
+    )
     self.assertNotEqual(first.fingerprint(), second.fingerprint())
 
   def test_every_drawing_is_thin_ink_on_an_empty_ground(self):
@@ -57,7 +61,7 @@ class CharactersTest(parameterized.TestCase):
     self.assertLess(border.mean(), 0.02)
 
   def test_nearest_neighbour_neither_solves_nor_fails_the_tasks(self):
-    test = characters.load()["test"].on_device()
+    test = characters.load(only="test")["test"].on_device()
     num_tasks, way, query_shot = 400, 5, 5
 
     @functools.partial(jax.jit, static_argnames="num_tasks")

@@ -1,5 +1,7 @@
 """Label noise and distortion of tasks: exact rates, exact geometry, same images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,19 +23,29 @@ def draw(key, data):
   return sample_task(key, data, way=3, shot=2, query_shot=3)
 
 
+RATES = ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.3, 0.3), (0.5, 0.3))
+
+
+@functools.cache
+def drawn():
+  """Forty tasks: clean, and by the rates of wrong support and query labels."""
+  data, keys = dataset(), jax.random.split(jax.random.key(1), 40)
+
+  def noisy(support, query):
+    rates = {"support_rate": support, "query_rate": query}
+    return corruption.with_label_noise(draw, way=3, **rates)
+
+  def every(key):
+    return draw(key, data), {rates: noisy(*rates)(key, data) for rates in RATES}
+
+  return jax.jit(jax.vmap(every))(keys)
+
+
 class LabelNoiseTest(parameterized.TestCase):
-  @parameterized.parameters((0.0, 0, 0), (0.5, 3, 0), (1.0, 6, 0), (0.3, 2, 0.3))
-  def test_exactly_the_rate_is_wrong_and_the_images_are_the_same(
-    self, rate, wrong, query_rate
-  ):
-    noisy = corruption.with_label_noise(
-      draw, way=3, support_rate=rate, query_rate=query_rate
-    )
-    keys = jax.random.split(jax.random.key(1), 40)
-    clean, changed = (
-      jax.vmap(lambda key: f(key, dataset()))(keys)  # noqa: B023
-      for f in (draw, noisy)
-    )
+  @parameterized.parameters(*zip(RATES, (0, 3, 6, 2, 3), strict=True))
+  def test_exactly_the_rate_is_wrong_and_the_images_are_the_same(self, rates, wrong):
+    clean, noisy = drawn()
+    changed, query_rate = noisy[rates], rates[1]
     for before, after in zip(clean, changed, strict=True):
       np.testing.assert_array_equal(before.inputs, after.inputs)
     count = (clean.support.targets != changed.support.targets).sum(axis=1)
@@ -47,11 +59,9 @@ class LabelNoiseTest(parameterized.TestCase):
         self.assertGreater(len(np.unique(batch.targets, axis=0)), 5)
 
   def test_support_and_query_noise_are_independent(self):
-    noisy = corruption.with_label_noise(draw, way=3, support_rate=0.5, query_rate=0.3)
-    only = corruption.with_label_noise(draw, way=3, support_rate=0.5)
-    key = jax.random.key(3)
+    _, noisy = drawn()
     np.testing.assert_array_equal(
-      noisy(key, dataset()).support.targets, only(key, dataset()).support.targets
+      noisy[0.5, 0.3].support.targets, noisy[0.5, 0.0].support.targets
     )
 
   def test_sets_of_one_size_get_different_noise(self):
@@ -60,7 +70,7 @@ class LabelNoiseTest(parameterized.TestCase):
       return jsharp.Task(*[jsharp.Batch(None, labels)] * 2)
 
     noisy = corruption.with_label_noise(even, way=3, support_rate=0.5, query_rate=0.5)
-    task = jax.vmap(noisy)(jax.random.split(jax.random.key(2), 40))
+    task = jax.jit(jax.vmap(noisy))(jax.random.split(jax.random.key(2), 40))
     same = (task.support.targets == task.query.targets).all(axis=1)
     self.assertLess(int(same.sum()), 3)
     for batch in task:
@@ -71,14 +81,17 @@ class LabelNoiseTest(parameterized.TestCase):
     def single(key):
       return jsharp.Task(*[jsharp.Batch(None, jnp.arange(5))] * 2)
 
+    def labels(rate):
+      noisy = corruption.with_label_noise(single, way=5, **{name: rate})
+      return getattr(noisy(jax.random.key(0)), name.removesuffix("_rate")).targets
+
     noisy = corruption.with_label_noise(single, way=5, **{name: 0.1})
     message = f"{name}=0.1 of 5 examples rounds to no wrong label; use 0.2 or more"
     with self.assertRaisesRegex(ValueError, message):
       jax.eval_shape(noisy, jax.random.key(0))
-    for rate, wrong in ((0.0, 0), (0.11, 1), (0.2, 1)):
-      noisy = corruption.with_label_noise(single, way=5, **{name: rate})
-      batch = getattr(noisy(jax.random.key(0)), name.removesuffix("_rate"))
-      self.assertEqual(int((batch.targets != jnp.arange(5)).sum()), wrong)
+    found = jax.jit(lambda: [labels(rate) for rate in (0.0, 0.11, 0.2)])()
+    for targets, wrong in zip(found, (0, 1, 1), strict=True):
+      self.assertEqual(int((targets != jnp.arange(5)).sum()), wrong)
 
   @parameterized.parameters(
     ({"way": 3, "support_rate": 1.5}, "support_rate.*1.5"),
@@ -140,8 +153,10 @@ class AffineTest(parameterized.TestCase):
 class DistortionTest(parameterized.TestCase):
   def test_all_images_of_a_task_are_bent_alike_and_tasks_differ(self):
     bent = corruption.with_distortion(draw, rotation=(-40.0, 40.0), scale=(0.5, 1.5))
-    one = bent(jax.random.key(0), dataset())
-    clean = draw(jax.random.key(0), dataset())
+    data = dataset()
+    one, clean = jax.jit(lambda key: (bent(key, data), draw(key, data)))(
+      jax.random.key(0)
+    )
     np.testing.assert_array_equal(one.query.targets, clean.query.targets)
     # Twice the same image gives twice the same bent image, in either set.
     same = jnp.broadcast_to(
@@ -154,10 +169,8 @@ class DistortionTest(parameterized.TestCase):
         query=clean.query._replace(inputs=same),
       )
 
-    results = [
-      corruption.with_distortion(repeated, rotation=(-40.0, 40.0))(jax.random.key(i))
-      for i in range(2)
-    ]
+    bent = jax.jit(corruption.with_distortion(repeated, rotation=(-40.0, 40.0)))
+    results = [bent(jax.random.key(i)) for i in range(2)]
     for task in results:
       np.testing.assert_array_equal(task.support.inputs[0], task.query.inputs[1])
     difference = results[0].support.inputs - results[1].support.inputs

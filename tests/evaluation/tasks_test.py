@@ -43,18 +43,18 @@ def trained():
   init_fn, apply_fn = as_functions(MLP((20, 20, 1)))
   loss_fn = losses.batch_loss(apply_fn, losses.squared_error)
   algorithm = jsharp.maml(loss_fn, optax.sgd(0.01), optax.sgd(0.01), num_inner_steps=1)
-  step, state = (
-    jax.jit(algorithm.step),
-    algorithm.init(init_fn(jax.random.key(0), jnp.zeros((1, 1)))),
-  )
-  for i in range(20):
+
+  def step(i, state):
     key = jax.random.key(i)
-    state, _ = step(
-      state, sinusoid.sample_tasks(key, num_tasks=4, shot=5, query_shot=5)
-    )
+    tasks = sinusoid.sample_tasks(key, num_tasks=4, shot=5, query_shot=5)
+    return algorithm.step(state, tasks)[0]
+
+  state = algorithm.init(init_fn(jax.random.key(0), jnp.zeros((1, 1))))
+  state = jax.jit(lambda state: jax.lax.fori_loop(0, 20, step, state))(state)
   return loss_fn, apply_fn, algorithm, state.params
 
 
+@functools.cache
 def sines(num_tasks=3):
   key = jax.random.key(99)
   return sinusoid.sample_tasks(key, num_tasks=num_tasks, shot=5, query_shot=7)
@@ -72,13 +72,15 @@ class EvaluatorTest(parameterized.TestCase):
       )(params, sines())["loss"]
       for n in (0, 1, 10)
     ]
+    gradient = jax.jit(jax.grad(lambda w, batch: loss_fn(w, batch)[0]))
+    loss = jax.jit(lambda w, batch: loss_fn(w, batch)[0])
     for n, actual in zip((0, 1, 10), by_steps, strict=True):
       for i, task in enumerate(zip(*jax.tree.leaves(sines()), strict=True)):
         adapted, batch = params, Batch(*task[:2])
         for _ in range(n):
-          grads = jax.grad(lambda w: loss_fn(w, batch)[0])(adapted)  # noqa: B023
+          grads = gradient(adapted, batch)
           adapted = jax.tree.map(lambda w, g: w - 0.01 * g, adapted, grads)
-        expected, _ = loss_fn(adapted, Batch(*task[2:]))
+        expected = loss(adapted, Batch(*task[2:]))
         np.testing.assert_allclose(actual[i], expected, rtol=1e-4)
     self.assertGreater(np.abs(by_steps[2] - by_steps[1]).min(), 1e-2)
 
@@ -88,7 +90,7 @@ class EvaluatorTest(parameterized.TestCase):
     execution = jsharp.Execution(task_chunk=chunk)
     measure = evaluator(algorithm.adapt, on_query(loss_fn), execution=execution)
     metrics = jax.jit(measure)(params, sines(5))
-    task_loss_fn = jsharp.after_adaptation(algorithm.adapt, on_query(loss_fn))
+    task_loss_fn = jax.jit(jsharp.after_adaptation(algorithm.adapt, on_query(loss_fn)))
     expected = [
       task_loss_fn(params, jax.tree.map(lambda x: x[i], sines(5)))[0]  # noqa: B023
       for i in range(5)

@@ -7,7 +7,7 @@ import jax
 from absl.testing import absltest
 
 from tests.experiments.flags_test import identity
-from tests.experiments.program_test import TINY_IMAGES, records, run
+from tests.experiments.program_test import SMALL_NETWORK, TINY_IMAGES, records, run
 
 
 class ImagesTest(absltest.TestCase):
@@ -27,10 +27,9 @@ class ImagesTest(absltest.TestCase):
           "omniglot",
           run_dir,
           *TINY_IMAGES,
-          "--model=mlp",
+          SMALL_NETWORK,
           "--algorithm=fomaml",
           "--num_steps=2",
-          "--support_label_noise=0.4",
           f"--images={images}",
         )
         self.assertEqual(code, 0, err)

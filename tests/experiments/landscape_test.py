@@ -31,10 +31,11 @@ from jsharp._files import read_table, write_json
 from jsharp.analysis import plane
 from jsharp.training import Checkpoints
 from tests import toy_runs
+from tests.experiments.program_test import SMALL_NETWORK
 
 TRAINING = (
   "--dataset=characters",
-  "--model=mlp",
+  SMALL_NETWORK,
   "--image_size=8",
   "--algorithm=protonet",
   "--way=2",
@@ -387,7 +388,7 @@ class LandscapeTest(parameterized.TestCase):
       ),
       (
         [self.run, self.sibling("wider", "--model=conv4_strided")],
-        "network: mlp there, conv4_strided here",
+        "network: jsharp.models.mlp:SineNetwork there, conv4_strided here",
       ),
     ):
       code, stdout, err = measure(runs, self.root / "never", *MEASURING)

@@ -15,6 +15,7 @@ from tests.experiments.program_test import TINY, run
 SINES = (
   *TINY,
   "--num_inner_steps=40",
+  "--num_eval_inner_steps=1",
   "--num_steps=2",
   "--hidden_width=64",
   "--num_devices=1",

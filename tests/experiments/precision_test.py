@@ -19,7 +19,19 @@ from tests.experiments import supervised_test
 from tests.experiments.flags_test import describe, identity
 from tests.experiments.program_test import TINY_IMAGES, TINY_SINES, run
 
-ALGORITHMS = tuple(_catalogue.outlines("algorithm"))
+# maml, fomaml, anil, boil and Sharp-MAML at one loop are given their network's function
+# by the same lines as Sharp-MAML at both; maml_plus_plus has a test of its own, and
+# imaml is refused.
+ALGORITHMS = (
+  "black_box",
+  "cavia",
+  "meta_sgd",
+  "proto_maml",
+  "protonet",
+  "reptile",
+  "ridge",
+  "sharp_maml_both",
+)
 
 
 def steps_of(algorithm, precision, **options):
@@ -30,23 +42,19 @@ def steps_of(algorithm, precision, **options):
     "precision": precision,
     "outer": OuterLoop(outer_optimizer="sgd", outer_lr=1.0),
   }
-  if algorithm.classifies or "running_statistics" in options:
+  normalises = "running_statistics" in options
+  if algorithm.classifies or normalises:
     inputs = jax.random.normal(jax.random.key(0), (2, 2, 9, 4, 4, 1))
     labels = jnp.tile(jnp.arange(3), (2, 3))
     sets = [Batch(x, labels) for x in inputs]
-    description = learners.Description(
-      network=MLPOptions(), num_outputs=3, input_shape=(4, 4, 1), **common
-    )
+    task = {"problem": "classification", "num_outputs": 3, "input_shape": (4, 4, 1)}
   else:
     inputs = jnp.linspace(-2, 2, 12).reshape(2, 6, 1)
     sets = [Batch(inputs + moved, jnp.sin(inputs + moved)) for moved in (0.0, 0.3)]
-    description = learners.Description(
-      network=SineNetwork(hidden_width=8, activation="tanh"),
-      problem="regression",
-      num_outputs=1,
-      input_shape=(1,),
-      **common,
-    )
+    task = {"problem": "regression", "num_outputs": 1, "input_shape": (1,)}
+  network = SineNetwork(hidden_width=8, activation="tanh")
+  network = MLPOptions() if normalises else network
+  description = learners.Description(network=network, **task, **common)
   learner = learners.build(description)
   built = learner.algorithm()
 
@@ -65,7 +73,7 @@ class PrecisionTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.numpy_dtype_promotion("standard"))
 
-  @parameterized.parameters(name for name in ALGORITHMS if name != "imaml")
+  @parameterized.parameters(*ALGORITHMS)
   def test_a_step_of_every_algorithm(self, algorithm):
     options = {}
     if algorithm == "black_box":
@@ -82,13 +90,11 @@ class PrecisionTest(parameterized.TestCase):
     )
     self.assertGreater(np.linalg.norm(b), 1e-3)
     self.assertGreater(np.linalg.norm(a - b), 1e-6 * np.linalg.norm(b))
-    # The classifiers' network normalises nine rows, which magnifies every rounding.
-    classifies = _catalogue.outlines("algorithm")[algorithm].classifies
-    bound = 0.2 if classifies else 0.1
-    self.assertLess(np.linalg.norm(a - b), bound * np.linalg.norm(b))
+    self.assertLess(np.linalg.norm(a - b), 0.1 * np.linalg.norm(b))
 
   def test_running_statistics(self):
-    change, _ = steps_of("maml_plus_plus", "bfloat16", running_statistics=True)
+    options = {"running_statistics": True, "num_inner_steps": 1}
+    change, _ = steps_of("maml_plus_plus", "bfloat16", **options)
     for leaf in jax.tree.leaves(change):
       self.assertEqual(leaf.dtype, jnp.float32)
       self.assertTrue(np.isfinite(leaf).all())
@@ -121,14 +127,16 @@ class PrecisionTest(parameterized.TestCase):
   def test_ordinary_training(self):
     with tempfile.TemporaryDirectory() as directory:
       path = pathlib.Path(directory)
-      arguments = [*supervised_test.TINY, "--num_epochs=1", "--hessian_eigenvalues=0"]
+      arguments = [*supervised_test.TINY, "--hessian_eigenvalues=0"]
+      arguments.append(supervised_test.OWN_NETWORK)
       code, out, err = supervised_test.run(path, *arguments, "--precision=bfloat16")
       self.assertEqual(code, 0, err)
       self.assertRegex(out, r"precision +bfloat16")
 
   @parameterized.parameters("float32", "tf32")
   def test_the_program_that_is_compiled(self, precision):
-    chosen = describe("omniglot", *TINY_IMAGES, f"--precision={precision}")
+    given = (*TINY_IMAGES, "--model=mlp", f"--precision={precision}")
+    chosen = describe("omniglot", *given)
     parts = omniglot.EXPERIMENT.build(chosen, Execution())
     state = parts.algorithm.init(parts.params)
 

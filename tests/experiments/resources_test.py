@@ -16,9 +16,28 @@ from experiments import _program, omniglot, sinusoid
 from jsharp.core.execution import Execution
 from jsharp.training import devices, environment
 from tests.experiments.flags_test import describe, identity
-from tests.experiments.program_test import TINY, TINY_IMAGES, run
+from tests.experiments.program_test import SMALL_NETWORK, TINY, TINY_IMAGES, run
 
 EXPERIMENTS = {"omniglot": omniglot.EXPERIMENT, "sinusoid": sinusoid.EXPERIMENT}
+# Training alone: compiling the evaluations takes longer.
+TRAINING = """
+import dataclasses
+import sys
+
+from absl import flags
+
+from experiments import _program, omniglot
+
+
+def build(description, execution):
+  parts = omniglot.EXPERIMENT.build(description, execution)
+  test = lambda trained, stop: {"num_eval_tasks": 2}
+  return dataclasses.replace(parts, validate=None, test=test)
+
+
+experiment = dataclasses.replace(omniglot.EXPERIMENT, build=build)
+sys.exit(_program.start(experiment, sys.argv[1:], flags.FlagValues()))
+"""
 
 
 def set_environment(chosen):
@@ -28,9 +47,9 @@ def set_environment(chosen):
 class ResourcesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("sines", "sinusoid", ()),
-    ("images", "omniglot", (*TINY_IMAGES, "--model=mlp")),
-    ("seeds", "omniglot", (*TINY_IMAGES, "--model=mlp", "--num_seeds=2")),
-    ("ways", "omniglot", (*TINY_IMAGES, "--model=mlp", "--train_way=2,3")),
+    ("images", "omniglot", (*TINY_IMAGES, SMALL_NETWORK)),
+    ("seeds", "omniglot", (*TINY_IMAGES, SMALL_NETWORK, "--num_seeds=2")),
+    ("ways", "omniglot", (*TINY_IMAGES, SMALL_NETWORK, "--train_way=2,3")),
   )
   def test_the_parts_of_a_step_are_its_tasks(self, experiment, arguments):
     chosen = describe(experiment, *arguments, "--num_tasks=4", "--num_devices=2")
@@ -40,20 +59,19 @@ class ResourcesTest(parameterized.TestCase):
     axis = 1 if "--num_seeds=2" in arguments else 0
 
     def draw(**part):
-      drawn = parts.sample_tasks(3, parts.data, **part)
-      if "--train_way=2,3" in arguments:  # drawn by the step that is taken
-        return drawn[0], drawn[2]
-      return drawn
+      return parts.sample_tasks(3, parts.data, **part)
 
-    halves = [draw(part=(i, 2)) for i in range(2)]
-    if "--train_way=2,3" in arguments:
-      self.assertEqual(halves, [(3, {"part": (0, 2)}), (3, {"part": (1, 2)})])
+    if "--train_way=2,3" in arguments:  # Drawn by the step that is taken.
+      for i in range(2):
+        step, _, how = draw(part=(i, 2))
+        self.assertEqual((step, how), (3, {"part": (i, 2)}))
       return
+    whole, *halves = jax.jit(lambda: [draw(), *(draw(part=(i, 2)) for i in range(2))])()
     jax.tree.map(
       lambda whole, *parts: np.testing.assert_array_equal(
         whole, np.concatenate(parts, axis)
       ),
-      draw(),
+      whole,
       *halves,
     )
 
@@ -181,9 +199,6 @@ class ResourcesTest(parameterized.TestCase):
       "--num_tasks=2",
       "--num_steps=3",
       "--log_every=1",
-      "--eval_every=3",
-      "--val_tasks=2",
-      "--eval_tasks=2",
       "--deterministic",
     ]
     records = []
@@ -193,7 +208,7 @@ class ResourcesTest(parameterized.TestCase):
         where = [f"--num_devices={number}", f"--run_dir={run_dir}"]
         environment = {k: v for k, v in os.environ.items() if k != "NPROC"}
         subprocess.run(
-          [sys.executable, "-m", "experiments.omniglot", *flags, *where],
+          [sys.executable, "-c", TRAINING, *flags, *where],
           env=environment,
           check=True,
           capture_output=True,
@@ -206,7 +221,7 @@ class ResourcesTest(parameterized.TestCase):
             for line in lines
           ]
         )
-    self.assertLen(records[0], 4)
+    self.assertLen(records[0], 3)
     self.assertEqual(*records)
 
 

@@ -7,14 +7,12 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import tempfile
 
 import jax
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
-from jax.experimental.compilation_cache import compilation_cache
 
 import jsharp
 from experiments import _program, supervised
@@ -30,38 +28,8 @@ SMALL = (
   "--hessian_examples=16",
   "--hessian_steps=2",
 )
-OWN = """
-import dataclasses
-
-from flax import linen as nn
-
-from jsharp.models import ClassifierNetwork
-from jsharp.options import option
-from jsharp.perturbations import SharpLink, sam
-from tests import toy_runs
-
-
-class Linear(nn.Module):
-  num_outputs: int
-
-  @nn.compact
-  def __call__(self, inputs, train):
-    return nn.Dense(self.num_outputs)(inputs.reshape(len(inputs), -1))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearOptions(ClassifierNetwork):
-  def module(self, num_outputs, *, convolution="auto"):
-    return Linear(num_outputs)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShareOfSAM(SharpLink):
-  share: float = option(0.5, "Of the radius.")
-
-  def link(self):
-    return sam(self.share * self.rho, p=self.p)
-"""
+OWN = "tests.experiments.own_parts"
+OWN_NETWORK = f"--model={OWN}:NormalisedOptions"
 THREE = ("--num_characters=3",)
 TINY = (*SMALL, *THREE)
 
@@ -95,9 +63,7 @@ class ProgramTest(parameterized.TestCase):
       "--label_noise=0.4",
       "--augment=cutout",
       "--clip_gradient=5",
-      "--model=wide_resnet",
-      "--depth=10",
-      "--widen=1",
+      OWN_NETWORK,
       "--hessian_eigenvalues=2",
       "--sam_start=1",
     ]
@@ -129,7 +95,6 @@ class ProgramTest(parameterized.TestCase):
     self.assertRegex(out, r"Hessian, end +\S+, \S+")
     with self.subTest("the classifier"):
       classifier = jsharp.load(self.run_dir)
-      self.assertEqual(classifier.description.network.label, "wide_resnet10x1")
       self.assertLen(classifier.description.class_names, 3)
       source = classifier.description.source
       test = load_splits(source).test
@@ -159,17 +124,13 @@ class ProgramTest(parameterized.TestCase):
   def test_interrupted_and_resumed_equals_uninterrupted(self):
     arguments = (
       *TINY,
+      OWN_NETWORK,
       "--num_epochs=3",
       "--val_fraction=0.2",
       "--augment=basic",
       "--hessian_eigenvalues=0",
       "--log_every=1",
     )
-    # Compiled once for all three starts, which takes longer than the steps.
-    arguments = (*arguments, f"--compilation_cache_dir={self.run_dir / 'cache'}")
-    compilation_cache.reset_cache()
-    self.addCleanup(compilation_cache.reset_cache)
-    self.addCleanup(jax.config.update, "jax_compilation_cache_dir", None)
     whole, cut = self.run_dir / "whole", self.run_dir / "cut"
     self.assertEqual(run(whole, *arguments)[0], 0)
 
@@ -198,7 +159,8 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(results[0][name], results[1][name])
 
   def test_momentum_sam_is_evaluated_at_the_centre(self):
-    arguments = (*TINY, "--algorithm=momentum_sam", "--hessian_eigenvalues=0")
+    arguments = (*TINY, OWN_NETWORK, "--algorithm=momentum_sam")
+    arguments = (*arguments, "--hessian_eigenvalues=0")
     code, _, err = run(self.run_dir, *arguments)
     self.assertEqual(code, 0, err)
     result = json.loads((self.run_dir / "result.json").read_text())
@@ -208,20 +170,17 @@ class ProgramTest(parameterized.TestCase):
     )
 
   def test_a_network_and_a_variant_of_ones_own(self):
-    (self.run_dir / "own_parts.py").write_text(OWN)
-    sys.path.insert(0, str(self.run_dir))
-    self.addCleanup(sys.path.remove, str(self.run_dir))
-    self.addCleanup(sys.modules.pop, "own_parts", None)
-    own = ("--model=own_parts:LinearOptions", "--algorithm=own_parts:ShareOfSAM")
-    arguments = (*TINY, *own, "--share=0.25", "--sam_every=3")
+    own = (OWN_NETWORK, f"--algorithm={OWN}:ShareOfSAM", "--share=0.25")
+    arguments = (*TINY, *own, "--sam_every=3", "--hessian_eigenvalues=0")
     code, _, err = run(self.run_dir / "a", *arguments)
     self.assertEqual(code, 0, err)
     result = json.loads((self.run_dir / "a" / "result.json").read_text())
     self.assertEqual(result["protocol"]["algorithm"]["share"], 0.25)
     self.assertEqual((result["num_steps"], result["num_gradients"]), (3, 4))
-    self.assertEqual(result["protocol"]["model"]["num_parameters"], 3 * 64 + 3)
+    num_parameters = 4 * (64 + 1 + 2) + 3 * (4 + 1)
+    self.assertEqual(result["protocol"]["model"]["num_parameters"], num_parameters)
     classifier = jsharp.load(self.run_dir / "a")
-    self.assertEqual(classifier.description.network.name, "own_parts:LinearOptions")
+    self.assertEqual(classifier.description.network.name, f"{OWN}:NormalisedOptions")
     code, _, err = run(self.run_dir / "a", *arguments, "--share=0.5")
     self.assertEqual(code, 2)
     self.assertRegex(err, r"share: 0\.25 there, 0\.5 now")
@@ -236,8 +195,12 @@ class ProgramTest(parameterized.TestCase):
         }
         fixtures.write_files(root, names)
     arguments = (*SMALL, "--dataset=image_folder", f"--data_dir={root}")
+    network = ("--model=wide_resnet", "--depth=10", "--widen=1")
+    arguments = (*arguments, *network, "--hessian_eigenvalues=0")
     code, _, err = run(self.run_dir / "a", *arguments, "--algorithm=sgd")
     self.assertEqual(code, 0, err)
+    classifier = jsharp.load(self.run_dir / "a")
+    self.assertEqual(classifier.description.network.label, "wide_resnet10x1")
     result = json.loads((self.run_dir / "a" / "result.json").read_text())
     self.assertEqual(result["num_eval_examples"], 6)
     self.assertIn("4 examples", result["protocol"]["checkpoint"]["chosen by"])

@@ -1,5 +1,7 @@
 """Runs on tasks of several shapes, with noise, distortion, another test set."""
 
+import contextlib
+import io
 import json
 import pathlib
 import tempfile
@@ -10,12 +12,14 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 import jsharp
-from tests.experiments.program_test import run
+from jsharp.data import placement
+from jsharp.data.image_folder import ImageFolder
+from tests.experiments.program_test import SMALL_NETWORK, run
 
 TINY = (
   "--dataset=characters",
   "--image_size=16",
-  "--model=mlp",
+  SMALL_NETWORK,
   "--algorithm=protonet",
   "--query_shot=2",
   "--num_tasks=2",
@@ -73,49 +77,30 @@ class ProgramTest(parameterized.TestCase):
     np.testing.assert_allclose(result["test_accuracy_by_seed"], by_seed, atol=1e-6)
     self.assertAlmostEqual(result["test_accuracy"], np.mean(by_seed), places=6)
 
-  def _write(self, classes, shape):
+  def _write(self, data_dir, classes, shape):
     generator = np.random.default_rng(0)
     for label in classes:
-      folder = self.directory / "data" / label
+      folder = data_dir / label
       folder.mkdir(parents=True)
       for i in range(3):
         pixels = generator.integers(0, 255, shape, np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
 
-  def test_a_test_on_another_dataset(self):
-    """Its splits of training are missing, its images larger and in colour."""
-    self._write([f"test/{label}" for label in range(5)], (20, 24, 3))
-    other = (
-      "--test_dataset=image_folder",
-      f"--test_data_dir={self.directory / 'data'}",
-    )
-    run_dir = self.directory / "run"
-    code, out, err = run("omniglot", run_dir, *TINY, *other)
-    self.assertEqual(code, 0, err)
-    facts = json.loads((run_dir / "result.json").read_text())["protocol"]["data"]
-    self.assertEqual(facts["tested on"], "image_folder")
-    from jsharp.data import characters, image_folder
-    from jsharp.data.fitting import fit_to
-    from jsharp.data.pictures import Looks
+  def test_classes_without_splits_and_a_test_on_another_dataset(self):
+    """That the first are divided is recorded; of the other only a test split exists.
 
-    folder = image_folder.load(
-      self.directory / "data", size=16, channels=3, only="test"
-    )["test"]
-    looks = Looks((16, 16, 1), "BOX", light_ink=True)
-    fitted, said = fit_to(folder, looks)
-    self.assertEqual(facts["test"], fitted.fingerprint())
-    self.assertEqual(facts["prepared"], f"test: {said}")
-    self.assertIn("16x16 colour to 16x16 gray, box filter", out)
-    drawn = characters.load(size=16)
-    self.assertEqual(facts["val"], drawn["val"].fingerprint())
-
-  def test_classes_without_splits_are_divided_and_that_is_recorded(self):
-    self._write([f"{label:02d}" for label in range(15)], (16, 16))
+    Its images are larger and in colour.
+    """
+    data_dir, test_data_dir = self.directory / "data", self.directory / "other"
+    self._write(data_dir, [f"{label:02d}" for label in range(15)], (16, 16))
+    self._write(test_data_dir, [f"test/{label}" for label in range(5)], (20, 24, 3))
     run_dir = self.directory / "run"
     arguments = (
       *TINY[1:],
       "--dataset=image_folder",
-      f"--data_dir={self.directory / 'data'}",
+      f"--data_dir={data_dir}",
+      "--test_dataset=image_folder",
+      f"--test_data_dir={test_data_dir}",
       "--way=2",
     )
     code, out, err = run("omniglot", run_dir, *arguments)
@@ -123,14 +108,22 @@ class ProgramTest(parameterized.TestCase):
     said = "15 classes, divided 10 / 2 / 3 by split_seed=0"
     self.assertIn(f"data has {said}.", err)
     self.assertIn(said, out)
+    self.assertIn("16x16 colour to 16x16 gray, lanczos filter", out)
     result = json.loads((run_dir / "result.json").read_text())
     facts = result["protocol"]["data"]
-    self.assertEqual(facts["prepared"], f"train, val, test: {said}")
-    self.assertEqual(facts["classes"], "10 / 2 / 3")
+    self.assertEqual(facts["tested on"], "image_folder")
+    self.assertEqual(facts["classes"], "10 / 2 / 5")
     self.assertEqual(result["settings"]["data.split_seed"], 0)
-    source = jsharp.load(run_dir).description.source
-    test = source.load(self.directory / "data", only="test")["test"]
-    self.assertEqual(test.fingerprint(), facts["test"])
+    with contextlib.redirect_stderr(io.StringIO()):
+      loaded = placement.load_with_test(
+        jsharp.load(run_dir).description.source,
+        str(data_dir),
+        test_source=ImageFolder(image_size=16),
+        test_data_dir=str(test_data_dir),
+      )
+    self.assertEqual(facts["prepared"], placement.origins(loaded))
+    for split, dataset in loaded.items():
+      self.assertEqual(facts[split], dataset.fingerprint())
     code, _, err = run("omniglot", run_dir, *arguments, "--split_seed=1")
     self.assertEqual(code, 2)
     self.assertIn("split_seed", err)

@@ -47,41 +47,45 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def after_two_steps(algorithm, measure):
+  """Compiled: the state and the metrics, an evaluation, and an adaptation."""
+
+  @jax.jit
+  def run(state, tasks):
+    step = lambda state, _: algorithm.step(state, tasks)
+    state, metrics = jax.lax.scan(step, state, length=2)
+    support = jax.tree.map(lambda x: x[0], table.tasks().support)
+    adapted = algorithm.adapt(state.params, support)
+    metrics = jax.tree.map(lambda x: x[-1], metrics)
+    return state, metrics, measure(state.params, table.tasks()), adapted
+
+  return run
+
+
 class OverSeedsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ("maml", True),
-    ("meta_sgd", False),
-    ("maml_plus_plus", True),
-    ("reptile_keep_inner_state", False),
-  )
+  @parameterized.parameters(("maml_plus_plus", True), ("meta_sgd", False))
   def test_each_seed_ends_as_by_itself(self, name, together):
     with jax.enable_x64(True):
       constructor = jsharp.meta_sgd if name == "meta_sgd" else table.ALGORITHMS[name]
       members = [build(constructor, seed) for seed in range(NUM_SEEDS)]
-      joined = over_seeds(members, together=together)
-      step, state = jax.jit(joined.step), joined.init(starts())
-      for _ in range(2):
-        state, metrics = step(state, tasks())
-      self.assertEqual(int(state.step), 2)
-      single = jax.jit(members[0].step)
       measure = evaluator(members[0].adapt, QUERY_LOSS_FN)
       measure_all = evaluator_over_seeds(
         measure, num_seeds=NUM_SEEDS, together=together
       )
-      evaluated = jax.jit(measure_all)(state.params, table.tasks())
-      support = jax.tree.map(lambda x: x[0], table.tasks().support)
-      adapted = jax.jit(joined.adapt)(state.params, support)
+      joined = over_seeds(members, together=together)
+      together_run = after_two_steps(joined, measure_all)
+      state, metrics, evaluated, adapted = together_run(joined.init(starts()), tasks())
+      self.assertEqual(int(state.step), 2)
+      by_itself = after_two_steps(members[0], measure)
       for seed, member in enumerate(members):
         row = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
-        alone = member.init(row(starts()))
-        for _ in range(2):
-          alone, expected = single(alone, row(tasks()))
+        first = member.init(row(starts()))
+        alone, expected, measured, one = by_itself(first, row(tasks()))
         assert_close((row(state.params), row(state.opt_state)), alone[1:])
         both = jax.tree.map(lambda x: x.reshape(NUM_SEEDS, -1), metrics)
         assert_close(row(both), expected)
-        measured = jax.jit(measure)(alone.params, table.tasks())
         assert_close(jax.tree.map(lambda x: x[:, seed], evaluated), measured)  # noqa: B023
-        assert_close(row(adapted), jax.jit(member.adapt)(alone.params, support))
+        assert_close(row(adapted), one)
 
   def test_keywords_of_adapt_reach_every_seed(self):
     with jax.enable_x64(True):
