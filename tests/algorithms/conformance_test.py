@@ -183,23 +183,23 @@ class ConformanceTest(parameterized.TestCase):
     other = build(
       WITHOUT_OWN_LINKS.get(constructor, constructor), inner_optimizer=optax.sgd(0.2)
     )
-    usual, *others = jax.jit(
-      lambda params, *points: (
-        algorithm.adapt(params, support),
-        (
-          algorithm.adapt(params, support, num_steps=1),
-          fewer.adapt(points[0], support),
-        ),
-        (
-          algorithm.adapt(params, support, optimizer=optax.sgd(0.2)),
-          other.adapt(points[1], support),
-        ),
-      )
-    )(params, fewer.init(start()).params, other.init(start()).params)
-    for name, (actual, expected) in zip(
-      ("num_steps", "optimizer"), others, strict=True
-    ):
-      with self.subTest(name):
+    changed = {"num_steps": 1}, {"optimizer": optax.sgd(0.2)}
+
+    @jax.jit
+    def all_ways(params, *points):
+      usual = algorithm.adapt(params, support)
+      actual = [algorithm.adapt(params, support, **options) for options in changed]
+      expected = [
+        built.adapt(point, support)
+        for built, point in zip((fewer, other), points, strict=True)
+      ]
+      return usual, actual, expected
+
+    usual, actuals, expecteds = all_ways(
+      params, *(built.init(start()).params for built in (fewer, other))
+    )
+    for options, actual, expected in zip(changed, actuals, expecteds, strict=True):
+      with self.subTest(**options):
         assert_close(actual, expected)
         moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), actual, usual)
         self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
