@@ -57,11 +57,9 @@ def forward_over_reverse(fn, *args, **options):
 
 
 ALGORITHMS = {
-  "maml": jsharp.maml,
   "equation_14": functools.partial(
     jsharp.sharp_maml, inner_rho=0.1, outer_rho=0.1, reuse_perturbation=True
   ),
-  "fomaml": jsharp.fomaml,
   "forward_over_reverse": forward_over_reverse,
   "reptile": algorithms.reptile,
   "imaml": functools.partial(algorithms.imaml, proximity=2.0, num_cg_steps=6),

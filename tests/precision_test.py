@@ -36,7 +36,7 @@ def images(rows, size=16, seed=0):
 
 def conv4(stride=1):
   init_fn, apply_fn = as_functions(Conv4(3, num_filters=4, stride=stride))
-  return init_fn(jax.random.key(0), images(1)), apply_fn
+  return jax.jit(init_fn)(jax.random.key(0), images(1)), apply_fn
 
 
 def networks():
@@ -47,13 +47,13 @@ def networks():
   params, conv = conv4(stride=2)
   yield "conv4_strided", conv, (params, x)
   init_fn, mlp = as_functions(MLP((16, 16, 3), normalize=True))
-  yield "mlp", mlp, (init_fn(key, x), x)
+  yield "mlp", mlp, (jax.jit(init_fn)(key, x), x)
   init_fn, context = as_context_functions(ContextConv4(3, 4, context_size=5))
-  yield "context", context, ((init_fn(key, x), jnp.ones(5)), x)
+  yield "context", context, ((jax.jit(init_fn)(key, x), jnp.ones(5)), x)
   learner = AttentionLearner(MLP((16,)), 1, width=8, num_heads=2)
   init_fn, attention = as_learner_functions(learner)
   arguments = x[:4], jnp.ones([4, 1]), x[4:]
-  yield "attention", attention, (init_fn(key, *arguments), *arguments)
+  yield "attention", attention, (jax.jit(init_fn)(key, *arguments), *arguments)
 
 
 def products(text):
@@ -110,11 +110,12 @@ class PrecisionTest(parameterized.TestCase):
   def test_a_meta_step_keeps_float32_masters(self, stride):
     params, apply_fn = conv4(stride)
     step, arguments = meta_step(compute_in(apply_fn, jnp.bfloat16), params)
-    text = jax.jit(step).lower(*arguments).as_text()
+    traced = jax.jit(step).trace(*arguments)
+    text = traced.lower().as_text()
     self.assertGreater(len(products(text)), 20)
     for line in products(text):
       self.assertIn("bf16>", line.split("->")[1])
-    state, metrics = jax.eval_shape(step, *arguments)
+    state, metrics = traced.out_info
     dtypes = {x.dtype for x in jax.tree.leaves((state.params, metrics))}
     self.assertEqual(dtypes, {jnp.dtype("float32")})
 
@@ -126,21 +127,20 @@ class PrecisionTest(parameterized.TestCase):
       w = w - jnp.float32(2.0**-12) * gradient(w)
     self.assertEqual(w, 1 - 2.0**-8)
 
-  @parameterized.parameters(1, 2)
-  def test_precision_of_every_product(self, stride):
+  @parameterized.parameters((1, "float32", "HIGHEST"), (2, "tf32", "HIGH"))
+  def test_precision_of_every_product(self, stride, precision, word):
     params, apply_fn = conv4(stride)
-    for precision, word in (("float32", "HIGHEST"), ("tf32", "HIGH")):
-      step, arguments = meta_step(in_precision(apply_fn, precision), params)
-      # Where it is compiled another precision may be asked for.
-      with jax.default_matmul_precision("bfloat16"):
-        lines = products(jax.jit(step).lower(*arguments).as_text())
-      self.assertGreater(len(lines), 20)
-      for line in lines:
-        found = re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line)
-        self.assertEqual(found, [word, word], line)
+    step, arguments = meta_step(in_precision(apply_fn, precision), params)
+    # Where it is compiled another precision may be asked for.
+    with jax.default_matmul_precision("bfloat16"):
+      lines = products(jax.jit(step).lower(*arguments).as_text())
+    self.assertGreater(len(lines), 20)
+    for line in lines:
+      found = re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line)
+      self.assertEqual(found, [word, word], line)
 
   def test_float32_is_the_same_bits_on_a_cpu(self):
-    params, apply_fn = conv4()
+    params, apply_fn = conv4(stride=2)
     expected, actual = (
       jax.jit(step)(*arguments)
       for step, arguments in (

@@ -81,10 +81,9 @@ class BlackBoxTest(absltest.TestCase):
 
       state, _ = jax.lax.scan(step, state, jax.random.split(jax.random.key(7), 150))
       wrong = some_tasks.support._replace(targets=1 - some_tasks.support.targets)
-      return [
-        measure(state.params, tasks)["accuracy"].mean()
-        for tasks in (some_tasks, some_tasks._replace(support=wrong))
-      ]
+      both = some_tasks, some_tasks._replace(support=wrong)
+      tasks = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
+      return measure(state.params, tasks)["accuracy"].reshape(2, 100).mean(axis=1)
 
     with jax.numpy_dtype_promotion("standard"):  # For optax.adam.
       accuracy, with_wrong_labels = run(jax.random.key(0))

@@ -33,7 +33,7 @@ class ClosedFormTest(parameterized.TestCase):
   def outer(self):
     return optax.sgd(OUTER_LR)
 
-  @parameterized.product(steps=(0, 1, 3), chunk=(None, 2))
+  @parameterized.parameters((1, None), (3, 2))
   def test_maml(self, steps, chunk):
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
@@ -56,8 +56,8 @@ class ClosedFormTest(parameterized.TestCase):
       params, _ = one_step(algorithm, tasks, w)
       np.testing.assert_allclose(params, w - OUTER_LR * joint, rtol=1e-12)
 
-  @parameterized.parameters(1, 3)
-  def test_fomaml_and_the_stop_gradient_link(self, steps):
+  def test_fomaml_and_the_stop_gradient_link(self):
+    steps = 3
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
       expected = quad.meta_gradient(tasks, w, INNER_LR, steps, first_order=True)
@@ -73,7 +73,7 @@ class ClosedFormTest(parameterized.TestCase):
       ):
         self.check(algorithm, *expected, tasks, w)
 
-  @parameterized.product(steps=(1, 3), differentiate=(True, False))
+  @parameterized.parameters((1, False), (3, True))
   def test_sharp_maml_low(self, steps, differentiate):
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
@@ -90,8 +90,8 @@ class ClosedFormTest(parameterized.TestCase):
       )
       self.check(algorithm, *expected, tasks, w)
 
-  @parameterized.parameters(1, 3)
-  def test_sharp_fomaml_low(self, steps):
+  def test_sharp_fomaml_low(self):
+    steps = 3
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
       algorithm = jsharp.sharp_maml(
@@ -106,10 +106,9 @@ class ClosedFormTest(parameterized.TestCase):
       )
       self.check(algorithm, *expected, tasks, w)
 
-  @parameterized.product(steps=(1, 3), low=(False, True), adaptive=(False, True))
+  # The oracle's inner ball is not adaptive.
+  @parameterized.parameters((1, False, True), (1, True, False), (3, True, False))
   def test_sharp_maml_up_and_both(self, steps, low, adaptive):
-    if low and adaptive:
-      self.skipTest("the oracle's inner ball is not adaptive")
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
       rho = INNER_RHO if low else None
@@ -128,7 +127,7 @@ class ClosedFormTest(parameterized.TestCase):
       sharp, _ = quad.meta_gradient(tasks, w + perturbation, INNER_LR, steps, rho=rho)
       self.check(algorithm, sharp, losses, tasks, w)
 
-  @parameterized.product(steps=(1, 3), differentiate=(True, False))
+  @parameterized.parameters((1, False), (3, True))
   def test_equation_14_reuses_the_first_perturbations(self, steps, differentiate):
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()

@@ -38,8 +38,7 @@ def meta_gradient(tasks, w):
 class SolvedTest(parameterized.TestCase):
   """Enough inner steps and as many conjugate gradients as dimensions."""
 
-  @parameterized.parameters(None, 2)
-  def test_meta_gradient_is_that_of_the_solution(self, chunk):
+  def test_meta_gradient_is_that_of_the_solution(self):
     with jax.enable_x64(True):
       tasks, w = quad.random_tasks(5), quad.start()
       algorithm = imaml(
@@ -49,7 +48,6 @@ class SolvedTest(parameterized.TestCase):
         num_inner_steps=400,
         proximity=PROXIMITY,
         num_cg_steps=quad.DIMENSION,
-        execution=jsharp.Execution(task_chunk=chunk),
       )
       on_device = quad.on_device(tasks)
       state, metrics = jax.jit(algorithm.step)(algorithm.init(w), on_device)
@@ -137,7 +135,6 @@ class LimitTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("all", None),
     ("head", lambda params: {"body": False, "head": True}),
-    ("body", lambda params: {"body": True, "head": False}),
   )
   def test_exact_maml_as_the_steps_grow(self, mask):
     with jax.enable_x64(True):
@@ -245,14 +242,17 @@ class ConjugateGradientsTest(parameterized.TestCase):
 
   def test_it_stops_for_good_at_non_positive_curvature(self):
     with jax.enable_x64(True):
-      size, generator, stops = 6, np.random.default_rng(0), set()
+      size, generator, stops = 4, np.random.default_rng(0), set()
       solves = [
         jax.jit(lambda m, v, n=n: conjugate_gradients(lambda x: m @ x, v, num_steps=n))
-        for n in range(size + 5)
+        for n in range(size + 3)
       ]
       for _ in range(20):
         factor = generator.normal(size=(size, size))
-        matrix, vector = factor + factor.T + 3 * np.eye(size), generator.normal(size=6)
+        matrix, vector = (
+          factor + factor.T + 3 * np.eye(size),
+          generator.normal(size=size),
+        )
         # Steps by the book, as many as there are of positive curvature.
         x, residual = np.zeros(size), vector
         direction, stop = residual, 0

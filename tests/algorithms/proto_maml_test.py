@@ -14,7 +14,7 @@ from jsharp.algorithms import protonet
 from jsharp.algorithms.proto_maml import ProtoMAML, predict_with_head, proto_maml
 from jsharp.algorithms.protonet import predict_with_prototypes
 from jsharp.core import forward_over_reverse, recomputed
-from jsharp.models.mlp import MLPOptions
+from jsharp.models.mlp import MLPOptions, SineNetwork
 
 WAY, DIM, INNER_LR, OUTER_LR = 3, 4, 0.2, 0.5
 # Three examples of class 1, two of class 2, one of class 0.
@@ -131,7 +131,7 @@ class ByHandTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.enable_x64(True))
 
-  @parameterized.parameters(0, 1, 3)
+  @parameterized.parameters(0, 3)
   def test_adaptation_with_unequal_numbers_of_examples(self, steps):
     adapted, logits = logits_of(
       built(steps=steps),
@@ -148,17 +148,9 @@ class ByHandTest(parameterized.TestCase):
     np.testing.assert_allclose(logits, expected, rtol=1e-10, atol=1e-11)
 
   @parameterized.parameters(
-    (0, {}, {}),
-    (1, {}, {}),
     (3, {}, {}),
     (2, {"inner_loss": losses.first_order}, {"constant": True}),
     (2, {"inner_loss": recomputed}, {}),
-    (2, {"inner_loss": forward_over_reverse}, {}),
-    (
-      2,
-      {"inner": optax.chain(jsharp.sam(0.4), optax.sgd(INNER_LR))},
-      {"rho": 0.4},
-    ),
     (
       2,
       {
@@ -189,7 +181,7 @@ class ByHandTest(parameterized.TestCase):
       logits = predict_with_head(embedding)(held, query.inputs)
       return losses.cross_entropy(logits, query.targets)[0]
 
-    without = jax.grad(through_the_body_alone)(jnp.asarray(start()))
+    without = jax.jit(jax.grad(through_the_body_alone))(jnp.asarray(start()))
     self.assertGreater(np.abs(without - exact).max(), 0.1 * np.abs(exact).max())
 
 
@@ -256,7 +248,7 @@ class ClassesTest(parameterized.TestCase):
     four = four._replace(support=four.support._replace(targets=jnp.array(LABELS % 2)))
     four = jax.tree.map(lambda x: x[None], four)  # Class 2 is asked for all the same.
     for inner_loss in (lambda loss_fn: loss_fn, forward_over_reverse):
-      algorithm = built(network, steps=2, way=4, inner_loss=inner_loss)
+      algorithm = built(network, steps=1, way=4, inner_loss=inner_loss)
       gradient, metrics = meta_gradient(algorithm, start(), four)
       self.assertTrue(np.isfinite(gradient).all())
       self.assertTrue(np.isfinite(metrics).all())
@@ -297,11 +289,11 @@ class DescriptionTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.numpy_dtype_promotion("standard"))
 
-  def learner(self, **options):
+  def learner(self, network=MLPOptions(), **options):  # noqa: B008
     return learners.build(
       learners.Description(
         algorithm=ProtoMAML(inner_lr=0.1, **options),
-        network=MLPOptions(),
+        network=network,
         num_outputs=3,
         input_shape=(4, 4, 1),
       )
@@ -311,11 +303,11 @@ class DescriptionTest(parameterized.TestCase):
     """How far each kind of leaf is moved by adaptation."""
     learner = self.learner(**options)
     images = jax.random.uniform(jax.random.key(0), (9, 4, 4, 1))
-    adapted = learner.adapt(jsharp.Batch(images, jnp.arange(9) % 3))
+    adapted = jax.jit(learner.adapt)(jsharp.Batch(images, jnp.arange(9) % 3))
     far = {"norm": 0.0, "dense": 0.0}
     for name, leaves in adapted.params.items():
       before = learner.params[name]
-      distance = max(float(jnp.abs(leaves[k] - before[k]).max()) for k in leaves)
+      distance = max(float(np.abs(leaves[k] - before[k]).max()) for k in leaves)
       kind = "norm" if "norm" in name else "dense"
       far[kind] = max(far[kind], distance)
     return far
@@ -331,7 +323,7 @@ class DescriptionTest(parameterized.TestCase):
     batch = jsharp.Batch(images, jnp.arange(6)[None] % 3)
 
     def stepped(**options):
-      learner = self.learner(**options)
+      learner = self.learner(SineNetwork(), **options)
       algorithm = learner.algorithm()
       state = algorithm.init(learner.made.params)
       state, metrics = jax.jit(algorithm.step)(state, jsharp.Task(batch, batch))
@@ -339,7 +331,7 @@ class DescriptionTest(parameterized.TestCase):
 
     (exact, loss), (first, same) = stepped(), stepped(first_order=True)
     np.testing.assert_allclose(loss, same, rtol=1e-5)
-    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), exact, first)
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, first)
     self.assertGreater(max(jax.tree.leaves(apart)), 1e-5)
     algorithm = ProtoMAML(first_order=True, num_inner_steps=2)
     self.assertEqual(algorithm.exact(), ProtoMAML(num_inner_steps=2))

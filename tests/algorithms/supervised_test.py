@@ -133,7 +133,7 @@ class SupervisedTest(absltest.TestCase):
     batch = Batch(
       jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.array([0, 1, 2, 0])
     )
-    variables = init_fn(jax.random.key(1), batch.inputs)
+    variables = jax.jit(init_fn)(jax.random.key(1), batch.inputs)
     plain, sharp = (
       supervised(loss_fn, optax.chain(*links, optax.sgd(0.1)))
       for links in ((), (jsharp.sam(0.5),))
@@ -153,7 +153,7 @@ class SupervisedTest(absltest.TestCase):
   def test_evaluation_uses_the_statistics_and_changes_nothing(self):
     init_fn, loss_fn = classifier(ResNet(num_outputs=2, depth=8))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    variables = init_fn(jax.random.key(1), images)
+    variables = jax.jit(init_fn)(jax.random.key(1), images)
     labels = jnp.array([0, 1, 1, 0])
     evaluate = jax.jit(examples_evaluator(loss_fn))
     whole = evaluate(variables, Batch(images, labels))

@@ -14,8 +14,12 @@ from tests import quadratics as quad
 
 
 class InnerLoopTest(parameterized.TestCase):
-  @parameterized.product(
-    steps=(0, 1, 4, 13), rho=(None, 0.3), inner_steps=("unrolled", "recomputed")
+  @parameterized.parameters(
+    (0, None, "unrolled"),
+    (4, None, "unrolled"),
+    (4, 0.3, "unrolled"),
+    (13, 0.3, "unrolled"),
+    (4, 0.3, "recomputed"),
   )
   def test_adapted_parameters_and_jacobian_are_the_closed_form(
     self, steps, rho, inner_steps
@@ -32,8 +36,9 @@ class InnerLoopTest(parameterized.TestCase):
         execution=jsharp.Execution(inner_steps=inner_steps),
       )
       support = quad.on_device(jax.tree.map(lambda x: x[0], tasks.support))
-      adapted = jax.jit(adapt)(w, support)
-      jacobian = jax.jit(jax.jacrev(adapt))(jnp.asarray(w), support)
+      adapted, jacobian = jax.jit(
+        lambda *args: (adapt(*args), jax.jacrev(adapt)(*args))
+      )(jnp.asarray(w), support)
       expected, expected_jacobian = quad.inner(tasks, 0, w, 0.1, steps, rho=rho)
       np.testing.assert_allclose(adapted, expected, rtol=1e-12)
       np.testing.assert_allclose(jacobian, expected_jacobian, rtol=1e-10, atol=1e-12)
@@ -55,7 +60,7 @@ class InnerLoopTest(parameterized.TestCase):
     ),
   )
   def test_any_optax_optimizer_gives_an_exact_meta_gradient(self, optimizer):
-    for inner_steps in ("unrolled", "scanned", "recomputed"):
+    for inner_steps in ("unrolled", "recomputed"):
       with (
         jax.enable_x64(True),
         jax.numpy_dtype_promotion("standard"),

@@ -69,9 +69,7 @@ class MemoryTest(parameterized.TestCase):
     )
 
   @parameterized.named_parameters(
-    ("sgd", optax.sgd(0.3), 2),
     ("sgd_in_a_scan", optax.sgd(0.3), 12),
-    ("momentum", optax.sgd(0.3, momentum=0.9), 2),
     ("adam", optax.adam(0.1, eps_root=1e-6), 2),
   )
   def test_meta_gradients_are_the_same(self, optimizer, num_steps):
@@ -89,7 +87,6 @@ class MemoryTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("fomaml", fomaml, {}),
     ("meta_sgd", meta_sgd, {"inner_lr": 0.3}),
-    ("sharp_maml_both", sharp_maml, {"inner_rho": 0.1, "outer_rho": 0.1}),
     (
       "equation_14",
       sharp_maml,
@@ -105,7 +102,7 @@ class MemoryTest(parameterized.TestCase):
           less(loss_fn),
           inner_optimizer=optax.sgd(0.3),
           outer_optimizer=optax.sgd(0.1),
-          num_inner_steps=2,
+          num_inner_steps=1,
           **options,
         )
         states.append(jax.jit(algorithm.step)(algorithm.init(params), tasks))
@@ -235,7 +232,7 @@ class MemoryTest(parameterized.TestCase):
       compiled = jax.jit(algorithm.step).lower(state, tasks).compile()
       return compiled.memory_analysis().temp_size_in_bytes
 
-    for few, many in ((2, 8), (20, 40)):
+    for few, many in ((2, 5), (20, 40)):
       # jax 0.10 takes the barriers out on a CPU, so unrolled steps are kept there.
       if jax.__version_info__ < (0, 11) and many <= 10 and not grows:
         continue

@@ -41,7 +41,8 @@ class LearnedRatesTest(absltest.TestCase):
 
       rates = {"w": jnp.array([[0.1, 0.2, -0.3]]), "b": jnp.array(0.5)}
       updates = {"w": jnp.ones((2, 3)) * 1.5, "b": jnp.array([1.0, -2.0])}
-      check_grads(jax.jit(scaled), (rates, updates), order=2, modes=("fwd", "rev"))
+      check_grads(jax.jit(scaled), (rates, updates), order=1, modes=("fwd",))
+      check_grads(jax.jit(scaled), (rates, updates), order=2, modes=("rev",))
 
 
 class ClipTest(parameterized.TestCase):
@@ -52,10 +53,11 @@ class ClipTest(parameterized.TestCase):
   )
   def test_it_is_that_of_optax_and_the_identity_at_zero(self, ours, theirs, limit):
     shapes = [(), (4,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (1, 5)]
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    w = {str(s): jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)}
-    w["zero"] = jnp.zeros(3)
-    g = jax.tree.map(lambda x: jnp.cos(9 * x) * x.size, w)
+    random = np.random.default_rng(0)
+    w = {str(s): np.float32(random.normal(size=s)) for s in shapes}
+    w["zero"] = np.zeros(3, np.float32)
+    g = jax.tree.map(lambda x: np.cos(9 * x) * np.float32(x.size), w)
+    w, g = jax.tree.map(jnp.asarray, (w, g))
     link = ours(limit)
     clip = jax.jit(lambda g: link.update(g, link.init(w), w)[0])
     expected = jax.jit(lambda g: theirs(limit).update(g, (), w)[0])(g)

@@ -17,7 +17,6 @@ from jsharp.learners import _store
 from jsharp.models.resnet import ResNetOptions, WideResNetOptions
 from jsharp.training import Checkpoints
 from jsharp.types import Batch, MetaState
-from tests.learners.elsewhere import outputs_elsewhere
 
 
 def description(**parts):
@@ -156,19 +155,6 @@ class ClassifierTest(parameterized.TestCase):
     Checkpoints(self.directory / "checkpoints").save(7, state, extra={})
     loaded = jsharp.load(self.directory, step=7)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, classifier.params)
-
-  def test_another_process_needs_nothing_but_the_library(self):
-    classifier = trained()
-    jsharp.save(classifier, self.directory)
-    np.save(self.directory / "images.npy", images())
-    outputs = outputs_elsewhere(
-      "classifier = jsharp.load('.')\n"
-      "images = np.load('images.npy') / np.float32(255)\n"
-      "outputs = classifier.predict(None, images)\n",
-      self.directory,
-    )
-    expected = classifier.predict(None, images() / np.float32(255))
-    np.testing.assert_allclose(outputs, expected.ravel(), rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A process that has nothing but the library."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,11 @@ def outputs_elsewhere(code: str, directory: pathlib.Path) -> np.ndarray:
   ran = subprocess.run(
     [sys.executable, "-c", f"import sys, jsharp, numpy as np\n{code}{end}"],
     cwd=directory,
-    env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    env={
+      "PYTHONPATH": str(ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    },
     capture_output=True,
     text=True,
   )

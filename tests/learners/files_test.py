@@ -16,10 +16,10 @@ from jsharp.algorithms.maml import MAML
 from jsharp.algorithms.meta_sgd import MetaSGD
 from jsharp.data.characters import Characters
 from jsharp.learners import _store
-from jsharp.models.conv4 import Conv4Options
 from jsharp.models.mlp import SineNetwork
 from jsharp.training import Checkpoints, RunDirectory
 from jsharp.types import MetaState
+from tests.learners import classifier_test
 from tests.learners.elsewhere import outputs_elsewhere
 
 
@@ -65,7 +65,7 @@ class FilesTest(parameterized.TestCase):
   def test_the_source_of_images_is_part_of_it(self):
     description = learners.Description(
       algorithm=MAML(),
-      network=Conv4Options(num_filters=2),
+      network=SineNetwork(hidden_width=4),
       num_outputs=3,
       input_shape=(16, 16, 1),
       source=Characters(image_size=16),
@@ -74,17 +74,24 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(jsharp.load(self.directory).description, description)
 
   def test_another_process_needs_nothing_but_the_library(self):
-    learner = self.saved()
+    learner, classifier = self.saved(), classifier_test.trained()
+    jsharp.save(classifier, self.directory / "classifier")
+    np.save(self.directory / "images.npy", classifier_test.images())
     outputs = outputs_elsewhere(
-      "learner = jsharp.load('.')\n"
+      "learner, classifier = jsharp.load('.'), jsharp.load('classifier')\n"
       "x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]\n"
       "adapted = learner.adapt(jsharp.Batch(x, x))\n"
-      "outputs = learner.predict(adapted, x)\n",
+      "images = np.load('images.npy') / np.float32(255)\n"
+      "logits = np.asarray(classifier.predict(None, images))\n"
+      "outputs = [*np.ravel(learner.predict(adapted, x)), *logits.ravel()]\n",
       self.directory,
     )
     x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
     expected = learner.predict(learner.adapt(jsharp.Batch(x, x)), x)
-    np.testing.assert_allclose(outputs, expected.ravel(), rtol=1e-5)
+    logits = classifier.predict(None, classifier_test.images() / np.float32(255))
+    np.testing.assert_allclose(
+      outputs, [*np.ravel(expected), *np.ravel(logits)], rtol=1e-5
+    )
 
   @parameterized.parameters(
     (lambda c: c.update(learner_format=2), "learner_format 2, .* reads 1; upgrade"),

@@ -1,5 +1,6 @@
 """The learners that come with jsharp: they work, are small, and have true cards."""
 
+import functools
 import os
 import pathlib
 import re
@@ -15,13 +16,18 @@ from jsharp.learners import _shipped, evaluations_of
 QUICK_TO_COMPILE = jsharp.Execution(inner_steps="scanned", convolution="direct")
 
 
+@functools.cache
+def loaded(name):
+  return jsharp.load(name, execution=QUICK_TO_COMPILE)
+
+
 class ShippedTest(absltest.TestCase):
   def test_each_one_names_what_it_has_never_seen(self):
     drawings = data.characters.load()["test"].images.reshape(100, 20, 28, 28)
     truth = np.repeat(np.arange(5), 5)
     for name in jsharp.models_available():
       with self.subTest(name):
-        learner = jsharp.load(name, execution=QUICK_TO_COMPILE)
+        learner = loaded(name)
         if learner.description.input_shape != (28, 28, 1):
           continue
         classifier = learner.classifier().fit(drawings[:5, 0], range(5))
@@ -38,7 +44,7 @@ class ShippedTest(absltest.TestCase):
         self.assertRegex(text, r"test accuracy +\d\d\.\d\d ± \d\.\d\d %")
         self.assertRegex(text, r"Commit [0-9a-f]{40}")
         self.assertIn(f'jsharp.load("{name}")', text)
-        learner = jsharp.load(name).description
+        learner = loaded(name).description
         if not learner.algorithm.any_way:
           self.assertIn(f"Up to {learner.num_outputs} classes", text)
         self.assertEmpty(re.findall(r"--data_dir=(?!DIRECTORY)", text))

@@ -90,7 +90,8 @@ class Conv4Test(parameterized.TestCase):
     params = jax.jit(init_fn)(jax.random.key(1), images)
     actual = jax.jit(apply_fn, static_argnums=2)(params, images, num_statistics)
     rows = num_statistics or 5
-    expected = reference_apply(params, images[:rows], stride)
+    reference = jax.jit(reference_apply, static_argnums=2)
+    expected = reference(params, images[:rows], stride)
     np.testing.assert_allclose(actual[:rows], expected, atol=1e-4)
 
   @parameterized.parameters(1, 2)
@@ -104,14 +105,13 @@ class Conv4Test(parameterized.TestCase):
     np.testing.assert_allclose(together[4], alone[3], atol=1e-5)
 
   # Law 4: a max-pool can be silently wrong here, in float64 and under jit only.
-  @parameterized.parameters((1, 5), (2, 2))
+  @parameterized.parameters((1, 2), (2, 1))
   def test_second_order_meta_gradient(self, stride, num_steps):
     with jax.enable_x64(True):
-      init_fn, apply_fn = as_functions(Conv4(3, num_filters=8, stride=stride))
-      keys = jax.random.split(jax.random.key(0), 4)
-      support = jax.random.normal(keys[0], (3, 17, 16, 1), jnp.float64)
-      query = jax.random.normal(keys[1], (6, 17, 16, 1), jnp.float64)
-      params = jax.jit(init_fn)(keys[2], support)
+      init_fn, apply_fn = as_functions(Conv4(3, num_filters=4, stride=stride))
+      random = np.random.default_rng(0)
+      support, query = random.normal(size=(2, 3, 17, 16, 1))
+      params = jax.jit(init_fn)(jax.random.key(0), support)
 
       def ours(params):
         return meta_loss(apply_fn, params, support, query, num_steps, unroll=True)
@@ -136,21 +136,15 @@ class Conv4Test(parameterized.TestCase):
       ):
         np.testing.assert_allclose(actual, wanted, atol=1e-7 * scale, rtol=1e-6)
 
-      leaves, structure = jax.tree.flatten(params)
-      keys = jax.random.split(keys[3], len(leaves))
-      direction = structure.unflatten(
-        [
-          jax.random.normal(key, leaf.shape, leaf.dtype)
-          for key, leaf in zip(keys, leaves, strict=True)
-        ]
-      )
+      params, grads = jax.tree.map(np.asarray, (params, grads))
+      direction = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), params)
 
       def value_at(step):
         moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
         return float(value_and_grad(moved)[0])
 
       slope = sum(
-        float(jnp.vdot(g, d))
+        float(np.vdot(g, d))
         for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
       )
       # Small enough that no ReLU or pooling window changes its mind.

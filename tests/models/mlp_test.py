@@ -12,7 +12,7 @@ class MLPTest(parameterized.TestCase):
   def test_sinusoid_network_is_its_formula(self):
     init_fn, apply_fn = as_functions(MLP((40, 40, 1)))
     x = jax.random.normal(jax.random.key(0), (7, 1))
-    params = init_fn(jax.random.key(1), x)
+    params = jax.jit(init_fn)(jax.random.key(1), x)
     self.assertEqual(sum(leaf.size for leaf in jax.tree.leaves(params)), 1_761)
     hidden = np.asarray(x)
     for layer in range(3):
@@ -26,7 +26,7 @@ class MLPTest(parameterized.TestCase):
   def test_activation_is_an_attribute(self):
     init_fn, apply_fn = as_functions(MLP((4, 1), activation=jnp.tanh))
     x = jax.random.normal(jax.random.key(0), (7, 2))
-    params = init_fn(jax.random.key(1), x)
+    params = jax.jit(init_fn)(jax.random.key(1), x)
     first, last = (
       jax.tree.map(np.asarray, params[name]) for name in ("dense_0", "dense_1")
     )
@@ -38,6 +38,7 @@ class MLPTest(parameterized.TestCase):
     init_fn, apply_fn = as_functions(MLP((256, 128, 64, 64, 5), normalize=True))
     images = jax.random.normal(jax.random.key(0), (10, 28, 28, 1))
     params = jax.jit(init_fn)(jax.random.key(1), images)
+    apply_fn = jax.jit(apply_fn)
     self.assertEqual(params["dense_0"]["kernel"].shape, (784, 256))
     sizes = {k: v["scale"].size for k, v in params.items() if "norm" in k}
     self.assertEqual(sizes, {"norm_0": 256, "norm_1": 128, "norm_2": 64, "norm_3": 64})
@@ -49,7 +50,8 @@ class MLPTest(parameterized.TestCase):
   def test_num_statistics_leaves_each_query_alone(self):
     init_fn, apply_fn = as_functions(MLP((8, 2), normalize=True))
     x = jax.random.normal(jax.random.key(0), (5, 3))
-    params = init_fn(jax.random.key(1), x)
+    params = jax.jit(init_fn)(jax.random.key(1), x)
+    apply_fn = jax.jit(apply_fn, static_argnums=2)
     np.testing.assert_allclose(
       apply_fn(params, x, 3)[4], apply_fn(params, x[jnp.array([0, 1, 2, 4])], 3)[3],
       atol=1e-6,
@@ -66,7 +68,7 @@ class MLPTest(parameterized.TestCase):
   def test_bad_arguments_are_named(self, features, shape, dtype, message):
     init_fn, _ = as_functions(MLP(features))
     with self.assertRaisesRegex(ValueError, message):
-      init_fn(jax.random.key(0), jnp.zeros(shape, dtype))
+      jax.eval_shape(init_fn, jax.random.key(0), jnp.zeros(shape, dtype))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Tests of the residual networks: sizes of the papers, statistics, derivatives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,12 @@ from jsharp.models.resnet import ResNetOptions, WideResNetOptions
 
 def init(model, shape, train=False):
   x = jnp.zeros(shape)
-  return jax.jit(lambda key: model.init(key, x, train))(jax.random.key(0))
+  return _jitted_init(model, train)(jax.random.key(0), x)
+
+
+@functools.cache
+def _jitted_init(model, train):
+  return jax.jit(lambda key, x: model.init(key, x, train))
 
 
 def convolution(x, w, stride):
@@ -39,7 +46,7 @@ class ResNetTest(parameterized.TestCase):
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     self.assertEqual(counted, expected)
 
-  @parameterized.parameters(ResNet(3, depth=8), WideResNet(3, depth=10, widen=2))
+  @parameterized.parameters(ResNet(3, depth=8), WideResNet(3, depth=10, widen=1))
   def test_only_a_training_pass_changes_the_statistics(self, model):
     x = jax.random.normal(jax.random.key(1), (4, 9, 9, 1))  # odd sides too
     variables = init(model, x.shape)
@@ -84,42 +91,46 @@ class ResNetTest(parameterized.TestCase):
     def conv(x, w, stride=1):
       return NORMALISED * convolution(x, w["kernel"], stride)
 
-    x = jax.nn.relu(conv(x, params["conv"]))
-    for stage in range(3):
-      block = params[f"stage_{stage}_block_0"]
-      stride = 2 if stage else 1
-      y = jax.nn.relu(conv(x, block["conv_0"], stride))
-      y = conv(y, block["conv_1"])
-      short = x[:, ::stride, ::stride]
-      short = jnp.concatenate(
-        [short, jnp.zeros((*short.shape[:3], y.shape[3] - x.shape[3]))], axis=3
-      )
-      x = jax.nn.relu(y + short)
-    expected = x.mean((1, 2)) @ params["head"]["kernel"]
-    inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    np.testing.assert_allclose(
-      model.apply(variables, inputs, False), expected, rtol=1e-4, atol=1e-5
-    )
+    @jax.jit
+    def equations(params, x):
+      x = jax.nn.relu(conv(x, params["conv"]))
+      for stage in range(3):
+        block = params[f"stage_{stage}_block_0"]
+        stride = 2 if stage else 1
+        y = jax.nn.relu(conv(x, block["conv_0"], stride))
+        y = conv(y, block["conv_1"])
+        short = x[:, ::stride, ::stride]
+        short = jnp.concatenate(
+          [short, jnp.zeros((*short.shape[:3], y.shape[3] - x.shape[3]))], axis=3
+        )
+        x = jax.nn.relu(y + short)
+      return x.mean((1, 2)) @ params["head"]["kernel"]
+
+    actual = jax.jit(model.apply, static_argnums=2)(variables, x, False)
+    np.testing.assert_allclose(actual, equations(params, x), rtol=1e-4, atol=1e-5)
 
   def test_equals_the_equations_of_a_wide_block(self):
     model = WideResNet(2, depth=10, widen=2)
-    inputs = x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = init(model, x.shape)
     params = variables["params"]
-    x = convolution(x, params["conv"]["kernel"], 1)
-    for stage in range(3):
-      block = params[f"stage_{stage}_block_0"]
-      stride = 2 if stage else 1
-      y = jax.nn.relu(NORMALISED * x)
-      short = convolution(y, block["shortcut"][None, None], stride)
-      y = convolution(y, block["conv_0"]["kernel"], stride)
-      y = jax.nn.relu(NORMALISED * y)
-      x = short + convolution(y, block["conv_1"]["kernel"], 1)
-    x = jax.nn.relu(NORMALISED * x)
-    expected = x.mean((1, 2)) @ params["head"]["kernel"]
-    np.testing.assert_allclose(
-      model.apply(variables, inputs, False), expected, rtol=1e-4, atol=1e-5
-    )
+
+    @jax.jit
+    def equations(params, x):
+      x = convolution(x, params["conv"]["kernel"], 1)
+      for stage in range(3):
+        block = params[f"stage_{stage}_block_0"]
+        stride = 2 if stage else 1
+        y = jax.nn.relu(NORMALISED * x)
+        short = convolution(y, block["shortcut"][None, None], stride)
+        y = convolution(y, block["conv_0"]["kernel"], stride)
+        y = jax.nn.relu(NORMALISED * y)
+        x = short + convolution(y, block["conv_1"]["kernel"], 1)
+      x = jax.nn.relu(NORMALISED * x)
+      return x.mean((1, 2)) @ params["head"]["kernel"]
+
+    actual = jax.jit(model.apply, static_argnums=2)(variables, x, False)
+    np.testing.assert_allclose(actual, equations(params, x), rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters(
     (ResNet(3, depth=10), (1, 8, 8, 1), "depth must be 6n \\+ 2 .* got 10. Take 8"),

@@ -44,9 +44,7 @@ _BY_FORM = (
     for h, w, channels in ((1, 1, 3), (2, 3, 1), (5, 4, 9), (6, 8, 2), (7, 7, 5))
   ]
 )
-_WITH_STRIDE = [(form, stride) for form in _FORMS for stride in (1, 2)] + [
-  ("winograd", 1)
-]
+_EACH_FORM = (("direct", 1), ("im2col", 2), ("winograd", 1))
 _ALL_FORMS = (*_FORMS, "winograd")
 
 
@@ -90,15 +88,21 @@ class ConvolutionTest(parameterized.TestCase):
   def test_value_and_first_derivatives(self, size, kernel, channels, stride, form):
     with jax.enable_x64(True):
       x, w = operands(size, kernel, channels)
-      conv = functools.partial(conv2d, stride=stride, convolution=form)
-      assert_near(conv(x, w), plain(x, w, stride))
-      expected, pullback = jax.vjp(functools.partial(plain, stride=stride), x, w)
-      assert_near(jax.vjp(conv, x, w)[1](expected), pullback(expected))
-      tangents = jnp.cos(x), jnp.sin(w)
-      assert_near(
-        jax.jvp(conv, (x, w), tangents),
-        jax.jvp(functools.partial(plain, stride=stride), (x, w), tangents),
-      )
+      expected = plain(x, w, stride)
+
+      @jax.jit
+      def first_derivatives(x, w, slope):
+        found = []
+        for conv in (
+          functools.partial(conv2d, stride=stride, convolution=form),
+          functools.partial(plain, stride=stride),
+        ):
+          y, pullback = jax.vjp(conv, x, w)
+          tangents = jnp.cos(x), jnp.sin(w)
+          found.append((y, pullback(slope), jax.jvp(conv, (x, w), tangents)))
+        return found
+
+      assert_near(*first_derivatives(x, w, expected))
 
   @parameterized.parameters(("direct", 1), ("im2col", 2), ("winograd", 1), ("auto", 1))
   def test_second_and_third_derivatives(self, form, stride):
@@ -106,13 +110,15 @@ class ConvolutionTest(parameterized.TestCase):
       x, w = operands((5, 4), (3, 3), 9)
       conv = functools.partial(conv2d, stride=stride, convolution=form)
       reference = functools.partial(plain, stride=stride)
-      for order in (1, 2):
-        actual = jax.jit(jax.grad(of_order(order, conv), (0, 1)))(x, w)
-        expected = jax.jit(jax.grad(of_order(order, reference), (0, 1)))(x, w)
-        assert_near(actual, expected)
+      # The second derivative is in what is differentiated.
+      actual, expected = (
+        jax.jit(jax.grad(of_order(2, function), (0, 1)))(x, w)
+        for function in (conv, reference)
+      )
+      assert_near(actual, expected)
 
   @parameterized.parameters(
-    *((*case, 2.5) for case in (*_WITH_STRIDE, ("auto", 1))),
+    *((*case, 2.5) for case in (*_EACH_FORM, ("auto", 1))),
     ("direct", 1, 0.5),
   )
   def test_exported_for_any_number_of_examples(self, form, stride, per_chunk):
@@ -138,7 +144,7 @@ class ConvolutionTest(parameterized.TestCase):
       expected = gradient(functools.partial(plain, stride=stride))(x, w)
       assert_near(exported.call(x, w), expected, rtol=1e-4)
 
-  @parameterized.parameters(*_WITH_STRIDE)
+  @parameterized.parameters(*_EACH_FORM[1:])
   def test_derivatives_against_finite_differences(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 2)
@@ -156,7 +162,7 @@ class ConvolutionTest(parameterized.TestCase):
       forward = jax.jvp(function, (x, w), (dx, dw))[1]
       np.testing.assert_allclose(slope, forward, rtol=1e-12)
 
-  @parameterized.parameters(*_WITH_STRIDE)
+  @parameterized.parameters(*_EACH_FORM)
   def test_derivatives_stay_in_the_family(self, form, stride):
     x, w = operands((5, 4), (3, 3), 9, np.float32)
     conv = functools.partial(conv2d, stride=stride, convolution=form)
@@ -168,8 +174,7 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertNotIn("dot_general", jaxpr)
 
   @parameterized.product(
-    form_and_stride=(("direct", 1), ("im2col", 2), ("winograd", 1)),
-    axes=((0, None), (None, 0), (3, None), (None, 2), (1, 4)),
+    form_and_stride=_EACH_FORM, axes=((3, None), (None, 2), (1, 4))
   )
   def test_vmap_equals_a_loop(self, form_and_stride, axes):
     form, stride = form_and_stride
@@ -195,7 +200,7 @@ class ConvolutionTest(parameterized.TestCase):
       expected = jax.tree.map(lambda *parts: jnp.stack(parts), *singles)
       assert_near(actual, expected)
 
-  @parameterized.parameters((6, 3), (7, 7), (2, 1))
+  @parameterized.parameters((6, 3), (2, 1))
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
     pixels = 2 * _conv_forms._CHUNK_PIXELS // 5
     limit = _conv_forms._CHUNK_PIXELS
@@ -212,7 +217,7 @@ class ConvolutionTest(parameterized.TestCase):
     total = sum_of_chunks(lambda x, g: (x * g).sum(axis=0), x, x, 512)
     np.testing.assert_array_equal(total, jnp.full(1, 512, jnp.bfloat16))
 
-  @parameterized.parameters((1, 1), (6, 2), (7, 7))
+  @parameterized.parameters((1, 1), (7, 7))
   def test_shifted_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):
     size = 12 * 14 * (3 * 8 + 3 * 5)
     with mock.patch.object(_conv_forms, "_CHUNK_ENTRIES", 3 * size + size // 2):
@@ -224,7 +229,7 @@ class ConvolutionTest(parameterized.TestCase):
       expected = jax.vjp(functools.partial(plain, stride=1), x, w)[1](jnp.cos(y))
       assert_near(pullback(jnp.cos(y)), expected, rtol=1e-5)
 
-  @parameterized.parameters((1, 1), (6, 3), (7, 7))
+  @parameterized.parameters((1, 1), (6, 3))
   def test_winograd_goes_through_chunks(self, batch, chunks):
     entries = 36 * 2 * 1 * 4  # Of one example, tiles by the larger number of channels.
     with mock.patch.object(_winograd, "_CHUNK_ENTRIES", 2 * entries + 1):
@@ -259,7 +264,7 @@ class ConvolutionTest(parameterized.TestCase):
     ]
     self.assertLess(errors[1], 5 * errors[0])
 
-  @parameterized.parameters(*_ALL_FORMS)
+  @parameterized.parameters("im2col", "winograd")
   def test_nested_vmap_and_gradient_of_vmap(self, form):
     conv = functools.partial(conv2d, convolution=form)
 
@@ -274,7 +279,7 @@ class ConvolutionTest(parameterized.TestCase):
       expected = gradient(functools.partial(plain, stride=1), xs, ws)
       assert_near(gradient(conv, xs, ws), expected)
 
-  @parameterized.parameters(*_ALL_FORMS)
+  @parameterized.parameters("direct", "winograd")
   def test_scan_checkpoint_donation_and_jit(self, form):
     conv = functools.partial(conv2d, convolution=form)
 
@@ -305,8 +310,9 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertEqual(shape.shape, (3, 1, 2, 4))
     self.assertEqual(shape.dtype, x.dtype)
 
-  @parameterized.product(form=_ALL_FORMS, dtype=(jnp.bfloat16, jnp.float32))
-  def test_dtype_is_kept(self, form, dtype):
+  @parameterized.parameters(*_ALL_FORMS)
+  def test_dtype_is_kept(self, form):
+    dtype = jnp.bfloat16
     x, w = operands((4, 4), (3, 3), 2, dtype)
     function = functools.partial(conv2d, convolution=form)
     y, pullback = jax.vjp(function, x, w)

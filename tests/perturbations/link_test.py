@@ -77,11 +77,11 @@ class SamTest(parameterized.TestCase):
     gradient = jax.grad(after_one_step)(jnp.zeros(3))
     np.testing.assert_allclose(gradient, 0.8 * np.ones(3), rtol=1e-6)
 
-  @parameterized.parameters(1.3, 2.0, 4.0)
+  @parameterized.parameters(1.3, 2.0)
   def test_meta_gradients_through_it_match_finite_differences(self, p):
     with jax.enable_x64(True):
       tx = optax.chain(jsharp.sam(0.1, p=p), optax.sgd(2e-3))
-      objective = lambda w: rosenbrock(run(tx, w, 2))
+      objective = jax.jit(lambda w: rosenbrock(run(tx, w, 2)))
       check_grads(
         objective, (jnp.array([0.3, -0.2]),), order=1, modes=("fwd", "rev"), rtol=1e-5
       )
@@ -93,10 +93,10 @@ class SamTest(parameterized.TestCase):
       constant = lambda w: rosenbrock(w - 1e-3 * jax.grad(rosenbrock)(w + e))
       ascent = optax.chain(jsharp.sam_ascent(0.1), jsharp.stop_gradient())
       tx = optax.chain(jsharp.sharpness_aware(ascent), optax.sgd(1e-3))
-      actual = jax.grad(lambda w: rosenbrock(run(tx, w, 1)))(w)
+      actual = jax.jit(jax.grad(lambda w: rosenbrock(run(tx, w, 1))))(w)
       np.testing.assert_allclose(actual, jax.grad(constant)(w), rtol=1e-12)
       exact = optax.chain(jsharp.sam(0.1), optax.sgd(1e-3))
-      different = jax.grad(lambda w: rosenbrock(run(exact, w, 1)))(w)
+      different = jax.jit(jax.grad(lambda w: rosenbrock(run(exact, w, 1))))(w)
       self.assertGreater(np.abs(different - actual).max(), 1e-3)
 
   def test_second_order_is_the_derivative_of_the_loss_at_the_perturbed_point(self):

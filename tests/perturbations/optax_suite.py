@@ -1,14 +1,17 @@
 """optax's own conformance suite, pointed at other optimizers.
 
 The optax wheel ships the tests that its contributed optimizers have to pass. They are
-read from the installed file, not copied; three things are replaced in what was read,
-and every replacement must apply the expected number of times, so that a new optax fails
+read from the installed file, not copied; five things are replaced in what was read, and
+every replacement must apply the expected number of times, so that a new optax fails
 here loudly rather than testing something else:
 
 - the list of optimizers under test,
 - the look-up of an optimizer by its name,
 - the extra argument that one of them (sophia, `obj_fn`) is given, which becomes
-  `grad_fn` for all.
+  `grad_fn` for all,
+- the optimizers that are given a schedule as their learning rate: of a link in front of
+  Adam that is Adam's own,
+- the types and targets: what one type or target shows is not shown again by another.
 """
 
 import pathlib
@@ -35,6 +38,18 @@ _REPLACEMENTS = (
   ("update_kwargs = {'obj_fn': obj_fn}", "update_kwargs = EXTRA(obj_fn)", 2),
   (", obj_fn=obj_fn)", ", **EXTRA(obj_fn))", 2),
   (", obj_fn=fun)", ", **EXTRA(fun))", 2),
+  (
+    """@parameterized.product(_ALL_OPTIMIZERS_UNDER_TEST)
+  def test_optimizers_accept_learning_rate_schedule""",
+    """@parameterized.product(SCHEDULED)
+  def test_optimizers_accept_learning_rate_schedule""",
+    1,
+  ),
+  ("wrap=[True, False]", "wrap=[False]", 1),  # There is no wrapper.
+  ("dtype=('bfloat16', 'float32')", "dtype=('bfloat16',)", 2),
+  ("(jnp.float16, jnp.bfloat16, jnp.float32, ", "(jnp.bfloat16, ", 1),
+  ("          _setup_parabola,\n", "", 1),
+  ("          _setup_matrix_parabola,\n", "", 1),
 )
 
 
@@ -42,6 +57,7 @@ def suite(
   optimizers: Sequence[Mapping[str, Any]],
   factories: Mapping[str, Callable[..., Any]],
   extra: Callable[[Callable[..., Any]], dict[str, Any]],
+  scheduled: Sequence[str],
 ) -> type:
   """Returns optax's test class for the given optimizers.
 
@@ -49,6 +65,7 @@ def suite(
     optimizers: `{"opt_name": ..., "opt_kwargs": ...}` each.
     factories: `opt_name -> factory(**opt_kwargs)`.
     extra: `extra(objective) -> the extra arguments of update`.
+    scheduled: the `opt_name` of those that get a schedule.
   """
   path = pathlib.Path(optax.contrib.__file__).with_name("_common_test.py")
   source = path.read_text()
@@ -63,6 +80,7 @@ def suite(
   namespace: dict[str, Any] = {
     "__name__": "optax.contrib._common_test",
     "OURS": tuple(rows),
+    "SCHEDULED": tuple(row for row in rows if row["opt_name"] in scheduled),
     "FACTORIES": dict(factories),
     "EXTRA": extra,
   }

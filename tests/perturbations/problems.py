@@ -1,5 +1,7 @@
 """A small loss whose clean and sharp gradients point in different directions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,13 @@ def step(tx, state, w, data, **extra):
   return optax.apply_updates(w, updates), state
 
 
+@functools.cache
+def _compiled_step(tx):
+  return jax.jit(lambda state, w, data: step(tx, state, w, data))
+
+
 def run(tx, w, batches):
-  one = jax.jit(lambda state, w, data: step(tx, state, w, data))
+  one = _compiled_step(tx)
   state = tx.init(w)
   for data in batches:
     w, state = one(state, w, data)
