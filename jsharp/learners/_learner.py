@@ -274,7 +274,9 @@ class Learner:
         f"support.targets holds {jnp.result_type(labels)}; give integers, the number "
         "of each example's class from 0"
       )
-    limit, low, high = self._way(way), int(jnp.min(labels)), int(jnp.max(labels))
+    # NumPy, as inside of jit the operations of jnp are traced on concrete arrays too.
+    numbers = np.asarray(labels)
+    limit, low, high = self._way(way), int(numbers.min()), int(numbers.max())
     if low < 0:
       raise ValueError(
         f"support.targets has labels from {low}; number the classes from 0"
@@ -294,13 +296,15 @@ class Learner:
         f"{list(jnp.shape(inputs))}; resize them to what the learner was trained on"
       )
     kind = jnp.result_type(inputs)
-    is_pixels = len(wanted) == 3 and not isinstance(inputs, jax.core.Tracer)
-    if not jnp.issubdtype(kind, jnp.floating) or (
-      is_pixels and jnp.size(inputs) and float(jnp.max(inputs)) > 2
-    ):
+    if isinstance(inputs, jax.core.Tracer) or not jnp.size(inputs):
+      largest = 0.0
+    else:
+      largest = float(np.max(np.asarray(inputs)))
+    is_pixels = len(wanted) == 3
+    if not jnp.issubdtype(kind, jnp.floating) or (is_pixels and largest > 2):
       raise ValueError(
-        f"inputs holds {kind} up to {jnp.max(inputs)}; give floats, images in [0, 1]: "
-        "divide uint8 by 255"
+        f"inputs holds {kind} up to {largest:g}; give floats, images in [0, 1]: divide "
+        "uint8 by 255"
       )
 
 

@@ -168,6 +168,12 @@ class LearnerTest(parameterized.TestCase):
     support = Batch(jnp.zeros((4, 6, 6, 1)), jnp.arange(4))
     adapted = jax.jit(learner.adapt)(support)
     self.assertEqual(adapted.prototypes.shape[0], 4)
+    # Inside of jit, where jnp traces what is done with concrete arrays too.
+    closed = jax.eval_shape(lambda: learner.predict(learner.adapt(support), support[0]))
+    self.assertEqual(closed.shape, (4, 4))
+    wide = Batch(support.inputs, jnp.arange(4) - 1)
+    with self.assertRaisesRegex(ValueError, "labels from -1"):
+      jax.eval_shape(lambda: learner.adapt(wide))
 
   def test_inputs_of_another_size_are_refused(self):
     learner = learners.build(of_images(ProtoNet()))
