@@ -55,7 +55,7 @@ def write(
   directory.write("landscape.npz", buffer.getvalue())
   written = ["landscape.npz"]
   losses = dict(zip(names, arrays["loss"], strict=True))
-  words = _words(landscape)
+  words = _words(landscape, runs)
   if plane.is_line:
     analysis.plot_lines(losses, alphas[0], directory.path / "lines.png", **words)
     written += ["lines.png"]
@@ -78,11 +78,17 @@ def _grid(records: Records, number: int, name: str) -> np.ndarray:
   return np.array(rows[0] if np.ndim(rows[0]) == 2 else rows, np.float64)
 
 
-def _words(landscape: Landscape) -> dict[str, Any]:
-  plural = "" if landscape.num_tasks == 1 else "s"
-  tasks = f"{landscape.num_tasks} {landscape.split} task{plural}"
+def _what(landscape: Landscape, runs: Sequence[Run]) -> str:
+  """Whose landscape it is, and over what it is averaged."""
+  unit = runs[0].unit
+  loss = _WHAT[landscape.objective] if unit == "task" else "Cross-entropy"
+  plural = "" if landscape.num_tasks == 1 else "s" if unit == "task" else "es"
+  return f"{loss}, {landscape.num_tasks} {landscape.split} {unit}{plural}"
+
+
+def _words(landscape: Landscape, runs: Sequence[Run]) -> dict[str, Any]:
   return {
-    "title": f"{_WHAT[landscape.objective]}, {tasks}",
+    "title": _what(landscape, runs),
     "label": "cross-entropy (nats)",
     "ceiling": landscape.ceiling,
   }
@@ -167,10 +173,12 @@ def _write_figures(
   cells = ["not kept" if share is None else _percent(share) for share in shares]
   further = {"path within the plane": cells} if any(paths) else {}
   table = analysis.sharpness_table(figures, correlations, further=further)
+  gap = f"classes, {landscape.gap_tasks} tasks each"
+  if runs[0].unit == "batch":
+    gap = f"images, at most {landscape.gap_tasks} batches each"
   text = (
-    f"{_WHAT[landscape.objective]}, {landscape.num_tasks} {landscape.split} tasks, "
-    f"{landscape.checkpoint} checkpoint. Gap: training minus test classes, "
-    f"{landscape.gap_tasks} tasks each.\n\n{table}"
+    f"{_what(landscape, runs)}, {landscape.checkpoint} checkpoint. Gap: training minus "
+    f"test {gap}.\n\n{table}"
   )
   directory.write("sharpness.md", text.encode())
   tell(f"\n{text}")

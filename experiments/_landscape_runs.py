@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jsharp import analysis, evaluation, learners, training
 from jsharp.analysis import Plane
-from jsharp.core.execution import Execution
-from jsharp.data import Dataset, ImageSource
+from jsharp.data import Dataset, ImageSource, examples, load_splits
 from jsharp.data.placement import load_with_test, placed
 from jsharp.data.tasks import Tasks
 from jsharp.training.devices import execution_for
 from jsharp.training.options import Placement
-from jsharp.training.runs import FewShotRun
-from jsharp.types import Metrics, Params
+from jsharp.training.runs import FewShotRun, OrdinaryRun
+from jsharp.types import Metrics, Params, TaskLossFn, Variables
 
 if TYPE_CHECKING:
   from experiments.landscape import Landscape
@@ -34,7 +34,12 @@ class Run(NamedTuple):
 
   name: str
   files: training.FinishedRun
-  description: FewShotRun
+  description: FewShotRun | OrdinaryRun
+
+  @property
+  def unit(self) -> str:
+    """What losses are averaged over."""
+    return "batch" if isinstance(self.description, OrdinaryRun) else "task"
 
   def step(self, checkpoint: str) -> int:
     """The meta-steps that the "best" or the "last" parameters took."""
@@ -70,10 +75,18 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
 def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) -> Run:
   """A run by itself, refused where it cannot be drawn."""
   path, description = files.path, files.description
+  if isinstance(description, OrdinaryRun):
+    if landscape.objective != "meta" or not plane.is_random:
+      raise ValueError(
+        f"{path} is a run of ordinary training, which has one loss and keeps no path; "
+        "leave --objective and --plane out"
+      )
+    name = f"{description.algorithm.name}, seed {description.run.seed}"
+    return Run(name, files, description)
   if not isinstance(description, FewShotRun):
     raise ValueError(
       f"{path} is a run of experiments.{files.experiment}; landscapes are "
-      "drawn of few-shot tasks of images"
+      "drawn of few-shot tasks of images and of ordinary training"
     )
   algorithm, seed = description.algorithm, description.run.seed
   if (count := description.training.num_seeds) > 1:
@@ -122,17 +135,19 @@ def load(run: Run, landscape: Landscape) -> Measured:
     OSError: if its data cannot be read.
   """
   description, files, seed = run.description, run.files, landscape.seed
+  if isinstance(description, OrdinaryRun):
+    return _load_ordinary(run, description, landscape)
   placement = description.placement
   if landscape.data_dir is not None:
     placement = placement.replace(data_dir=landscape.data_dir)
   splits, fingerprints = _data(description.data, description.test_data, placement)
-  if fingerprints != files.fingerprints:
-    raise ValueError(
-      f"--runs: the data in {placement.data_dir} are not those that {files.path} was "
-      "trained on; pass the directory of those as --data_dir"
-    )
+  _check_data(fingerprints, files, placement.data_dir)
   execution = execution_for(task_chunk=description.machine.task_chunk)
-  learner = _trained(run, landscape.checkpoint, execution)
+  loaded = _loaded(run, landscape.checkpoint)
+  assert isinstance(loaded, learners.Learner)  # A few-shot run has nothing else.
+  # Values stay what they were in training; derivatives become those of the values.
+  exact = _built(loaded.description.exact(), execution=execution)
+  learner = exact.replace(loaded.params)
   tasks = description.tasks
   alone = functools.partial(evaluation.network_alone, way=tasks.way)
   network = alone(learner)
@@ -200,21 +215,102 @@ def _tasks(tasks: Tasks, seed: int, split: Any) -> Callable[..., Any]:
   return evaluation.task_list(tasks.test().sampler(), seed=seed, stream=split)
 
 
-def _trained(run: Run, checkpoint: str, execution: Execution) -> learners.Learner:
-  """The learner with the parameters that are drawn and exact derivatives.
-
-  Values stay what they were in training; derivatives become those of the values.
-  """
+def _loaded(run: Run, checkpoint: str) -> learners.Learner | learners.Classifier:
+  """What a run has trained, with the parameters that are drawn."""
   path, step = run.files.path, run.step(checkpoint)
   is_saved = checkpoint == "best" and (path / "config.json").is_file()
   try:
-    loaded = learners.load(path, step=None if is_saved else step)
+    return learners.load(path, step=None if is_saved else step)
   except ValueError as error:
     other = "last" if checkpoint == "best" else "best"
     raise ValueError(
       f"--runs: {path} reports step {step} as its {checkpoint} checkpoint, which "
       f"cannot be read: {error}; or pass --checkpoint={other}"
     ) from error
-  assert isinstance(loaded, learners.Learner)  # A few-shot run has nothing else.
-  exact = _built(loaded.description.exact(), execution=execution)
-  return exact.replace(loaded.params)
+
+
+def _check_data(
+  found: dict[str, str], files: training.FinishedRun, data_dir: str | None
+) -> None:
+  if found != {name: files.fingerprints.get(name) for name in found}:
+    raise ValueError(
+      f"--runs: the data in {data_dir} are not those that {files.path} was "
+      "trained on; pass the directory of those as --data_dir"
+    )
+
+
+def _load_ordinary(
+  run: Run, description: OrdinaryRun, landscape: Landscape
+) -> Measured:
+  """As `load`, for ordinary training: batches of images in place of tasks.
+
+  The loss is that of evaluation: the running averages at the parameters that are drawn
+  are constants.
+  """
+  data_dir = landscape.data_dir or description.files.data_dir
+  splits = _labelled(description.data, data_dir, description.preparation)
+  if relabel := description.preparation.relabel:
+    splits = learners.relabelled(splits, learners.load(relabel))
+  _check_data(splits.fingerprints, run.files, data_dir)
+  classifier = _loaded(run, landscape.checkpoint)
+  assert isinstance(classifier, learners.Classifier)
+  params, statistics = classifier.params
+
+  def batches(split: str, most: int) -> Any:
+    data = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
+    if data is None:
+      raise ValueError("--split=val: there are no validation images; choose another")
+    size = description.training.batch_size
+    batch = examples.in_batches(data, most * size, size, seed=landscape.seed)
+    count = batch.targets.shape[0]
+    return batch, jax.tree.map(lambda x: jnp.stack([x] * count), statistics)
+
+  batch_loss_fn = _batch_loss_fn(classifier.description)
+  items = batches(landscape.split, landscape.num_tasks)
+
+  def gap(stop: training.StopSignal) -> dict[str, float]:
+    parts = {split: batches(split, landscape.gap_tasks) for split in ("train", "test")}
+    return evaluation.generalisation_gap(
+      _over_batches(classifier.description),
+      params,
+      {split: (_item, part) for split, part in parts.items()},
+      num_tasks=min(part[0].targets.shape[0] for part in parts.values()),
+      stop=stop,
+    )
+
+  return Measured(
+    params=params,
+    loss=analysis.meta_objective(batch_loss_fn, items, chunk=landscape.task_chunk),
+    metrics=analysis.per_task(batch_loss_fn, items, chunk=landscape.task_chunk),
+    gap=gap,
+    path=dict,
+  )
+
+
+def _item(index: jax.Array, items: Any) -> Any:
+  return jax.tree.map(lambda x: x[index], items)
+
+
+_labelled = functools.lru_cache(maxsize=1)(load_splits)
+
+
+@functools.lru_cache(maxsize=8)
+def _batch_loss_fn(description: learners.ClassifierDescription) -> TaskLossFn:
+  """`batch_loss_fn(params, (batch, statistics)) -> (loss, metrics)`."""
+  loss_fn = learners.build_classifier(description).loss_fn
+
+  def batch_loss_fn(params: Params, item: Any) -> tuple[jax.Array, Metrics]:
+    batch, statistics = item
+    metrics, _ = loss_fn(Variables(params, statistics), batch, False)
+    means = {name: values.mean() for name, values in metrics.items()}
+    return means["loss"], means
+
+  return batch_loss_fn
+
+
+@functools.lru_cache(maxsize=8)
+def _over_batches(description: learners.ClassifierDescription) -> Any:
+  batch_loss_fn = _batch_loss_fn(description)
+  return lambda params, items: jax.lax.map(
+    lambda item: batch_loss_fn(params, item)[1], items
+  )

@@ -10,7 +10,8 @@ better? Finished runs are measured on the same tasks and drawn side by side.
     --plane=path
 
 A run is a directory that an experiment on few-shot tasks of images has finished, such
-as experiments.omniglot. The same command goes on where it was interrupted; with another
+as experiments.omniglot, or experiments.supervised, where batches of images take the
+place of tasks. The same command goes on where it was interrupted; with another
 --ceiling it draws the pictures again. docs/landscapes.md says what is measured.
 """
 

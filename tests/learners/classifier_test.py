@@ -131,7 +131,7 @@ class ClassifierTest(parameterized.TestCase):
     ),
     (
       lambda c: c["classifier"]["network"].update(name="conv4"),
-      "no classifier network 'conv4'; choose one of resnet, wide_resnet",
+      "no classifier network 'conv4'; choose one of imagenet_resnet, pyramid_net, re",
     ),
   )
   def test_what_does_not_fit_is_refused_by_name(self, change, message):
