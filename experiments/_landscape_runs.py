@@ -269,14 +269,18 @@ def _load_ordinary(
   items = batches(landscape.split, landscape.num_tasks)
 
   def gap(stop: training.StopSignal) -> dict[str, float]:
-    parts = {split: batches(split, landscape.gap_tasks) for split in ("train", "test")}
-    return evaluation.generalisation_gap(
-      _over_batches(classifier.description),
-      params,
-      {split: (_item, part) for split, part in parts.items()},
-      num_tasks=min(part[0].targets.shape[0] for part in parts.values()),
-      stop=stop,
-    )
+    means = {}
+    for split in ("train", "test"):
+      stop.check()
+      part = batches(split, landscape.gap_tasks)
+      measure = analysis.per_task(batch_loss_fn, part, chunk=landscape.task_chunk)
+      for name, values in jax.jit(measure)(params).items():
+        means[f"{split}_{name}"] = float(values.mean())
+    gaps = {
+      f"{name}_gap": means[f"train_{name}"] - means[f"test_{name}"]
+      for name in ("loss", "accuracy")
+    }
+    return means | gaps
 
   return Measured(
     params=params,
@@ -285,10 +289,6 @@ def _load_ordinary(
     gap=gap,
     path=dict,
   )
-
-
-def _item(index: jax.Array, items: Any) -> Any:
-  return jax.tree.map(lambda x: x[index], items)
 
 
 _labelled = functools.lru_cache(maxsize=1)(load_splits)
@@ -306,11 +306,3 @@ def _batch_loss_fn(description: learners.ClassifierDescription) -> TaskLossFn:
     return means["loss"], means
 
   return batch_loss_fn
-
-
-@functools.lru_cache(maxsize=8)
-def _over_batches(description: learners.ClassifierDescription) -> Any:
-  batch_loss_fn = _batch_loss_fn(description)
-  return lambda params, items: jax.lax.map(
-    lambda item: batch_loss_fn(params, item)[1], items
-  )
