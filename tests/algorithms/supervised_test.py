@@ -17,10 +17,10 @@ from jsharp.algorithms.supervised import (
   examples_evaluator,
   supervised,
 )
-from jsharp.models import ResNet
 from jsharp.training.loop import NonFiniteLossError, train
 from jsharp.training.run_directory import RunDirectory
 from jsharp.types import Batch, Variables
+from tests.experiments.own_parts import Normalised
 from tests.toy_runs import same_bits
 
 RHO, RATE = 0.1, 0.5
@@ -129,7 +129,7 @@ class SupervisedTest(absltest.TestCase):
     np.testing.assert_array_equal(hard["accuracy"], [1, 0])
 
   def test_batch_statistics_of_a_network_are_those_of_the_clean_pass(self):
-    init_fn, loss_fn = classifier(ResNet(num_outputs=3, depth=8))
+    init_fn, loss_fn = classifier(Normalised(num_outputs=3))
     batch = Batch(
       jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.array([0, 1, 2, 0])
     )
@@ -147,11 +147,11 @@ class SupervisedTest(absltest.TestCase):
       one.params.statistics,
       two.params.statistics,
     )
-    head = [state.params.params["head"]["kernel"] for state in (one, two)]
+    head = [state.params.params["Dense_1"]["kernel"] for state in (one, two)]
     self.assertFalse(np.allclose(*head, atol=1e-4))
 
   def test_evaluation_uses_the_statistics_and_changes_nothing(self):
-    init_fn, loss_fn = classifier(ResNet(num_outputs=2, depth=8))
+    init_fn, loss_fn = classifier(Normalised(num_outputs=2))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     variables = jax.jit(init_fn)(jax.random.key(1), images)
     labels = jnp.array([0, 1, 1, 0])

@@ -56,7 +56,6 @@ class SizesTest(parameterized.TestCase):
     (ShakeShake(10), 32, 26_192_922),  # 26.2 M in the paper
     (PyramidNet(10), 32, 26_210_842),  # 26.0 M with the widths cut, not rounded
     (ImageNetResNet(1000), 224, 25_557_032),
-    (ImageNetResNet(1000, depth=101), 224, 44_549_160),
     (ImageNetResNet(1000, depth=152), 224, 60_192_808),
   )
   def test_as_many_parameters_as_published(self, model, side, expected):
