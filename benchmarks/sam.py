@@ -13,11 +13,12 @@ step in units of one gradient. Memory is what the compiler reports.
 
     python -m benchmarks.sam --suite
 
-runs optax's common suite of tests over `optax.contrib.sam` (Adam base, both modes) and
-prints what fails; jsharp's own constructors pass it in
+runs optax's common suite of tests, all of it, over `optax.contrib.sam` (Adam base, both
+modes) and over jsharp's constructors, and prints what fails. The tests take a part of it,
 tests/perturbations/conformance_test.py.
 """
 
+import importlib
 import platform
 import statistics
 import time
@@ -46,7 +47,9 @@ _SECONDS = flags.DEFINE_float(
   "seconds", 3.0, "Seconds per form and round.", lower_bound=0
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Number of rounds.", lower_bound=1)
-_SUITE = flags.DEFINE_boolean("suite", False, "Run optax's tests on contrib.sam.")
+_SUITE = flags.DEFINE_boolean(
+  "suite", False, "Run optax's tests on contrib.sam and ours."
+)
 
 _RHO = 0.05
 _TWO = "a gradient, then adamw"
@@ -178,8 +181,9 @@ def report(name: str) -> None:
     )
 
 
-def contrib_suite() -> None:
-  """Runs optax's common tests over optax's own SAM."""
+def whole_suite() -> None:
+  """Runs optax's common tests, all of them, over optax's own SAM and over ours."""
+  ours: Any = importlib.import_module("tests.perturbations.conformance_test")
   from tests.perturbations.optax_suite import suite
 
   def factory(opaque: bool) -> Callable[..., Any]:
@@ -189,23 +193,32 @@ def contrib_suite() -> None:
 
     return build
 
-  modes = {"transparent": False, "opaque": True}
-  for name, opaque in modes.items():
+  for name, opaque in {"transparent": False, "opaque": True}.items():
     tests = suite(
       [{"opt_name": name, "opt_kwargs": {"learning_rate": 1e-2}}],
       {name: factory(opaque)},
       lambda objective: {"grad_fn": lambda w, _: jax.grad(objective)(w)},
     )
-    loaded = unittest.defaultTestLoader.loadTestsFromTestCase(tests)
-    result = unittest.TestResult()
-    loaded.run(result)
-    broken = {
-      getattr(test, "test_case", test)._testMethodName
-      for test, _ in (*result.failures, *result.errors)
-    }
-    print(f"contrib.sam, {name}: {result.testsRun} tests, {len(broken)} fail")
-    for test in sorted(broken):
-      print(f"  {test}")
+    _run(f"contrib.sam, {name}", tests)
+  tests = suite(
+    ours.OPTIMIZERS,
+    ours.FACTORIES,
+    lambda objective: {"grad_fn": jax.grad(objective)},
+  )
+  _run(f"jsharp, {len(ours.OPTIMIZERS)} links", tests)
+
+
+def _run(name: str, tests: Any) -> None:
+  loaded = unittest.defaultTestLoader.loadTestsFromTestCase(tests)
+  result = unittest.TestResult()
+  loaded.run(result)
+  broken = {
+    getattr(test, "test_case", test)._testMethodName
+    for test, _ in (*result.failures, *result.errors)
+  }
+  print(f"{name}: {result.testsRun} tests, {len(broken)} fail", flush=True)
+  for test in sorted(broken):
+    print(f"  {test}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -217,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
     f"{platform.machine()}, commit {commit}"
   )
   if _SUITE.value:
-    return contrib_suite()
+    return whole_suite()
   print(
     "| problem, parameters | form | ms per step, median (range) | over two gradients "
     "| gradients | state beyond adamw's, bytes | temporary memory, MiB |"
