@@ -14,8 +14,8 @@ step in units of one gradient. Memory is what the compiler reports.
     python -m benchmarks.sam --suite
 
 runs optax's common suite of tests, all of it, over `optax.contrib.sam` (Adam base, both
-modes) and over jsharp's constructors, and prints what fails. The tests take a part of it,
-tests/perturbations/conformance_test.py.
+modes) and over jsharp's constructors, and prints what fails. Of it
+tests/perturbations/conformance_test.py takes a part.
 """
 
 import importlib
