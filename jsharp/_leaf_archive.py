@@ -29,7 +29,7 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
   """The leaves of a tree as arrays, by their place in it."""
   named: dict[str, np.ndarray] = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = _name(path)
+    name = name_of(path)
     array = np.asarray(_without_key_type(leaf))
     if not _is_known(array.dtype):
       raise ValueError(f"leaf '{name}' ({array.dtype}) is no array of numbers")
@@ -39,7 +39,8 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
   return named
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+  """The name of a leaf, by its path from `jax.tree_util`: `params/conv_0/kernel`."""
   return jax.tree_util.keystr(path, simple=True, separator="/") or "leaf"
 
 
@@ -152,7 +153,7 @@ def is_of_another(metadata: dict[str, Any], run: str | None) -> bool:
 def fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
   """Puts the arrays into the template's structure, each leaf compared with it."""
   leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-  names = [_name(place) for place, _ in leaves]
+  names = [name_of(place) for place, _ in leaves]
   if set(names) != set(arrays):
     raise ValueError(
       f"{path} does not fit this program: it has {sorted(set(arrays) - set(names))} "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import optax
 
+from jsharp._leaf_archive import name_of
 from jsharp.algorithms.supervised import ExampleLossFn
 from jsharp.options import Check, Options, Role, option
 from jsharp.types import Params, Variables
@@ -31,7 +32,7 @@ def group_names(params: Params) -> list[str]:
     ['conv/kernel', 'head/bias']
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return [_name(path) for path, _ in leaves]
+  return [name_of(path) for path, _ in leaves]
 
 
 def check_groups(params: Params, groups: Any) -> None:
@@ -79,7 +80,7 @@ def frozen(loss_fn: ExampleLossFn, groups: tuple[str, ...]) -> ExampleLossFn:
 
   def with_constants(variables: Variables, *rest: Any) -> Any:
     def held(path: Any, leaf: Any) -> Any:
-      is_frozen = any(in_group(_name(path), group) for group in groups)
+      is_frozen = any(in_group(name_of(path), group) for group in groups)
       return jax.lax.stop_gradient(leaf) if is_frozen else leaf
 
     params = jax.tree_util.tree_map_with_path(held, variables.params)
@@ -105,16 +106,12 @@ def scale_groups(factors: Mapping[str, float]) -> optax.GradientTransformation:
   """
 
   def scaled(path: Any, leaf: Any) -> Any:
-    held = [group for group in factors if in_group(_name(path), group)]
+    held = [group for group in factors if in_group(name_of(path), group)]
     return factors[max(held, key=len)] * leaf if held else leaf
 
   return optax.stateless(
     lambda updates, params: jax.tree_util.tree_map_with_path(scaled, updates)
   )
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _factor(text: str) -> tuple[str, float]:

@@ -1,6 +1,7 @@
 """Parameters to begin with: an earlier classifier's, or arrays from a file."""
 
 import hashlib
+import io
 import json
 import pathlib
 from typing import Any
@@ -14,7 +15,6 @@ from jsharp.learners._files import load
 from jsharp.types import Variables
 
 _HEAD = "params/head"
-_MAX_BYTES = 2**36
 _MAX_MAP_BYTES = 2**24
 
 
@@ -70,11 +70,9 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  content = _files.read_bytes(path, most=_MAX_BYTES)
+  content = _files.read_bytes(path, most=_leaf_archive.MAX_BYTES)
   try:
     if path.suffix == ".npz":
-      import io
-
       with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
     from safetensors.numpy import load as parse
