@@ -85,7 +85,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
   import jax
 
   from jsharp import learners
-  from jsharp.algorithms.fine_tuning import check_groups, frozen
+  from jsharp.algorithms.fine_tuning import check_groups, hold_groups
   from jsharp.algorithms.supervised import supervised
   from jsharp.data import examples, load_splits
   from jsharp.evaluation import report
@@ -113,7 +113,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     label_smoothing=training.label_smoothing,
   )
   params, digest = learners.initial(tuning, learner.params)
-  check_groups(params.params, tuning.factors)
+  check_groups(params.params, (*tuning.factors, *tuning.freeze))
   fingerprints = {**splits.fingerprints, **({"init": digest} if digest else {})}
   optimizer = algorithm.wrap(
     tuning.optimizer(training.optimizer(num_steps)), steps_per_epoch=per_epoch
@@ -143,8 +143,9 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     chosen_by = f"validation on {val.labels.shape[0]} examples"
   return Parts(
     algorithm=supervised(
-      frozen(learner.loss_fn, tuning.freeze),
+      learner.loss_fn,
       optimizer,
+      hold=hold_groups(tuning.freeze) if tuning.freeze else None,
       centre=algorithm.centre,
       groups=algorithm.groups,
       weight_decay=training.weight_decay * training.decay_in_loss,

@@ -2,16 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import optax
 
 from jsharp._leaf_archive import name_of
-from jsharp.algorithms.supervised import ExampleLossFn
 from jsharp.options import Check, Options, Role, option
-from jsharp.types import Params, Variables
+from jsharp.types import Params
 
 
 def in_group(name: str, group: str) -> bool:
@@ -56,37 +55,27 @@ def check_groups(params: Params, groups: Any) -> None:
       )
 
 
-def frozen(loss_fn: ExampleLossFn, groups: tuple[str, ...]) -> ExampleLossFn:
-  """The loss as a function of the other parameters alone.
-
-  The gradient of the frozen ones is zero, so that SAM does not perturb them either.
+def hold_groups(groups: tuple[str, ...]) -> Callable[[Params], Params]:
+  """Makes groups of parameters constants, for `supervised(..., hold=...)`.
 
   Args:
-    loss_fn: for `jsharp.algorithms.supervised`.
     groups: names or beginnings of names, as `head` or `stage_0_block_0/conv_0`.
 
   Returns:
-    The loss. An optimizer with weight decay needs `scale_groups` too.
+    `hold(params)`, the same parameters, without a gradient in those groups.
 
   Example:
-    >>> loss_fn = lambda v, batch, train: ({"loss": v.params["a"] * v.params["b"]}, ())
-    >>> loss = lambda params: frozen(loss_fn, ("a",))(
-    ...   Variables(params, ()), None, True)[0]["loss"]
+    >>> hold = hold_groups(("a",))
+    >>> loss = lambda params: hold(params)["a"] * hold(params)["b"]
     >>> jax.tree.map(float, jax.grad(loss)({"a": 2.0, "b": 3.0}))
     {'a': 0.0, 'b': 2.0}
   """
-  if not groups:
-    return loss_fn
 
-  def with_constants(variables: Variables, *rest: Any) -> Any:
-    def held(path: Any, leaf: Any) -> Any:
-      is_frozen = any(in_group(name_of(path), group) for group in groups)
-      return jax.lax.stop_gradient(leaf) if is_frozen else leaf
+  def held(path: Any, leaf: Any) -> Any:
+    is_held = any(in_group(name_of(path), group) for group in groups)
+    return jax.lax.stop_gradient(leaf) if is_held else leaf
 
-    params = jax.tree_util.tree_map_with_path(held, variables.params)
-    return loss_fn(variables._replace(params=params), *rest)
-
-  return with_constants
+  return lambda params: jax.tree_util.tree_map_with_path(held, params)
 
 
 def scale_groups(factors: Mapping[str, float]) -> optax.GradientTransformation:
@@ -128,7 +117,7 @@ class FineTuning(Options):
 
   Example:
     >>> FineTuning(freeze=("conv",), lr_factors=("head=10",)).factors
-    {'head': 10.0, 'conv': 0.0}
+    {'head': 10.0}
   """
 
   role: ClassVar[Role] = Role.TRAINING
@@ -167,12 +156,25 @@ class FineTuning(Options):
   @property
   def factors(self) -> dict[str, float]:
     """The factor of each group's step size."""
-    return {**dict(map(_factor, self.lr_factors)), **dict.fromkeys(self.freeze, 0.0)}
+    return dict(map(_factor, self.lr_factors))
 
   def optimizer(
     self, optimizer: optax.GradientTransformation
   ) -> optax.GradientTransformation:
-    """The optimizer with these factors."""
-    if not self.factors:
-      return optimizer
-    return optax.chain(optimizer, scale_groups(self.factors))
+    """The optimizer with these factors, for the parameters that learn alone.
+
+    The frozen ones take no part in a clipped length either.
+    """
+
+    def kind(path: Any, leaf: Any) -> str:
+      frozen = any(in_group(name_of(path), group) for group in self.freeze)
+      return "frozen" if frozen else "learning"
+
+    if self.lr_factors:
+      optimizer = optax.chain(optimizer, scale_groups(self.factors))
+    if self.freeze:
+      optimizer = optax.partition(
+        {"learning": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree_util.tree_map_with_path(kind, params),
+      )
+    return optimizer

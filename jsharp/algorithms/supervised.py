@@ -40,6 +40,7 @@ def supervised(
   centre: Callable[[Params, Any], Params] | None = None,
   groups: SharpGroups | None = None,
   weight_decay: float = 0.0,
+  hold: Callable[[Params], Params] | None = None,
   key: jax.Array | None = None,
 ) -> MetaAlgorithm:
   """Minimises the mean loss of batches with any optax optimizer.
@@ -64,6 +65,9 @@ def supervised(
       loss, in all passes of a step and not to the metrics, as SAM's published code
       does. So it takes part in the direction of a perturbation, where
       `optax.add_decayed_weights` behind SAM does not.
+    hold: `hold(params)`, with `jax.lax.stop_gradient` around those that stand still.
+      They have then no gradient, of the loss or of the decay, and no part in a
+      perturbation. The optimizer has to leave them alone too.
     key: for a network that draws random numbers in training: the loss is then called
       as `loss_fn(variables, batch, True, key of the step)`, with one for each group.
 
@@ -104,6 +108,8 @@ def supervised(
     def mean_loss(
       params: Params, batch: Batch, *keys: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+      if hold is not None:
+        params = hold(params)
       point = Variables(params, variables.statistics)
       metrics, statistics = loss_fn(point, batch, True, *keys)
       loss = metrics["loss"].mean()
