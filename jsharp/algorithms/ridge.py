@@ -232,14 +232,16 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
 
 def _by_examples(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
   """`ridge_weights` by a system of as many rows as there are examples."""
-  dual = _solve(features, features.T, penalty, targets)
-  return jnp.matmul(features.T, dual, precision="highest")
+  transposed = features.T
+  dual = _solve(features, transposed, penalty, targets)
+  return jnp.matmul(transposed, dual, precision="highest")
 
 
 def _by_entries(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
   """`ridge_weights` by a system of as many rows as a feature vector has entries."""
-  projected = jnp.matmul(features.T, targets, precision="highest")
-  return _solve(features.T, features, penalty, projected)
+  transposed = features.T
+  projected = jnp.matmul(transposed, targets, precision="highest")
+  return _solve(transposed, features, penalty, projected)
 
 
 def _solve(left: jax.Array, right: jax.Array, penalty: Any, to: jax.Array) -> jax.Array:
