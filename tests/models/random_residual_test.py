@@ -146,9 +146,9 @@ class EquationsTest(parameterized.TestCase):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
   def test_a_large_network_pads_alike_on_all_sides(self):
-    # Even sides, which "SAME" pads on the right only.
+    # Even sides, which "SAME" pads on the right only, and odd ones.
     model = ImageNetResNet(3, depth=26, width=2)
-    x = images(2, 64, 64, 3)
+    x = images(2, 64, 65, 3)
     variables = variables_of(model, 1, 64, 64, 3)
     params = jax.tree.map(lambda leaf: leaf, variables["params"])
     for name, block in params.items():  # The scales that begin at 0 hide the branches.
