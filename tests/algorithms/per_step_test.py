@@ -46,7 +46,7 @@ def tasks():
 
 @functools.cache
 def variables():
-  return INIT_FN(jax.random.key(1), jnp.ones((1, 3)))
+  return jax.jit(INIT_FN)(jax.random.key(1), jnp.ones((1, 3)))
 
 
 @functools.cache

@@ -24,11 +24,8 @@ OWN_STEPS = {
     "maml",
     "sharp_maml_equation_14",
     "maml_plus_plus",
-    "meta_sgd",
     "reptile_keep_inner_state",
     "imaml",
-    "cavia",
-    "proto_maml",
   )
 }
 
@@ -85,6 +82,18 @@ class ExecutionTest(parameterized.TestCase):
           execution = jsharp.Execution(**options)
           actual = table.two_steps(constructor, table.tasks(), execution=execution)
           table.assert_close(actual, expected)
+
+  @parameterized.parameters("meta_sgd", "cavia", "proto_maml")
+  def test_the_steps_of_maml_are_executed_as_told(self, name):
+    execution = jsharp.Execution(inner_steps="scanned", task_chunk=2)
+    with jax.enable_x64(True):
+      algorithm = table.build(
+        table.ALGORITHMS[name], num_inner_steps=7, execution=execution
+      )
+      state = algorithm.init(table.start())
+      program = str(jax.make_jaxpr(algorithm.step)(state, table.tasks()))
+    for length in (7, table.NUM_TASKS // 2):
+      self.assertIn(f"length={length}\n", program)
 
   @parameterized.product(
     constructor=(

@@ -78,6 +78,8 @@ class PrecisionTest(parameterized.TestCase):
     options = {}
     if algorithm == "black_box":
       options = {"width": 8, "num_layers": 1, "num_heads": 2}
+    elif algorithm not in ("protonet", "ridge"):
+      options = {"num_inner_steps": 1}
     (expected, losses), (actual, narrow_losses) = (
       steps_of(algorithm, precision, **options) for precision in ("float32", "bfloat16")
     )

@@ -83,7 +83,7 @@ class ProgramTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ("omniglot", "omniglot", []),
-    ("miniimagenet", "miniimagenet", ["--adapt_norm"]),
+    ("miniimagenet", "miniimagenet", [SMALL_NETWORK]),
   )
   def test_two_steps_of_classification(self, experiment, arguments):
     arguments = [*TWO_STEPS, *arguments]

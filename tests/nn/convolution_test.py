@@ -41,7 +41,7 @@ _BY_FORM = (
   ]
   + [
     (f"winograd_{h}x{w}", (h, w), (3, 3), channels, 1, "winograd")
-    for h, w, channels in ((1, 1, 3), (2, 3, 1), (5, 4, 9), (6, 8, 2), (7, 7, 5))
+    for h, w, channels in ((1, 1, 3), (2, 3, 1), (5, 4, 9), (6, 8, 2))
   ]
 )
 _EACH_FORM = (("direct", 1), ("im2col", 2), ("winograd", 1))
@@ -77,6 +77,12 @@ def of_order(order, conv):
   return value
 
 
+@functools.cache
+def plain_third_derivatives(stride):
+  reference = functools.partial(plain, stride=stride)
+  return jax.jit(jax.grad(of_order(2, reference), (0, 1)))
+
+
 def assert_near(actual, expected, rtol=1e-11):
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     scale = float(jnp.max(jnp.abs(b))) if b.size else 0.0
@@ -109,13 +115,9 @@ class ConvolutionTest(parameterized.TestCase):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 9)
       conv = functools.partial(conv2d, stride=stride, convolution=form)
-      reference = functools.partial(plain, stride=stride)
       # The second derivative is in what is differentiated.
-      actual, expected = (
-        jax.jit(jax.grad(of_order(2, function), (0, 1)))(x, w)
-        for function in (conv, reference)
-      )
-      assert_near(actual, expected)
+      actual = jax.jit(jax.grad(of_order(2, conv), (0, 1)))(x, w)
+      assert_near(actual, plain_third_derivatives(stride)(x, w))
 
   @parameterized.parameters(
     *((*case, 2.5) for case in (*_EACH_FORM, ("auto", 1))),
@@ -144,11 +146,10 @@ class ConvolutionTest(parameterized.TestCase):
       expected = gradient(functools.partial(plain, stride=stride))(x, w)
       assert_near(exported.call(x, w), expected, rtol=1e-4)
 
-  @parameterized.parameters(*_EACH_FORM[1:])
-  def test_derivatives_against_finite_differences(self, form, stride):
+  def test_derivatives_against_finite_differences(self):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 2)
-      conv = functools.partial(conv2d, stride=stride, convolution=form)
+      conv = functools.partial(conv2d, convolution="winograd")
       function = jax.jit(of_order(1, conv))
       dx, dw = operands((5, 4), (3, 3), 2, seed=1)
       step = 1e-5
@@ -173,32 +174,32 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertNotIn("conv_general_dilated", jaxpr)
     self.assertNotIn("dot_general", jaxpr)
 
-  @parameterized.product(
-    form_and_stride=_EACH_FORM, axes=((3, None), (None, 2), (1, 4))
-  )
-  def test_vmap_equals_a_loop(self, form_and_stride, axes):
-    form, stride = form_and_stride
+  @parameterized.parameters(*_EACH_FORM)
+  def test_vmap_equals_a_loop(self, form, stride):
     conv = functools.partial(conv2d, stride=stride, convolution=form)
 
     def gradients(x, w):
       return conv(x, w), jax.grad(of_order(1, conv), (0, 1))(x, w)
 
+    single = jax.jit(gradients)
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 2)
-      many = [(x, w), (2 * jnp.cos(x), jnp.sin(w))]
-      stacked = [
-        operand if axis is None else jnp.stack([pair[i] for pair in many], axis)
-        for i, (operand, axis) in enumerate(zip((x, w), axes, strict=True))
-      ]
-      single = jax.jit(gradients)
-      actual = jax.jit(jax.vmap(gradients, axes))(*stacked)
-      singles = [
-        single(*(o[0] if axis is None else p for o, p, axis in zip(
-          ((x,), (w,)), pair, axes, strict=True)))
-        for pair in many
-      ]  # fmt: skip
-      expected = jax.tree.map(lambda *parts: jnp.stack(parts), *singles)
-      assert_near(actual, expected)
+      other = 2 * jnp.cos(x), jnp.sin(w)
+      for axes in ((3, None), (None, 2), (1, 4)):
+        many = [
+          tuple(a if axis is None else b for a, b, axis in zip(
+            (x, w), pair, axes, strict=True))
+          for pair in ((x, w), other)
+        ]  # fmt: skip
+        stacked = [
+          a if axis is None else jnp.stack([a, b], axis)
+          for a, b, axis in zip(*many, axes, strict=True)
+        ]
+        actual = jax.jit(jax.vmap(gradients, axes))(*stacked)
+        expected = jax.tree.map(
+          lambda *parts: np.stack(parts), *(single(*pair) for pair in many)
+        )
+        assert_near(actual, expected)
 
   @parameterized.parameters((6, 3), (2, 1))
   def test_large_weight_gradient_is_a_sum_of_chunks(self, batch, chunks):

@@ -62,7 +62,7 @@ class ConvolvedMapTest(parameterized.TestCase):
             value(w, x),
             jax.grad(value, (0, 1))(w, x),
             jax.grad(slope, (0, 1))(w, x),
-            jax.grad(curvature)(w, x),
+            () if batched else jax.grad(curvature)(w, x),
           )
           if batched:
             derivatives = jax.vmap(derivatives, (None, 0))

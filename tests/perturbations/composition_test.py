@@ -37,6 +37,19 @@ def descended(w, gradient, lr=LR):
   return jax.tree.map(lambda w, g: w - lr * g, w, gradient)
 
 
+def small_loss(w):
+  return jnp.sum(jnp.sin(w["a"]) * w["b"] ** 2 + w["a"] ** 2)
+
+
+def after_steps(tx, steps, w):
+  """The small loss after steps on it, for derivatives of all that is in a step."""
+  grad_fn, state = jax.grad(small_loss), tx.init(w)
+  for _ in range(steps):
+    updates, state = tx.update(grad_fn(w), state, w, grad_fn=grad_fn)
+    w = optax.apply_updates(w, updates)
+  return small_loss(w)
+
+
 class OptaxTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -57,7 +70,7 @@ class OptaxTest(parameterized.TestCase):
       ((jsharp.sam(RHO), link), decay(sharp_gradient(self.w, self.data), self.w)),
     ):
       tx = optax.chain(*links, optax.sgd(LR))
-      actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+      actual = problems.run(tx, self.w, [self.data])
       assert_close(actual, descended(self.w, expected))
 
   @parameterized.parameters("global_norm", "value")
@@ -77,7 +90,7 @@ class OptaxTest(parameterized.TestCase):
       ((jsharp.sam(RHO), link), clip(sharp_gradient(self.w, self.data))),
     ):
       tx = optax.chain(*links, optax.sgd(LR))
-      actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+      actual = problems.run(tx, self.w, [self.data])
       assert_close(actual, descended(self.w, expected))
 
   def test_a_schedule_of_radii_by_either_way(self):
@@ -106,7 +119,7 @@ class OptaxTest(parameterized.TestCase):
     )
     state = tx.init(self.w)
     state[0].hyperparams["rho"] = jnp.asarray(RHO)
-    actual, _ = problems.step(tx, state, self.w, self.data)
+    actual, _ = problems.compiled_step(tx)(state, self.w, self.data)
     assert_close(actual, descended(self.w, sharp_gradient(self.w, self.data)))
 
   def test_accumulation_inside_is_m_sam(self):
@@ -130,7 +143,9 @@ class OptaxTest(parameterized.TestCase):
     )
     tx = optax.chain(jsharp.sam(RHO), optax.sgd(LR))
     grad_fn = lambda w: gradient_fn(w, (x, y))
-    updates, _ = tx.update(grad_fn(self.w), tx.init(self.w), self.w, grad_fn=grad_fn)
+    updates, _ = jax.jit(
+      lambda w: tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
+    )(self.w)
     expected = descended(self.w, sharp_gradient(self.w, (x, y)))
     assert_close(optax.apply_updates(self.w, updates), expected)
 
@@ -145,7 +160,7 @@ class OptaxTest(parameterized.TestCase):
       "norm": {"scale": self.w["norm"]["scale"] + 0.5 * unit(g["norm"]["scale"])},
     }
     tx = optax.chain(link, optax.sgd(LR))
-    actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+    actual = problems.run(tx, self.w, [self.data])
     assert_close(actual, descended(self.w, problems.grad_fn(self.data)(moved)))
 
   @parameterized.parameters("prefix", "function")
@@ -159,7 +174,7 @@ class OptaxTest(parameterized.TestCase):
       "norm": {"scale": self.w["norm"]["scale"] + RHO * scale / jnp.linalg.norm(scale)},
     }
     tx = optax.chain(link, optax.sgd(LR))
-    actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+    actual = problems.run(tx, self.w, [self.data])
     assert_close(actual, descended(self.w, problems.grad_fn(self.data)(moved)))
 
   def test_a_mask_that_selects_nothing_or_does_not_fit(self):
@@ -177,7 +192,7 @@ class OptaxTest(parameterized.TestCase):
     x, y = self.data
     w, state = self.w, tx.init(self.w)
     for data in ((x, y * jnp.nan), self.data):
-      w, state = jax.jit(lambda s, w, d: problems.step(tx, s, w, d))(state, w, data)
+      w, state = problems.compiled_step(tx)(state, w, data)
     assert_close(w, descended(self.w, sharp_gradient(self.w, self.data)))
 
   def test_inside_of_a_mask_it_says_what_to_do(self):
@@ -238,7 +253,7 @@ class OptaxTest(parameterized.TestCase):
     s = problems.flat(sharp_gradient(self.w, self.data))
     rate = float(problems.loss(self.w, self.data)) / (s @ s)
     self.assertLess(rate, 10)
-    actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+    actual = problems.run(tx, self.w, [self.data])
     expected = problems.unflat(problems.flat(self.w) - rate * s, self.w)
     assert_close(actual, expected)
 
@@ -255,9 +270,9 @@ class OptaxTest(parameterized.TestCase):
 
     # optax's searches hand every other extra argument on to value_fn.
     value_fn = lambda w, grad_fn=None: of_batch(w)
-    w, state = self.w, tx.init(self.w)
-    values = [float(of_batch(w))]
-    for _ in range(5):
+
+    @jax.jit
+    def step(w, state):
       value, grads = jax.value_and_grad(of_batch)(w)
       updates, state = tx.update(
         grads,
@@ -268,8 +283,13 @@ class OptaxTest(parameterized.TestCase):
         value_fn=value_fn,
         grad_fn=jax.grad(of_batch),
       )
-      w = optax.apply_updates(w, updates)
-      values.append(float(of_batch(w)))
+      return optax.apply_updates(w, updates), state, value
+
+    w, state, values = self.w, tx.init(self.w), []
+    for _ in range(5):
+      w, state, value = step(w, state)
+      values.append(float(value))
+    values.append(float(of_batch(w)))
     self.assertEqual(values, sorted(values, reverse=True))
     self.assertLess(values[-1], values[0])
 
@@ -279,17 +299,18 @@ class OptaxTest(parameterized.TestCase):
     )
     rate = LR
     w, state, best, waited = self.w, tx.init(self.w), math.inf, 0
-    expected = self.w
-    for _ in range(4):
-      value = 1.0  # a plateau, whatever the loss is
+    expected, value = self.w, 1.0  # A plateau, whatever the loss is.
+    grad_fn = problems.grad_fn(self.data)
+
+    @jax.jit
+    def step(w, state):
       updates, state = tx.update(
-        problems.grad_fn(self.data)(w),
-        state,
-        w,
-        value=jnp.asarray(value),
-        grad_fn=problems.grad_fn(self.data),
+        grad_fn(w), state, w, value=jnp.asarray(value), grad_fn=grad_fn
       )
-      w = optax.apply_updates(w, updates)
+      return optax.apply_updates(w, updates), state
+
+    for _ in range(4):
+      w, state = step(w, state)
       waited = 0 if value < best else waited + 1
       best = min(best, value)
       if waited > 0:
@@ -302,9 +323,9 @@ class OptaxTest(parameterized.TestCase):
     s = sharp_gradient(self.w, self.data)
     for name in ("adamw", "lion", "lamb", "adafactor"):
       base = getattr(optax, name)(1e-2)
-      expected, _ = base.update(s, base.init(self.w), self.w)
+      expected = jax.jit(lambda s, w, b=base: b.update(s, b.init(w), w)[0])(s, self.w)
       tx = optax.chain(jsharp.sam(RHO), base)
-      actual, _ = problems.step(tx, tx.init(self.w), self.w, self.data)
+      actual = problems.run(tx, self.w, [self.data])
       with self.subTest(name):
         assert_close(actual, optax.apply_updates(self.w, expected), rtol=2e-4)
 
@@ -319,9 +340,8 @@ class JaxTest(parameterized.TestCase):
       "scheduled": jsharp.sam(optax.constant_schedule(RHO)),
     }
 
-  @parameterized.parameters("looksam", "vasso", "scheduled")
-  def test_donated_buffers(self, name):
-    tx = optax.chain(self.links[name], optax.sgd(LR, momentum=0.9))
+  def test_donated_buffers(self):
+    tx = optax.chain(self.links["looksam"], optax.sgd(LR, momentum=0.9))
     step = lambda w, state: problems.step(tx, state, w, self.data)
     w = problems.run(tx, self.w, [self.data] * 3)
     donated = jax.jit(step, donate_argnums=(0, 1))
@@ -330,7 +350,7 @@ class JaxTest(parameterized.TestCase):
       v, state = donated(v, state)
     assert_close(v, w)
 
-  @parameterized.parameters("looksam", "vasso", "scheduled")
+  @parameterized.parameters("looksam", "vasso")
   def test_vmap_over_seeds_scan_and_remat_equal_loops(self, name):
     tx = optax.chain(self.links[name], optax.sgd(LR))
     starts = jax.tree.map(lambda w: jnp.stack([w, 2 * w, -w]), self.w)
@@ -349,39 +369,30 @@ class JaxTest(parameterized.TestCase):
       alone = problems.run(tx, start, [self.data] * 3)
       assert_close(jax.tree.map(lambda x, seed=seed: x[seed], together), alone)
 
-  @parameterized.parameters("looksam", "vasso", "scheduled")
+  @parameterized.parameters("looksam", "vasso")
   def test_meta_gradients_match_finite_differences(self, name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-      data = problems.batch(dtype=jnp.float64)
       tx = optax.chain(self.links[name], optax.sgd(LR))
-      outer = lambda w: problems.loss(
-        problems.run(tx, w, [data] * 2), problems.batch(7, dtype=jnp.float64)
-      )
-      check_grads(
-        jax.jit(outer),
-        (problems.params(jnp.float64),),
-        order=1,
-        modes=("fwd", "rev"),
-        rtol=1e-5,
-      )
+      w = {"a": jnp.array([0.3, -0.7]), "b": jnp.asarray(1.1)}
+      outer = jax.jit(functools.partial(after_steps, tx, 2))
+      check_grads(outer, (w,), order=1, modes=("fwd", "rev"), rtol=1e-5)
 
   def test_second_derivatives_through_a_sam_step(self):
     with jax.enable_x64(True):
-      data = problems.batch(dtype=jnp.float64)
       tx = optax.chain(jsharp.sam(RHO), optax.sgd(LR))
-      outer = lambda w: problems.loss(problems.run(tx, w, [data]), data)
-      w = problems.params(jnp.float64)
-      check_grads(jax.jit(outer), (w,), order=2, modes=("rev",), rtol=1e-4)
+      w = {"a": jnp.array([0.3, -0.7]), "b": jnp.asarray(1.1)}
+      outer = jax.jit(functools.partial(after_steps, tx, 1))
+      check_grads(outer, (w,), order=2, modes=("rev",), rtol=1e-4)
 
   def test_the_radius_can_be_meta_learned(self):
     with jax.enable_x64(True):
-      w, data = problems.params(jnp.float64), problems.batch(dtype=jnp.float64)
+      w = {"a": jnp.array([0.3, -0.7]), "b": jnp.asarray(1.1)}
 
+      @jax.jit
       def outer(rho):
-        tx = optax.chain(jsharp.sam(rho), optax.sgd(LR))
-        return problems.loss(problems.run(tx, w, [data] * 2), data)
+        return after_steps(optax.chain(jsharp.sam(rho), optax.sgd(LR)), 2, w)
 
-      check_grads(jax.jit(outer), (jnp.asarray(0.2),), order=1, rtol=1e-6)
+      check_grads(outer, (jnp.asarray(0.2),), order=1, rtol=1e-6)
 
   @parameterized.parameters(jnp.float16, jnp.bfloat16, jnp.float64)
   def test_other_precisions(self, dtype):
@@ -402,8 +413,8 @@ class JaxTest(parameterized.TestCase):
     g = jnp.array([3.0 + 4.0j, 0.0, 1.0j])
     sizes = np.abs(np.asarray(g))
     ascent = jsharp.sam_ascent(RHO, p=p)
-    e, _ = ascent.update(g, ascent.init(g))
-    real, _ = ascent.update(jnp.asarray(sizes), ascent.init(g))
+    perturbation = jax.jit(lambda g: ascent.update(g, ascent.init(g))[0])
+    e, real = perturbation(g), perturbation(jnp.asarray(sizes))
     np.testing.assert_allclose(np.abs(e), real, rtol=1e-6)
     slope = np.real(np.vdot(e, g))
     np.testing.assert_allclose(slope, np.sum(np.asarray(real) * sizes), rtol=1e-6)
@@ -421,17 +432,20 @@ class JaxTest(parameterized.TestCase):
     target = jnp.array([1.0 - 1.0j, 0.5j])
     loss = lambda z: jnp.sum(jnp.abs(z - target) ** 4)
     as_complex = lambda w: jax.lax.complex(w[0], w[1])
-    grad_fn = lambda z: jnp.conj(jax.grad(loss)(z))
-    w = jnp.array([[0.2, 0.3], [0.1, -0.4]])
     tx = optax.chain(jsharp.sam(RHO), optax.sgd(0.01))
-    z = as_complex(w)
-    updates, _ = tx.update(grad_fn(z), tx.init(z), z, grad_fn=grad_fn)
-    z = optax.apply_updates(z, updates)
-    real_grad = jax.grad(lambda w: loss(as_complex(w)))
-    updates, _ = tx.update(real_grad(w), tx.init(w), w, grad_fn=real_grad)
-    np.testing.assert_allclose(
-      z, as_complex(optax.apply_updates(w, updates)), rtol=1e-5
-    )
+
+    def stepped(w, grad_fn):
+      updates, _ = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
+      return optax.apply_updates(w, updates)
+
+    @jax.jit
+    def both(w):
+      z = stepped(as_complex(w), lambda z: jnp.conj(jax.grad(loss)(z)))
+      w = stepped(w, jax.grad(lambda w: loss(as_complex(w))))
+      return z, as_complex(w)
+
+    z, expected = both(jnp.array([[0.2, 0.3], [0.1, -0.4]]))
+    np.testing.assert_allclose(z, expected, rtol=1e-5)
 
   @parameterized.parameters("looksam", "vasso", "scheduled")
   def test_empty_trees_and_empty_leaves(self, name):

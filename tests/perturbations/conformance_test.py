@@ -88,7 +88,7 @@ class ConformanceTest(
     OPTIMIZERS,
     FACTORIES,
     lambda objective: {"grad_fn": jax.grad(objective)},
-    scheduled=("jsharp_late_sam", "jsharp_momentum_sam"),
+    scheduled=("jsharp_momentum_sam",),
   )
 ):
   def setUp(self):

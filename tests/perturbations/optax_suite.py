@@ -40,7 +40,8 @@ _REPLACEMENTS = (
   (", obj_fn=fun)", ", **EXTRA(fun))", 2),
 )
 
-# What is left out where compiling the whole suite takes too long.
+# What is left out where compiling the whole suite takes too long. States and updates
+# that keep their type keep it in an accumulation too.
 _THINNED = (
   (
     """@parameterized.product(_ALL_OPTIMIZERS_UNDER_TEST)
@@ -50,8 +51,16 @@ _THINNED = (
     1,
   ),
   ("wrap=[True, False]", "wrap=[False]", 1),  # There is no wrapper.
-  ("dtype=('bfloat16', 'float32')", "dtype=('bfloat16',)", 2),
-  ("(jnp.float16, jnp.bfloat16, jnp.float32, ", "(jnp.bfloat16, ", 1),
+  (
+    "_MAIN_OPTIMIZERS_UNDER_TEST, dtype=('bfloat16', 'float32')",
+    "SCHEDULED, dtype=('bfloat16',)",
+    2,
+  ),
+  (
+    "dtype=(jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)",
+    "dtype=(jnp.bfloat16,)",
+    1,
+  ),
   ("          _setup_parabola,\n", "", 1),
   ("          _setup_matrix_parabola,\n", "", 1),
 )
@@ -69,8 +78,8 @@ def suite(
     optimizers: `{"opt_name": ..., "opt_kwargs": ...}` each.
     factories: `opt_name -> factory(**opt_kwargs)`.
     extra: `extra(objective) -> the extra arguments of update`.
-    scheduled: the `opt_name` of those that get a schedule; other tests are thinned out
-      too then. None for the whole suite.
+    scheduled: the `opt_name` of those that get a schedule and are accumulated; other
+      tests are thinned out too then. None for the whole suite.
   """
   path = pathlib.Path(optax.contrib.__file__).with_name("_common_test.py")
   source = path.read_text()

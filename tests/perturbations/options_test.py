@@ -35,10 +35,15 @@ def descend(description, training=None, num_steps=6):
 
   w = jnp.array([1.0, -0.5])
   state = optimizer.init(w)
-  for _ in range(num_steps):
+
+  @jax.jit
+  def step(state, w):
     grads = gradient(w)
     updates, state = optimizer.update(grads, state, w, grad_fn=gradient, value=0.0)
-    w = optax.apply_updates(w, updates)
+    return state, optax.apply_updates(w, updates)
+
+  for _ in range(num_steps):
+    state, w = step(state, w)
   jax.effects_barrier()
   return np.asarray(w), len(calls)
 

@@ -29,8 +29,11 @@ def loss(w, data):
   return jnp.mean(jnp.sum(jnp.square(error), axis=1))
 
 
+_gradient = jax.jit(jax.grad(loss))
+
+
 def grad_fn(data):
-  return jax.grad(lambda w: loss(w, data))
+  return lambda w: _gradient(w, data)
 
 
 def step(tx, state, w, data, **extra):
@@ -44,12 +47,12 @@ def step(tx, state, w, data, **extra):
 
 
 @functools.cache
-def _compiled_step(tx):
+def compiled_step(tx):
   return jax.jit(lambda state, w, data: step(tx, state, w, data))
 
 
 def run(tx, w, batches):
-  one = _compiled_step(tx)
+  one = compiled_step(tx)
   state = tx.init(w)
   for data in batches:
     w, state = one(state, w, data)
@@ -83,10 +86,9 @@ class Oracle:
     self.like = params(jnp.float64)
     self.start = flat(self.like)
     self.batches = [batch(seed, dtype=jnp.float64) for seed in seeds]
-    self._grad = jax.jit(lambda w, data: jax.grad(loss)(w, data))
 
   def gradient(self, w, step):
-    return flat(self._grad(unflat(w, self.like), self.batches[step]))
+    return flat(_gradient(unflat(w, self.like), self.batches[step]))
 
 
 def unit(v):
