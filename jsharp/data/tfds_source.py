@@ -67,8 +67,8 @@ def load(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere holds no prepared dataset omniglot...
   """
-  builder = _builder(name, data_dir)
-  _check_features(name, builder.info.features, image, label)
+  builder = opened(name, data_dir)
+  check_features(name, builder.info.features, image, label)
   own = {
     own_name: split
     for own_name in builder.info.splits
@@ -120,8 +120,8 @@ def load_labelled(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere holds no prepared dataset cifar10...
   """
-  builder = _builder(name, data_dir)
-  _check_features(name, builder.info.features, image, label)
+  builder = opened(name, data_dir)
+  check_features(name, builder.info.features, image, label)
   own = {splits.FOLDERS.get(own_name): own_name for own_name in builder.info.splits}
   if not own.keys() >= {"train", "test"}:
     raise ValueError(
@@ -147,7 +147,18 @@ def load_labelled(
   return datasets
 
 
-def _builder(name: str, data_dir: str | os.PathLike) -> Any:
+def opened(
+  name: str,
+  data_dir: str | os.PathLike,
+  *,
+  formats: Collection[str] = ("array_record", "parquet"),
+) -> Any:
+  """The reader of a prepared dataset in one of the formats.
+
+  Raises:
+    FileNotFoundError: there is none of that name.
+    ValueError: it has another format, or features of a foreign class.
+  """
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(data_dir).expanduser()
@@ -161,16 +172,22 @@ def _builder(name: str, data_dir: str | os.PathLike) -> Any:
       f"{', '.join(there[:10]) or 'nothing'}). Prepare it with tensorflow-datasets, "
       "file_format='array_record'; --dataset=characters needs no data."
     ) from error
-  readable = {"array_record", "parquet"}
-  if builder.info.file_format.value not in readable:
+  found = builder.info.file_format.value
+  if found not in formats:
+    readers = "is not read at random" if found == "parquet" else "only TensorFlow reads"
     raise ValueError(
-      f"{name} in {root} is written as {builder.info.file_format.value}, which only "
-      "TensorFlow reads. Prepare it again with file_format='array_record'."
+      f"{name} in {root} is written as {found}, which {readers}. Prepare it again with "
+      "file_format='array_record'."
     )
   return builder
 
 
-def _check_features(name: str, features: Any, image: str, label: str) -> None:
+def check_features(name: str, features: Any, image: str, label: str) -> None:
+  """Refuses records without an image and a class label of these names.
+
+  Raises:
+    ValueError: naming the features that there are.
+  """
   import tensorflow_datasets as tfds
 
   kinds = ((image, tfds.features.Image), (label, tfds.features.ClassLabel))
@@ -183,14 +200,18 @@ def _check_features(name: str, features: Any, image: str, label: str) -> None:
       )
 
 
+def encoded_source(builder: Any, split: str, image: str) -> Any:
+  """The records of a split by their numbers, with images as they were encoded."""
+  import tensorflow_datasets as tfds
+
+  return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+
+
 def _read(
   builder: Any, split: str, image: str, label: str, size: int | None
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Class name and image of every record of a split."""
-  import tensorflow_datasets as tfds
-
-  decoders = {image: tfds.decode.SkipDecoding()}
-  source = builder.as_data_source(split, decoders=decoders)
+  source = encoded_source(builder, split, image)
   features = builder.info.features
   mode = "L" if features[image].shape[-1] == 1 else "RGB"
 

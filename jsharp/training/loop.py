@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jsharp._checks import check_count, check_nonnegative
 from jsharp.core.execution import Execution
+from jsharp.data.streams import Stream
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.devices import one_copy, replicate, task_mesh
 from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
@@ -105,7 +106,9 @@ def train(
     algorithm: what to train.
     params: the initial parameters; not changed.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure, jitted here.
-    data: a pytree of arrays, put on the device once; None if not needed.
+    data: a pytree of arrays, put on the device once; None if not needed. Or a
+      `jsharp.data.streams.Stream`, of which each step is given the batch of its number
+      in the place of `data`.
     run: the run's folder.
     num_steps: meta-steps in all, those of earlier starts included. A run that has
       taken more stays as it is.
@@ -142,7 +145,10 @@ def train(
       that `validate` does not return, a checkpoint of another program or run,
       `keep_path` without `validate`, devices that are not there or cannot share the
       tasks evenly.
-    OSError: if a record cannot be written; earlier checkpoints are intact.
+    OSError: if a record cannot be written; earlier checkpoints are intact. Also, with
+      the state saved, if a file of a stream cannot be read, or a process that decodes
+      its images died.
+    FileError: if an image of a stream cannot be decoded; the state is saved.
 
   Example:
     >>> import tempfile
@@ -193,8 +199,14 @@ def train(
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
   options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
+  options["stopped"] = lambda: stop.requested
   dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
-  if mesh is None:
+  if isinstance(data, Stream):
+    if mesh is not None:
+      raise ValueError(
+        f"num_devices={num_devices}: streamed data are read for one device; pass 1"
+      )
+  elif mesh is None:
     data = jax.device_put(data)
   else:
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
@@ -211,7 +223,7 @@ def train(
     checkpoints.save(step, one_copy(state), extra=dataclasses.asdict(ledger))
     return time.monotonic()
 
-  with contextlib.closing(records):
+  with contextlib.closing(records), contextlib.closing(dispatcher):
     while True:
       at_end = step >= num_steps
       if step > ledger.logged_step and (at_end or step % log_every == 0):
