@@ -44,7 +44,7 @@ def random_box(draw: np.random.RandomState, height: int, width: int) -> Box:
 
   Example:
     >>> random_box(np.random.RandomState(0), 300, 400)
-    (0, 5, 295, 231)
+    (71, 28, 353, 277)
   """
   low, high = map(math.log, ASPECT)
   for _ in range(_ATTEMPTS):

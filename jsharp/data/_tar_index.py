@@ -7,6 +7,7 @@ are read through once, and what was found is kept beside the archive.
 
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import tarfile
@@ -59,11 +60,14 @@ def index(path: pathlib.Path, *, nested: bool) -> Index:
 
   def make() -> dict[str, np.ndarray]:
     rows = sorted(_members(path, nested=nested))
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
       if before[:2] == after[:2]:
         raise ValueError(f"{path} holds the image {after[1]} twice. {_FETCH}")
     groups, names, starts, sizes = zip(*rows, strict=True) if rows else ((),) * 4
-    found = {"starts": np.array(starts, np.int64), "sizes": np.array(sizes, np.int64)}
+    found: dict[str, np.ndarray] = {
+      "starts": np.array(starts, np.int64),
+      "sizes": np.array(sizes, np.int64),
+    }
     for key, texts in (("groups", Names(groups)), ("names", Names(names))):
       found |= {key: texts.blob, f"{key}_ends": texts.ends}
     return found
@@ -175,7 +179,8 @@ def _members(
       if stem.suffix != ".tar":
         raise ValueError(
           f"{path} holds {name}, not a tar file for each class: it is not the archive "
-          f"of ImageNet's training images. Give its folder if it holds folders. {_FETCH}"
+          "of ImageNet's training images. Where it holds folders, unpack it and give "
+          f"them. {_FETCH}"
         )
       place, count = f"{path}: {name}", 0
       for image, offset, length in _listed(place, file, start, size):

@@ -290,5 +290,6 @@ def in_batches(
   # RandomState's stream is frozen for all NumPy versions; Generator's is not.
   order = np.random.RandomState(seed).permutation(len(data.labels))
   chosen = take(data, order[: num_examples // size * size])
-  batch = Batch(inputs_of(chosen, np.asarray(chosen.images)), chosen.labels)
+  images: Any = np.asarray(chosen.images)
+  batch = Batch(inputs_of(chosen, images), chosen.labels)
   return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)

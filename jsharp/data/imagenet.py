@@ -120,7 +120,9 @@ def _folders(root: pathlib.Path) -> dict[str, Listed]:
 
 def _images_below(folder: pathlib.Path) -> Iterator[_Row]:
   with os.scandir(folder) as entries:
-    classes = [e.name for e in entries if e.is_dir() and not _left_out.is_hidden(e.name)]
+    classes = [
+      e.name for e in entries if e.is_dir() and not _left_out.is_hidden(e.name)
+    ]
   left_out = _left_out.LeftOut(folder)
   for name in classes:
     _archives.check_encodable(name, where=folder)
@@ -216,15 +218,16 @@ def _numbered_classes(path: pathlib.Path, content: bytes) -> dict[int, str]:
     }
   except Exception as error:  # A damaged file can make the reader raise anything.
     raise ValueError(
-      f"{path}: {_META} cannot be read ({type(error).__name__}: {error}). Fetch it again"
+      f"{path}: {_META} cannot be read ({type(error).__name__}: {error}). Fetch it "
+      "again"
     ) from error
 
 
 def _records(name: str, root: pathlib.Path) -> dict[str, Listed]:
-  from jsharp.data import tfds_source
+  from jsharp.data import _tfds_reader
 
-  builder = tfds_source.opened(name, root, formats=("array_record",))
-  tfds_source.check_features(name, builder.info.features, "image", "label")
+  builder = _tfds_reader.opened(name, root, formats=("array_record",))
+  _tfds_reader.check_features(name, builder.info.features, "image", "label")
   class_names = builder.info.features["label"].names
   there = set(builder.info.splits)
   if "file_name" not in builder.info.features or not there >= _SPLITS.keys():
@@ -235,7 +238,7 @@ def _records(name: str, root: pathlib.Path) -> dict[str, Listed]:
     )
   found = {}
   for own, split in _SPLITS.items():
-    source = tfds_source.encoded_source(builder, own, "image")
+    source = _tfds_reader.encoded_source(builder, own, "image")
     place = f"{own} in {builder.data_dir}"
     rows = _listed_records(root, builder, own, source, class_names)
 
@@ -266,7 +269,9 @@ def _listed_records(
       names.append(file.decode() if isinstance(file, bytes) else str(file))
     kept = Names(names)
     return {
-      "labels": np.array(labels, np.int32), "names": kept.blob, "names_ends": kept.ends
+      "labels": np.array(labels, np.int32),
+      "names": kept.blob,
+      "names_ends": kept.ends,
     }
 
   what = f"records of {split} in {builder.data_dir}"
@@ -296,8 +301,8 @@ def _same_classes(found: dict[str, Listed]) -> dict[str, Listed]:
     only = [f"{name} (in {'train' if name in train else 'val'})" for name in different]
     more = f" and {len(only) - 5} more" if len(only) > 5 else ""
     raise ValueError(
-      f"the classes of train and val differ: {', '.join(only[:5])}{more} in one of them "
-      f"only, of {len(train)} and {len(test)}. Give both the same classes"
+      f"the classes of train and val differ: {', '.join(only[:5])}{more} in one of "
+      f"them only, of {len(train)} and {len(test)}. Give both the same classes"
     )
   if len(train) < 2:
     raise ValueError(f"train has the one class {min(train)}; give at least two classes")

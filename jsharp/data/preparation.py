@@ -227,7 +227,7 @@ def load_splits(
 def _examples(
   source: LabelledSource, data_dir: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Examples], tuple[str, ...], dict[str, str]]:
-  """The examples of each split, the names of the classes, fingerprints of the splits."""
+  """The examples of each split, the names of the classes, and fingerprints."""
   if isinstance(source, StreamedSource):
     listed = streams.load(source, source.directory(data_dir))
     found = {split: data for split, (data, _) in listed.items()}

@@ -54,13 +54,23 @@ class StreamedImages:
     size: height and width in pixels that crops are resized to.
     num_workers: processes that decode them; 0 for threads of this one. None for one
       for each core but one.
+
+  Example:
+    >>> images = StreamedImages([("a.png", b""), ("b.png", b"")], np.arange(2), size=8)
+    >>> images[np.array([1, 1, 0])].shape
+    (3, 8, 8, 3)
   """
 
   ndim = 4
   dtype = np.dtype(np.uint8)
 
   def __init__(
-    self, images: Encoded, rows: np.ndarray, *, size: int, num_workers: int | None = None
+    self,
+    images: Encoded,
+    rows: np.ndarray,
+    *,
+    size: int,
+    num_workers: int | None = None,
   ):
     self.images = images
     self.rows = np.asarray(rows, np.int32)
@@ -93,20 +103,32 @@ class StreamedImages:
 
 
 def _num_cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-    os.cpu_count() or 1
+  return (
+    len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else (os.cpu_count() or 1)
   )
 
 
 def load(source: StreamedSource, directory: str) -> dict[str, tuple[Examples, Any]]:
   """The splits of a streamed dataset as examples, and what they were listed as.
 
+  Args:
+    source: the dataset.
+    directory: of its files.
+
   Raises:
     ModuleNotFoundError: if grain is missing.
     ValueError: if the files are not what they should be.
     OSError: if they are missing or cannot be read.
+
+  Example:
+    >>> from jsharp.data.imagenet import ImageNet
+    >>> load(ImageNet(), "/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist. Put there one of: ...
   """
-  check_installed()
+  _check_installed()
   scale = 1 / np.array(source.pixel_deviation, np.float32)
   mean = np.array(source.pixel_mean, np.float32)
   found = {}
@@ -121,12 +143,7 @@ def load(source: StreamedSource, directory: str) -> dict[str, tuple[Examples, An
   return found
 
 
-def check_installed() -> None:
-  """Refuses to go on without grain.
-
-  Raises:
-    ModuleNotFoundError: naming what to install.
-  """
+def _check_installed() -> None:
   if importlib.util.find_spec("grain") is None:
     raise ModuleNotFoundError(
       "data that are streamed are read by grain, which is missing; install the extra: "
@@ -163,6 +180,13 @@ class Stream:
 
   Raises:
     ValueError: if there are fewer examples than one training batch.
+
+  Example:
+    >>> images = StreamedImages([("a.png", b"")] * 5, np.arange(5), size=8)
+    >>> data = Examples(images, np.arange(5, dtype=np.int32), np.zeros(3), np.ones(3))
+    >>> stream = Stream(data, batch_size=2)
+    >>> stream.num_batches, stream.spec.data.images.shape
+    (3, (2, 8, 8, 3))
   """
 
   def __init__(
@@ -175,13 +199,13 @@ class Stream:
   ):
     images: StreamedImages = data.images
     self.data = data
-    in_order = num_batches is None
-    if not in_order:
+    law: int | None = seed
+    if num_batches is None:
+      law, num_batches = None, -(-len(images) // batch_size)
+    else:
       examples.steps_per_epoch(len(images), batch_size)
-    self.num_batches = -(-len(images) // batch_size) if in_order else num_batches
-    self._pieces = Pieces(
-      images.images, images.rows, images.size, batch_size, None if in_order else seed
-    )
+    self.num_batches: int = num_batches
+    self._pieces = Pieces(images.images, images.rows, images.size, batch_size, law)
     self._num_workers = images.num_workers
     self.spec = jax.eval_shape(
       lambda: Drawn(
@@ -279,8 +303,18 @@ class Feed:
     first: the first batch that is asked for.
 
   Example:
-    with Feed(stream, 0) as feed:
-      batch = feed.take()
+    >>> import io
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (9, 6), (255, 0, 0)).save(file, "PNG")
+    >>> encoded = [("red.png", file.getvalue())] * 3
+    >>> images = StreamedImages(encoded, np.arange(3), size=2, num_workers=0)
+    >>> labels = np.arange(3, dtype=np.int32)
+    >>> data = Examples(images, labels, np.zeros(3, np.float32), np.ones(3, np.float32))
+    >>> with Feed(Stream(data, batch_size=2)) as feed:
+    ...   batch = feed.take()
+    >>> batch.data.labels.tolist(), batch.data.images[0, 0, 0].tolist()
+    ([0, 1], [255, 0, 0])
   """
 
   def __init__(self, stream: Stream, first: int = 0):
@@ -387,6 +421,12 @@ def sample_batch(
 
   Returns:
     Inputs `[batch_size, height, width, channels]` float32, targets `[batch_size]`.
+
+  Example:
+    >>> data = Examples(
+    ...   jnp.ones((2, 1, 1, 1), jnp.uint8), jnp.arange(2), jnp.zeros(1), jnp.ones(1))
+    >>> sample_batch(0, 7, Drawn(data, jnp.array([5, 3]))).inputs.ravel().tolist()
+    [1.0, 1.0]
   """
   _, augment_key = jax.random.split(jax.random.key(seed))
   return examples.augmented(
@@ -400,7 +440,14 @@ def sample_batch(
 
 
 def normalised(drawn: Drawn) -> Batch:
-  """The batch as it is, for evaluation."""
+  """The batch as it is, for evaluation.
+
+  Example:
+    >>> data = Examples(
+    ...   jnp.ones((2, 1, 1, 1), jnp.uint8), jnp.arange(2), jnp.ones(1), jnp.ones(1))
+    >>> normalised(Drawn(data, jnp.arange(2))).inputs.ravel().tolist()
+    [0.0, 0.0]
+  """
   return Batch(examples.inputs_of(drawn.data, drawn.data.images), drawn.data.labels)
 
 
@@ -408,6 +455,11 @@ def some(data: Examples, most: int, *, seed: int) -> Examples:
   """At most this many examples, chosen at random, in their order.
 
   Training images are measured at the end of a run; of a large dataset, a part.
+
+  Example:
+    >>> data = Examples(np.zeros((5, 1, 1, 1)), np.arange(5), None, None)
+    >>> some(data, 2, seed=0).labels.tolist()
+    [0, 2]
   """
   if most >= len(data.labels):
     return data

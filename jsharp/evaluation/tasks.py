@@ -201,6 +201,21 @@ def evaluate_stream(
     ValueError: an image cannot be decoded.
     OSError: a file cannot be read.
     StopRequested: from `stop`; nothing is returned for a part of the examples.
+
+  Example:
+    >>> import io
+    >>> from PIL import Image
+    >>> from jsharp.data.examples import Examples
+    >>> from jsharp.data.streams import StreamedImages
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (9, 6), (255, 0, 0)).save(file, "PNG")
+    >>> encoded = [("red.png", file.getvalue())] * 3
+    >>> images = StreamedImages(encoded, np.arange(3), size=2, num_workers=0)
+    >>> labels = np.arange(3, dtype=np.int32)
+    >>> data = Examples(images, labels, np.zeros(3, np.float32), np.ones(3, np.float32))
+    >>> evaluate_batch = lambda w, batch: {"loss": w * batch.data.labels}
+    >>> evaluate_stream(evaluate_batch, 2, Stream(data, batch_size=2))["loss"].tolist()
+    [0, 2, 4]
   """
   compiled = _jitted_batch(evaluate_batch, tuple(compiler_options(execution).items()))
   stop = stop or StopSignal()

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jsharp.core.execution import Execution
 from jsharp._files import FileError
+from jsharp.core.execution import Execution
 from jsharp.data.prefetch import Prefetch
 from jsharp.data.streams import Feed, Stream
 from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_devices

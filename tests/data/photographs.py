@@ -76,7 +76,7 @@ def write_tars(root: pathlib.Path, images) -> None:
 
 
 class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The features of tensorflow-datasets' own imagenet2012; `images` is what it holds."""
+  """With the features of tensorflow-datasets' own; `images` is what it holds."""
 
   VERSION = tfds.core.Version("5.1.0")
 
