@@ -394,9 +394,9 @@ def _explained(error: Exception) -> Exception:
   if isinstance(error, ValueError):
     return FileError(str(error))
   return ChildProcessError(
-    f"a process that decodes images ended ({error}). Exit code -9: it was killed, "
-    "mostly for want of memory; -7: /dev/shm is too small (docker run --shm-size=8g); "
-    "take fewer --num_workers. The same command goes on"
+    f"a process that decodes images failed ({error}). Exit code -9: it was killed, "
+    "mostly for want of memory: take fewer --num_workers. -7: /dev/shm is full: make it "
+    "larger, as with docker run --shm-size=8g. The same command goes on"
   )
 
 

@@ -179,6 +179,10 @@ def train(
       "keep_path=True keeps the parameters of every validation, and validate is None; "
       "pass validate, or keep_path=False"
     )
+  if num_devices != 1 and isinstance(data, Stream):
+    raise ValueError(
+      f"num_devices={num_devices}: streamed data are read for one device; pass 1"
+    )
   mesh = None
   if num_devices != 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
@@ -201,13 +205,9 @@ def train(
   options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
   options["stopped"] = lambda: stop.requested
   dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
-  if isinstance(data, Stream):
-    if mesh is not None:
-      raise ValueError(
-        f"num_devices={num_devices}: streamed data are read for one device; pass 1"
-      )
-  elif mesh is None:
-    data = jax.device_put(data)
+  if mesh is None:
+    # The batches of a stream are put there one by one.
+    data = data if isinstance(data, Stream) else jax.device_put(data)
   else:
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
   records = Records(

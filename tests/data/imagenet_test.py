@@ -81,9 +81,7 @@ class LayoutsTest(parameterized.TestCase):
         self.assertEqual(encoded, content)
         self.assertRegex(place, r"n0000000\d|ILSVRC2012_val_")
     digests = {split: listed.digest for split, (_, listed) in found.items()}
-    self.assertEqual(
-      digests, {"train": "abbd2e97f25ad069", "test": "3691c90c85f75c92"}
-    )
+    self.assertEqual(digests, {"train": "abbd2e97f25ad069", "test": "3691c90c85f75c92"})
     self.assertNotIn("tensorflow", sys.modules)
 
   def test_a_list_of_members_is_kept_and_verified(self):
