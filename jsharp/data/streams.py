@@ -395,8 +395,8 @@ def _explained(error: Exception) -> Exception:
     return FileError(str(error))
   return ChildProcessError(
     f"a process that decodes images failed ({error}). Exit code -9: it was killed, "
-    "mostly for want of memory: take fewer --num_workers. -7: /dev/shm is full: make it "
-    "larger, as with docker run --shm-size=8g. The same command goes on"
+    "mostly for want of memory: take fewer --num_workers. -7: /dev/shm is full: make "
+    "it larger, as with docker run --shm-size=8g. The same command goes on"
   )
 
 

@@ -1,4 +1,4 @@
-"""The rectangles of photographs against a second formulation, their pixels by Pillow."""
+"""Rectangles of photographs against a second formulation, pixels against Pillow."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -64,7 +64,7 @@ class PixelsTest(parameterized.TestCase):
     np.testing.assert_array_equal(_crops.cropped(image, box, size), np.asarray(whole))
 
   def test_a_cubic_kernel_by_hand(self):
-    # Halved, a pixel is the mean over 8, weighted by Keys' kernel (a = -1/2) of width 4.
+    # Halved, a pixel is the mean over 8, weighted by Keys' kernel with a = -1/2.
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, 16:] = 200
     distance = np.abs(np.arange(8) - 3.5) / 2

@@ -117,9 +117,11 @@ class StreamedTest(absltest.TestCase):
     for name, first in (("far", 0), ("long", 8)):
       with self.subTest(name):
         # Both with one step per dispatch and with several.
-        with mock.patch.object(dispatch, "_SECONDS", 100.0 if first else 0.0):
-          with self.assertRaisesRegex(NonFiniteLossError, "task 2 .* meta-step 12"):
-            self._train(name, _Tasks(), sample=sample)
+        with (
+          mock.patch.object(dispatch, "_SECONDS", 100.0 if first else 0.0),
+          self.assertRaisesRegex(NonFiniteLossError, "task 2 .* meta-step 12"),
+        ):
+          self._train(name, _Tasks(), sample=sample)
         self.assertEqual(int(self._saved(name).step), 11)
 
   def test_several_devices_are_refused(self):
