@@ -130,13 +130,19 @@ class LayoutsTest(parameterized.TestCase):
     path = self.root / name
     path.write_bytes(path.read_bytes()[:length])
 
+  def _cut_between(self):
+    with tarfile.open(self.root / imagenet.VAL_TAR) as archive:
+      second = archive.getmembers()[1].offset
+    self._cut(imagenet.VAL_TAR, second)
+
   def _inner(self, **members):
     content = photographs.tar({f"{k}.tar": v for k, v in members.items()})
     (self.root / imagenet.TRAIN_TAR).write_bytes(content)
 
   @parameterized.named_parameters(
     ("cut", lambda t: t._cut(imagenet.TRAIN_TAR, -20_000), "truncated or damaged"),
-    ("cut between members", lambda t: t._cut(imagenet.VAL_TAR, 512), "truncated"),
+    ("cut within", lambda t: t._cut(imagenet.VAL_TAR, 512), "truncated or damaged"),
+    ("cut between members", lambda t: t._cut_between(), "mark at its end is missing"),
     ("no mark at the end", lambda t: t._inner(a=b"\0" * 300), "truncated or dam"),
     ("empty class", lambda t: t._inner(a=photographs.tar({})), "holds no images"),
     (

@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 import time
 from unittest import mock
 
@@ -166,7 +167,8 @@ class WorkersTest(absltest.TestCase):
     watched = photographs.InWorkers(images, fatal=int(last[0]))
     data = _examples(watched, num_workers=2)
     stream = Stream(data, batch_size=4, num_batches=3, seed=5)
-    with Feed(stream) as feed:
+    elsewhere = mock.patch.dict(os.environ, JAX_PLATFORMS="cuda,cpu")
+    with elsewhere, Feed(stream) as feed:
       for batch in wanted:
         jax.tree.map(np.testing.assert_array_equal, batch, jax.device_get(feed.take()))
       with self.assertRaisesRegex(ChildProcessError, "failed .*exit code -9"):

@@ -101,7 +101,6 @@ class StreamedTest(absltest.TestCase):
       if step == 9:
         time.sleep(0.3)  # All that was read before is computed meanwhile.
         stop.request()
-        time.sleep(0.3)
         raise RuntimeError("the workers were stopped too")
 
     result, _ = self._train("stopped", _Tasks(before), stop=stop)
@@ -109,10 +108,12 @@ class StreamedTest(absltest.TestCase):
     self.assertEqual(int(self._saved("stopped").step), 9)
 
   def test_a_step_that_is_not_finite_is_not_taken(self):
-    def sample(step, tasks):
-      bad = (step == 11) & (jnp.arange(toy_runs.NUM_TASKS) == 2)
-      targets = jnp.where(bad[:, None], jnp.nan, tasks.query.targets)
-      return tasks._replace(query=tasks.query._replace(targets=targets))
+    class Bad(_Tasks):
+      def batches(self, first=0):
+        for step, tasks in enumerate(super().batches(first), first):
+          bad = (step == 11) & (jnp.arange(toy_runs.NUM_TASKS) == 2)
+          targets = jnp.where(bad[:, None], jnp.nan, tasks.query.targets)
+          yield tasks._replace(query=tasks.query._replace(targets=targets))
 
     for name, first in (("far", 0), ("long", 8)):
       with self.subTest(name):
@@ -121,8 +122,20 @@ class StreamedTest(absltest.TestCase):
           mock.patch.object(dispatch, "_SECONDS", 100.0 if first else 0.0),
           self.assertRaisesRegex(NonFiniteLossError, "task 2 .* meta-step 12"),
         ):
-          self._train(name, _Tasks(), sample=sample)
+          self._train(name, Bad())
         self.assertEqual(int(self._saved(name).step), 11)
+
+  def test_another_step_begins_the_stream_again(self):
+    stream, state = _Tasks(), toy_runs.algorithm().init(toy_runs.params())
+    dispatcher = dispatch.Dispatcher(
+      toy_runs.algorithm(), lambda step, data: data, num_tasks=toy_runs.NUM_TASKS
+    )
+    dispatcher.compile(state, stream)
+    self.addCleanup(dispatcher.close)
+    copies = [jax.tree.map(jnp.array, state) for _ in range(2)]
+    losses = [dispatcher.run(copy, stream, 1)[1].metrics["loss"] for copy in copies]
+    self.assertEqual(losses[0].tolist(), losses[1].tolist())
+    self.assertEqual(stream.begun, [0, 0])
 
   def test_several_devices_are_refused(self):
     with self.assertRaisesRegex(ValueError, "streamed data are read for one device"):
