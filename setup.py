@@ -28,6 +28,11 @@ setup(
     "demo": demo,
     "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
+    # Later ones warn of JAX 0.10, in each process.
+    "stream": [
+      "grain>=0.2.16,<0.2.17; python_version < '3.12'",
+      "grain>=0.2.18; python_version >= '3.12'",
+    ],
     "onnx": ["jax2onnx>=0.17.1", "onnx>=1.20", "onnxruntime>=1.24"],
   },
 )

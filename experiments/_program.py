@@ -230,7 +230,7 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
       stack.enter_context(directory)
       directory.write("flags.txt", flags_text.encode())
       _write_description(experiment, description, parts, directory)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
       code = refuse(experiment.name, message(error))
       if isinstance(error, BlockingIOError):
         code = processes.GIVEN_UP

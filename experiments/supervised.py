@@ -28,7 +28,7 @@ if TYPE_CHECKING:
   from jsharp.learners import Classifier
   from jsharp.training import StopSignal, TrainingResult
   from jsharp.training.runs import OrdinaryRun
-  from jsharp.types import Batch, Variables
+  from jsharp.types import Batch, Metrics, Variables
 
 _DATASET = Choice(
   "labelled dataset",
@@ -36,6 +36,7 @@ _DATASET = Choice(
   "characters (drawn by jsharp itself, needs no files; of each class 15 drawings for "
   "training and 5 for testing), cifar10, cifar100 (their Python archives), "
   "image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, the same classes in both), "
+  "imagenet (photographs of any size, streamed from folders, tar files or records), "
   "tfds:NAME (already prepared by tensorflow-datasets, as "
   "tfds:cifar10) or your own as module:Class.",
   "characters",
@@ -87,7 +88,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
   from jsharp import learners
   from jsharp.algorithms.fine_tuning import check_groups, hold_groups
   from jsharp.algorithms.supervised import supervised
-  from jsharp.data import examples, load_splits
+  from jsharp.data import examples, load_splits, streams
   from jsharp.evaluation import report
 
   training, preparation = description.training, description.preparation
@@ -119,7 +120,20 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     tuning.optimizer(training.optimizer(num_steps)), steps_per_epoch=per_epoch
   )
   num_gradients = algorithm.num_gradients(num_steps, steps_per_epoch=per_epoch)
-  train, val, test = jax.device_put((splits.train, splits.val, splits.test))
+  data: Any
+  train, val, test = data = splits.train, splits.val, splits.test
+  sample_batch: Callable[..., Batch] = functools.partial(
+    examples.sample_batch, batch_size=training.batch_size
+  )
+  if description.data.streamed:
+    data = streams.Stream(
+      train, batch_size=training.batch_size, num_batches=num_steps, seed=run.seed
+    )
+    sample_batch = streams.sample_batch
+    train = streams.some(train, len(test.labels), seed=preparation.data_seed)
+  else:
+    train, val, test = jax.device_put(data)
+    data = train
   metrics_of, hessian_of = _measurements(description, splits, learner, execution)
 
   def validate(variables: Variables, stop: StopSignal) -> dict[str, float]:
@@ -131,7 +145,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     metrics = metrics_of(best, test, stop)
     return {
       **report.errors(metrics, metrics_of(best, train, stop)),
-      "per_task": {"error": 1 - metrics["accuracy"], "loss": metrics["loss"]},
+      "per_task": report.per_example(metrics),
       "num_gradients": num_gradients,
       "gradients_per_step": num_gradients / num_steps,
       **hessian_of(params, "start", stop),
@@ -153,14 +167,13 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
     ),
     params=params,
     sample_tasks=functools.partial(
-      examples.sample_batch,
+      sample_batch,
       run.seed,
-      batch_size=training.batch_size,
       distort=preparation.distortion(),
       augment=preparation.augmentation(description.data),
       mix=preparation.mixing(len(splits.class_names)),
     ),
-    data=train,
+    data=data,
     loop={
       "num_steps": num_steps,
       "num_tasks": training.batch_size,
@@ -187,14 +200,22 @@ def _measurements(
 ) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, list[float]]]]:
   """Two functions: the metrics of each example, and eigenvalues of the Hessian."""
   from jsharp.algorithms.supervised import examples_evaluator
-  from jsharp.data import examples
-  from jsharp.evaluation import evaluate
+  from jsharp.data import examples, streams
+  from jsharp.evaluation import evaluate, evaluate_stream
   from jsharp.types import Variables
 
   batch_size, hessian = description.training.batch_size, description.hessian
   evaluate_examples = examples_evaluator(learner.loss_fn)
 
+  def evaluate_drawn(variables: Variables, drawn: streams.Drawn) -> Metrics:
+    return evaluate_examples(variables, streams.normalised(drawn))
+
   def metrics_of(variables: Variables, data: Any, stop: StopSignal) -> dict[str, Any]:
+    if description.data.streamed:
+      stream = streams.Stream(data, batch_size=min(batch_size, len(data.labels)))
+      return evaluate_stream(
+        evaluate_drawn, variables, stream, stop=stop, execution=execution
+      )
     return evaluate(
       evaluate_examples,
       variables,

@@ -198,6 +198,7 @@ def examples_evaluator(
 
 
 _STREAMS = ("dropout", "shake")
+_TOP = 5
 
 
 def classifier(
@@ -283,6 +284,9 @@ def example_loss(
 ) -> ExampleLossFn:
   """Cross-entropy and accuracy of each example.
 
+  In evaluation, where there are more than five classes, also "top5_accuracy": whether
+  the class is among the five that the network finds most probable.
+
   Args:
     apply_fn: from `classifier_functions`.
     label_smoothing: share of each training target that is spread evenly over all
@@ -319,7 +323,12 @@ def example_loss(
     if train and label_smoothing:
       targets = optax.smooth_labels(targets, label_smoothing)
     losses = optax.losses.softmax_cross_entropy(logits, targets)
-    return {"loss": losses, "accuracy": right}, statistics
+    metrics = {"loss": losses, "accuracy": right}
+    if not train and logits.shape[-1] > _TOP:
+      _, best = jax.lax.top_k(logits, _TOP)
+      shares = jnp.take_along_axis(targets, best, axis=-1)
+      metrics["top5_accuracy"] = shares.sum(axis=-1)
+    return metrics, statistics
 
   return loss_fn
 

@@ -26,10 +26,12 @@ _SOURCES = (
   "characters",
   "cifar",
   "image_folder",
+  "imagenet",
   "labelled_images",
   "miniimagenet",
   "omniglot",
   "sinusoid",
+  "streams",
   "tfds_source",
 )
 

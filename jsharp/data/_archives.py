@@ -27,7 +27,7 @@ _OPENERS: tuple[tuple[bytes, Callable], ...] = (
   (b"\x1f\x8b", gzip.open),
   (b"BZh", bz2.open),
 )
-_DAMAGE = (
+DAMAGE = (
   tarfile.TarError,
   zipfile.BadZipFile,
   lzma.LZMAError,
@@ -40,7 +40,8 @@ _DAMAGE = (
   UnicodeError,
 )
 
-_LARGEST = 2**42
+LARGEST = 2**42
+"""Bytes that an archive may have."""
 _COMPRESSIONS = (
   zipfile.ZIP_STORED,
   zipfile.ZIP_DEFLATED,
@@ -62,7 +63,7 @@ _EXTENDED_HEADERS = (
 _LARGEST_HEADER = 2**20
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
   """A header that ends the reading with an error where it is damaged or huge.
 
   `tarfile` itself takes a damaged header for the archive's end, and reads the name of
@@ -70,7 +71,7 @@ class _Header(tarfile.TarInfo):
   """
 
   @classmethod
-  def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+  def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
     try:
       header = super().frombuf(buf, encoding, errors)
     except tarfile.HeaderError as error:
@@ -101,7 +102,7 @@ def check_not_html(path: pathlib.Path) -> None:
   Raises:
     ValueError: `path` starts like an HTML page, or is empty.
   """
-  with open_regular(path, most=_LARGEST) as file:
+  with open_regular(path, most=LARGEST) as file:
     head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
   if head.startswith((b"<!doctype", b"<html", b"<head", b"<script", b"<?xml")):
     raise ValueError(
@@ -178,7 +179,7 @@ def members(
       of more than `LARGEST_MEMBER` bytes.
   """
   check_not_html(path)
-  with open_regular(path, most=_LARGEST) as file:
+  with open_regular(path, most=LARGEST) as file:
     head = file.read(262)
   try:
     if head.startswith(b"PK"):
@@ -192,13 +193,13 @@ def members(
       )
     with (
       opener(path, "rb") as stream,
-      tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar,
+      tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as tar,
     ):
       yield from _tar_members(path, tar, wanted)
       # To the very end, where the checksum of a compressed stream is.
       while stream.read(1 << 20):
         pass
-  except _DAMAGE as error:
+  except DAMAGE as error:
     raise ValueError(
       f"{path} is truncated or damaged ({type(error).__name__}: {error}). "
       "Fetch the file again."
@@ -230,11 +231,20 @@ def _zip_members(path, wanted):
         yield name, archive.read(info)
 
 
+def check_member(path: object, info: tarfile.TarInfo) -> None:
+  """Refuse a member of a tar file that is no file of its own below its folder.
+
+  Raises:
+    ValueError: naming the member and the file.
+  """
+  if not (info.isreg() or info.isdir()):
+    _refuse(path, info.name, "is a link or a device")
+  _check_name(path, info.name)
+
+
 def _tar_members(path, tar, wanted):
   for info in tar:
-    if not (info.isreg() or info.isdir()):
-      _refuse(path, info.name, "is a link or a device")
-    _check_name(path, info.name)
+    check_member(path, info)
     name = info.name.removeprefix("./")
     if info.isreg() and not _left_out.is_hidden(name) and wanted(name):
       _check_size(path, name, info.size)
@@ -244,7 +254,7 @@ def _tar_members(path, tar, wanted):
       yield name, content
 
 
-def _check_name(path: pathlib.Path, name: str) -> None:
+def _check_name(path: object, name: str) -> None:
   if name.startswith("/") or ":" in name.split("/")[0]:
     _refuse(path, name, "is an absolute path")
   if ".." in name.replace("\\", "/").split("/"):
@@ -259,7 +269,7 @@ def _check_size(path: pathlib.Path, name: str, size: int) -> None:
     _refuse(path, name, f"has {size} bytes, more than {LARGEST_MEMBER}")
 
 
-def _refuse(path: pathlib.Path, name: str, why: str) -> None:
+def _refuse(path: object, name: str, why: str) -> None:
   raise ValueError(
     f"{path}: the member {name!r} {why}; an archive of images has none such. "
     "Nothing was read from it. Fetch it from its source, or extract it yourself and "

@@ -4,9 +4,10 @@ import dataclasses
 import os
 from typing import ClassVar, Self
 
+from jsharp.data._encoded import Listed
 from jsharp.data.dataset import Dataset
 from jsharp.data.pictures import Filter
-from jsharp.options import Options, Role
+from jsharp.options import Options, Role, at_least, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,49 @@ class LabelledSource(ImageSource):
 
   Class attributes:
     mirrored: whether a mirrored image is still one of its class.
+    streamed: whether its images stay in their files and are cropped as they are read.
   """
 
   kind: ClassVar[str] = "labelled dataset"
   mirrored: ClassVar[bool] = True
+  streamed: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamedSource(LabelledSource):
+  """A labelled dataset too large for memory, whose images are read as they are needed.
+
+  Class attributes:
+    pixel_mean: of each channel, subtracted from the pixels, 0 to 255.
+    pixel_deviation: of each channel, which divides what is left.
+  """
+
+  streamed: ClassVar[bool] = True
+  pixel_mean: ClassVar[tuple[float, ...]] = (127.5, 127.5, 127.5)
+  pixel_deviation: ClassVar[tuple[float, ...]] = (127.5, 127.5, 127.5)
+
+  image_size: int = option(
+    224, "Height and width in pixels that crops are resized to.", check=at_least(1)
+  )
+  num_workers: int | None = option(
+    None,
+    "Processes that decode images; no result depends on it. 0: threads of the training "
+    "process. Default: one for each core but one.",
+    check=at_least(0),
+    role=Role.MACHINE,
+  )
+
+  def listed(self, directory: str) -> dict[str, Listed]:
+    """Lists the images of the splits "train" and "test", and "val" where there is one.
+
+    Raises:
+      ValueError: if the files are not what they should be.
+      OSError: if they are missing or cannot be read.
+    """
+    raise NotImplementedError
+
+  def read(self, directory: str) -> dict[str, Dataset]:
+    raise ValueError(
+      f"--dataset={self.name} is too large to be held in memory; it is for ordinary "
+      "training, python -m experiments.supervised"
+    )

@@ -126,7 +126,7 @@ def load(
   builder_class = getattr(_builders, builder_name)
   version = str(builder_class.VERSION)
   file_format = _builders.file_format()
-  places = _places(data_dir, prepared_dir)
+  places = kept_in(data_dir, prepared_dir)
 
   def folder(*rule: object) -> str:
     decided = (*settings, version, file_format, *rule)
@@ -152,7 +152,7 @@ def load(
   for place in places:
     if classes := opened(place / whole) or opened(place / current):
       return classes
-  writable = [place for place in places if _writable(place)]
+  writable = [place for place in places if can_write(place)]
   for place in places:
     noted = any((other / older / _NOTE).exists() for other in places)
     classes = opened(place / older, parts if noted else None)
@@ -209,16 +209,18 @@ def _prepare(builder, target: pathlib.Path) -> None:
       raise
 
 
-def _places(
+def kept_in(
   data_dir: pathlib.Path, prepared_dir: str | os.PathLike | None
 ) -> list[pathlib.Path]:
+  """The directories that what is made of data may be kept in, the best first."""
   if prepared_dir is not None:
     return [pathlib.Path(prepared_dir).expanduser()]
   cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return [data_dir / "tfds", pathlib.Path(cache).expanduser() / "jsharp"]
 
 
-def _writable(place: pathlib.Path) -> bool:
+def can_write(place: pathlib.Path) -> bool:
+  """Whether a directory can be written, once it is made."""
   existing = next(path for path in (place, *place.parents) if path.exists())
   # Root may write anywhere; a directory marked read-only stays as it is all the same.
   if not existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):

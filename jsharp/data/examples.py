@@ -139,17 +139,49 @@ def sample_batch(
   order = jax.random.permutation(epoch_key, num_examples)
   start = step % per_epoch * batch_size
   chosen = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-  images = data.images[chosen]
+  taken = data._replace(images=data.images[chosen], labels=data.labels[chosen])
   step_key = jax.random.fold_in(augment_key, step)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(chosen)
+  return augmented(step_key, taken, chosen, distort=distort, augment=augment, mix=mix)
+
+
+def augmented(
+  key: jax.Array,
+  data: Examples,
+  chosen: jax.Array,
+  *,
+  distort: Augment | None = None,
+  augment: Augment | None = None,
+  mix: Callable[[jax.Array, Batch], Batch] | None = None,
+) -> Batch:
+  """Normalises and augments the examples of one batch.
+
+  Args:
+    key: of the step.
+    data: of the batch alone.
+    chosen: `[batch_size]` the numbers of the examples, which decide their keys.
+    distort: this and the rest as for `sample_batch`.
+    augment: on normalised images.
+    mix: last.
+
+  Returns:
+    As `sample_batch`.
+
+  Example:
+    >>> data = Examples(
+    ...   jnp.ones((2, 1, 1, 1), jnp.uint8), jnp.arange(2), jnp.zeros(1), jnp.ones(1))
+    >>> augmented(jax.random.key(0), data, jnp.array([7, 3])).inputs.ravel().tolist()
+    [1.0, 1.0]
+  """
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(chosen)
+  images = data.images
   if distort is not None:
     images = jax.vmap(distort)(jax.vmap(jax.random.fold_in)(keys, chosen), images)
   inputs = inputs_of(data, images)
   if augment is not None:
     inputs = jax.vmap(augment)(keys, inputs)
-  batch = Batch(inputs, data.labels[chosen])
+  batch = Batch(inputs, data.labels)
   # Numbers of examples are below that of the batch's own key.
-  return batch if mix is None else mix(jax.random.fold_in(step_key, 2**31), batch)
+  return batch if mix is None else mix(jax.random.fold_in(key, 2**31), batch)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -258,5 +290,6 @@ def in_batches(
   # RandomState's stream is frozen for all NumPy versions; Generator's is not.
   order = np.random.RandomState(seed).permutation(len(data.labels))
   chosen = take(data, order[: num_examples // size * size])
-  batch = Batch(inputs_of(chosen, chosen.images), chosen.labels)
+  images: Any = np.asarray(chosen.images)
+  batch = Batch(inputs_of(chosen, images), chosen.labels)
   return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)

@@ -13,8 +13,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jsharp.data import augmentation, auto_augment, examples, label_noise, subset
-from jsharp.data._options import LabelledSource
+from jsharp.data import (
+  augmentation,
+  auto_augment,
+  examples,
+  label_noise,
+  streams,
+  subset,
+)
+from jsharp.data._options import LabelledSource, StreamedSource
 from jsharp.data.examples import Augment, Examples
 from jsharp.options import Options, Role, at_least, between, option
 from jsharp.types import Batch
@@ -73,7 +80,9 @@ class Preparation(Options):
     "none",
     "basic: shift by up to 4 pixels and mirror (characters are not mirrored); cutout: "
     "and blank a square of 16 pixels; auto_augment: AutoAugment's policy for CIFAR "
-    "before that; auto_augment_imagenet: its policy for ImageNet.",
+    "before that; auto_augment_imagenet: its policy for ImageNet. With images that are "
+    "streamed, a random rectangle (Inception crop) is in place of the shift, and "
+    "auto_augment_imagenet blanks nothing.",
   )
   mixup: float = option(
     0.0,
@@ -102,14 +111,19 @@ class Preparation(Options):
     """The change of each training image; None for none.
 
     Args:
-      source: says whether a mirrored image is still one of its class.
+      source: says whether a mirrored image is still one of its class, and whether
+        images are cropped as they are read.
     """
     if self.augment == "none":
       return None
+    plain = self.augment == "basic"
+    if source.streamed:
+      plain = plain or self.augment == "auto_augment_imagenet"
     return functools.partial(
       augmentation.standard,
+      padding=0 if source.streamed else 4,
       flip=source.mirrored,
-      cutout_size=0 if self.augment == "basic" else 16,
+      cutout_size=0 if plain else 16,
     )
 
   def protocol(self, splits: "Splits") -> dict[str, Any]:
@@ -161,7 +175,7 @@ def load_splits(
   """Loads a labelled dataset and prepares it for ordinary training.
 
   The mean and deviation of all training images, with those held out, normalise every
-  set.
+  set; those of a streamed dataset are known beforehand. Its images stay in their files.
 
   Args:
     source: the dataset.
@@ -184,32 +198,50 @@ def load_splits(
     [36, 9, 15]
   """
   wanted = preparation or Preparation()
-  datasets = source.load(data_dir)
-  class_names = tuple(datasets["train"].class_names)
-  train = examples.from_dataset(datasets["train"])
-  val = None
+  found, class_names, fingerprints = _examples(source, data_dir)
+  train, val = found["train"], None
   if wanted.val_fraction:
-    if "val" in datasets:
+    if "val" in found:
       raise ValueError(
         f"--val_fraction={wanted.val_fraction}, but the data have a val split; leave "
         "the flag out or remove the split"
       )
     num_held = round(wanted.val_fraction * len(train.labels))
     train, val = examples.hold_out(train, num_held, seed=wanted.data_seed)
-  elif "val" in datasets:
-    val = examples.from_dataset(datasets["val"], like=train)
+  elif "val" in found:
+    val = found["val"]
   num_available = len(train.labels)
   train = _part(train, wanted, class_names)
   train, num_wrong = _with_noise(train, wanted, len(class_names))
   return Splits(
     train=train,
     val=val,
-    test=examples.from_dataset(datasets["test"], like=train),
+    test=found["test"],
     class_names=class_names,
     num_available=num_available,
     num_wrong=num_wrong,
-    fingerprints={split: data.fingerprint() for split, data in datasets.items()},
+    fingerprints=fingerprints,
   )
+
+
+def _examples(
+  source: LabelledSource, data_dir: str | os.PathLike[str] | None
+) -> tuple[dict[str, Examples], tuple[str, ...], dict[str, str]]:
+  """The examples of each split, the names of the classes, and fingerprints."""
+  if isinstance(source, StreamedSource):
+    listed = streams.load(source, source.directory(data_dir))
+    found = {split: data for split, (data, _) in listed.items()}
+    names = listed["train"][1].class_names
+    return found, names, {split: of.digest for split, (_, of) in listed.items()}
+  datasets = source.load(data_dir)
+  train = examples.from_dataset(datasets["train"])
+  found = {
+    split: examples.from_dataset(dataset, like=train)
+    for split, dataset in datasets.items()
+    if split != "train"
+  }
+  fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
+  return {"train": train, **found}, tuple(datasets["train"].class_names), fingerprints
 
 
 def _part(

@@ -7,13 +7,12 @@ all images are put together and the classes are divided.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jsharp.data import _feature_names, _pixels, splits
+from jsharp.data import _pixels, _tfds_reader, splits
 from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
@@ -67,8 +66,8 @@ def load(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere holds no prepared dataset omniglot...
   """
-  builder = _builder(name, data_dir)
-  _check_features(name, builder.info.features, image, label)
+  builder = _tfds_reader.opened(name, data_dir)
+  _tfds_reader.check_features(name, builder.info.features, image, label)
   own = {
     own_name: split
     for own_name in builder.info.splits
@@ -120,8 +119,8 @@ def load_labelled(
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere holds no prepared dataset cifar10...
   """
-  builder = _builder(name, data_dir)
-  _check_features(name, builder.info.features, image, label)
+  builder = _tfds_reader.opened(name, data_dir)
+  _tfds_reader.check_features(name, builder.info.features, image, label)
   own = {splits.FOLDERS.get(own_name): own_name for own_name in builder.info.splits}
   if not own.keys() >= {"train", "test"}:
     raise ValueError(
@@ -147,50 +146,11 @@ def load_labelled(
   return datasets
 
 
-def _builder(name: str, data_dir: str | os.PathLike) -> Any:
-  import tensorflow_datasets as tfds
-
-  root = pathlib.Path(data_dir).expanduser()
-  _feature_names.check(root, name)
-  try:
-    builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
-  except tfds.core.DatasetNotFoundError as error:
-    there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    raise FileNotFoundError(
-      f"data_dir={root} holds no prepared dataset {name} (there: "
-      f"{', '.join(there[:10]) or 'nothing'}). Prepare it with tensorflow-datasets, "
-      "file_format='array_record'; --dataset=characters needs no data."
-    ) from error
-  readable = {"array_record", "parquet"}
-  if builder.info.file_format.value not in readable:
-    raise ValueError(
-      f"{name} in {root} is written as {builder.info.file_format.value}, which only "
-      "TensorFlow reads. Prepare it again with file_format='array_record'."
-    )
-  return builder
-
-
-def _check_features(name: str, features: Any, image: str, label: str) -> None:
-  import tensorflow_datasets as tfds
-
-  kinds = ((image, tfds.features.Image), (label, tfds.features.ClassLabel))
-  for feature, kind in kinds:
-    if feature not in features or not isinstance(features[feature], kind):
-      raise ValueError(
-        f"{name} has no {kind.__name__} feature {feature!r}; its features are "
-        f"{', '.join(f'{key} ({type(features[key]).__name__})' for key in features)}. "
-        "Give image= and label=."
-      )
-
-
 def _read(
   builder: Any, split: str, image: str, label: str, size: int | None
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Class name and image of every record of a split."""
-  import tensorflow_datasets as tfds
-
-  decoders = {image: tfds.decode.SkipDecoding()}
-  source = builder.as_data_source(split, decoders=decoders)
+  source = _tfds_reader.encoded_source(builder, split, image)
   features = builder.info.features
   mode = "L" if features[image].shape[-1] == 1 else "RGB"
 

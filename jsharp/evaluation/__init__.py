@@ -25,6 +25,7 @@ from jsharp.evaluation.report import (
 )
 from jsharp.evaluation.tasks import (
   evaluate,
+  evaluate_stream,
   evaluator,
   first_tasks,
   mean_and_ci95,
@@ -43,6 +44,7 @@ __all__ = [
   "environment",
   "evaluate",
   "evaluate_ensemble",
+  "evaluate_stream",
   "evaluator",
   "first_tasks",
   "generalisation_gap",

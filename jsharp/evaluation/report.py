@@ -61,7 +61,8 @@ def errors(
   """The figures of a classifier: its errors and losses.
 
   Args:
-    tested: "accuracy" and "loss" `[num_examples]` of the test examples.
+    tested: "accuracy" and "loss" `[num_examples]` of the test examples, and
+      "top5_accuracy" where there is one.
     seen: the same of the training examples.
 
   Returns:
@@ -76,6 +77,14 @@ def errors(
     0.25
   """
   error, half_width = mean_and_ci95(1 - tested["accuracy"])
+  top5 = {}
+  if "top5_accuracy" in tested:
+    top5_error, top5_half_width = mean_and_ci95(1 - tested["top5_accuracy"])
+    top5 = {
+      "test_top5_error": top5_error,
+      "test_top5_error_ci95": top5_half_width,
+      "train_top5_error": float(1 - seen["top5_accuracy"].mean()),
+    }
   return {
     "test_error": error,
     "test_error_ci95": half_width,
@@ -84,8 +93,24 @@ def errors(
     "test_loss": float(tested["loss"].mean()),
     "train_error": float(1 - seen["accuracy"].mean()),
     "train_loss": float(seen["loss"].mean()),
+    **top5,
     "num_eval_examples": len(tested["loss"]),
+    "num_train_eval_examples": len(seen["loss"]),
   }
+
+
+def per_example(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The columns of a classifier's `test_tasks.csv`: errors in place of accuracies.
+
+  Example:
+    >>> metrics = {"accuracy": np.array([1.0, 0.0]), "loss": np.array([0.1, 2.0])}
+    >>> per_example(metrics)["error"].tolist()
+    [0.0, 1.0]
+  """
+  columns = {"error": 1 - metrics["accuracy"], "loss": metrics["loss"]}
+  if "top5_accuracy" in metrics:
+    columns["top5_error"] = 1 - metrics["top5_accuracy"]
+  return columns
 
 
 def csv_table(columns: Mapping[str, np.ndarray]) -> str:
@@ -283,6 +308,10 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
   if "test_error" in result:
     mean, half_width = (100 * float(result[f"test_error{k}"]) for k in ("", "_ci95"))
     yield "test error", f"{mean:.2f} ± {half_width:.2f} %"
+    if "test_top5_error" in result:
+      keys = ("test_top5_error", "test_top5_error_ci95")
+      mean, half_width = (100 * float(result[key]) for key in keys)
+      yield "test error, top 5", f"{mean:.2f} ± {half_width:.2f} %"
     yield "training error", f"{100 * float(result['train_error']):.2f} %"
     for when in ("start", "end"):
       if values := result.get(f"hessian_eigenvalues_{when}"):

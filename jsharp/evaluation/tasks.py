@@ -17,7 +17,9 @@ from jax.sharding import PartitionSpec as P
 from jsharp._checks import check_count
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import after_adaptation, over_tasks
-from jsharp.data.episodes import Stream, task_key
+from jsharp.data.episodes import Stream as TaskStream
+from jsharp.data.episodes import task_key
+from jsharp.data.streams import Feed, Stream
 from jsharp.losses import Criterion
 from jsharp.normalization import per_query, query_loss, transductive
 from jsharp.training.devices import (
@@ -174,6 +176,72 @@ def evaluate(
   }
 
 
+def evaluate_stream(
+  evaluate_batch: Callable[[Params, Any], Metrics],
+  params: Params,
+  stream: Stream,
+  *,
+  stop: StopSignal | None = None,
+  execution: Execution = Execution(),
+) -> dict[str, np.ndarray]:
+  """Evaluates parameters on every example of a stream, each exactly once.
+
+  Args:
+    evaluate_batch: `(params, batch) -> metrics`, each `[batch_size]`. Compiled once per
+      object.
+    params: what is evaluated.
+    stream: of all examples in order; what fills up its last batch is not counted.
+    stop: checked before every batch.
+    execution: as for `evaluate`; one device computes.
+
+  Returns:
+    Per metric an array `[num_examples]`, half precision as float32.
+
+  Raises:
+    ValueError: an image cannot be decoded.
+    OSError: a file cannot be read.
+    StopRequested: from `stop`; nothing is returned for a part of the examples.
+
+  Example:
+    >>> import io
+    >>> from PIL import Image
+    >>> from jsharp.data.examples import Examples
+    >>> from jsharp.data.streams import StreamedImages
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (9, 6), (255, 0, 0)).save(file, "PNG")
+    >>> encoded = [("red.png", file.getvalue())] * 3
+    >>> images = StreamedImages(encoded, np.arange(3), size=2, num_workers=0)
+    >>> labels = np.arange(3, dtype=np.int32)
+    >>> data = Examples(images, labels, np.zeros(3, np.float32), np.ones(3, np.float32))
+    >>> evaluate_batch = lambda w, batch: {"loss": w * batch.data.labels}
+    >>> evaluate_stream(evaluate_batch, 2, Stream(data, batch_size=2))["loss"].tolist()
+    [0, 2, 4]
+  """
+  compiled = _jitted_batch(evaluate_batch, tuple(compiler_options(execution).items()))
+  stop = stop or StopSignal()
+  params, parts = jax.device_put(params), []
+  with Feed(stream) as feed:
+    for _ in range(stream.num_batches):
+      batch = feed.take(lambda: stop.requested)
+      stop.check()
+      parts.append(compiled(params, batch))
+      if len(parts) > 1:  # The device holds no more than two batches that wait.
+        parts[-2] = jax.device_get(parts[-2])
+  num_examples = len(stream.data.labels)
+  parts = jax.device_get(parts)
+  return {
+    name: _at_least_float32(np.concatenate([part[name] for part in parts]))[
+      :num_examples
+    ]
+    for name in parts[0]
+  }
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_batch(evaluate_batch, options):
+  return jax.jit(evaluate_batch, compiler_options=dict(options))
+
+
 def _at_least_float32(values: np.ndarray) -> np.ndarray:
   if not jnp.issubdtype(values.dtype, jnp.floating):
     return values
@@ -181,7 +249,7 @@ def _at_least_float32(values: np.ndarray) -> np.ndarray:
 
 
 def task_list(
-  sample_one: Callable[[jax.Array, Any], Task], *, seed: int, stream: Stream
+  sample_one: Callable[[jax.Array, Any], Task], *, seed: int, stream: TaskStream
 ) -> Callable[[jax.Array, Any], Task]:
   """Turns a sampler into a fixed list of tasks, disjoint from the training stream.
 

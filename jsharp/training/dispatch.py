@@ -11,8 +11,10 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jsharp._files import FileError
 from jsharp.core.execution import Execution
 from jsharp.data.prefetch import Prefetch
+from jsharp.data.streams import Feed, Stream
 from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_devices
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
@@ -190,11 +192,14 @@ class Done(NamedTuple):
   num_steps: int
   metrics: dict[str, np.ndarray]
   seconds: float
-  error: NonFiniteLossError | None
+  error: NonFiniteLossError | FileError | OSError | None
 
 
 class Dispatcher:
   """Runs many meta-steps per dispatch, about as many as take a second.
+
+  Where `data` is a `jsharp.data.streams.Stream`, each step is a program run of its own,
+  whose batch a thread has put on the device before. `close` ends that thread.
 
   Args:
     algorithm: its `step` is what is repeated.
@@ -203,6 +208,7 @@ class Dispatcher:
     unit: as for `train`.
     mesh: as for `make_dispatch`.
     execution: what it is compiled for; only `single_threaded` matters here.
+    stopped: looked at while a batch of a stream is waited for.
 
   Attributes:
     compiled: whether `compile` was called.
@@ -229,13 +235,23 @@ class Dispatcher:
     unit: str = "tasks",
     mesh: jax.sharding.Mesh | None = None,
     execution: Execution = Execution(),
+    stopped: Callable[[], bool] = lambda: False,
   ):
-    dispatch = make_dispatch(algorithm, sample_tasks, capacity=_CAPACITY, mesh=mesh)
     placed: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
-    self._dispatch = jax.jit(
-      dispatch, donate_argnums=0, compiler_options=compiler_options(execution), **placed
-    )
+
+    def jitted(capacity: int) -> Any:
+      return jax.jit(
+        make_dispatch(algorithm, sample_tasks, capacity=capacity, mesh=mesh),
+        donate_argnums=0,
+        compiler_options=compiler_options(execution),
+        **placed,
+      )
+
+    self._jitted = jitted
+    self._dispatch = jitted(_CAPACITY)
+    self._stopped = stopped
     self._sample_tasks = sample_tasks
+    self._feed: Feed | None = None
     self._parts = () if mesh is None else local_parts(mesh)
     self._num_tasks = num_tasks
     self._unit = unit
@@ -264,12 +280,15 @@ class Dispatcher:
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
-    arguments = state, np.int32(1), data
+    streamed = isinstance(data, Stream)
+    arguments = state, np.int32(1), data.spec if streamed else data
+    # Each step has a batch of its own.
+    dispatch = self._jitted(1) if streamed else self._dispatch
     traced = None
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-      shapes = jax.eval_shape(self._dispatch, *arguments)
+      shapes = jax.eval_shape(dispatch, *arguments)
     else:
-      traced = self._dispatch.trace(*arguments)
+      traced = dispatch.trace(*arguments)
       shapes = traced.out_info
     drawn = shapes.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
@@ -277,27 +296,86 @@ class Dispatcher:
         f"sample_tasks draws {drawn} tasks, num_tasks={self._num_tasks}; make them "
         "equal"
       )
-    self._compiled = traced.lower().compile() if traced else self._dispatch
-    self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
+    self._compiled = traced.lower().compile() if traced else dispatch
+    if not streamed:
+      self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
+
+  def close(self) -> None:
+    """Ends what reads data ahead."""
+    if self._feed is not None:
+      self._feed.close()
+      self._feed = None
 
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:
-    """Takes at least one meta-step and at most `longest`; `state` is consumed."""
+    """Takes at least one meta-step and at most `longest`; `state` is consumed.
+
+    Of a stream, none may be taken: if `stopped` or an error came first.
+    """
     length = min(self.length, longest, _CAPACITY)
     first_step = int(state.step)
     start = time.perf_counter()
+    if isinstance(data, Stream):
+      return self._run_streamed(state, data, first_step, length)
     with self._prefetch.steps(first_step, length):
       result = self._compiled(state, np.int32(length), data)
       num_done = int(result.num_done)
-    seconds = time.perf_counter() - start
-    # Twice as long at most: the first dispatches are slower than later ones.
-    fitting = int(length * _SECONDS / seconds)
-    self.length = max(1, min(fitting, 2 * self.length))
+    seconds = self._timed(start, length)
     rows = jax.device_get(result.metrics)
     error = None
     if not result.finite:
       self._prefetch.clear()
-      tasks = np.flatnonzero(~np.isfinite(rows["loss"][num_done]))
-      failed = first_step + num_done + 1
-      error = NonFiniteLossError(failed, tuple(tasks.tolist()), self._unit)
+      error = self._not_finite(first_step + num_done, rows["loss"][num_done])
     metrics = {name: row[:num_done] for name, row in rows.items()}
     return result.state, Done(num_done, metrics, seconds, error)
+
+  def _run_streamed(
+    self, state: MetaState, stream: Stream, first_step: int, length: int
+  ) -> tuple[MetaState, Done]:
+    """As `run`; the host only waits for the device two steps behind."""
+    start = time.perf_counter()
+    if self._feed is None or self._feed.step != first_step:
+      self.close()
+      self._feed = Feed(stream, first_step)
+    error: Any = None
+    results: list[Dispatched] = []
+    # A step that is not finite makes the ones behind it take none.
+    going: Any = np.int32(1)
+    while len(results) < length:
+      try:
+        batch = self._feed.take(self._stopped)
+      except (FileError, OSError) as raised:
+        error = raised
+        break
+      if batch is None:
+        break
+      result = self._compiled(state, going, batch)
+      state, going = result.state, result.num_done
+      results.append(result._replace(state=()))
+      if len(results) > 2:
+        results[-3].num_done.block_until_ready()
+    num_done = sum(int(result.num_done) for result in results)
+    seconds = self._timed(start, max(1, len(results)))
+    rows = jax.device_get([result.metrics for result in results])
+    if num_done < len(results):
+      error = self._not_finite(first_step + num_done, rows[num_done]["loss"][0])
+    if error is not None:
+      self.close()
+    names = rows[0] if rows else {"loss": None}
+    empty = np.zeros((0, self._num_tasks), np.float32)
+    metrics = {
+      name: np.concatenate([empty, *(row[name] for row in rows[:num_done])])
+      for name in names
+    }
+    return state, Done(num_done, metrics, seconds, error)
+
+  def _timed(self, start: float, length: int) -> float:
+    """Seconds since the start of a dispatch; decides how long the next one is."""
+    seconds = time.perf_counter() - start
+    # Twice as long at most: the first dispatches are slower than later ones.
+    fitting = int(length * _SECONDS / seconds)
+    self.length = max(1, min(fitting, 2 * self.length))
+    return seconds
+
+  def _not_finite(self, step: int, losses: np.ndarray) -> NonFiniteLossError:
+    tasks = np.flatnonzero(~np.isfinite(losses))
+    return NonFiniteLossError(step + 1, tuple(tasks.tolist()), self._unit)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jsharp._checks import check_count, check_nonnegative
 from jsharp.core.execution import Execution
+from jsharp.data.streams import Stream
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.devices import one_copy, replicate, task_mesh
 from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
@@ -105,7 +106,9 @@ def train(
     algorithm: what to train.
     params: the initial parameters; not changed.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure, jitted here.
-    data: a pytree of arrays, put on the device once; None if not needed.
+    data: a pytree of arrays, put on the device once; None if not needed. Or a
+      `jsharp.data.streams.Stream`, of which each step is given the batch of its number
+      in the place of `data`.
     run: the run's folder.
     num_steps: meta-steps in all, those of earlier starts included. A run that has
       taken more stays as it is.
@@ -142,7 +145,10 @@ def train(
       that `validate` does not return, a checkpoint of another program or run,
       `keep_path` without `validate`, devices that are not there or cannot share the
       tasks evenly.
-    OSError: if a record cannot be written; earlier checkpoints are intact.
+    OSError: if a record cannot be written; earlier checkpoints are intact. Also, with
+      the state saved, if a file of a stream cannot be read, or a process that decodes
+      its images died.
+    FileError: if an image of a stream cannot be decoded; the state is saved.
 
   Example:
     >>> import tempfile
@@ -173,6 +179,10 @@ def train(
       "keep_path=True keeps the parameters of every validation, and validate is None; "
       "pass validate, or keep_path=False"
     )
+  if num_devices != 1 and isinstance(data, Stream):
+    raise ValueError(
+      f"num_devices={num_devices}: streamed data are read for one device; pass 1"
+    )
   mesh = None
   if num_devices != 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
@@ -193,9 +203,11 @@ def train(
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
   options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
+  options["stopped"] = lambda: stop.requested
   dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
   if mesh is None:
-    data = jax.device_put(data)
+    # The batches of a stream are put there one by one.
+    data = data if isinstance(data, Stream) else jax.device_put(data)
   else:
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
   records = Records(
@@ -211,7 +223,7 @@ def train(
     checkpoints.save(step, one_copy(state), extra=dataclasses.asdict(ledger))
     return time.monotonic()
 
-  with contextlib.closing(records):
+  with contextlib.closing(records), contextlib.closing(dispatcher):
     while True:
       at_end = step >= num_steps
       if step > ledger.logged_step and (at_end or step % log_every == 0):

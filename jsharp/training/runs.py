@@ -329,6 +329,15 @@ class OrdinaryRun(AnyRun):
   hessian: HessianOptions = option(HessianOptions(), role=Role.TESTING)
   machine: Machine = option(Machine(), role=Role.MACHINE)
 
+  def complete(self) -> None:
+    """Refuses what needs all images in memory, where they are streamed."""
+    if self.data.streamed and self.preparation.relabel:
+      raise ValueError(
+        f"--relabel={self.preparation.relabel} keeps a probability of every class for "
+        f"every training image, and --dataset={self.data.name} is streamed; leave the "
+        "flag out, or relabel a smaller dataset"
+      )
+
   def protocol(self, splits: Splits, params: Params) -> dict[str, Any]:
     """What a reader of the figures must know.
 

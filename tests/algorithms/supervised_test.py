@@ -111,6 +111,20 @@ class SupervisedTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "groups of 3 .* divide a batch of 8"):
       algorithm.step(algorithm.init(self.variables), batch)
 
+  def test_top_five_by_hand(self):
+    def apply_fn(params, logits, *, statistics, train):
+      return logits, statistics
+
+    loss_fn = example_loss(apply_fn)
+    logits = jnp.array([[6.0, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]])
+    for label, wanted in ((0, [1, 0, 1]), (4, [1, 1, 1]), (5, [0, 1, 0])):
+      batch = Batch(logits, jnp.full(3, label))
+      metrics, _ = loss_fn(Variables((), ()), batch, False)
+      self.assertEqual(metrics["top5_accuracy"].tolist(), wanted)
+      self.assertNotIn("top5_accuracy", loss_fn(Variables((), ()), batch, True)[0])
+    five = Batch(logits[:, :5], jnp.zeros(3, jnp.int32))
+    self.assertNotIn("top5_accuracy", loss_fn(Variables((), ()), five, False)[0])
+
   def test_soft_and_smoothed_targets(self):
     apply_fn = lambda params, x, *, statistics, train: (x + params, statistics)
     logits = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])

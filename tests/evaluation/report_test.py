@@ -99,6 +99,7 @@ class ErrorsTest(absltest.TestCase):
         "train_error": 0.5,
         "train_loss": 5.0,
         "num_eval_examples": 4,
+        "num_train_eval_examples": 2,
       },
     )
 
