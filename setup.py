@@ -15,6 +15,11 @@ requirements = [
 match = re.search(r'__version__ = "(.+)"', (ROOT / "jsharp/_version.py").read_text())
 assert match, "jsharp/_version.py must define __version__"
 
+# With JAX 0.10, later versions of grain warn in every process.
+stream = [
+  "grain>=0.2.16,<0.2.17; python_version < '3.12'",
+  "grain>=0.2.18; python_version >= '3.12'",
+]
 demo = ["starlette>=1.0", "uvicorn>=0.40"]
 
 setup(
@@ -23,16 +28,12 @@ setup(
   package_data={"jsharp": ["py.typed", "shipped/*/*"]},
   install_requires=requirements,
   extras_require={
-    "test": ["pytest>=8.2", "pytest-xdist>=3.6", "equinox>=0.13", *demo],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.6", "equinox>=0.13", *demo, *stream],
     "browser": ["playwright>=1.58"],
     "demo": demo,
     "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
-    # Later ones warn of JAX 0.10, in each process.
-    "stream": [
-      "grain>=0.2.16,<0.2.17; python_version < '3.12'",
-      "grain>=0.2.18; python_version >= '3.12'",
-    ],
+    "stream": stream,
     "onnx": ["jax2onnx>=0.17.1", "onnx>=1.20", "onnxruntime>=1.24"],
   },
 )
