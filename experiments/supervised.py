@@ -4,7 +4,7 @@ How much lower is the test error, and how much flatter the minimum, with SAM in 
 of SGD?
 
   python -m experiments.supervised
-  python -m experiments.supervised --dataset=image_folder --data_dir=DIRECTORY \
+  python -m experiments.supervised --data_dir=DIRECTORY \
     --flagfile=experiments/flagfiles/sam_cifar10_wrn28_10.txt
 
 The defaults need no data and take about a minute: a small network on characters drawn
