@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +21,11 @@ def in_group(name: str, group: str) -> bool:
     (True, False)
   """
   return f"{name}/".startswith(f"{group.rstrip('/')}/")
+
+
+def _groups_of(path: Any, groups: Iterable[str]) -> list[str]:
+  """Those of the groups that hold the leaf at a path of JAX's."""
+  return [group for group in groups if in_group(name_of(path), group)]
 
 
 def group_names(params: Params) -> list[str]:
@@ -72,8 +77,7 @@ def hold_groups(groups: tuple[str, ...]) -> Callable[[Params], Params]:
   """
 
   def held(path: Any, leaf: Any) -> Any:
-    is_held = any(in_group(name_of(path), group) for group in groups)
-    return jax.lax.stop_gradient(leaf) if is_held else leaf
+    return jax.lax.stop_gradient(leaf) if _groups_of(path, groups) else leaf
 
   return lambda params: jax.tree_util.tree_map_with_path(held, params)
 
@@ -95,7 +99,7 @@ def scale_groups(factors: Mapping[str, float]) -> optax.GradientTransformation:
   """
 
   def scaled(path: Any, leaf: Any) -> Any:
-    held = [group for group in factors if in_group(name_of(path), group)]
+    held = _groups_of(path, factors)
     return factors[max(held, key=len)] * leaf if held else leaf
 
   return optax.stateless(
@@ -167,8 +171,7 @@ class FineTuning(Options):
     """
 
     def kind(path: Any, leaf: Any) -> str:
-      frozen = any(in_group(name_of(path), group) for group in self.freeze)
-      return "frozen" if frozen else "learning"
+      return "frozen" if _groups_of(path, self.freeze) else "learning"
 
     if self.lr_factors:
       optimizer = optax.chain(optimizer, scale_groups(self.factors))

@@ -463,5 +463,4 @@ def some(data: Examples, most: int, *, seed: int) -> Examples:
   """
   if most >= len(data.labels):
     return data
-  order = np.random.RandomState(seed).permutation(len(data.labels))
-  return examples.take(data, np.sort(order[:most]))
+  return examples.hold_out(data, most, seed=seed)[1]

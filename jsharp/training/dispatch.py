@@ -248,7 +248,6 @@ class Dispatcher:
       )
 
     self._jitted = jitted
-    self._dispatch = jitted(_CAPACITY)
     self._stopped = stopped
     self._sample_tasks = sample_tasks
     self._feed: Feed | None = None
@@ -283,7 +282,7 @@ class Dispatcher:
     streamed = isinstance(data, Stream)
     arguments = state, np.int32(1), data.spec if streamed else data
     # Each step has a batch of its own.
-    dispatch = self._jitted(1) if streamed else self._dispatch
+    dispatch = self._jitted(1 if streamed else _CAPACITY)
     traced = None
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
       shapes = jax.eval_shape(dispatch, *arguments)
