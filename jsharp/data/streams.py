@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags
 
 from jsharp._files import FileError
+from jsharp._machine import num_cores
 from jsharp.data import examples
 from jsharp.data._encoded import Encoded
 from jsharp.data._options import StreamedSource
@@ -76,7 +77,7 @@ class StreamedImages:
     self.rows = np.asarray(rows, np.int32)
     self.size = size
     if num_workers is None:
-      num_workers = max(1, _num_cores() - 1)
+      num_workers = max(1, num_cores() - 1)
     self.num_workers = num_workers
 
   @property
@@ -96,18 +97,10 @@ class StreamedImages:
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     """All of them, cropped in the middle: for a few."""
     pieces = Pieces(self.images, self.rows, self.size, max(1, len(self)), None)
-    with concurrent.futures.ThreadPoolExecutor(_num_cores()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
       found = list(pool.map(lambda i: pieces.one(i, 0), range(len(self))))
     crops = np.array(found, np.uint8).reshape(self.shape)
     return crops if dtype is None else crops.astype(dtype)
-
-
-def _num_cores() -> int:
-  return (
-    len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else (os.cpu_count() or 1)
-  )
 
 
 def load(source: StreamedSource, directory: str) -> dict[str, tuple[Examples, Any]]:
@@ -253,7 +246,7 @@ def _made(pieces: Pieces, steps: range, num_workers: int) -> Any:
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own, of no program of ours.
   per_batch = pieces.per_batch
   numbers = grain.MapDataset.range(steps.start * per_batch, steps.stop * per_batch)
-  threads = 1 if num_workers else _num_cores()
+  threads = 1 if num_workers else num_cores()
   dataset = numbers.map(pieces).to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
   )

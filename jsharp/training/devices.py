@@ -7,7 +7,6 @@ grouped convolutions.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsharp._checks import check_count
+from jsharp._machine import num_cores
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import TASK_AXIS
 from jsharp.types import Chunk, Convolution
@@ -124,14 +124,7 @@ def execution_for(
 def _one_core_each() -> bool:
   if jax.default_backend() != "cpu":
     return False
-  return _num_cores() <= jax.local_device_count()
-
-
-def _num_cores() -> int:
-  """Those that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  return num_cores() <= jax.local_device_count()
 
 
 def compiler_options(execution: Execution) -> dict[str, bool | str]:

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping
 
+from jsharp._machine import num_cores
 from jsharp.training.options import Machine
 
 # Without instructions that multiply and add in one rounding, which XLA uses or not as a
@@ -57,8 +58,6 @@ def cores_for_tasks(num_tasks: int) -> int:
     >>> cores_for_tasks(1)
     1
   """
-  if hasattr(os, "sched_getaffinity"):
-    cores = len(os.sched_getaffinity(0))
-  else:
-    cores = os.cpu_count() or 1
-  return next(n for n in range(min(cores, num_tasks), 0, -1) if num_tasks % n == 0)
+  return next(
+    n for n in range(min(num_cores(), num_tasks), 0, -1) if num_tasks % n == 0
+  )

@@ -272,7 +272,7 @@ class DevicesTest(parameterized.TestCase):
   def test_execution_by_platform_cores_and_devices(self, platform, cores, count, one):
     with (
       mock.patch.object(jax, "default_backend", return_value=platform),
-      mock.patch.object(devices, "_num_cores", return_value=cores),
+      mock.patch.object(devices, "num_cores", return_value=cores),
       mock.patch.object(jax, "local_device_count", return_value=count),
     ):
       found = devices.execution_for(task_chunk=3)
