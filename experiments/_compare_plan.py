@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from jsharp.training.runs import MetaRun, OrdinaryRun
 
 _TABLES = ("budget", "common", "methods")
+_NOT_FLAGS = ("seeds", "budget_factor")
 _MAX_BYTES = 2**20
 OWN = ("run_dir", "seed", "num_seeds", "num_steps", "num_epochs", "eval_every")
 """The flags of a run that the comparison sets itself."""
@@ -60,11 +61,15 @@ class Method(NamedTuple):
     flags: what its runs are started with, by name, but for those that the comparison
       sets itself.
     seeds: of training.
+    budget_factor: how many budgets each of its runs may spend.
+    teacher: the method whose run of the same seed gives the training labels, if any.
     run: the description of its first run, whose directory and length are not known.
   """
 
   flags: dict[str, Any]
   seeds: tuple[int, ...]
+  budget_factor: float
+  teacher: str | None
   run: MetaRun | OrdinaryRun
 
 
@@ -77,8 +82,8 @@ class Plan:
     experiment: whose runs are compared.
     kind: of these runs.
     baseline: the method that differences are taken from.
-    budget: of every run.
-    methods: by name.
+    budget: of every run, times its method's `budget_factor`.
+    methods: by name, a teacher before those that it teaches.
   """
 
   header: Header
@@ -95,6 +100,14 @@ class Plan:
       return [(f"{method}-seeds{seeds[0]}to{seeds[-1]}", seeds)]
     return [(f"{method}-seed{seed}", (seed,)) for seed in seeds]
 
+  def stages(self) -> list[list[str]]:
+    """The methods by what they wait for: a teacher's stage comes first."""
+    depths: dict[str, int] = {}
+    for name, method in self.methods.items():
+      depths[name] = 0 if method.teacher is None else depths[method.teacher] + 1
+    numbers = range(max(depths.values()) + 1)
+    return [[name for name in depths if depths[name] == n] for n in numbers]
+
   def amount(self, method: str, rate: float | None = None) -> int:
     """The meta-steps or epochs that the budget pays for.
 
@@ -107,10 +120,12 @@ class Plan:
       ValueError: if it pays for less than one, or the method has no price.
     """
     run: Any = self.methods[method].run
+    factor = self.methods[method].budget_factor
+    budget = self.budget._replace(amount=factor * self.budget.amount)
     if rate is not None:
       rate /= len(self.runs(method)[0][1])
     try:
-      return self.kind.amount(run, self.budget, rate)
+      return self.kind.amount(run, budget, rate)
     except ValueError as error:
       raise ValueError(f"methods.{method}: {error}") from error
 
@@ -119,6 +134,8 @@ class Plan:
     record = {**options.identity(self.header), "budget": list(self.budget)}
     for name, method in self.methods.items():
       record[f"seeds.{name}"] = list(method.seeds)
+      if method.budget_factor != 1:
+        record[f"methods.{name}.budget_factor"] = method.budget_factor
       for flag, value in self.flags_of(name).items():
         record[f"methods.{name}.{flag}"] = value
     return record
@@ -179,8 +196,9 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
   )
   common, left_out = {**common, **overrides}, []
   for name, table in tables.items():
-    own = {k: v for k, v in table.items() if k != "seeds" and k not in overrides}
+    own = {k: v for k, v in table.items() if k not in _NOT_FLAGS and k not in overrides}
     seeds = _seeds(name, table, header)
+    teacher = _teacher(name, own.get("relabel"), seeds, tables, plan.methods)
     num_seeds = len(seeds) if header.seeds_side_by_side else 1
     typed = {**own, "seed": seeds[0]}
     if kind.length == "num_steps":
@@ -190,7 +208,7 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     vain = [flag for flag in own if flag in unread and given.changed(flag)]
     _require(not vain, f"{where}: {vain} have no effect: nothing there reads them")
     read = {k: v for k, v in {**common, **own}.items() if k not in unread}
-    plan.methods[name] = Method(read, seeds, run)
+    plan.methods[name] = Method(read, seeds, _factor(name, table), teacher, run)
     left_out.append(unread)
   # A flag that no method reads is refused, as in the table of a method.
   for flag in common.keys() & set.intersection(*left_out):
@@ -241,6 +259,40 @@ def _seeds(name: str, table: Mapping[str, Any], header: Header) -> tuple[int, ..
     f"seeds_side_by_side needs seeds in a row for {name}, got {seeds}",
   )
   return seeds
+
+
+def _factor(name: str, table: Mapping[str, Any]) -> float:
+  """How many budgets a method may spend, checked."""
+  factor = table.get("budget_factor", 1)
+  _require(
+    type(factor) in (int, float) and 0 < factor <= 1000,
+    f"methods.{name}.budget_factor must be a number above 0, at most 1000, got "
+    f"{factor!r}; 2 spends twice the budget",
+  )
+  return float(factor)
+
+
+def _teacher(
+  name: str,
+  relabel: Any,
+  seeds: tuple[int, ...],
+  tables: Mapping[str, Any],
+  above: Mapping[str, Method],
+) -> str | None:
+  """The method that `relabel` names, if it names one."""
+  if not isinstance(relabel, str) or relabel not in tables:
+    return None
+  _require(
+    relabel in above,
+    f"methods.{name}.relabel is {relabel!r}, which must stand above it; move "
+    f"[methods.{relabel}] up",
+  )
+  missing = sorted(set(seeds) - set(above[relabel].seeds))
+  _require(
+    not missing,
+    f"methods.{name}.relabel: {relabel} has no runs of the seeds {missing}; add them",
+  )
+  return relabel
 
 
 def _experiment(name: str) -> Experiment:

@@ -123,21 +123,27 @@ def _run(plan: Plan, out: pathlib.Path, start: Start, jobs: int) -> int:
       "seed": seeds[0],
       **plan.kind.flags(steps[method], plan.header.validations, seeds),
     }
+    if teacher := plan.methods[method].teacher:
+      own["relabel"] = str(out / "runs" / f"{teacher}-seed{seeds[0]}")
     arguments = words({**plan.methods[method].flags, **own})
     if isinstance(start, Runner):
       start.wait_while(functools.partial(_is_held, run_dir))
     return start(f"experiments.{plan.experiment.name}", name, arguments)
 
   runs = {method: plan.runs(method) for method in plan.methods}
-  grid = [(method, *run) for method in runs for run in runs[method]]
-  grid.sort(key=lambda run: run[2][0])  # The first seed of all methods comes first.
-  calls = {run[1]: functools.partial(run_one, *run) for run in grid}
+  total = sum(map(len, runs.values()))
+  ended: list[str] = []
   failed = []
-  for done, (name, code) in enumerate(run_all(calls, jobs=jobs), start=1):
-    what = "finished" if code == 0 else f"failed with exit code {code}"
-    tell(f"{done}/{len(grid)}: {name} {what}")
-    if code:
-      failed.append(name)
+  for stage in plan.stages():
+    grid = [(method, *run) for method in stage for run in runs[method]]
+    grid.sort(key=lambda run: run[2][0])  # The first seed of all methods comes first.
+    calls = {run[1]: functools.partial(run_one, *run) for run in grid}
+    for name, code in run_all(calls, jobs=jobs):
+      ended.append(name)
+      what = "finished" if code == 0 else f"failed with exit code {code}"
+      tell(f"{len(ended)}/{total}: {name} {what}")
+      if code:
+        failed.append(name)
   if failed:
     logs = "\n  ".join(str(out / "logs" / f"{name}.txt") for name in failed)
     say(f"{NAME}: failed runs, see\n  {logs}")

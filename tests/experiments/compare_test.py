@@ -156,6 +156,9 @@ class PlanTest(parameterized.TestCase):
       '[methods]\nreptile = "reptile"',
       "methods.reptile must be a table, got 'rep",
     ),
+    ('outer_optimizer = "sgd"', "budget_factor = 0", "factor must be .*, got 0"),
+    ('outer_optimizer = "sgd"', "budget_factor = true", "at most 1000, got True"),
+    ('"reptile"', '"reptile"\nrelabel = "reptile"', "which must stand above it"),
     ("[common]", "[common.num_tasks]", "common.num_tasks must be a number.*--num_tas"),
     ("[budget]", "common = 3\n[budget]", "common must be a table, got 3; write"),
     ('outer_optimizer = "sgd"', "max_phase = 1", "tasks of max_phase = 1.0, the"),
@@ -169,6 +172,25 @@ class PlanTest(parameterized.TestCase):
       text = text.replace('[methods.maml]\nalgorithm = "maml"', "")
     with self.assertRaisesRegex(ValueError, message):
       load(text.replace(old, new, 1))
+
+  def test_a_method_may_spend_more_and_take_its_labels_from_another(self):
+    text = (
+      'experiment = "supervised"\nseeds = [0, 4]\n[budget]\nepochs = 3\n'
+      '[methods.sgd]\nalgorithm = "sgd"\nbudget_factor = 2\n'
+      '[methods.taught]\nrelabel = "sgd"\n[methods.sam]\n'
+      '[methods.again]\nrelabel = "taught"\nseeds = [4]\n'
+    )
+    plan = load(text)
+    self.assertEqual([plan.amount(name) for name in plan.methods], [6, 3, 3, 3])
+    self.assertEqual(plan.stages(), [["sgd", "sam"], ["taught"], ["again"]])
+    record = plan.record()
+    self.assertEqual(record["methods.sgd.budget_factor"], 2.0)
+    self.assertEqual(record["methods.again.relabel"], "taught")
+    self.assertNotIn("methods.sam.budget_factor", record)
+    with self.assertRaisesRegex(ValueError, r"relabel: taught .* seeds \[4\]; add"):
+      load(text.replace('relabel = "sgd"', 'relabel = "sgd"\nseeds = [0]'))
+    directory = load(text.replace('relabel = "sgd"', 'relabel = "elsewhere"'))
+    self.assertIsNone(directory.methods["taught"].teacher)
 
   @parameterized.parameters(
     ("epochs = 7", "", 7),
@@ -358,6 +380,34 @@ class CompareTest(parameterized.TestCase):
     code, _, err = self.compare("steps = 2", runner)
     self.assertEqual(code, 2)
     self.assertIn("No such file", err)
+
+  @parameterized.parameters(1, 2)
+  def test_a_teacher_ends_before_its_pupil_of_the_same_seed_begins(self, jobs):
+    plan = self.out / "plan.toml"
+    plan.write_text(
+      'experiment = "supervised"\nseeds = [0, 1]\n[budget]\nepochs = 1\n'
+      '[methods.sgd]\nalgorithm = "sgd"\n[methods.taught]\nrelabel = "sgd"\n'
+    )
+    values = flags.FlagValues()
+    compare.define_flags(values)
+    values(["compare", f"--plan={plan}", f"--out={self.out / 'out'}", f"--jobs={jobs}"])
+    ended, relabels = [], {}
+
+    def start(program, name, arguments):
+      del program
+      if name.startswith("taught"):
+        self.assertContainsSubset({"sgd-seed0", "sgd-seed1"}, ended)
+        (relabels[name],) = (a[10:] for a in arguments if a.startswith("--relabel="))
+      ended.append(name)
+      return 1  # No tables of runs that never were.
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+      self.assertEqual(compare.run(values, start), 1)
+    runs = self.out / "out" / "runs"
+    expected = {f"taught-seed{seed}": str(runs / f"sgd-seed{seed}") for seed in (0, 1)}
+    self.assertEqual(relabels, expected)
+    self.assertIn("4/4: ", out.getvalue())
 
   def test_further_methods_and_seeds_train_what_is_new(self):
     def claim(text):
