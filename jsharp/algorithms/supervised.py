@@ -21,6 +21,7 @@ from flax import linen as nn
 from jsharp import tree as trees
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
+from jsharp.models.initial import initialised
 from jsharp.options import Options, Role, at_least, between, option, positive
 from jsharp.perturbations import SharpGroups
 from jsharp.perturbations.loss import sharpen
@@ -256,8 +257,7 @@ def classifier_functions(
   """
 
   def init_fn(key: jax.Array, inputs: Any) -> Variables:
-    # Compiled: hundreds of small kernels otherwise take seconds on a CPU.
-    made = jax.jit(lambda key: module.init(key, inputs, False))(key)
+    made = initialised(module, key, inputs, False)
     return Variables(made["params"], made.get("batch_stats", {}))
 
   def apply_fn(

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jsharp.models.initial import glorot_uniform, he_normal_of_outputs
 from jsharp.nn import conv2d
 from jsharp.types import Convolution
-
-# Of the outputs, as in the published code of these networks.
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Conv(nn.Module):
@@ -24,7 +22,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.num_filters)
-    kernel = self.param("kernel", KERNEL_INIT, shape, x.dtype)
+    # Of the outputs, as in the published code of these networks.
+    kernel = self.param("kernel", he_normal_of_outputs, shape, x.dtype)
     if self.size == 1:
       return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
     return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
@@ -32,8 +31,9 @@ class Conv(nn.Module):
 
 def head(num_outputs: int, x: jax.Array) -> jax.Array:
   """A linear layer of the mean over space."""
-  init = nn.initializers.glorot_uniform()
-  layer = nn.Dense(num_outputs, name="head", kernel_init=init, param_dtype=x.dtype)
+  layer = nn.Dense(
+    num_outputs, name="head", kernel_init=glorot_uniform, param_dtype=x.dtype
+  )
   outputs: jax.Array = layer(x.mean((1, 2)))
   return outputs
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jsharp._checks import check_count
 from jsharp.models.conv4 import dense
+from jsharp.models.initial import initialised
 from jsharp.tree import at_least_float32
 
 _EXPANSION = 4  # Hidden width of a block's network, in units of its width.
@@ -194,7 +195,8 @@ def as_learner_functions(
   """
 
   def init_fn(key, support_inputs, support_targets, query_inputs):
-    variables = module.init(key, support_inputs, support_targets, query_inputs)
+    inputs = (support_inputs, support_targets, query_inputs)
+    variables = initialised(module, key, *inputs)
     if extra := variables.keys() - {"params"}:
       raise ValueError(
         f"{type(module).__name__} has state {sorted(extra)} besides its parameters; "

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jsharp.models._options import Network
 from jsharp.models.context import checked_context
+from jsharp.models.initial import glorot_uniform
 from jsharp.nn import BatchNorm, conv2d, max_pool
 from jsharp.options import at_least, option
 from jsharp.types import Convolution
@@ -139,7 +140,7 @@ class _Kernel(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (3, 3, x.shape[-1], self.num_filters)
-    return self.param("kernel", nn.initializers.glorot_uniform(), shape, x.dtype)
+    return self.param("kernel", glorot_uniform, shape, x.dtype)
 
 
 def dense(features: int, name: str, dtype: Any) -> nn.Dense:
@@ -149,9 +150,7 @@ def dense(features: int, name: str, dtype: Any) -> nn.Dense:
     >>> dense(5, "head", jnp.float32).features
     5
   """
-  return nn.Dense(
-    features, name=name, kernel_init=nn.initializers.glorot_uniform(), param_dtype=dtype
-  )
+  return nn.Dense(features, name=name, kernel_init=glorot_uniform, param_dtype=dtype)
 
 
 class ContextConv4(Conv4):
@@ -210,7 +209,7 @@ class ContextConv4(Conv4):
       2 * self.num_filters,
       use_bias=False,
       name="film",
-      kernel_init=nn.initializers.glorot_uniform(),
+      kernel_init=glorot_uniform,
       param_dtype=inputs.dtype,
     )
     scale, shift = jnp.split(

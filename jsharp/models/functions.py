@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
+from jsharp.models.initial import initialised
 from jsharp.types import ApplyFn, Params, Variables
 
 InitFn = Callable[[jax.Array, Any], Any]
@@ -40,7 +41,7 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
   """
 
   def init_fn(key, inputs):
-    variables = module.init(key, inputs)
+    variables = initialised(module, key, inputs)
     if extra := variables.keys() - {"params"}:
       raise ValueError(
         f"{type(module).__name__} has state {sorted(extra)} besides its parameters; "

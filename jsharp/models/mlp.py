@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jsharp.models._options import Network
 from jsharp.models.context import checked_context
+from jsharp.models.initial import glorot_uniform
 from jsharp.nn import BatchNorm
 from jsharp.options import at_least, option
 from jsharp.types import Convolution
@@ -38,7 +39,7 @@ class MLP(nn.Module):
 
   features: Sequence[int] = (40, 40, 1)
   normalize: bool = False
-  kernel_init: Callable[..., Any] = nn.initializers.glorot_uniform()
+  kernel_init: Callable[..., Any] = glorot_uniform
   activation: Callable[[jax.Array], jax.Array] = nn.relu
 
   @nn.compact

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp.models._options import ClassifierNetwork
-from jsharp.models._residual import KERNEL_INIT, Conv, check_depth, check_images, head
+from jsharp.models._residual import Conv, check_depth, check_images, head
+from jsharp.models.initial import he_normal_of_outputs
 from jsharp.nn import RunningBatchNorm
 from jsharp.options import at_least, option
 from jsharp.types import Convolution
@@ -146,7 +147,7 @@ class _WideBlock(nn.Module):
     y = nn.relu(RunningBatchNorm(name="norm_0")(x, train))
     if x.shape[-1] != self.num_filters or self.stride > 1:
       shape = (x.shape[-1], self.num_filters)
-      kernel = self.param("shortcut", KERNEL_INIT, shape, x.dtype)
+      kernel = self.param("shortcut", he_normal_of_outputs, shape, x.dtype)
       x = y[:, :: self.stride, :: self.stride] @ kernel
     y = Conv(self.num_filters, self.stride, self.convolution, name="conv_0")(y)
     y = nn.relu(RunningBatchNorm(name="norm_1")(y, train))
