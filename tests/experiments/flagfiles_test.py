@@ -1,24 +1,25 @@
-"""Every kind of flagfile of ordinary training, started on small images."""
+"""The flagfiles of ordinary training, begun on small images with narrow networks."""
 
 import json
 import pathlib
 import tempfile
 
 import jax
+import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from tests.experiments import supervised_test
+from experiments import supervised
+from jsharp.training.devices import execution_for
+from tests.experiments import flags_test, supervised_test
 
-ROOT = pathlib.Path(__file__).parents[2]
-FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*_cifar10*.txt"))
-# What a file says that only changes a number of the program, or where its data lie.
-NUMBERS = ("dataset", "rho", "label_noise", "num_epochs", "lr", "weight_decay")
+FLAGFILES = flags_test.ROOT / "experiments" / "flagfiles"
 TINY = {
   "resnet": ("--depth=8",),
   "wide_resnet": ("--depth=10", "--widen=1"),
   "shake_shake": ("--depth=8", "--width=2"),
   "pyramid_net": ("--depth=11", "--pyramid_alpha=3"),
 }
+SMALL = ("--dataset=characters", *supervised_test.TINY, "--hessian_eigenvalues=0")
 
 
 def settings(path):
@@ -26,37 +27,43 @@ def settings(path):
   return dict(line[2:].partition("=")[::2] for line in lines)
 
 
-def kinds():
-  """The first file of every set of files that differ in numbers alone."""
-  found = {}
-  for path in FLAGFILES:
-    kind = {k: v for k, v in settings(path).items() if k not in NUMBERS}
-    found.setdefault(tuple(sorted(kind.items())), path)
-  return [(path.stem, path) for path in found.values()]
+def words(path):
+  return (f"--flagfile={path}", *SMALL, *TINY[settings(path)["model"]])
 
 
-class StartedTest(parameterized.TestCase):
+class FlagfilesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.enter_context(jax.numpy_dtype_promotion("standard"))  # optax's schedules
 
-  @parameterized.named_parameters(*kinds())
-  def test_three_steps(self, path):
+  @parameterized.named_parameters(
+    (path.stem, path) for path in sorted(FLAGFILES.glob("*_cifar10*.txt"))
+  )
+  def test_its_step_is_built(self, path):
+    description = flags_test.describe("supervised", *words(path))
+    parts = supervised.build(description, execution_for())
+    self.assertEqual(parts.loop["num_steps"], 3)
+
+    def step(number, params, data):
+      state = parts.algorithm.init(params)
+      new, metrics = parts.algorithm.step(state, parts.sample_tasks(number, data))
+      return new, state, metrics
+
+    new, state, metrics = jax.eval_shape(step, jnp.int32(0), parts.params, parts.data)
+    self.assertEqual(new, state)  # Shapes and dtypes stay what they are.
+    self.assertEqual(metrics["loss"].shape, (15,))
+    per_step = 2 if settings(path)["algorithm"] == "sam" else 1
+    gradients = description.algorithm.num_gradients(3, steps_per_epoch=3)
+    self.assertEqual(gradients, 3 * per_step)
+
+  def test_three_steps(self):
+    path = FLAGFILES / "sam_cifar10_label_noise_40.txt"
     with tempfile.TemporaryDirectory() as run_dir:
-      small = (
-        "--dataset=characters",
-        *supervised_test.TINY,
-        *TINY[settings(path)["model"]],
-      )
-      code, out, err = supervised_test.run(
-        run_dir, f"--flagfile={path}", *small, "--hessian_eigenvalues=0"
-      )
+      code, out, err = supervised_test.run(run_dir, *words(path))
       self.assertEqual(code, 0, err)
       result = json.loads((pathlib.Path(run_dir) / "result.json").read_text())
-    self.assertEqual(result["num_steps"], 3)
+    self.assertEqual((result["num_steps"], result["gradients_per_step"]), (3, 2))
     self.assertBetween(result["test_error"], 0, 1)
-    gradients = 2 if settings(path)["algorithm"] == "sam" else 1
-    self.assertEqual(result["gradients_per_step"], gradients)
     self.assertIn("test error", out)
 
 
