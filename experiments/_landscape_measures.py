@@ -94,10 +94,16 @@ class Work:
   records: Records
   stop: StopSignal
 
+  @property
+  def drawn(self) -> Sequence[Run]:
+    """The runs that have a panel: of a plane through several only the first one."""
+    return self.runs[:1] if self.plane.plane == "minima" else self.runs
+
   def complete(self) -> None:
     """Computes what is missing; an interruption keeps what was computed until then."""
-    for number, run in enumerate(self.runs):  # Before all else: axes depend on it.
-      is_wanted = run.files.has_path and not self.plane.is_line
+    for number, run in enumerate(self.drawn):  # Before all else: axes depend on it.
+      has_points = run.files.has_path or self.plane.plane == "minima"
+      is_wanted = has_points and not self.plane.is_line
       if is_wanted and not self.records.of(number):
         self.stop.check()
         if found := self._projected(run):
@@ -112,7 +118,7 @@ class Work:
     None if all points of the path are damaged and the plane is another one.
     """
     measured = _landscape_runs.load(run, self.landscape)
-    path = measured.path()
+    path = self._points(measured)
     if not path and self.plane.is_random:
       return None
     key = jax.random.key(self.landscape.seed)
@@ -121,6 +127,10 @@ class Work:
     except ValueError as error:
       if self.plane.is_random:
         raise
+      if self.plane.plane == "minima":
+        raise ValueError(
+          "--plane=minima: the parameters of these runs lie on one line; take others"
+        ) from error
       raise ValueError(
         f"--plane=path: the path that {run.files.path} has kept spans no plane; train "
         "it anew with a smaller --eval_every, or take --plane=random"
@@ -128,10 +138,19 @@ class Work:
     coordinates = seen.coordinates.tolist()
     return {"steps": list(path), "coordinates": coordinates, "share": seen.share}
 
+  def _points(self, measured: Measured) -> dict[Any, Any]:
+    """What the plane shows of the run: its path, or the plane's other two points."""
+    if self.plane.plane != "minima":
+      return measured.path()
+    load, others = _landscape_runs.load, self.runs[1:]
+    found = {run.name: load(run, self.landscape).params for run in others}
+    return found if len(found) == 2 else found | {"start": measured.start()}
+
   def _missing(self, number: int) -> Iterator[dict[str, Any]]:
     """The records of one run that are not there yet, one after another."""
     run, records, num_rows = self.runs[number], self.records, self.plane.num_rows
     rows = [row for row in range(num_rows) if row not in records.rows(number)]
+    rows = rows if run in self.drawn else []
     wanted = self._figures() if self.landscape.measure else {}
     names = [name for name in wanted if name not in records.figures(number)]
     if not rows and not names:
@@ -161,7 +180,7 @@ class Work:
     self, number: int, measured: Measured
   ) -> Callable[[int], dict[str, np.ndarray]]:
     """`row -> metrics`, as `Records.rows` returns them."""
-    points = {} if self.plane.is_random else measured.path()
+    points = {} if self.plane.is_random else self._points(measured)
     path = self.records.path(number)
     if not self.plane.is_random and (path is None or list(points) != path["steps"]):
       raise ValueError(
@@ -169,12 +188,15 @@ class Work:
         "one that this picture was begun with; put its files back, or draw anew with "
         "another --out"
       )
-    axes = self.records.axes(self.plane, len(self.runs))[number]
+    axes = self.records.axes(self.plane, len(self.drawn))[number]
     key = jax.random.key(self.landscape.seed)
     directions = self.plane.directions(key, measured.params, list(points.values()))
 
+    is_shared = self.plane.plane == "minima"
+    metrics = measured.elsewhere if is_shared else measured.metrics
+
     def row_fn(row: int) -> dict[str, np.ndarray]:
-      found = self.plane.row(row, measured.metrics, measured.params, directions, axes)
+      found = self.plane.row(row, metrics, measured.params, directions, axes)
       values = {name: np.asarray(x, np.float64) for name, x in found.items()}
       if self.plane.is_line:
         return values

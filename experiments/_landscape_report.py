@@ -33,14 +33,15 @@ def write(
   landscape: Landscape,
   plane: Plane,
   runs: Sequence[Run],
+  drawn: Sequence[Run],
   records: Records,
 ) -> None:
   """Writes everything that follows from the records, and prints the table."""
-  names = [run.name for run in runs]
+  names = [run.name for run in drawn]
   paths = {name: records.path(number) for number, name in enumerate(names)}
-  alphas, betas = np.stack(records.axes(plane, len(runs)), axis=1)
+  alphas, betas = np.stack(records.axes(plane, len(drawn)), axis=1)
   arrays = {
-    name: np.stack([_grid(records, number, name) for number in range(len(runs))])
+    name: np.stack([_grid(records, number, name) for number in range(len(drawn))])
     for name in ("loss", "accuracy")
   }
   contents: dict[str, Any] = {"runs": np.array(names), **arrays}
@@ -59,14 +60,17 @@ def write(
   if plane.is_line:
     analysis.plot_lines(losses, alphas[0], directory.path / "lines.png", **words)
     written += ["lines.png"]
+  elif plane.plane == "minima" and plane.grid > 1:
+    written += _draw_minima(directory, words, losses, (alphas[0], betas[0]), paths)
   elif plane.grid > 1:
     written += _draw_planes(directory, words, is_shared, losses, (alphas, betas), paths)
   for name, path in paths.items():
-    if path:
+    if path and plane.plane != "minima":
       undrawn = "" if _is_drawn(path) else "; it is not drawn"
       tell(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if landscape.measure:
-    _write_figures(directory, landscape, runs, records)
+    kept = plane.plane != "minima"  # There the plane's points are no path.
+    _write_figures(directory, landscape, runs, records, paths=kept)
     written += ["sharpness.json", "sharpness.md"]
   tell(f"{directory.path}/: {', '.join(written)}")
 
@@ -127,6 +131,27 @@ def _draw_planes(
   return [contours.name, surfaces.name]
 
 
+def _draw_minima(
+  directory: RunDirectory,
+  words: dict[str, Any],
+  losses: Mapping[str, np.ndarray],
+  axes: tuple[np.ndarray, np.ndarray],
+  paths: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
+  """Draws the plane through three points, and their names."""
+  ((first, others),) = paths.items()
+  assert others is not None  # Computed before all else.
+  places = zip(others["steps"], others["coordinates"], strict=True)
+  marks = {first: np.zeros(2)} | {name: np.array(place) for name, place in places}
+  heading = f"through {', '.join(marks)}"
+  contours, surfaces = (directory.path / f"{n}.png" for n in ("contours", "surfaces"))
+  words["directions"] = ("distance", "distance")
+  panel = {heading: losses[first]}
+  analysis.plot_surfaces(panel, *axes, surfaces, **words)
+  analysis.plot_contours(panel, *axes, contours, marks=marks, **words)
+  return [contours.name, surfaces.name]
+
+
 def _heading(name: str, path: Mapping[str, Any] | None) -> str:
   """What stands above a panel: the run, and what is to be seen of its path."""
   if not path:
@@ -148,12 +173,17 @@ def _percent(share: float) -> str:
 
 
 def _write_figures(
-  directory: RunDirectory, landscape: Landscape, runs: Sequence[Run], records: Records
+  directory: RunDirectory,
+  landscape: Landscape,
+  runs: Sequence[Run],
+  records: Records,
+  *,
+  paths: bool,
 ) -> None:
   """Writes and prints figures per run, and over runs the rank correlations."""
   figures = {run.name: records.figures(number) for number, run in enumerate(runs)}
-  paths = [records.path(number) for number in range(len(runs))]
-  shares = [path["share"] if path else None for path in paths]
+  found = [records.path(number) if paths else None for number in range(len(runs))]
+  shares = [path["share"] if path else None for path in found]
   correlations = analysis.rank_correlations(list(figures.values()), seed=landscape.seed)
   what = ("objective", "checkpoint", "split", "num_tasks", "gap_tasks", "seed")
   content = {
@@ -171,7 +201,7 @@ def _write_figures(
   }
   directory.write_json("sharpness.json", report.jsonable(content))
   cells = ["not kept" if share is None else _percent(share) for share in shares]
-  further = {"path within the plane": cells} if any(paths) else {}
+  further = {"path within the plane": cells} if any(found) else {}
   table = analysis.sharpness_table(figures, correlations, further=further)
   gap = f"classes, {landscape.gap_tasks} tasks each"
   if runs[0].unit == "batch":

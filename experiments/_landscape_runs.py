@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jsharp import analysis, evaluation, learners, training
+from jsharp.algorithms.supervised import ExampleLossFn, estimate_statistics
 from jsharp.analysis import Plane
 from jsharp.data import Dataset, ImageSource, examples, load_splits
 from jsharp.data.placement import load_with_test, placed
@@ -21,6 +22,10 @@ from jsharp.types import Metrics, Params, TaskLossFn, Variables
 
 if TYPE_CHECKING:
   from experiments.landscape import Landscape
+
+
+_NUM_ESTIMATING = 20
+"""Training batches from which running averages are estimated."""
 
 
 class Run(NamedTuple):
@@ -62,6 +67,8 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
     runs = [_checked(files, landscape, plane) for files in found]
     for other in found[1:]:
       training.check_comparable(found[0], other)
+    if plane.plane == "minima":
+      _check_minima(runs)
   except ValueError as error:
     raise ValueError(f"--runs: {error}") from error
   names = [run.name for run in runs]
@@ -76,10 +83,10 @@ def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) ->
   """A run by itself, refused where it cannot be drawn."""
   path, description = files.path, files.description
   if isinstance(description, OrdinaryRun):
-    if landscape.objective != "meta" or not plane.is_random:
+    if landscape.objective != "meta" or plane.plane == "path":
       raise ValueError(
         f"{path} is a run of ordinary training, which has one loss and keeps no path; "
-        "leave --objective and --plane out"
+        "leave --objective and --plane=path out"
       )
     name = f"{description.algorithm.name}, seed {description.run.seed}"
     return Run(name, files, description)
@@ -96,7 +103,7 @@ def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) ->
     )
   if landscape.measure and (reason := algorithm.without_derivative()):
     raise ValueError(f"{path} is a run of {algorithm.name}, {reason}; pass --nomeasure")
-  if not plane.is_random and not files.has_path:
+  if plane.plane == "path" and not files.has_path:
     raise ValueError(
       f"{path} has kept no path (no checkpoints/path_*.npz) to lay a plane "
       "through; take --plane=random, or train it anew:\n  python -m "
@@ -108,6 +115,26 @@ def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) ->
   return Run(f"{words}, seed {seed}", files, description)
 
 
+def _check_minima(runs: list[Run]) -> None:
+  """Refuses runs through which no plane goes."""
+  seeds = {run.description.run.seed for run in runs}
+  tuned = [
+    str(run.files.path)
+    for run in runs
+    if isinstance(run.description, OrdinaryRun)
+    and run.description.fine_tuning.init_from
+  ]
+  if len(runs) == 3 or (len(runs) == 2 and len(seeds) == 1 and not tuned):
+    return
+  found = f"{len(runs)} of the seeds {', '.join(map(str, sorted(seeds)))}"
+  if tuned:
+    found += f", and {', '.join(tuned)} began with what another run had learned"
+  raise ValueError(
+    "--plane=minima goes through three runs, or through two of one seed and their "
+    f"initial parameters; there are {found}"
+  )
+
+
 class Measured(NamedTuple):
   """What is measured of one run.
 
@@ -117,6 +144,8 @@ class Measured(NamedTuple):
     metrics: `metrics(params) -> {"loss": [num_tasks], ...}`.
     gap: `gap(stop) -> {"train_loss", "test_loss", "loss_gap", ...}`.
     path: `path() -> {step: params}`, what the run kept of its way, oldest first.
+    start: `start() -> params`, the initial ones.
+    elsewhere: `metrics` for parameters far away: running averages are estimated anew.
   """
 
   params: Params
@@ -124,6 +153,8 @@ class Measured(NamedTuple):
   metrics: Callable[[Params], Metrics]
   gap: Callable[[training.StopSignal], dict[str, float]]
   path: Callable[[], dict[int, Params]]
+  start: Callable[[], Params]
+  elsewhere: Callable[[Params], Metrics]
 
 
 def load(run: Run, landscape: Landscape) -> Measured:
@@ -180,12 +211,18 @@ def load(run: Run, landscape: Landscape) -> Measured:
       if point.step <= files.last_step  # A longer run may be under way.
     }
 
+  def start() -> Params:
+    return alone(learners.build(exact.description, seed=description.run.seed)).params
+
+  metrics = analysis.per_task(task_loss_fn, items, chunk=landscape.task_chunk)
   return Measured(
     params=network.params,
     loss=analysis.meta_objective(task_loss_fn, items, chunk=landscape.task_chunk),
-    metrics=analysis.per_task(task_loss_fn, items, chunk=landscape.task_chunk),
+    metrics=metrics,
     gap=gap,
     path=functools.cache(path),
+    start=start,
+    elsewhere=metrics,
   )
 
 
@@ -265,7 +302,7 @@ def _load_ordinary(
     count = batch.targets.shape[0]
     return batch, jax.tree.map(lambda x: jnp.stack([x] * count), statistics)
 
-  batch_loss_fn = _batch_loss_fn(classifier.description)
+  example_loss_fn, batch_loss_fn = _loss_fns(classifier.description)
   items = batches(landscape.split, landscape.num_tasks)
 
   def gap(stop: training.StopSignal) -> dict[str, float]:
@@ -282,12 +319,29 @@ def _load_ordinary(
     }
     return means | gaps
 
+  def start() -> Params:
+    built = learners.build_classifier(classifier.description, seed=description.run.seed)
+    return built.params.params
+
+  def elsewhere(params: Params) -> Metrics:
+    seen, _ = batches("train", _NUM_ESTIMATING)
+    here = Variables(params, statistics)
+    fitting = estimate_statistics(example_loss_fn, here, seen)
+    shared = jax.tree.map(
+      lambda new, old: jnp.broadcast_to(new, old.shape), fitting, items[1]
+    )
+    fit = (items[0], shared)
+    measure = analysis.per_task(batch_loss_fn, fit, chunk=landscape.task_chunk)
+    return measure(params)
+
   return Measured(
     params=params,
     loss=analysis.meta_objective(batch_loss_fn, items, chunk=landscape.task_chunk),
     metrics=analysis.per_task(batch_loss_fn, items, chunk=landscape.task_chunk),
     gap=gap,
     path=dict,
+    start=start,
+    elsewhere=elsewhere,
   )
 
 
@@ -295,8 +349,10 @@ _labelled = functools.lru_cache(maxsize=1)(load_splits)
 
 
 @functools.lru_cache(maxsize=8)
-def _batch_loss_fn(description: learners.ClassifierDescription) -> TaskLossFn:
-  """`batch_loss_fn(params, (batch, statistics)) -> (loss, metrics)`."""
+def _loss_fns(
+  description: learners.ClassifierDescription,
+) -> tuple[ExampleLossFn, TaskLossFn]:
+  """Of each example, and `batch_loss_fn(params, (batch, statistics))`: the means."""
   loss_fn = learners.build_classifier(description).loss_fn
 
   def batch_loss_fn(params: Params, item: Any) -> tuple[jax.Array, Metrics]:
@@ -305,4 +361,4 @@ def _batch_loss_fn(description: learners.ClassifierDescription) -> TaskLossFn:
     means = {name: values.mean() for name, values in metrics.items()}
     return means["loss"], means
 
-  return batch_loss_fn
+  return loss_fn, batch_loss_fn

@@ -8,6 +8,8 @@ better? Finished runs are measured on the same tasks and drawn side by side.
     --dimensions=1
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/paths \
     --plane=path
+  python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/minima \
+    --plane=minima
 
 A run is a directory that an experiment on few-shot tasks of images has finished, such
 as experiments.omniglot, or experiments.supervised, where batches of images take the
@@ -166,7 +168,7 @@ def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
       if records.is_empty():  # Nothing holds on to these settings yet.
         (directory.path / "run.json").unlink()
       raise
-    _landscape_report.write(directory, landscape, plane, runs, records)
+    _landscape_report.write(directory, landscape, plane, runs, work.drawn, records)
   return 0
 
 

@@ -333,6 +333,44 @@ def example_loss(
   return loss_fn
 
 
+def estimate_statistics(
+  loss_fn: ExampleLossFn, variables: Variables, batches: Batch
+) -> Any:
+  """Running averages that fit some parameters: the means over batches.
+
+  Between two trained networks, or a step away from one, the averages that training left
+  behind fit the activations no more (Izmailov et al. 2018, arXiv 1803.05407, section
+  3.2).
+
+  Args:
+    loss_fn: from `classifier` or `example_loss`.
+    variables: the parameters, and running averages whose values do not matter.
+    batches: training batches, `[num_batches, batch, ...]`.
+
+  Returns:
+    The running averages.
+
+  Example:
+    >>> from jsharp.models import ResNet
+    >>> init_fn, loss_fn = classifier(ResNet(num_outputs=3, depth=8))
+    >>> images = jax.random.normal(jax.random.key(0), [2, 4, 8, 8, 1])
+    >>> batches = Batch(images, jnp.zeros([2, 4], int))
+    >>> variables = init_fn(jax.random.key(1), images[0])
+    >>> found = estimate_statistics(loss_fn, variables, batches)
+    >>> jax.tree.structure(found) == jax.tree.structure(variables.statistics)
+    True
+  """
+
+  def after(old: float, batch: Batch) -> Any:
+    filled = jax.tree.map(lambda x: jnp.full_like(x, old), variables.statistics)
+    return loss_fn(Variables(variables.params, filled), batch, True)[1]
+
+  first = jax.tree.map(lambda x: x[0], batches)
+  of_old = jax.tree.map(jnp.subtract, after(1, first), after(0, first))
+  each = jax.lax.map(lambda batch: after(0, batch), batches)
+  return jax.tree.map(lambda seen, old: seen.mean(0) / (1 - old), each, of_old)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrdinaryTraining(Options):
   """Epochs and batches of ordinary training, and its SGD.

@@ -69,6 +69,7 @@ def plot_contours(
   label: str = "loss",
   directions: tuple[str, str] = _DIRECTIONS,
   trajectories: Mapping[str, np.ndarray] | None = None,
+  marks: Mapping[str, np.ndarray] | None = None,
   ceiling: float | None = None,
 ) -> None:
   r"""Draws contours side by side, with one set of levels and one colour bar.
@@ -83,6 +84,7 @@ def plot_contours(
     directions: what stands beside the axes.
     trajectories: per panel `[num_points, 2]`, as from `jsharp.analysis.project`; a
       circle marks the first point.
+    marks: `[2]` each: points by the words that stand beside them, in every panel.
     ceiling: what is above has the colour of the highest level; None for no limit.
 
   Raises:
@@ -113,6 +115,17 @@ def plot_contours(
       axes.plot(*points.T, color="tab:red", marker="o", markersize=3, linewidth=1.2)
       axes.plot(*points[0], color="tab:red", marker="o", markerfacecolor="white")
     axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.5)
+    for words, point in (marks or {}).items():
+      axes.plot(*point, marker="o", color="tab:red", markersize=5)
+      axes.annotate(
+        words,
+        point,
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="center",
+        fontsize="small",
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
+      )
     axes.set_title(name, fontsize="medium")
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(y[0], y[-1])

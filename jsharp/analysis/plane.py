@@ -42,11 +42,13 @@ class Plane(Options):
   dimensions: Literal["1", "2"] = option(
     "2", "2: a plane, contours and surfaces; 1: a line, with a band over tasks."
   )
-  plane: Literal["random", "path"] = option(
+  plane: Literal["random", "path", "minima"] = option(
     "random",
     "random: the same random directions for all runs, each scaled to its own filters; "
     "path: for each run the two directions that explain most of its own way through "
-    "training, which runs with --keep_path have kept. Their units are distances.",
+    "training, which runs with --keep_path have kept; minima: one plane through the "
+    "parameters of three runs, or of two that have the same seed and their common "
+    "start. The units of path and minima are distances.",
   )
   grid: int = option(
     25,
@@ -56,8 +58,8 @@ class Plane(Options):
   extent: float = option(
     1.0,
     "The axes go from minus to plus this; at 1 a filter is moved by its own length. "
-    "With --plane=path a factor: at 1 the whole path lies inside, less comes closer to "
-    "the drawn parameters.",
+    "With path and minima a factor: at 1 the whole path or all points lie inside, less "
+    "comes closer to the drawn parameters.",
     check=positive("usual extents are 0.2 to 1."),
   )
   orthogonal: bool = option(
@@ -77,15 +79,15 @@ class Plane(Options):
   )
 
   def complete(self) -> None:
-    """Refuses options that say nothing of the plane of a path."""
+    """Refuses options that say nothing of a plane through points."""
     if self.is_random:
       return
     if self.is_line:
-      raise ValueError("--plane=path is a plane, no line; take --dimensions=2")
+      raise ValueError(f"--plane={self.plane} is a plane, no line; take --dimensions=2")
     random_only = {"orthogonal": self.orthogonal, "keep_vectors": self.keep_vectors}
     for name in (name for name, is_given in random_only.items() if is_given):
       raise ValueError(
-        f"--{name} is about random directions, and those of --plane=path are "
+        f"--{name} is about random directions, and those of --plane={self.plane} are "
         f"orthogonal and move all parameters; leave --{name} out"
       )
 
@@ -112,7 +114,8 @@ class Plane(Options):
     Args:
       key: of random directions.
       params: the centre.
-      path: what was kept of the training, pytrees like `params`.
+      path: what was kept of the training, or the other points of the plane; pytrees
+        like `params`.
 
     Raises:
       ValueError: see `direction` and `principal_directions`.

@@ -330,6 +330,13 @@ class LandscapeTest(parameterized.TestCase):
       self.assertRegex(err, f"(?s){message}")
       self.assertFalse((out / "run.json").exists())
 
+  def test_runs_that_never_left_their_start_span_no_plane(self):
+    arguments = (*MEASURING, "--plane=minima", "--nomeasure")
+    runs = [self.run, self.sibling("twin")]
+    code, _, err = measure(runs, self.root / "never", *arguments)
+    self.assertEqual(code, 2)
+    self.assertIn("the parameters of these runs lie on one line; take others", err)
+
   def interrupted(self, runs, out, *arguments):
     """A start that gets a SIGTERM while it computes its second row."""
     surface, calls = plane.surface, []
