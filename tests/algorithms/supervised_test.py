@@ -13,6 +13,7 @@ import jsharp
 from jsharp import perturbations
 from jsharp.algorithms.supervised import (
   classifier,
+  estimate_statistics,
   example_loss,
   examples_evaluator,
   supervised,
@@ -174,6 +175,16 @@ class SupervisedTest(absltest.TestCase):
     alone = evaluate(variables, Batch(images[1:2], labels[1:2]))
     np.testing.assert_allclose(whole["loss"][1:2], alone["loss"], rtol=1e-5)
     self.assertContainsSubset(np.unique(whole["accuracy"]), (0.0, 1.0))
+
+  def test_estimated_statistics_are_the_mean_over_batches(self):
+    def loss_fn(variables, batch, train):
+      assert train
+      return {}, 0.7 * variables.statistics + 0.3 * batch.inputs.mean(0)
+
+    batches = jax.tree.map(lambda *x: jnp.stack(x), *map(batch_of, range(3)))
+    variables = Variables((), jnp.array([5.0, -1e3]))
+    found = estimate_statistics(loss_fn, variables, batches)
+    np.testing.assert_allclose(found, batches.inputs.mean((0, 1)), rtol=1e-5)
 
   def test_line_search_and_value_are_supported(self):
     algorithm = supervised(quadratic_loss, optax.polyak_sgd(max_learning_rate=0.5))
