@@ -64,7 +64,7 @@ def hold_groups(groups: tuple[str, ...]) -> Callable[[Params], Params]:
   """Makes groups of parameters constants, for `supervised(..., hold=...)`.
 
   Args:
-    groups: names or beginnings of names, as `head` or `stage_0_block_0/conv_0`.
+    groups: names of groups or of their parts, as `head` or `stage_0_block_0/conv_0`.
 
   Returns:
     `hold(params)`, the same parameters, without a gradient in those groups.
@@ -139,7 +139,7 @@ class FineTuning(Options):
   init_head: bool = option(False, "Take the head too; the classes must be as many.")
   freeze: tuple[str, ...] = option(
     (),
-    "Parameters that stand still: names or beginnings of names, as conv,stage_0; "
+    "Parameters that stand still: groups or their parts, as conv,head/kernel; "
     "running averages still move.",
   )
   lr_factors: tuple[str, ...] = option(
