@@ -23,8 +23,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
 
   Args:
     logits: `[num_examples, way]`.
-    labels: `[num_examples]` integers in `[0, way)`; any other makes the loss NaN,
-      where zero would hide tasks of more classes than the model has outputs.
+    labels: `[num_examples]` integers in `[0, way)`; any other makes the loss and its
+      gradient NaN, where zero would hide tasks of more classes than the model has
+      outputs.
 
   Returns:
     The mean loss in nats, and `{"accuracy": fraction right}`.
@@ -44,10 +45,30 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
     )
   one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   losses = optax.losses.softmax_cross_entropy(logits, one_hot)
+  loss = (losses * one_if_known(labels, logits)).mean()
+  wide = trees.at_least_float32(logits.dtype)
+  accuracy = (jnp.argmax(logits, axis=-1) == labels).mean(dtype=wide)
+  return loss, {"accuracy": accuracy.astype(logits.dtype)}
+
+
+def one_if_known(labels: jax.Array, logits: jax.Array) -> jax.Array:
+  """1 for labels that are a class, NaN for others.
+
+  As a factor of a loss it makes the gradient NaN too.
+
+  Args:
+    labels: `[num_examples]`.
+    logits: `[num_examples, way]`.
+
+  Returns:
+    `[num_examples]`, in the dtype of the logits.
+
+  Example:
+    >>> one_if_known(jnp.array([0, 4, 5, -1]), jnp.zeros((4, 5))).tolist()
+    [1.0, 1.0, nan, nan]
+  """
   known = (labels >= 0) & (labels < logits.shape[-1])
-  loss = jnp.where(known, losses, jnp.nan).mean()
-  accuracy = (jnp.argmax(logits, axis=-1) == labels).mean(dtype=logits.dtype)
-  return loss, {"accuracy": accuracy}
+  return jnp.where(known, 1, jnp.nan).astype(logits.dtype)
 
 
 def squared_error(

@@ -1,5 +1,6 @@
 """Criteria against NumPy, and their refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
@@ -27,8 +28,20 @@ class LossesTest(absltest.TestCase):
 
   def test_a_label_that_no_output_stands_for_is_not_free(self):
     for label in (-1, 3):
-      loss, _ = losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, label]))
+      labels = jnp.array([0, label])
+      loss, grads = jax.value_and_grad(
+        lambda logits, labels=labels: losses.cross_entropy(logits, labels)[0]
+      )(jnp.zeros((2, 3)))
       self.assertTrue(np.isnan(loss))
+      # Who steps by it without a look at the loss has parameters that are none.
+      self.assertTrue(np.isnan(grads[1]).all())
+      self.assertTrue(np.isfinite(grads[0]).all())
+
+  def test_the_accuracy_of_many_rows_in_half_precision(self):
+    logits = jnp.zeros((70_000, 2), jnp.float16)
+    _, metrics = losses.cross_entropy(logits, jnp.arange(70_000) % 2)
+    self.assertEqual(float(metrics["accuracy"]), 0.5)
+    self.assertEqual(metrics["accuracy"].dtype, jnp.float16)
 
   def test_squared_error_is_a_mean_without_a_half(self):
     loss, metrics = losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1)))

@@ -21,6 +21,8 @@ from flax import linen as nn
 from jsharp import tree as trees
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
+from jsharp.core.objectives import over_tasks
+from jsharp.losses import one_if_known
 from jsharp.models.initial import initialised
 from jsharp.options import Options, Role, at_least, between, option, positive
 from jsharp.perturbations import SharpGroups
@@ -78,7 +80,8 @@ def supervised(
     `examples_evaluator` measures it.
 
   Raises:
-    ValueError: from `step`, if the groups do not divide the batch.
+    ValueError: from `step`, if the groups do not divide the batch, or an array of it
+      has no row for every example.
 
   Example:
     >>> def loss_fn(variables, batch, train):
@@ -144,6 +147,12 @@ def _in_groups(
     has_aux=True,
   )
 
+  def one_group(params: Params, group: Any) -> tuple[Any, Metrics]:
+    (loss, (metrics, statistics)), grads = of_group(params, *group)
+    return (loss, statistics, grads), metrics
+
+  over_groups = over_tasks(one_group, chunk=1)
+
   def value_and_grad(
     params: Params, batch: Batch, key: jax.Array | None = None
   ) -> tuple[Any, Any]:
@@ -153,22 +162,18 @@ def _in_groups(
         f"groups of {groups.size} examples do not divide a batch of {size}; choose a "
         "divisor"
       )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+      if jnp.shape(leaf)[:1] != (size,):
+        raise ValueError(
+          f"batch{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)} and no "
+          f"row for each of the {size} examples, so groups cannot be taken of it; give "
+          "one to every example, or make it a part of the loss"
+        )
     count = size // groups.size
     data: Any = (jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch),)
     if key is not None:
       data += (jax.random.split(key, count),)
-
-    def added(total: Any, group: Any) -> tuple[Any, Metrics]:
-      (loss, (metrics, statistics)), grads = of_group(params, *group)
-      return jax.tree.map(jnp.add, total, (loss, statistics, grads)), metrics
-
-    first = jax.tree.map(lambda x: x[0], data)
-    (loss, (_, statistics)), grads = jax.eval_shape(of_group, params, *first)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), (loss, statistics, grads)
-    )
-    total, metrics = jax.lax.scan(added, zeros, data)
-    loss, statistics, grads = jax.tree.map(lambda x: x / count, total)
+    (loss, statistics, grads), metrics = over_groups(params, data)
     metrics = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), metrics)
     return (loss, (metrics, statistics)), grads
 
@@ -314,7 +319,9 @@ def example_loss(
       params, batch.inputs, statistics=statistics, train=train, **drawn
     )
     targets = batch.targets
+    factor: Any = 1
     if targets.ndim == 1:
+      factor = one_if_known(targets, logits)
       targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     answers = jax.nn.one_hot(
       jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype
@@ -322,7 +329,7 @@ def example_loss(
     right = (answers * targets).sum(axis=-1)
     if train and label_smoothing:
       targets = optax.smooth_labels(targets, label_smoothing)
-    losses = optax.losses.softmax_cross_entropy(logits, targets)
+    losses = factor * optax.losses.softmax_cross_entropy(logits, targets)
     metrics = {"loss": losses, "accuracy": right}
     if not train and logits.shape[-1] > _TOP:
       _, best = jax.lax.top_k(logits, _TOP)

@@ -140,4 +140,6 @@ def _ends_in_a_sharp_link(state: Any) -> bool:
       return _ends_in_a_sharp_link(getattr(state, wrapped))
   if isinstance(state, optax.PartitionState):
     return any(map(_ends_in_a_sharp_link, state.inner_states.values()))
+  if type(state) is dict:  # optax.named_chain
+    state = tuple(state.values())
   return type(state) is tuple and bool(state) and _ends_in_a_sharp_link(state[-1])

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
     if wanted.init_head or not in_group(name, _HEAD)
   }
   if where.suffix in (".safetensors", ".npz"):
-    found = _renamed(_arrays(where), wanted.init_names, needed, where)
+    arrays = _arrays(where, most=_most(needed))
+    found = _renamed(arrays, wanted.init_names, needed, where)
   else:
     if wanted.init_names is not None:
       raise ValueError(
@@ -69,10 +71,19 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
   return _leaf_archive.fill(params, taken, where), digest.hexdigest()[:16]
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  content = _files.read_bytes(path, most=_leaf_archive.MAX_BYTES)
+def _most(needed: dict[str, np.ndarray]) -> int:
+  """The bytes that a file of these arrays may take, with an optimizer's beside them."""
+  return 16 * sum(array.nbytes for array in needed.values()) + 2**26
+
+
+def _arrays(path: pathlib.Path, *, most: int) -> dict[str, np.ndarray]:
+  content = _files.read_bytes(path, most=most)
   try:
     if path.suffix == ".npz":
+      with zipfile.ZipFile(io.BytesIO(content)) as members:
+        size = sum(member.file_size for member in members.infolist())
+      if size > most:
+        raise ValueError(f"its arrays take {size:,} bytes, at most {most:,} make sense")
       with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
     from safetensors.numpy import load as parse
@@ -99,9 +110,7 @@ def _renamed(
       ours: entry if isinstance(entry, dict) else {"name": entry}
       for ours, entry in table.items()
     }
-    parts = {
-      ours: (entry["name"], entry.get("transpose")) for ours, entry in entries.items()
-    }
+    parts = {ours: _part(entry) for ours, entry in entries.items()}
   except (ValueError, AttributeError, KeyError, RecursionError) as error:
     raise ValueError(
       f"--init_names={names} must be a JSON object from our names to names in {where}: "
@@ -129,6 +138,17 @@ def _renamed(
       array = array.transpose(order)
     found[ours] = array
   return found
+
+
+def _part(entry: Any) -> tuple[str, list[int] | None]:
+  """The name of an array in the file, and the order of its axes here."""
+  name, order = entry["name"], entry.get("transpose")
+  if not isinstance(name, str):
+    raise ValueError(f"{name!r} is no name")
+  is_order = isinstance(order, list) and all(type(axis) is int for axis in order)
+  if order is not None and not is_order:
+    raise ValueError(f"transpose must be a list of axes, got {order!r}")
+  return name, order
 
 
 def _check_fit(

@@ -10,6 +10,7 @@ lives and does not answer would hold the others for ever: `Peers.patience` ends 
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import pathlib
@@ -84,7 +85,7 @@ def start(
     _check_address(coordinator, listens=process_id == 0)
   # Its handler would swallow a SIGTERM that comes before training listens.
   jax.config.update("jax_enable_preemption_service", False)
-  at_home = coordinator and coordinator.startswith(("127.0.0.1:", "localhost:"))
+  at_home = coordinator is not None and _is_loopback(coordinator)
   # JAX itself would abort with a dump of its stack.
   others = threading.Timer(timeout, _never_came, (coordinator, num_processes, timeout))
   others.daemon = True
@@ -102,6 +103,13 @@ def start(
     )
   finally:
     others.cancel()
+
+
+def _is_loopback(coordinator: str) -> bool:
+  host = coordinator.rpartition(":")[0].strip("[]")
+  with contextlib.suppress(ValueError):
+    return ipaddress.ip_address(host).is_loopback
+  return host == "localhost"
 
 
 def _check_address(coordinator: str, *, listens: bool) -> None:

@@ -112,6 +112,34 @@ class SupervisedTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "groups of 3 .* divide a batch of 8"):
       algorithm.step(algorithm.init(self.variables), batch)
 
+  def test_groups_are_added_up_in_float32_and_need_rows(self):
+    def linear(variables, batch, train):
+      del train
+      return {"loss": variables.params * batch.inputs}, ()
+
+    def after(inputs, dtype):
+      groups = perturbations.SharpGroups(jsharp.sam_ascent(0.0), 1)
+      algorithm = supervised(linear, optax.sgd(1.0), groups=groups)
+      state = algorithm.init(Variables(jnp.zeros((), dtype), ()))
+      batch = Batch(inputs, jnp.zeros(len(inputs)))
+      return algorithm.step(state, batch)[0].params.params
+
+    self.assertEqual(float(after(jnp.ones(512, jnp.bfloat16), jnp.bfloat16)), -1)
+    many = jnp.full(32, 3000, jnp.float16)
+    self.assertEqual(float(after(many, jnp.float16)), -3000)
+    groups = perturbations.SharpGroups(jsharp.sam_ascent(RHO), 2)
+    algorithm = supervised(linear, optax.sgd(RATE), groups=groups)
+    for scale in (jnp.ones(3), jnp.float32(2), jax.random.key(0)):
+      batch = Batch({"x": jnp.ones(6), "scale": scale}, jnp.zeros(6))
+      with self.assertRaisesRegex(ValueError, r"batch.inputs\['scale'\].* 6 examples"):
+        algorithm.step(algorithm.init(Variables(jnp.float32(0), ())), batch)
+
+  def test_a_label_that_is_no_class_makes_the_loss_nan(self):
+    loss_fn = example_loss(lambda params, x, *, statistics, train: (x, statistics))
+    batch = Batch(jnp.zeros((3, 5)), jnp.array([0, 7, -1]))
+    metrics, _ = loss_fn(Variables((), ()), batch, True)
+    np.testing.assert_array_equal(np.isnan(metrics["loss"]), [False, True, True])
+
   def test_top_five_by_hand(self):
     def apply_fn(params, logits, *, statistics, train):
       return logits, statistics

@@ -187,6 +187,11 @@ class FirstOrderTest(absltest.TestCase):
 class RefusedOptimizersTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("sam_last", optax.chain(optax.adamw(0.1), jsharp.sam(0.1)), "last link.*in front"),
+    (
+      "sam_last_by_name",
+      optax.named_chain(("steps", optax.adamw(0.1)), ("sam", jsharp.sam(0.1))),
+      "last link",
+    ),
     ("sam_alone", optax.inject_hyperparams(jsharp.sam)(0.1), "last link"),
     ("late_sam_last", optax.chain(optax.sgd(0.1), jsharp.sam_every(0.1)), "last link"),
     ("lookahead", optax.lookahead(optax.sgd(0.1), 2, 0.5), "a pair of parameters"),

@@ -103,6 +103,9 @@ class InitialTest(parameterized.TestCase):
         "transposes .* by .0,",
       ),
       ([1], "must be a JSON object"),
+      ({"params/conv/kernel": ["a"]}, "must be a JSON object"),
+      ({"params/conv/kernel": {**turned, "transpose": 5}}, "list of axes, got 5"),
+      ({"params/conv/kernel": {**turned, "transpose": ["x", 0]}}, "list of axes"),
     ):
       names.write_text(json.dumps(entry))
       with self.assertRaisesRegex(ValueError, message):
@@ -121,6 +124,10 @@ class InitialTest(parameterized.TestCase):
     broken.write_bytes(b"PK nothing")
     with self.assertRaisesRegex(ValueError, "broken.npz is no file of arrays, or"):
       learners.initial(FineTuning(init_from=str(broken)), PARAMS)
+    large = self.root / "large.npz"
+    np.savez_compressed(large, x=np.zeros(2**25, np.uint8), y=np.zeros(2**26, np.uint8))
+    with self.assertRaisesRegex(ValueError, "its arrays take 100,663,.* make sense"):
+      learners.initial(FineTuning(init_from=str(large)), PARAMS)
     with self.assertRaisesRegex(ValueError, "is a few-shot learner; name an ordinary"):
       learners.initial(FineTuning(init_from="omniglot-protonet"), PARAMS)
     for values, message in (

@@ -171,6 +171,12 @@ class TwoTest(parameterized.TestCase):
         self.assertFalse(lost)
     self.assertEqual(give_up.called, lost)
 
+  def test_who_listens_to_this_machine_alone(self):
+    for address in ("127.0.0.1:1", "127.0.0.2:1", "localhost:1", "[::1]:1"):
+      self.assertTrue(processes._is_loopback(address), address)
+    for address in ("node1:1", "10.0.0.1:1", "[fe80::1]:1", "127.0.0.1.example:1"):
+      self.assertFalse(processes._is_loopback(address), address)
+
   @parameterized.parameters(
     ("127.0.0.1:x", "must be HOST:PORT with a port from 1 to 65535"),
     ("127.0.0.1:99999", "must be HOST:PORT"),
