@@ -1,5 +1,6 @@
 """One step of optax: the lines that the inner and the outer loop share."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,6 @@ def _ends_in_a_sharp_link(state: Any) -> bool:
       return _ends_in_a_sharp_link(getattr(state, wrapped))
   if isinstance(state, optax.PartitionState):
     return any(map(_ends_in_a_sharp_link, state.inner_states.values()))
-  if type(state) is dict:  # optax.named_chain
+  if isinstance(state, collections.OrderedDict):  # optax.named_chain
     state = tuple(state.values())
   return type(state) is tuple and bool(state) and _ends_in_a_sharp_link(state[-1])
