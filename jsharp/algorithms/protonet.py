@@ -124,6 +124,11 @@ def protonet(
 def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
   """The prediction function of a prototypical network, for the policies and losses.
 
+  An embedding with batch normalisation normalises the `inputs` of one call together:
+  images that come one at a time are each normalised alone, and fewer are named right.
+  `jsharp.normalization.per_query` and `support_statistics` put the support set beside
+  them, and so does `Learner.classifier()`: an answer depends on no other image.
+
   Distances are taken from the centre of the prototypes, so that an offset that all
   embeddings share costs no digits, and without an array `[num_examples, way, dim]`.
 

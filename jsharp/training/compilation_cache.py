@@ -51,6 +51,8 @@ def use_compilation_cache(directory: str) -> None:
       "--compilation_cache_dir= for none"
     )
   jax.config.update("jax_compilation_cache_dir", str(path))
+  # XLA's own files for GPUs would lie beside the programs, read without a digest.
+  jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   _check_what_is_kept(str(path))
 
 

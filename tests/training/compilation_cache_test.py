@@ -19,6 +19,8 @@ class CompilationCacheTest(absltest.TestCase):
     super().setUp()
     before = jax.config.jax_compilation_cache_dir
     self.addCleanup(jax.config.update, "jax_compilation_cache_dir", before)
+    caches = "jax_persistent_cache_enable_xla_caches"
+    self.addCleanup(jax.config.update, caches, getattr(jax.config, caches))
     self.directory = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def test_is_made_for_the_user_alone(self):
@@ -58,6 +60,7 @@ class CompilationCacheTest(absltest.TestCase):
     compilation_cache.reset_cache()
     self.addCleanup(compilation_cache.reset_cache)
     use_compilation_cache(str(self.directory))
+    self.assertEqual(jax.config.jax_persistent_cache_enable_xla_caches, "none")
     seconds = "jax_persistent_cache_min_compile_time_secs"
     self.addCleanup(jax.config.update, seconds, getattr(jax.config, seconds))
     jax.config.update(seconds, 0.0)
