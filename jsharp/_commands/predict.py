@@ -19,6 +19,7 @@ import json
 import pathlib
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -266,7 +267,7 @@ def accuracy(names: Names) -> str | None:
   """How many images are named like their folder; None if a folder is no class."""
   import numpy as np
 
-  truth = [path.parent.name for path in names.paths]
+  truth = [unicodedata.normalize("NFC", path.parent.name) for path in names.paths]
   if not set(truth) <= set(names.classes):
     return None
   best = names.probabilities.argmax(axis=1)

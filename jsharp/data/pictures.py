@@ -9,6 +9,7 @@ that resizes height and width to the learner's, and for handwriting light ink on
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -155,7 +156,8 @@ def class_folders(
   """The image files of a directory with one folder for each class.
 
   Args:
-    path: the directory; the name of a folder in it is the name of a class.
+    path: the directory; the name of a folder in it, with composed accents, is the name
+      of a class. Images may lie in folders of a class's folder.
 
   Returns:
     The paths and the class of each, sorted by class and name.
@@ -187,9 +189,10 @@ def class_folders(
       f"{root / loose[0]} lies in no class folder ({len(loose)} such); move it into "
       "one, or out of the directory"
     )
-  examples = {
-    folder.name: _pictures(root, sorted(folder.iterdir())) for folder in folders
-  }
+  examples: dict[str, list[pathlib.Path]] = {}
+  for folder in folders:
+    found = _pictures(root, sorted(folder.rglob("*")))
+    examples.setdefault(unicodedata.normalize("NFC", folder.name), []).extend(found)
   if empty := [name for name, found in examples.items() if not found]:
     raise ValueError(
       f"{root}: no images in {_listed(empty)}; add an example to each, or remove the "

@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import unicodedata
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -147,6 +148,13 @@ class FoldersTest(absltest.TestCase):
       ["cat/1.png", "cat/2.png", "dog/1.png"],
     )
     self.assertEqual(names, ["cat", "cat", "dog"])
+    # Folders of a class belong to it, and so does its name in other code points.
+    self.put("dog/images/3.png")
+    self.put(f"{unicodedata.normalize('NFD', 'café')}/1.png")
+    self.put(f"{unicodedata.normalize('NFC', 'café')}/2.png")
+    paths, names = pictures.class_folders(self.root)
+    self.assertLen(paths, 6)
+    self.assertEqual(names, [*("café",) * 2, "cat", "cat", "dog", "dog"])
 
   def test_refuses_what_is_no_such_directory(self):
     with self.assertRaisesRegex(FileNotFoundError, "holds no folders; put the example"):
