@@ -97,12 +97,12 @@ class Work:
   @property
   def drawn(self) -> Sequence[Run]:
     """The runs that have a panel: of a plane through several only the first one."""
-    return self.runs[:1] if self.plane.plane == "minima" else self.runs
+    return self.runs[:1] if self.plane.joins_runs else self.runs
 
   def complete(self) -> None:
     """Computes what is missing; an interruption keeps what was computed until then."""
     for number, run in enumerate(self.drawn):  # Before all else: axes depend on it.
-      has_points = run.files.has_path or self.plane.plane == "minima"
+      has_points = run.files.has_path or self.plane.joins_runs
       is_wanted = has_points and not self.plane.is_line
       if is_wanted and not self.records.of(number):
         self.stop.check()
@@ -127,7 +127,7 @@ class Work:
     except ValueError as error:
       if self.plane.is_random:
         raise
-      if self.plane.plane == "minima":
+      if self.plane.joins_runs:
         raise ValueError(
           "--plane=minima: the parameters of these runs lie on one line; take others"
         ) from error
@@ -140,7 +140,7 @@ class Work:
 
   def _points(self, measured: Measured) -> dict[Any, Any]:
     """What the plane shows of the run: its path, or the plane's other two points."""
-    if self.plane.plane != "minima":
+    if not self.plane.joins_runs:
       return measured.path()
     load, others = _landscape_runs.load, self.runs[1:]
     found = {run.name: load(run, self.landscape).params for run in others}
@@ -192,8 +192,7 @@ class Work:
     key = jax.random.key(self.landscape.seed)
     directions = self.plane.directions(key, measured.params, list(points.values()))
 
-    is_shared = self.plane.plane == "minima"
-    metrics = measured.elsewhere if is_shared else measured.metrics
+    metrics = measured.elsewhere if self.plane.joins_runs else measured.metrics
 
     def row_fn(row: int) -> dict[str, np.ndarray]:
       found = self.plane.row(row, metrics, measured.params, directions, axes)

@@ -60,16 +60,16 @@ def write(
   if plane.is_line:
     analysis.plot_lines(losses, alphas[0], directory.path / "lines.png", **words)
     written += ["lines.png"]
-  elif plane.plane == "minima" and plane.grid > 1:
+  elif plane.joins_runs and plane.grid > 1:
     written += _draw_minima(directory, words, losses, (alphas[0], betas[0]), paths)
   elif plane.grid > 1:
     written += _draw_planes(directory, words, is_shared, losses, (alphas, betas), paths)
   for name, path in paths.items():
-    if path and plane.plane != "minima":
+    if path and not plane.joins_runs:
       undrawn = "" if _is_drawn(path) else "; it is not drawn"
       tell(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if landscape.measure:
-    kept = plane.plane != "minima"  # There the plane's points are no path.
+    kept = not plane.joins_runs  # Its points are no path.
     _write_figures(directory, landscape, runs, records, paths=kept)
     written += ["sharpness.json", "sharpness.md"]
   tell(f"{directory.path}/: {', '.join(written)}")

@@ -67,7 +67,7 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
     runs = [_checked(files, landscape, plane) for files in found]
     for other in found[1:]:
       training.check_comparable(found[0], other)
-    if plane.plane == "minima":
+    if plane.joins_runs:
       _check_minima(runs)
   except ValueError as error:
     raise ValueError(f"--runs: {error}") from error

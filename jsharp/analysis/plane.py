@@ -102,6 +102,11 @@ class Plane(Options):
     return self.plane == "random"
 
   @property
+  def joins_runs(self) -> bool:
+    """Whether it is one plane through several runs."""
+    return self.plane == "minima"
+
+  @property
   def num_rows(self) -> int:
     """Rows of points; a line is one row."""
     return 1 if self.is_line else self.grid
