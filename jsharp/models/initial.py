@@ -1,7 +1,7 @@
 """Initial parameters without a compilation for every shape.
 
-XLA spends up to a second of a CPU on a random array of a new shape, and a network has
-ten shapes to two hundred. Here numbers are drawn in arrays of a few sizes, and each
+XLA compiles a program for a random array of every new shape, and a network has ten
+shapes to two hundred. Here numbers are drawn in arrays of a few sizes, and each
 shape takes the beginning of one: number i of a draw does not depend on how many there
 are. So they are those of Flax's initialisers, normal ones up to rounding.
 """
