@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp import tree as trees
+from jsharp._labels import one_hot
 from jsharp.types import ApplyFn, Batch, LossFn, Metrics, Params
 
 Criterion = Callable[[Any, Any], tuple[jax.Array, Metrics]]
@@ -23,15 +24,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
 
   Args:
     logits: `[num_examples, way]`.
-    labels: `[num_examples]` integers in `[0, way)`; any other makes the loss and its
-      gradient NaN, where zero would hide tasks of more classes than the model has
-      outputs.
+    labels: `[num_examples]` integers in `[0, way)`. Others are refused where their
+      values are known; compiled, they make the loss and its gradient NaN.
 
   Returns:
     The mean loss in nats, and `{"accuracy": fraction right}`.
 
   Raises:
-    ValueError: if the shapes do not fit.
+    ValueError: if the shapes do not fit, or a label is known to be no class.
 
   Example:
     >>> loss, metrics = cross_entropy(jnp.zeros((2, 5)), jnp.array([0, 3]))
@@ -43,32 +43,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
       f"cross_entropy needs logits [n, way] and labels [n], got {logits.shape} "
       f"and {labels.shape}; flatten the examples into one axis"
     )
-  one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-  losses = optax.losses.softmax_cross_entropy(logits, one_hot)
-  loss = (losses * one_if_known(labels, logits)).mean()
+  losses = optax.losses.softmax_cross_entropy(
+    logits, one_hot(labels, logits.shape[-1], logits.dtype)
+  )
   wide = trees.at_least_float32(logits.dtype)
   accuracy = (jnp.argmax(logits, axis=-1) == labels).mean(dtype=wide)
-  return loss, {"accuracy": accuracy.astype(logits.dtype)}
-
-
-def one_if_known(labels: jax.Array, logits: jax.Array) -> jax.Array:
-  """1 for labels that are a class, NaN for others.
-
-  As a factor of a loss it makes the gradient NaN too.
-
-  Args:
-    labels: `[num_examples]`.
-    logits: `[num_examples, way]`.
-
-  Returns:
-    `[num_examples]`, in the dtype of the logits.
-
-  Example:
-    >>> one_if_known(jnp.array([0, 4, 5, -1]), jnp.zeros((4, 5))).tolist()
-    [1.0, 1.0, nan, nan]
-  """
-  known = (labels >= 0) & (labels < logits.shape[-1])
-  return jnp.where(known, 1, jnp.nan).astype(logits.dtype)
+  return losses.mean(), {"accuracy": accuracy.astype(logits.dtype)}
 
 
 def squared_error(

@@ -26,12 +26,22 @@ class LossesTest(absltest.TestCase):
     loss, _ = losses.cross_entropy(logits, jnp.array([0, 0]))
     np.testing.assert_allclose(loss, 1e4)
 
+  def test_a_label_that_no_output_stands_for_is_refused_where_it_is_known(self):
+    for labels, words in (
+      (jnp.array([0, -1]), r"labels must be in \[0, 3\), .* got -1 to 0"),
+      (np.array([0, 3]), "got 0 to 3"),
+      (jnp.array([0.0, 1.5]), "labels must be integers, .* got float32"),
+    ):
+      with self.assertRaisesRegex(ValueError, words):
+        losses.cross_entropy(jnp.zeros((2, 3)), labels)
+      # Known arrays are known inside of jit too.
+      with self.assertRaisesRegex(ValueError, words):
+        jax.eval_shape(lambda x, y=labels: losses.cross_entropy(x, y), jnp.ones((2, 3)))
+
   def test_a_label_that_no_output_stands_for_is_not_free(self):
+    slope = jax.jit(jax.value_and_grad(lambda *at: losses.cross_entropy(*at)[0]))
     for label in (-1, 3):
-      labels = jnp.array([0, label])
-      loss, grads = jax.value_and_grad(
-        lambda logits, labels=labels: losses.cross_entropy(logits, labels)[0]
-      )(jnp.zeros((2, 3)))
+      loss, grads = slope(jnp.zeros((2, 3)), jnp.array([0, label]))
       self.assertTrue(np.isnan(loss))
       # Who steps by it without a look at the loss has parameters that are none.
       self.assertTrue(np.isnan(grads[1]).all())

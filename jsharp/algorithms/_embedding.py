@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsharp._labels import as_known, one_hot
 from jsharp.algorithms._options import Made, Problem
 from jsharp.tree import at_least_float32
 from jsharp.types import ApplyFn, MetaAlgorithm, Params
@@ -52,7 +53,8 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
   """The labels of a support set as targets of a fit.
 
   Args:
-    labels: `[num_examples]` integers in `[0, way)`; another value is a row of zeros.
+    labels: `[num_examples]` integers in `[0, way)`; another value is refused, or a row
+      of NaN, see `jsharp._labels.one_hot`.
     way: the number of classes.
     like: the features `[num_examples, dim]` that they belong to.
 
@@ -61,13 +63,14 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if the labels are no vector of integers as long as the features, or
-      there are fewer examples than classes, so that one class surely has none.
+      there are fewer examples than classes, so that one class surely has none, or a
+      label is known to be of none.
 
   Example:
     >>> one_hot_labels(jnp.array([1, 0]), 2, jnp.ones((2, 3))).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
   """
-  labels = jnp.asarray(labels)
+  labels = as_known(labels)
   if labels.shape != like.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
       f"support.targets must be integer labels of shape {like.shape[:1]}, one per "
@@ -78,7 +81,7 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
       f"way={way} classes cannot be told apart with {labels.size} support examples: "
       "each needs one at least; pass the way of the tasks, or more examples"
     )
-  return jax.nn.one_hot(labels, way, dtype=like.dtype)
+  return one_hot(labels, way, like.dtype)
 
 
 def class_means(
@@ -88,7 +91,7 @@ def class_means(
 
   Args:
     features: `[num_examples, dim]`.
-    labels: `[num_examples]` integers in `[0, way)`; another value belongs to no class.
+    labels: `[num_examples]` integers in `[0, way)`, see `one_hot_labels`.
     way: the number of classes.
 
   Returns:
@@ -104,11 +107,11 @@ def class_means(
     >>> means.tolist(), present.tolist()
     ([[1.0], [10.0]], [True, True])
   """
-  one_hot = one_hot_labels(labels, way, features)
-  counts = one_hot.sum(axis=0)[:, None]
-  sums = jnp.matmul(one_hot.T, features, precision="highest")
+  rows = one_hot_labels(labels, way, features)
+  counts = rows.sum(axis=0)[:, None]
+  sums = jnp.matmul(rows.T, features, precision="highest")
   means = jnp.where(
-    counts > 0, sums / jnp.maximum(counts, 1), features.mean(axis=0, keepdims=True)
+    counts == 0, features.mean(axis=0, keepdims=True), sums / jnp.maximum(counts, 1)
   )
   return means, counts[:, 0] > 0
 

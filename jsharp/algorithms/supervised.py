@@ -19,10 +19,10 @@ import optax
 from flax import linen as nn
 
 from jsharp import tree as trees
+from jsharp._labels import one_hot
 from jsharp.algorithms._bundle import without_inner_loop
 from jsharp.core.descent import descend
 from jsharp.core.objectives import over_tasks
-from jsharp.losses import one_if_known
 from jsharp.models.initial import initialised
 from jsharp.options import Options, Role, at_least, between, option, positive
 from jsharp.perturbations import SharpGroups
@@ -319,17 +319,15 @@ def example_loss(
       params, batch.inputs, statistics=statistics, train=train, **drawn
     )
     targets = batch.targets
-    factor: Any = 1
     if targets.ndim == 1:
-      factor = one_if_known(targets, logits)
-      targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+      targets = one_hot(targets, logits.shape[-1], logits.dtype)
     answers = jax.nn.one_hot(
       jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype
     )
     right = (answers * targets).sum(axis=-1)
     if train and label_smoothing:
       targets = optax.smooth_labels(targets, label_smoothing)
-    losses = factor * optax.losses.softmax_cross_entropy(logits, targets)
+    losses = optax.losses.softmax_cross_entropy(logits, targets)
     metrics = {"loss": losses, "accuracy": right}
     if not train and logits.shape[-1] > _TOP:
       _, best = jax.lax.top_k(logits, _TOP)

@@ -7,6 +7,7 @@ are normalised first (`jsharp.data.examples`) that is the mean colour.
 import jax
 import jax.numpy as jnp
 
+from jsharp._labels import one_hot
 from jsharp.types import Batch
 
 
@@ -138,7 +139,7 @@ def mixup(
   order = jax.random.permutation(order_key, batch.targets.shape[0])
   targets = batch.targets
   if targets.ndim == 1:
-    targets = jax.nn.one_hot(targets, num_classes)
+    targets = one_hot(targets, num_classes)
 
   def mixed(x: jax.Array) -> jax.Array:
     own = share.astype(x.dtype)

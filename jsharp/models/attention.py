@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jsharp._checks import check_count
+from jsharp._labels import as_known, one_hot
 from jsharp.models.conv4 import dense
 from jsharp.models.initial import initialised
 from jsharp.tree import at_least_float32
@@ -217,7 +218,7 @@ def as_learner_functions(
 
 def _known(targets, support, num_outputs):
   """Targets as features `[num_support, ...]`, with a last column of ones."""
-  targets = jnp.asarray(targets)
+  targets = as_known(targets)
   integer = jnp.issubdtype(targets.dtype, jnp.integer)
   if (
     targets.shape[:1] != support.shape[:1]
@@ -230,7 +231,7 @@ def _known(targets, support, num_outputs):
       f"{targets.dtype} {targets.shape}."
     )
   if integer:
-    features = jax.nn.one_hot(targets, num_outputs, dtype=support.dtype)
+    features = one_hot(targets, num_outputs, support.dtype)
   else:
     features = targets.reshape(targets.shape[0], -1).astype(support.dtype)
   return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)

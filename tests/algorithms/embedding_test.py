@@ -130,12 +130,19 @@ class AbsentTest(parameterized.TestCase):
     np.testing.assert_array_equal(slopes, np.diag([1.0, 0.0, 1.0, 0.0]))
 
   def test_means_of_unequal_numbers_of_examples(self):
-    features = jax.random.normal(jax.random.key(2), (6, 3))
-    labels = jnp.array([3, 1, 3, 3, 0, 7])  # 7 is of no class.
+    features = jax.random.normal(jax.random.key(2), (5, 3))
+    labels = jnp.array([3, 1, 3, 3, 0])
     means, present = class_means(features, labels, 4)
     np.testing.assert_array_equal(present, [True, True, False, True])
     rows = [features[4], features[1], features.mean(0), features[labels == 3].mean(0)]
     np.testing.assert_allclose(means, jnp.stack(rows), rtol=1e-5, atol=1e-6)
+
+  def test_a_label_of_no_class_is_never_left_out_without_a_word(self):
+    features, labels = jnp.ones((4, 3)), jnp.array([0, 1, 2, 3])
+    with self.assertRaisesRegex(ValueError, r"in \[0, 3\), .* got 0 to 3"):
+      class_means(features, labels, 3)
+    means, _ = jax.jit(class_means, static_argnums=2)(features, labels, 3)
+    self.assertTrue(np.isnan(means).all())
 
 
 class RefusedTest(parameterized.TestCase):

@@ -134,10 +134,12 @@ class SupervisedTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, r"batch.inputs\['scale'\].* 6 examples"):
         algorithm.step(algorithm.init(Variables(jnp.float32(0), ())), batch)
 
-  def test_a_label_that_is_no_class_makes_the_loss_nan(self):
+  def test_a_label_that_is_no_class_is_refused_or_makes_the_loss_nan(self):
     loss_fn = example_loss(lambda params, x, *, statistics, train: (x, statistics))
     batch = Batch(jnp.zeros((3, 5)), jnp.array([0, 7, -1]))
-    metrics, _ = loss_fn(Variables((), ()), batch, True)
+    with self.assertRaisesRegex(ValueError, r"in \[0, 5\), .* got -1 to 7"):
+      loss_fn(Variables((), ()), batch, True)
+    metrics, _ = jax.jit(loss_fn, static_argnums=2)(Variables((), ()), batch, True)
     np.testing.assert_array_equal(np.isnan(metrics["loss"]), [False, True, True])
 
   def test_top_five_by_hand(self):

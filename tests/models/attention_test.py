@@ -192,6 +192,12 @@ class AttentionLearnerTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "support_targets must be integer labels"):
       jax.eval_shape(init_fn, jax.random.key(0), x, targets, x)
 
+  def test_a_label_that_no_output_stands_for_is_no_row_of_zeros(self):
+    init_fn, _ = as_learner_functions(learner(num_outputs=3))
+    x = jnp.ones((4, 2))
+    with self.assertRaisesRegex(ValueError, r"labels must be in \[0, 3\)"):
+      jax.eval_shape(lambda key: init_fn(key, x, np.arange(4), x), jax.random.key(0))
+
 
 if __name__ == "__main__":
   absltest.main()
