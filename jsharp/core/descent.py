@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jsharp import tree as trees
@@ -47,9 +48,10 @@ def descend(
     The new params, the new optimizer state, and the metrics at `params`.
 
   Raises:
-    ValueError: if no leaf of `params` has a derivative; if the optimizer ends in a SAM
-      link, reshapes the parameters around one, or takes other arguments than optax's
-      optimizers do (`optax.lookahead`, `optax.contrib.sam`).
+    ValueError: if no leaf of `params` has a derivative; if the optimizer has a SAM link
+      at its end or behind what makes a step of the gradient, reshapes the parameters
+      around one, or takes other arguments than optax's optimizers do
+      (`optax.lookahead`, `optax.contrib.sam`).
 
   Example:
     >>> sgd = optax.with_extra_args_support(optax.sgd(0.1))
@@ -59,6 +61,7 @@ def descend(
   """
   _check_links(opt_state)
   params, constants = trees.inexact(params)
+  _check_order(optimizer, params, opt_state)
   if jax.tree.leaves(constants) and not jax.tree.leaves(params):
     raise ValueError(
       "params hold no floating-point leaf, so nothing would be learned; pass them as "
@@ -125,22 +128,87 @@ def _check_links(opt_state: Any) -> None:
         "optax.contrib.sam takes neither value= nor grad_fn= as other links do; use "
         "optax.chain(jsharp.sam(rho), optimizer)"
       )
-  if _ends_in_a_sharp_link(opt_state):
+
+
+def _check_order(
+  optimizer: optax.GradientTransformationExtraArgs, params: Params, opt_state: Any
+) -> None:
+  """Refuses SAM links that do not stand in front of what makes a step."""
+  wrong = ""
+  for chain in _chains(opt_state):
+    is_sharp = [isinstance(link, SharpnessAwareState | LookState) for link in chain]
+    if is_sharp[-1:] == [True]:
+      wrong = (
+        "the last link of the optimizer is SAM, which hands on a gradient that nothing "
+        "turns into a step: the loss would rise"
+      )
+    elif any(is_sharp[1:]) and _perturbs_downhill(optimizer, params):
+      wrong = (
+        "a link in front of SAM makes a step of the gradient, so the perturbation "
+        "would go downhill"
+      )
+  if wrong:
     raise ValueError(
-      "the last link of the optimizer is SAM, which hands on a gradient that nothing "
-      "turns into a step: the loss would rise. SAM stands in front: "
+      f"{wrong}. SAM stands in front: "
       "optax.chain(jsharp.sam(rho), optax.adamw(learning_rate))"
     )
 
 
-def _ends_in_a_sharp_link(state: Any) -> bool:
-  if isinstance(state, SharpnessAwareState | LookState):
-    return True
+def _chains(state: Any) -> list[list[Any]]:
+  """The states of an optimizer's links in their order, for every part of the tree."""
   for wrapped in ("inner_state", "inner_opt_state"):
     if hasattr(state, wrapped):
-      return _ends_in_a_sharp_link(getattr(state, wrapped))
+      return _chains(getattr(state, wrapped))
   if isinstance(state, optax.PartitionState):
-    return any(map(_ends_in_a_sharp_link, state.inner_states.values()))
+    return [chain for part in state.inner_states.values() for chain in _chains(part)]
   if isinstance(state, collections.OrderedDict):  # optax.named_chain
     state = tuple(state.values())
-  return type(state) is tuple and bool(state) and _ends_in_a_sharp_link(state[-1])
+  if type(state) is not tuple:
+    return [[state]]
+  found: list[list[Any]] = [[]]
+  for part in state:
+    found = [chain + more for chain in found for more in _chains(part)]
+  return found
+
+
+def _perturbs_downhill(
+  optimizer: optax.GradientTransformationExtraArgs, params: Params
+) -> bool:
+  """Whether SAM in it asks for a gradient at a point where the loss is lower.
+
+  The sign of a step cannot be seen in a state, so the optimizer is tried on a plane of
+  few dimensions, once uphill and once downhill: noise goes one way in both.
+  """
+  with jax.ensure_compile_time_eval(), jax.disable_jit():
+    point = jax.tree.map(lambda x: jnp.ones((1,) * jnp.ndim(x), x.dtype), params)
+    try:
+      return all(_rise(optimizer, point, slope) < 0 for slope in (1, -1))
+    except Exception:  # A link that works in its own surroundings alone is not judged.
+      return False
+
+
+def _rise(
+  optimizer: optax.GradientTransformationExtraArgs, point: Params, slope: int
+) -> float:
+  """How much higher a plane is where the optimizer asks for its gradient."""
+  grads = jax.tree.map(lambda x: slope * jnp.ones_like(x), point)
+  asked: list[Params] = []
+
+  def value_fn(at: Params, **extra: Any) -> jax.Array:
+    del extra
+    return sum((slope * x.sum().real for x in jax.tree.leaves(at)), jnp.zeros(()))
+
+  def grad_fn(at: Params) -> Params:
+    asked.append(at)
+    return grads
+
+  optimizer.update(
+    grads,
+    optimizer.init(point),
+    point,
+    value=value_fn(point),
+    grad=grads,
+    value_fn=value_fn,
+    grad_fn=grad_fn,
+  )
+  return sum(float(value_fn(at) - value_fn(point)) for at in asked)

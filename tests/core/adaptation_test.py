@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 import jsharp
 from jsharp import losses
 from jsharp.core.adaptation import join, split
+from jsharp.core.descent import descend
 from tests import quadratics as quad
 
 
@@ -194,6 +195,22 @@ class RefusedOptimizersTest(parameterized.TestCase):
     ),
     ("sam_alone", optax.inject_hyperparams(jsharp.sam)(0.1), "last link"),
     ("late_sam_last", optax.chain(optax.sgd(0.1), jsharp.sam_every(0.1)), "last link"),
+    *(
+      (
+        f"sam_behind_{name}",
+        optax.chain(front, link, optax.identity()),
+        "in front of SAM makes a step.*downhill",
+      )
+      for name, front, link in (
+        ("adamw", optax.adamw(0.1), jsharp.sam(0.1)),
+        (
+          "sgd",
+          optax.partition({"all": optax.sgd(0.1)}, {"w": "all"}),
+          jsharp.gsam(0.1),
+        ),
+        ("a_rate", optax.scale_by_learning_rate(0.1), jsharp.looksam(0.1)),
+      )
+    ),
     ("lookahead", optax.lookahead(optax.sgd(0.1), 2, 0.5), "a pair of parameters"),
     ("contrib", optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), "jsharp.sam"),
     (
@@ -210,6 +227,23 @@ class RefusedOptimizersTest(parameterized.TestCase):
       algorithm = jsharp.maml(loss_fn, *optimizers, num_inner_steps=1)
       with self.assertRaisesRegex(ValueError, message):
         algorithm.step(algorithm.init(start), jsharp.Task(batch, batch))
+
+  @parameterized.named_parameters(
+    ("a_clip", optax.clip_by_global_norm(1.0), jsharp.sam(0.1)),
+    ("moments", optax.scale_by_adam(eps_root=1e-8), jsharp.sam_every(0.1)),
+    ("noise", optax.add_noise(1e6, 0.0, key=0), jsharp.sam(0.1)),
+    ("a_mesh", jsharp.perturbations.pmean("devices"), jsharp.sam(0.1)),
+  )
+  def test_what_bends_the_perturbation_may_stand_in_front(self, front, link):
+    optimizer = optax.chain(front, link, optax.sgd(0.1))
+    optimizer = optax.with_extra_args_support(optimizer)
+    value_and_grad_fn = jax.value_and_grad(lambda w: (jnp.sum(w), {}), has_aux=True)
+
+    def step(w):
+      return descend(optimizer, value_and_grad_fn, w, optimizer.init(w))[0]
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's noise needs it.
+      jax.eval_shape(jax.vmap(step, axis_name="devices"), jnp.ones((2, 3)))
 
   def test_a_line_search_of_unknown_length_in_the_inner_loop(self):
     batch = jsharp.Batch(None, jnp.ones((1, 2)))
