@@ -233,14 +233,21 @@ class OtherLeavesTest(parameterized.TestCase):
     expected = jax.grad(sharp)(self.params)
     filtered_grad = lambda fn: lambda model: tree.value_and_grad(fn)(model)[1]
     self.check(filtered_grad(sharp)(self.model), expected)
-    for link in (jsharp.asam(0.1, eta=0.0), jsharp.looksam(0.1)):
+    for link in (
+      jsharp.asam(0.1, eta=0.0),
+      jsharp.looksam(0.1),
+      jsharp.vasso(0.1),
+      jsharp.momentum_sam(optax.sgd(0.1, momentum=0.9), 0.1),
+    ):
       grad_fn = filtered_grad(loss)
-      state = link.init(tree.inexact(self.model)[0])
-      updates, _ = link.update(grad_fn(self.model), state, self.model, grad_fn=grad_fn)
-      plain, _ = link.update(
-        grad_fn(self.params), link.init(self.params), self.params, grad_fn=grad_fn
+      (updates, state), (expected, plain) = (
+        link.update(grad_fn(params), link.init(params), params, grad_fn=grad_fn)
+        for params in (self.model, self.params)
       )
-      self.check(updates, plain)
+      self.check(updates, expected)
+    centred = jsharp.perturbations.centre(self.model, state)
+    self.stays(centred)
+    self.check(centred, jsharp.perturbations.centre(self.params, plain))
     outputs = lambda model: (
       model(self.batch.inputs)
       if isinstance(model, Mixed)
@@ -252,6 +259,25 @@ class OtherLeavesTest(parameterized.TestCase):
     self.check(step(self.model)[1], step(self.params)[1])
     product = lambda params: analysis.hessian_vector_product(loss, params)(params)
     self.check(product(self.model), product(self.params))
+
+  @jax.numpy_dtype_promotion("standard")
+  def test_measures_of_sharpness(self):
+    loss = lambda model: self.loss(model, self.batch)
+    key = jax.random.key(0)
+    shown = lambda params: analysis.direction(key, params)
+    for measure in (
+      lambda w: analysis.trace(loss, w, num_samples=2, key=key),
+      lambda w: analysis.largest_eigenvalues(loss, w, num_steps=3, key=key).values,
+      lambda w: analysis.worst_case_rise(loss, w, rho=0.1, num_steps=2, key=key)[:2],
+      lambda w: analysis.average_case_rise(loss, w, rho=0.1, num_samples=2, key=key),
+      lambda w: analysis.line(loss, w, shown(w), [0.0, 1.0]),
+    ):
+      np.testing.assert_allclose(measure(self.model), measure(self.params), rtol=1e-6)
+    moved = dataclasses.replace(self.model, out=self.params["out"] + 1)
+    turned = dataclasses.replace(self.model, hidden=self.params["hidden"] * 2)
+    found = analysis.principal_directions([moved, turned], self.model)
+    self.assertIsNone(found.first.activation)
+    np.testing.assert_allclose(found.explained.sum(), 1)
 
   def test_an_equinox_model_with_dropout_and_batch_norm(self):
     import equinox as eqx

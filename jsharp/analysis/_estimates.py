@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jsharp import tree as trees
 from jsharp.types import Params
 
 Loss = Callable[[Params], jax.Array]
@@ -58,6 +59,31 @@ def as_partial(loss: Callable[..., Any]) -> Any:
     2.0
   """
   return loss if isinstance(loss, Partial) else Partial(loss)
+
+
+def of_variables(
+  loss: Callable[..., Any], params: Params
+) -> tuple[Callable[..., Any], Params]:
+  """A loss as a function of the leaves that have a derivative alone.
+
+  Args:
+    loss: `loss(params, ...)`.
+    params: any pytree.
+
+  Returns:
+    A loss, and the parameters with None in place of the leaves that stay as they are:
+    integers, keys, functions. Where there are none of these, `loss` itself, so that
+    what was compiled for it serves again.
+
+  Example:
+    >>> loss, w = of_variables(lambda model: model[0](model[1]), [abs, -2.0])
+    >>> w, loss(w)
+    ([None, -2.0], 2.0)
+  """
+  variables, constants = trees.inexact(params)
+  if not jax.tree.leaves(constants):
+    return loss, params
+  return lambda point, *rest: loss(trees.join(point, constants), *rest), variables
 
 
 def refuse_complex(params: Params) -> None:

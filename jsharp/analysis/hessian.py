@@ -24,6 +24,7 @@ from jsharp.analysis._estimates import (
   Loss,
   as_partial,
   mean_estimate,
+  of_variables,
   random_like,
   refuse_complex,
 )
@@ -106,6 +107,7 @@ def lanczos(
     [5.0, 1.0, -2.0]
   """
   check_count("num_steps", num_steps)
+  params, _ = trees.inexact(params)
   refuse_complex(params)
   dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
   if len(dtypes) != 1:
@@ -205,6 +207,7 @@ def largest_eigenvalues(
   """
   check_count("num_eigenvalues", num_eigenvalues)
   check_count("num_steps", num_steps, minimum=num_eigenvalues)
+  loss, params = of_variables(loss, params)
   if batches is None:
     product: Any = Partial(_product, as_partial(loss), params)
   else:
@@ -245,6 +248,7 @@ def trace(
     (4.0, 0.0)
   """
   check_count("num_samples", num_samples, minimum=2)
+  loss, params = of_variables(loss, params)
   samples = []
   for number in range(num_samples):
     between()

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jsharp import tree as trees
 from jsharp._checks import check_count
-from jsharp.analysis._estimates import as_partial, random_like
+from jsharp.analysis._estimates import as_partial, of_variables, random_like
 from jsharp.types import Params
 
 
@@ -58,7 +58,7 @@ def filter_normalise(
     )
     return d * jnp.broadcast_to(factor, d.shape)
 
-  return jax.tree.map(scaled, direction, params)
+  return jax.tree.map(scaled, trees.inexact(direction)[0], trees.inexact(params)[0])
 
 
 def direction(
@@ -82,7 +82,7 @@ def direction(
     keep_vectors: as for `filter_normalise`.
 
   Returns:
-    A pytree like `params`.
+    A pytree like `params`, with None for leaves without a derivative.
 
   Raises:
     ValueError: if nothing is left that is orthogonal.
@@ -96,7 +96,9 @@ def direction(
     >>> f"{abs(jnp.vdot(first['kernel'], second['kernel'])):.4f}"
     '0.0000'
   """
-  drawn = _drawn(key, params, orthogonal_to, keep_vectors=keep_vectors)
+  variables, _ = trees.inexact(params)
+  other, _ = trees.inexact(orthogonal_to)
+  drawn = _drawn(key, variables, other, keep_vectors=keep_vectors)
   wide = [x for x in jax.tree.leaves(drawn) if x.ndim > 1 and x.size > x.shape[-1]]
   if orthogonal_to is not None and wide and not any(map(jnp.any, wide)):
     raise ValueError(
@@ -119,7 +121,7 @@ def line(
   Args:
     loss: any pure function of the parameters that returns a pytree of arrays: a
       scalar, or `jsharp.analysis.per_task(...)` for one curve per task.
-    params: the centre.
+    params: the centre; leaves without a derivative stay as they are.
     along: a direction, a pytree like `params`.
     alphas: `[num_alphas]`.
     chunk: how many points are computed at a time; memory is that of one chunk.
@@ -137,7 +139,9 @@ def line(
   """
   points = jnp.asarray(alphas, jnp.float32).reshape(-1, 1)
   chunk = min(check_count("chunk", chunk), len(points))
-  return _values(as_partial(loss), params, (along,), points, chunk=chunk)
+  loss, params = of_variables(loss, params)
+  directions = (trees.inexact(along)[0],)
+  return _values(as_partial(loss), params, directions, points, chunk=chunk)
 
 
 def surface(
@@ -178,7 +182,9 @@ def surface(
   alphas, betas = (jnp.asarray(v, jnp.float32).reshape(-1) for v in (alphas, betas))
   points = jnp.stack(jnp.meshgrid(alphas, betas, indexing="ij"), -1).reshape(-1, 2)
   chunk = min(check_count("chunk", chunk), len(points))
-  values = _values(as_partial(loss), params, (first, second), points, chunk=chunk)
+  loss, params = of_variables(loss, params)
+  directions = trees.inexact((first, second))[0]
+  values = _values(as_partial(loss), params, directions, points, chunk=chunk)
   return jax.tree.map(
     lambda x: x.reshape(len(alphas), len(betas), *x.shape[1:]), values
   )

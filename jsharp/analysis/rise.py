@@ -19,6 +19,7 @@ from jsharp.analysis._estimates import (
   Loss,
   as_partial,
   mean_estimate,
+  of_variables,
   random_like,
 )
 from jsharp.perturbations import sam_ascent
@@ -35,7 +36,8 @@ class WorstCase(NamedTuple):
       maximum.
     one_step: the rise at SAM's own perturbation, one gradient step to the boundary;
       it may be negative.
-    perturbation: where `rise` was found, a pytree like the parameters.
+    perturbation: where `rise` was found, a pytree like the parameters, with None for
+      leaves that have no derivative.
   """
 
   rise: float
@@ -65,7 +67,8 @@ def worst_case_rise(
 
   Args:
     loss: `loss(params) -> scalar`.
-    params: the centre of the ball.
+    params: the centre of the ball. Leaves without a derivative, such as a counter or an
+      activation function, stay as they are.
     rho: the radius, in units of the parameters (adaptive: relative to them).
     p: the norm of the ball, in `[1, inf]`.
     num_steps: steps from every start, each one gradient and one to five losses.
@@ -90,6 +93,7 @@ def worst_case_rise(
   check_count("num_starts", num_starts)
   check_nonnegative("rho", rho)
   sam_ascent(rho, p=p)  # It refuses what is no norm.
+  loss, params = of_variables(loss, params)
   loss, options = as_partial(loss), {"p": float(p), "adaptive": bool(adaptive)}
   radius = jnp.float32(rho)
   centre_loss = float(_value(loss, params))
@@ -129,7 +133,7 @@ def average_case_rise(
 
   Args:
     loss: `loss(params) -> scalar`.
-    params: what is perturbed.
+    params: what is perturbed: its leaves that have a derivative.
     rho: root of the mean squared length, in units of the parameters: every entry is
       Gaussian with standard deviation `rho / sqrt(dim)`. Adaptive: times `|w|`.
     num_samples: at least 2.
@@ -152,6 +156,7 @@ def average_case_rise(
   """
   check_count("num_samples", num_samples, minimum=2)
   check_nonnegative("rho", rho)
+  loss, params = of_variables(loss, params)
   loss, options = as_partial(loss), {"adaptive": adaptive, "on_sphere": on_sphere}
   before = float(_value(loss, params))
   samples = []

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from jsharp import tree as trees
 from jsharp._checks import check_count
 from jsharp.types import Params
 
@@ -111,7 +112,7 @@ def principal_directions(
     ([1.0, 0.0, 0.0], [0.9, 0.1])
   """
   check_count("len(trajectory)", len(trajectory), minimum=2)
-  centre, unravel = ravel_pytree(params)
+  centre, unravel = ravel_pytree(trees.inexact(params)[0])
   away = np.stack([_flat(point) - _flat(params) for point in trajectory])
   _, sizes, rows = np.linalg.svd(away, full_matrices=False)
   # What rounding of the points' own entries can do, not of this decomposition.
@@ -169,6 +170,5 @@ def square_axes(
 
 
 def _flat(tree: Params) -> np.ndarray:
-  return np.concatenate(
-    [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)]
-  )
+  leaves = jax.tree.leaves(trees.inexact(tree)[0])
+  return np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in leaves])

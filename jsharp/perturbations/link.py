@@ -64,7 +64,7 @@ def sharpness_aware(
   ascent = optax.with_extra_args_support(ascent)
 
   def init_fn(params: Any) -> SharpnessAwareState:
-    return SharpnessAwareState(ascent.init(own_params(params)))
+    return SharpnessAwareState(ascent.init(trees.inexact(own_params(params))[0]))
 
   def update_fn(
     updates: Any,

@@ -18,7 +18,7 @@ from jsharp.perturbations.link import (
   sharp_gradient,
   where_updated,
 )
-from jsharp.tree import length, orthogonal_part, unit
+from jsharp.tree import inexact, length, orthogonal_part, unit
 
 
 class LookState(NamedTuple):
@@ -79,7 +79,7 @@ def looksam(
   ascent = optax.with_extra_args_support(sam_ascent(rho, p=p))
 
   def init_fn(params: Any) -> LookState:
-    params = own_params(params)
+    params, _ = inexact(own_params(params))
     zeros = jax.tree.map(jnp.zeros_like, params)
     return LookState(jnp.zeros((), jnp.int32), ascent.init(params), zeros)
 

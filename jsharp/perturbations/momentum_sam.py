@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jsharp import tree as trees
 from jsharp.options import option, positive
 from jsharp.perturbations._options import Perturbed
 from jsharp.perturbations.ascent import sam_ascent
+from jsharp.perturbations.link import where_updated
 from jsharp.types import Params
 
 
@@ -66,6 +68,7 @@ def momentum_sam(
   ascent = sam_ascent(rho, p=p)
 
   def init_fn(params: Any) -> ShiftedState:
+    params, _ = trees.inexact(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     return ShiftedState(base.init(params), ascent.init(params), zeros)
 
@@ -77,6 +80,7 @@ def momentum_sam(
         "momentum_sam needs the parameters, got params=None; call "
         "update(grads, state, params)"
       )
+    params, _ = where_updated(updates, params, None)
     unshifted = jax.tree.map(jnp.subtract, params, state.perturbation)
     steps, base_state = base.update(updates, state.base, unshifted, **extra)
     e, ascent_state = ascent.update(steps, state.ascent, params)
@@ -117,7 +121,9 @@ def centre(params: Any, opt_state: Any) -> Any:
       f"opt_state holds {len(found)} states of momentum_sam; pass the state of an "
       "optimizer that was built with exactly one"
     )
-  return jax.tree.map(jnp.subtract, params, found[0].perturbation)
+  shifted, others = trees.inexact(params)
+  centres = jax.tree.map(jnp.subtract, shifted, found[0].perturbation)
+  return trees.join(centres, others)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
