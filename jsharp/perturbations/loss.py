@@ -7,6 +7,7 @@ import jax
 import optax
 
 from jsharp import tree as trees
+from jsharp.perturbations._passes import passes
 from jsharp.types import Params
 
 
@@ -28,8 +29,9 @@ def sharpen(
   `jsharp.stop_gradient()`; so it serves as an inner loss of meta-learning.
 
   Leaves of `params` without a derivative, such as an activation function of an Equinox
-  model or a generator's count of an NNX one, are constants. What `loss_fn` writes into
-  its arguments is lost, so both passes draw the same dropout mask: return it as `aux`.
+  model, are constants. A Flax NNX model, or a generator among the arguments, begins
+  both passes alike, so that they draw the same dropout mask; what the clean pass writes
+  into it (averages of batch normalisation, counts) stays written.
 
   Value and derivative disagree on purpose: a line search on it means nothing. With
   respect to `*args` and everything that `loss_fn` closes over, the derivative of the
@@ -63,22 +65,21 @@ def sharpen(
   ascent = optax.with_extra_args_support(ascent)
 
   def sharpened(params: Params, *args: Any, **kwargs: Any) -> Any:
-    variables, constants = trees.inexact(params)
+    variables, run, keep = passes(loss_fn, params, args, kwargs)
     state = _empty_state(ascent, variables)
 
     def with_aux(point: Params) -> tuple[Any, Any]:
-      # Each pass gets containers of its own: what it does to an NNX variable, such as a
-      # generator's count, no other pass sees.
-      own_args, own_kwargs = jax.tree.map(lambda x: x, (args, kwargs))
-      out = loss_fn(trees.join(point, constants), *own_args, **own_kwargs)
-      return out if has_aux else (out, None)
+      found, written = run(point)
+      loss, aux = found if has_aux else (found, None)
+      return loss, (aux, written)
 
     # Values that others differentiate with respect to become arguments: a custom
     # derivative must not close over them.
     closed, hoisted = jax.closure_convert(with_aux, variables)
-    loss, aux = _with_sharp_derivative(closed, ascent, state, second_order)(
+    loss, (aux, written) = _with_sharp_derivative(closed, ascent, state, second_order)(
       variables, *hoisted
     )
+    keep(written)
     return (loss, aux) if has_aux else loss
 
   return sharpened
@@ -162,17 +163,14 @@ def functional_sam(
   ascent = optax.with_extra_args_support(ascent)
 
   def value_and_grad(params: Params) -> tuple[jax.Array, Any]:
-    variables, constants = trees.inexact(params)
-
-    def outputs_at(point: Params) -> Any:
-      return net_fn(trees.join(point, constants))
-
+    variables, run, keep = passes(net_fn, params, (), {})
     state = _empty_state(ascent, variables)
-    outputs, pullback = jax.vjp(outputs_at, variables)
+    outputs, pullback, written = jax.vjp(run, variables, has_aux=True)
     loss, slope = jax.value_and_grad(output_loss_fn)(outputs)
     grads = trees.conjugate(pullback(slope)[0])
     e, _ = ascent.update(grads, state, variables)
-    _, sharp_pullback = jax.vjp(outputs_at, optax.apply_updates(variables, e))
+    _, sharp_pullback, _ = jax.vjp(run, optax.apply_updates(variables, e), has_aux=True)
+    keep(written)
     return loss, trees.conjugate(sharp_pullback(slope)[0])
 
   return value_and_grad

@@ -264,6 +264,49 @@ class TrainersTest(parameterized.TestCase):
       optimizer.update(model, jax.grad(sharp)(start))
     assert_close(nnx.state(model, nnx.Param), expected, rtol=1e-5)
 
+  @parameterized.parameters(False, True)
+  def test_an_nnx_model_that_writes_into_itself(self, has_aux):
+    class Net(nnx.Module):
+      def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.first = self.second = nnx.Linear(3, 3, rngs=rngs)  # One layer, used twice.
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+      def __call__(self, x, rngs):
+        hidden = self.dropout(self.first(self.norm(x)))
+        return self.second(self.dropout(hidden, rngs=rngs))
+
+    def loss_fn(model, x, rngs):
+      value = jnp.mean(jnp.square(model(x, rngs)))
+      return (value, rngs.default.count[...]) if has_aux else value
+
+    def pure(weights, rest, x):
+      model, rngs = nnx.merge(graph, weights, rest, copy=True)
+      value = jnp.mean(jnp.square(model(x, rngs)))
+      return value, nnx.state((model, rngs), nnx.Not(nnx.Param))
+
+    x, _ = problems.batch()
+    model, rngs = Net(), nnx.Rngs(1)
+    graph, start, rest = nnx.split((Net(), nnx.Rngs(1)), nnx.Param, ...)
+    gradient = jax.jit(jax.grad(pure, has_aux=True))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+      sharp = jsharp.sharpen(loss_fn, jsharp.sam_ascent(RHO), has_aux=has_aux)
+      step = nnx.jit(nnx.value_and_grad(sharp, has_aux=has_aux))
+      for _ in range(2):
+        found, actual = step(model, x, rngs)
+        clean, after = gradient(start, rest, x)
+        size = optax.tree.norm(clean)
+        moved = jax.tree.map(lambda w, g, size=size: w + RHO * g / size, start, clean)
+        expected, _ = gradient(moved, rest, x)
+        rest = after
+        assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), rtol=1e-4)
+        assert_close(model.norm.mean[...], rest[0]["norm"]["mean"][...], rtol=1e-6)
+    self.assertEqual(int(model.dropout.rngs.count[...]), 2)
+    self.assertEqual(int(rngs.default.count[...]), 2)
+    if has_aux:
+      self.assertEqual(int(found[1]), 2)
+
   def test_microbatches_with_their_own_perturbation_are_m_sam(self):
     """optax's microbatches are strided: (0, 4), (1, 5), ..."""
     w, (x, y) = problems.params(), problems.batch(size=8)

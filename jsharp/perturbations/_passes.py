@@ -1,0 +1,83 @@
+"""A loss as a function of its variables, which may be called more than once."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jsharp import tree as trees
+from jsharp.types import Params
+
+
+def passes(
+  loss_fn: Callable[..., Any], params: Params, args: Any, kwargs: Any
+) -> tuple[Params, Callable[[Params], Any], Callable[[Any], None]]:
+  """Frees a loss of the leaves without a derivative and of what it writes.
+
+  A Flax NNX model writes into itself: averages of batch normalisation, the count of a
+  generator. Every pass gets a model and arguments of its own, which begin alike, so two
+  passes draw one dropout mask; what one of them has written is for the caller to keep.
+
+  Args:
+    loss_fn: `loss_fn(params, *args, **kwargs)`.
+    params: any pytree, or an NNX model.
+    args: further arguments, in which there may be NNX objects too.
+    kwargs: likewise.
+
+  Returns:
+    The variables; `run(variables) -> (what loss_fn returns, written)`; and
+    `keep(written)`, which writes it into `params` and the arguments.
+
+  Example:
+    >>> loss_fn = lambda model, x: model[0](x * model[1])
+    >>> w, run, keep = passes(loss_fn, [abs, -2.0], (3,), {})
+    >>> w, run(w)
+    ([None, -2.0], (6.0, None))
+  """
+  if _holds_nnx_objects((params, args, kwargs)):
+    return _nnx_passes(loss_fn, params, args, kwargs)
+  variables, constants = trees.inexact(params)
+
+  def run(point: Params) -> tuple[Any, None]:
+    own_args, own_kwargs = jax.tree.map(lambda x: x, (args, kwargs))
+    return loss_fn(trees.join(point, constants), *own_args, **own_kwargs), None
+
+  return variables, run, lambda written: None
+
+
+def _holds_nnx_objects(tree: Any) -> bool:
+  nnx = sys.modules.get("flax.nnx")  # Who holds one has imported it.
+  if nnx is None:
+    return False
+
+  def is_object(node: Any) -> bool:
+    return isinstance(node, nnx.Pytree)
+
+  return any(map(is_object, jax.tree.leaves(tree, is_leaf=is_object)))
+
+
+def _nnx_passes(
+  loss_fn: Callable[..., Any], params: Params, args: Any, kwargs: Any
+) -> tuple[Params, Callable[[Params], Any], Callable[[Any], None]]:
+  from flax import nnx
+
+  # NNX's own split: a layer that is used twice is one layer in every pass too.
+  graph, weights, rest = nnx.split(params, nnx.Param, ...)  # type: ignore[misc]
+  variables, constants = trees.inexact(weights)
+  arguments, further = nnx.split((args, kwargs))
+
+  def run(point: Params) -> tuple[Any, Any]:
+    own = nnx.merge(graph, trees.join(point, constants), rest, copy=True)
+    own_args, own_kwargs = nnx.merge(arguments, further, copy=True)
+    found = loss_fn(own, *own_args, **own_kwargs)
+    return found, [_state(own), _state((own_args, own_kwargs))]
+
+  def keep(written: Any) -> None:
+    for node, state in zip((params, (args, kwargs)), written, strict=True):
+      nnx.update(node, state)
+
+  def _state(node: Any) -> Any:
+    return nnx.state(node, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
+
+  return variables, run, keep
