@@ -175,8 +175,8 @@ class Machine(Options):
   process_id: int | None = option(None, "Which one this is, from 0.")
   peer_timeout: float = option(
     300.0,
-    "Seconds after which a process gives up on others that died (checked by "
-    "heartbeats) or do not answer.",
+    "Seconds after which a process gives up on others that do not answer; those that "
+    "died break their connections and are noticed sooner.",
     check=positive("usual values lie between 60 and 600."),
   )
 

@@ -5,8 +5,9 @@ keeps records and checkpoints. They have to agree on what only one of them knows
 signal that asked for a stop, the length of the next dispatch, the checkpoint to go on
 from.
 
-A process that dies is noticed by JAX's own heartbeats, which end the others. One that
-lives and does not answer would hold the others for ever: `Peers.patience` ends them.
+A process that dies breaks its connections; one that lives and does not answer would hold
+the others for ever. `Peers.patience` ends them in both cases. JAX's own heartbeats, which
+would abort them with a dump of their stack, wait longer.
 """
 
 import contextlib
@@ -55,8 +56,8 @@ def start(
       SLURM, Open MPI, Kubernetes or a TPU pod.
     num_processes: how many there are.
     process_id: which one this is, from 0.
-    timeout: seconds after which a process that sends no heartbeat counts as dead, and
-      for which this one waits for the others to come.
+    timeout: seconds for which this process waits for the others to come. JAX takes one
+      that sends no heartbeat for dead after twice as long and a minute more.
 
   Raises:
     ValueError: if only some of the three are given, none can be found, or the
@@ -98,7 +99,7 @@ def start(
       # Nobody has to prove who they are to it; by default it listens to the network.
       coordinator_bind_address=coordinator if at_home else None,
       initialization_timeout=int(timeout) + 60,
-      heartbeat_timeout_seconds=int(timeout),
+      heartbeat_timeout_seconds=2 * int(timeout) + 60,
       shutdown_timeout_seconds=_WHILE_THE_FIRST_TESTS,
     )
   finally:
