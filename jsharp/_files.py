@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -233,6 +234,16 @@ def read_bytes_if_there(path: str | os.PathLike[str], *, most: int) -> bytes | N
     if error.errno != errno.ENOENT:
       raise
     return None
+
+
+def composed(name: str) -> str:
+  """A name with composed accents; macOS writes them apart from their letters.
+
+  Example:
+    >>> composed("e" + chr(0x301)) == chr(0xE9)
+    True
+  """
+  return unicodedata.normalize("NFC", name)
 
 
 def names_in(directory: str | os.PathLike[str]) -> list[str]:

@@ -19,12 +19,12 @@ import json
 import pathlib
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from absl import flags
 
+from jsharp._files import composed
 from jsharp._flags import Given, Group, Program, call, message, refuse
 from jsharp._terminal import say, silence
 from jsharp.options import Options, Role, at_least, option
@@ -267,7 +267,7 @@ def accuracy(names: Names) -> str | None:
   """How many images are named like their folder; None if a folder is no class."""
   import numpy as np
 
-  truth = [unicodedata.normalize("NFC", path.parent.name) for path in names.paths]
+  truth = [composed(path.parent.name) for path in names.paths]
   if not set(truth) <= set(names.classes):
     return None
   best = names.probabilities.argmax(axis=1)

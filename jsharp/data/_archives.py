@@ -6,6 +6,8 @@ nobody packs images like that by accident.
 """
 
 import bz2
+import contextlib
+import contextvars
 import gzip
 import lzma
 import os
@@ -38,6 +40,10 @@ DAMAGE = (
   OSError,
   OverflowError,
   UnicodeError,
+)
+
+_WITHIN: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+  "archives that were seen within archives", default=None
 )
 
 LARGEST = 2**42
@@ -181,6 +187,7 @@ def members(
   check_not_html(path)
   with open_regular(path, most=LARGEST) as file:
     head = file.read(262)
+  wanted = _noting_archives(path, wanted)
   try:
     if head.startswith(b"PK"):
       yield from _zip_members(path, wanted)
@@ -204,6 +211,45 @@ def members(
       f"{path} is truncated or damaged ({type(error).__name__}: {error}). "
       "Fetch the file again."
     ) from error
+
+
+@contextlib.contextmanager
+def archives_within_named() -> Iterator[None]:
+  """Says of a loader that fails that it has seen archives within archives.
+
+  Raises:
+    ValueError: as from inside, with what to do about them.
+    FileNotFoundError: likewise.
+  """
+  seen: list[str] = []
+  token = _WITHIN.set(seen)
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    if not seen or type(error) not in (ValueError, FileNotFoundError):
+      raise
+    raise type(error)(
+      f"{error} There are archives within an archive, which are not looked into: "
+      f"{', '.join(dict.fromkeys(seen[:3]))}. Extract the outer one, and give its "
+      "folder."
+    ) from error
+  finally:
+    _WITHIN.reset(token)
+
+
+def _noting_archives(
+  path: pathlib.Path, wanted: Callable[[str], bool]
+) -> Callable[[str], bool]:
+  seen = _WITHIN.get()
+
+  def noted(name: str) -> bool:
+    if wanted(name):
+      return True
+    if seen is not None and is_archive(pathlib.PurePosixPath(name)):
+      seen.append(f"{name} in {path.name}")
+    return False
+
+  return noted
 
 
 def _zip_members(path, wanted):

@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import unicodedata
 from collections.abc import Container, Iterator
 from typing import NamedTuple, Self
 
-from jsharp._files import read_bytes
+from jsharp._files import composed, read_bytes
 from jsharp.data import _archives, _formats, _left_out
 
 
@@ -85,28 +84,20 @@ class ImageFiles:
     """The paths of all images; archives are read through to their end.
 
     Raises:
-      ValueError: an archive is damaged, refused, or holds archives alone.
+      ValueError: an archive is damaged or refused.
     """
     found: list[str] = []
-    within: list[str] = []
 
     def wanted(name: str) -> bool:
       if self._left_out.is_image(name):
-        found.append(_composed(name))
-      elif _archives.is_archive(pathlib.PurePosixPath(name)):
-        within.append(name)
+        found.append(composed(name))
       return False
 
     if not self.packed:
-      return [_composed(self._name(source)) for source in self.sources]
+      return [composed(self._name(source)) for source in self.sources]
     for source in self.sources:
       for _ in _archives.members(source, wanted):
         pass
-    if within and not found:
-      raise ValueError(
-        f"{self.given} holds no images but archives within an archive: "
-        f"{', '.join(within[:3])}. Extract the outer one, and give its folder."
-      )
     return found
 
   def read(self, wanted: Container[str] | None = None) -> Iterator[ImageFile]:
@@ -123,16 +114,16 @@ class ImageFiles:
     def is_wanted(name: str) -> bool:
       if not self._left_out.is_image(name):
         return False
-      return wanted is None or _composed(name) in wanted
+      return wanted is None or composed(name) in wanted
 
     for source in self.sources:
       if self.packed:
         for name, content in _archives.members(source, is_wanted):
-          yield ImageFile(f"{source}: {name}", _composed(name), content)
+          yield ImageFile(f"{source}: {name}", composed(name), content)
       elif is_wanted(name := self._name(source)):
         yield ImageFile(
           str(source),
-          _composed(name),
+          composed(name),
           read_bytes(source, most=_archives.LARGEST_MEMBER),
         )
 
@@ -146,8 +137,3 @@ class ImageFiles:
 
   def _name(self, file: pathlib.Path) -> str:
     return file.relative_to(self.root).as_posix()
-
-
-def _composed(path: str) -> str:
-  """The path with composed accents; macOS writes them apart from their letters."""
-  return unicodedata.normalize("NFC", path)

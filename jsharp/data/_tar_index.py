@@ -11,14 +11,13 @@ import itertools
 import os
 import pathlib
 import tarfile
-import unicodedata
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from jsharp._files import open_regular, read_bytes, write_atomically
+from jsharp._files import composed, open_regular, read_bytes, write_atomically
 from jsharp._terminal import say
 from jsharp.data import _archives, _formats, _left_out, _prepared
 from jsharp.data._encoded import Names
@@ -186,7 +185,7 @@ def _members(
       for image, offset, length in _listed(place, file, start, size):
         _check_image(place, image)
         file_name = pathlib.PurePosixPath(image).name
-        yield unicodedata.normalize("NFC", stem.stem), file_name, offset, length
+        yield composed(stem.stem), file_name, offset, length
         count += 1
       if not count:
         raise ValueError(f"{place} holds no images: the class is empty. {_FETCH}")

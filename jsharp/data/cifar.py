@@ -46,6 +46,7 @@ _LAYOUTS = {
 }
 
 
+@_archives.archives_within_named()
 def load(data_dir: str | os.PathLike, *, num_classes: int = 10) -> dict[str, Dataset]:
   """The images of `cifar-10-python.tar.gz` or `cifar-100-python.tar.gz`.
 

@@ -8,14 +8,22 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import unicodedata
 from collections.abc import Container
 from typing import ClassVar, Self
 
 import numpy as np
 
+from jsharp._files import composed
 from jsharp._terminal import say
-from jsharp.data import _formats, _image_files, _left_out, _pixels, _prepared, splits
+from jsharp.data import (
+  _archives,
+  _formats,
+  _image_files,
+  _left_out,
+  _pixels,
+  _prepared,
+  splits,
+)
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.options import at_least, between, option
@@ -28,6 +36,7 @@ _FIX = (
 )
 
 
+@_archives.archives_within_named()
 def load(
   data_dir: str | os.PathLike,
   *,
@@ -233,7 +242,7 @@ def _within(paths: list[str]) -> tuple[list[str], list[list[str]]]:
 
 def _check_not_empty(folder: pathlib.Path, classes: Container[str]) -> None:
   for entry in sorted(folder.iterdir()):
-    name = unicodedata.normalize("NFC", entry.name)
+    name = composed(entry.name)
     ours = _left_out.is_hidden(name) or name == "tfds"
     if entry.is_dir() and name not in classes and not ours:
       raise ValueError(

@@ -8,13 +8,12 @@ import dataclasses
 import io
 import os
 import pathlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jsharp._files import read_bytes
+from jsharp._files import composed, read_bytes
 from jsharp.data import _archives, _formats, _left_out, _tar_index
 from jsharp.data._encoded import (
   Encoded,
@@ -136,7 +135,7 @@ def _images_below(folder: pathlib.Path) -> Iterator[_Row]:
       )
     for file in images:
       _archives.check_encodable(file, where=folder / name)
-      yield unicodedata.normalize("NFC", name), file, f"{name}/{file}"
+      yield composed(name), file, f"{name}/{file}"
   left_out.warn()
 
 

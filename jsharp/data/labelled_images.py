@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jsharp.data import _image_files, _pixels, _prepared, splits
+from jsharp.data import _archives, _image_files, _pixels, _prepared, splits
 from jsharp.data._options import LabelledSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
@@ -20,6 +20,7 @@ _FIX = (
 )
 
 
+@_archives.archives_within_named()
 def load(
   data_dir: str | os.PathLike,
   *,

@@ -21,6 +21,7 @@ from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 
 
+@_archives.archives_within_named()
 def load(
   data_dir: str | os.PathLike,
   *,

@@ -28,6 +28,7 @@ _PARTS = {
 _SPLITS = {"vinyals": lambda seed: splits.vinyals(), "mixed": splits.mixed}
 
 
+@_archives.archives_within_named()
 def load(
   data_dir: str | os.PathLike,
   *,

@@ -9,13 +9,12 @@ that resizes height and width to the learner's, and for handwriting light ink on
 import dataclasses
 import os
 import pathlib
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from jsharp._files import read_bytes
+from jsharp._files import composed, read_bytes
 from jsharp.data import _archives, _formats, _left_out, _modes, _pixels
 
 Filter = Literal["LANCZOS", "BOX"]
@@ -192,7 +191,7 @@ def class_folders(
   examples: dict[str, list[pathlib.Path]] = {}
   for folder in folders:
     found = _pictures(root, sorted(folder.rglob("*")))
-    examples.setdefault(unicodedata.normalize("NFC", folder.name), []).extend(found)
+    examples.setdefault(composed(folder.name), []).extend(found)
   if empty := [name for name, found in examples.items() if not found]:
     raise ValueError(
       f"{root}: no images in {_listed(empty)}; add an example to each, or remove the "

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jsharp._files import composed
 from jsharp.data import _pixels, _tfds_reader, splits
 from jsharp.data._options import ImageSource, LabelledSource
 from jsharp.data.dataset import Dataset
@@ -132,7 +133,7 @@ def load_labelled(
     if split not in own:
       continue
     classes: _Classes = {
-      class_name: [] for class_name in builder.info.features[label].names
+      composed(class_name): [] for class_name in builder.info.features[label].names
     }
     for class_name, pixel in _read(builder, own[split], image, label, size):
       classes[class_name].append(pixel)
@@ -158,7 +159,8 @@ def _read(
     record = source[index]
     place = f"record {index} of {split} in {builder.data_dir}"
     pixel = _pixels.decode(record[image], name=place, mode=mode, formats=_FORMATS)
-    return features[label].int2str(int(record[label])), _pixels.to_size(pixel, size)
+    name = features[label].int2str(int(record[label]))
+    return composed(name), _pixels.to_size(pixel, size)
 
   shape = None
   for index, item in enumerate(_pixels.map_threads(decode, range(len(source)))):

@@ -5,9 +5,9 @@ keeps records and checkpoints. They have to agree on what only one of them knows
 signal that asked for a stop, the length of the next dispatch, the checkpoint to go on
 from.
 
-A process that dies breaks its connections; one that lives and does not answer would hold
-the others for ever. `Peers.patience` ends them in both cases. JAX's own heartbeats, which
-would abort them with a dump of their stack, wait longer.
+A process that dies breaks its connections; one that lives and does not answer would
+hold the others for ever. `Peers.patience` ends them in both cases. JAX's own
+heartbeats, which would abort them with a dump of their stack, wait longer.
 """
 
 import contextlib

@@ -9,7 +9,14 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jsharp.data import _archives
+from jsharp.data import (
+  _archives,
+  cifar,
+  image_folder,
+  labelled_images,
+  miniimagenet,
+  omniglot,
+)
 from tests.data import fixtures
 
 _FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 2000, "notes.txt": b"x"}
@@ -204,6 +211,24 @@ class ArchivesTest(parameterized.TestCase):
     path.write_bytes(data[:at] + new + data[at + len(old) :])
     with self.assertRaisesRegex(ValueError, f"a.zip{message}"):
       _read(path)
+
+  @parameterized.product(
+    loader=(cifar, image_folder, labelled_images, miniimagenet, omniglot),
+    name=("all.zip", "all.tar"),
+  )
+  def test_archives_within_an_archive_are_named(self, loader, name):
+    inner = {"python/images.zip": b"PK", "b.tar": b"x", "readme.md": b"x"}
+    fixtures.write_archive(self.root / name, inner)
+    options = {"size": 8} if loader is image_folder else {}
+    words = rf"images.zip in {name}, b.tar in {name}. Extract the outer one, and give"
+    with self.assertRaisesRegex((ValueError, FileNotFoundError), words):
+      loader.load(self.root, **options)
+
+  def test_of_archives_within_nothing_is_said_where_images_are_wrong(self):
+    fixtures.write_archive(self.root / "all.zip", _FILES)
+    with self.assertRaises(FileNotFoundError) as caught:
+      image_folder.load(self.root, size=8)
+    self.assertNotIn("within", str(caught.exception))
 
   def test_walk_leaves_out_hidden_and_prepared_files(self):
     names = ("b/1.png", "a.csv", ".x/2.png", "._3.png", "__MACOSX/4.png", "tfds/5.png")

@@ -134,12 +134,6 @@ class ImageFolderTest(parameterized.TestCase):
     with self.assertRaisesRegex(FileNotFoundError, "a.txt is neither a directory nor"):
       image_folder.load(self.root / "a.txt", size=8)
 
-  def test_archives_within_an_archive_are_named(self):
-    files = {f"{split}.zip": b"PK" for split in ("train", "test")}
-    fixtures.write_archive(self.root / "all.zip", files)
-    with self.assertRaisesRegex(ValueError, "archives within an archive: train.zip, t"):
-      image_folder.load(self.root / "all.zip", size=8)
-
   def test_a_name_that_is_not_utf_8(self):
     self._write(self._three())
     os.rename(self.root / "train", os.fsencode(self.root) + b"/\xff")

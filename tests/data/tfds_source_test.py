@@ -78,6 +78,18 @@ class TfdsSourceTest(parameterized.TestCase):
   def _names(self, datasets):
     return {split: dataset.class_names for split, dataset in datasets.items()}
 
+  def test_accents_are_compared_composed(self):
+    images = fixtures.images(0, 2, 3)
+    train, test = {"\u00e9": images, "b": images}, {"e\u0301": images, "c": images}
+    self._prepare({"train": train, "test": test})
+    datasets = tfds_source.load("toy_classes", self.root)
+    found = {
+      name: count
+      for each in datasets.values()
+      for name, count in zip(each.class_names, each.counts.tolist(), strict=True)
+    }
+    self.assertEqual(found, {"\u00e9": 4, "b": 2, "c": 2})
+
   @parameterized.product(file_format=("array_record", "parquet"), channels=(1, 3))
   def test_own_splits_of_different_classes_stay(self, file_format, channels):
     contents = {
