@@ -4,8 +4,10 @@
 
 A run of `experiments.sinusoid` is killed, or asked to stop, at random instants and
 started again until it ends. Its checkpoints and records must have the bits of a run
-that was left alone. In a finished run a random bit of a random file is flipped, or a
-file is cut short, and everything is read back. Faults are
+that was left alone. Then a random bit is flipped, or a file is cut short, in what is
+read back: the records, checkpoints and learner of a finished run, a prepared dataset,
+the list of an archive's members, compiled programs. Everything is read again. Faults
+are
 
 - silent: something else was read, or trained, without a word;
 - tracebacks: an error that is no refusal;
@@ -15,25 +17,33 @@ The exit code is 1 unless all three are 0.
 """
 
 import collections
+import contextlib
+import io
+import itertools
 import pathlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 
 import jsharp
-from jsharp import _leaf_archive
+from jsharp import _leaf_archive, training
 from jsharp._files import read_table
+from jsharp.data import _tar_index, image_folder
 from jsharp.evaluation import read_column
 from jsharp.learners import to_json
 from jsharp.options import to_json as options_to_json
@@ -53,6 +63,7 @@ _READ_BACK = (
   *("result.json", "run.json", "description.json", "metrics.jsonl"),
   *("test_tasks.csv", "config.json", "model.safetensors"),
 )
+_PROGRAMS = 3
 _FAULTS = ("silent", "tracebacks", "hangs")
 
 Counts = collections.Counter[str]
@@ -62,6 +73,7 @@ def main(arguments: list[str]) -> int:
   """Injects, counts and prints; returns the exit code."""
   del arguments
   signal.signal(signal.SIGALRM, _ring)
+  logging.set_verbosity(logging.WARNING)
   generator = random.Random(_SEED.value)
   counts: list[Counts] = []
   with tempfile.TemporaryDirectory() as directory:
@@ -74,9 +86,11 @@ def main(arguments: list[str]) -> int:
     for flag, signum in ((_KILLS, signal.SIGKILL), (_TERMS, signal.SIGTERM)):
       counts.append(_interrupted(root, flag.value, signum, generator, seconds))
       print(flag.name, dict(counts[-1]), flush=True)
+    stores = _stores(root)
     for flag, damage in ((_FLIPS, _flipped), (_CUTS, _cut)):
-      counts.append(_damaged(root / "whole", flag.value, damage, generator))
-      print(flag.name, dict(counts[-1]), flush=True)
+      for name, count in _damaged(stores, flag.value, damage, generator).items():
+        counts.append(count)
+        print(flag.name, name, dict(count), flush=True)
   return int(any(count[fault] for count in counts for fault in _FAULTS))
 
 
@@ -150,44 +164,82 @@ def _cut(content: bytes, generator: random.Random) -> bytes:
   return content[: generator.randrange(len(content))]
 
 
+class _Store(NamedTuple):
+  """Files that are read back.
+
+  Attributes:
+    directory: that of the files and of all that is read with them.
+    files: those that are damaged.
+    readers: each is given a copy of the directory.
+  """
+
+  directory: pathlib.Path
+  files: list[pathlib.Path]
+  readers: tuple[Callable[[pathlib.Path], Any], ...]
+
+
+def _stores(root: pathlib.Path) -> dict[str, _Store]:
+  """Everything that jsharp keeps and reads again, made below `root`."""
+  whole = root / "whole"
+  files = [whole / name for name in _READ_BACK]
+  files += sorted((whole / "checkpoints").glob("*.npz"))
+  readers = (_result, _table, _description, _learner, _metrics, _checkpoints)
+  stores = {"run": _Store(whole, files, readers)}
+  for name, make, read, pattern in (
+    ("prepared", _make_images, _prepared_images, "tfds/**/*"),
+    ("index", _make_archive, _members, "tfds/index-*.npz"),
+    ("programs", lambda directory: None, _programs, "*-checked"),
+  ):
+    directory = root / name
+    directory.mkdir(mode=0o700)
+    make(directory)
+    read(directory)
+    files = [path for path in sorted(directory.glob(pattern)) if path.is_file()]
+    assert files, name
+    stores[name] = _Store(directory, files, (read,))
+  return stores
+
+
 def _damaged(
-  whole: pathlib.Path,
+  stores: dict[str, _Store],
   number: int,
   damage: Callable[[bytes, random.Random], bytes],
   generator: random.Random,
-) -> Counts:
-  """Damages a file of a finished run at a time, and reads everything back."""
-  count: Counts = collections.Counter(dict.fromkeys(_FAULTS, 0))
-  expected, told = _read_back(whole, count)
-  assert not told, told
-  files = [whole / name for name in _READ_BACK]
-  files += sorted((whole / "checkpoints").glob("*.npz"))
-  for _ in range(number):
-    original = generator.choice(files)
-    with tempfile.TemporaryDirectory() as directory:
-      run = pathlib.Path(directory, "run")
-      shutil.copytree(whole, run)
-      path = run / original.relative_to(whole)
-      path.write_bytes(damage(path.read_bytes(), generator))
-      found, told = _read_back(run, count)
-    same = all(
-      found[what] == value for what, value in expected.items() if what in found
-    )
-    count["told"] += bool(told)
-    count["no effect"] += not told and same
-    count["silent"] += not told and not same
-  return count
+) -> dict[str, Counts]:
+  """Damages one file at a time, each kind as often, and reads everything back."""
+  counts: dict[str, Counts] = {}
+  for turn, (name, store) in enumerate(stores.items()):
+    count = counts[name] = collections.Counter(dict.fromkeys(_FAULTS, 0))
+    expected, told = _read_back(store, store.directory, count)
+    assert not told, told
+    for _ in range(turn, number, len(stores)):
+      original = generator.choice(store.files)
+      with tempfile.TemporaryDirectory() as directory:
+        copy = pathlib.Path(directory, "copy")
+        shutil.copytree(store.directory, copy)
+        path = copy / original.relative_to(store.directory)
+        path.write_bytes(damage(path.read_bytes(), generator))
+        found, told = _read_back(store, copy, count)
+      same = all(
+        found[what] == value for what, value in expected.items() if what in found
+      )
+      count["told"] += bool(told)
+      count["no effect"] += not told and same
+      count["silent"] += not told and not same
+  return counts
 
 
-def _read_back(run: pathlib.Path, count: Counts) -> tuple[dict[str, Any], list[str]]:
+def _read_back(
+  store: _Store, directory: pathlib.Path, count: Counts
+) -> tuple[dict[str, Any], list[str]]:
   """What every reader finds, and what they say of what they do not."""
   found: dict[str, Any] = {}
   told: list[str] = []
   signal.setitimer(signal.ITIMER_REAL, _PATIENCE.value)
   with mock.patch("absl.logging.warning", lambda text, *_: told.append(text)):
-    for reader in (_result, _table, _description, _learner, _metrics, _checkpoints):
+    for reader in store.readers:
       try:
-        found[reader.__name__] = reader(run)
+        found[reader.__name__] = reader(directory)
       except TimeoutError:
         count["hangs"] += 1
       except (ValueError, OSError) as error:
@@ -238,6 +290,58 @@ def _checkpoints(run: pathlib.Path) -> Any:
         raise ValueError(f"{path} is damaged") from error
     found[path.name] = content[0]["extra"], _bits(content[1])
   return found
+
+
+def _make_images(directory: pathlib.Path) -> None:
+  generator = np.random.default_rng(0)
+  with zipfile.ZipFile(directory / "images.zip", "w") as archive:
+    for split, number in itertools.product(("train", "val", "test"), range(6)):
+      pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+      encoded = io.BytesIO()
+      Image.fromarray(pixels).save(encoded, "PNG")
+      name = f"{split}/{split}{number // 2}/{number}.png"
+      archive.writestr(name, encoded.getvalue())
+
+
+def _prepared_images(directory: pathlib.Path) -> Any:
+  with contextlib.redirect_stderr(io.StringIO()):
+    found = image_folder.load(directory, size=8)
+  return {
+    split: (data.class_names, data.counts.tolist(), _bits(data.images))
+    for split, data in found.items()
+  }
+
+
+def _make_archive(directory: pathlib.Path) -> None:
+  with tarfile.open(directory / "all.tar", "w") as archive:
+    for number in range(20):
+      info = tarfile.TarInfo(f"{number}.JPEG")
+      info.size = 100 + number
+      archive.addfile(info, io.BytesIO(bytes(info.size)))
+
+
+def _members(directory: pathlib.Path) -> Any:
+  with contextlib.redirect_stderr(io.StringIO()):
+    index = _tar_index.index(directory / "all.tar", nested=False)
+  return [index.names[number] for number in range(20)], _bits(
+    (index.starts, index.sizes)
+  )
+
+
+def _programs(directory: pathlib.Path) -> Any:
+  """Results of some programs, compiled or taken from the directory."""
+  compilation_cache.reset_cache()
+  jax.clear_caches()
+  training.use_compilation_cache(str(directory))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  x = np.linspace(-1, 1, 16, dtype=np.float32)
+  found = [
+    jax.jit(lambda x, n=number: jax.numpy.tanh(n * x) @ x)(x)
+    for number in range(_PROGRAMS)
+  ]
+  training.use_compilation_cache("")
+  compilation_cache.reset_cache()
+  return _bits(found)
 
 
 def _bits(tree: Any) -> list[bytes]:

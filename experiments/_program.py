@@ -34,6 +34,9 @@ if TYPE_CHECKING:
   from jsharp.types import MetaAlgorithm, Params
 
 
+_LEARNER = ("config.json", "model.safetensors")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
   """What an experiment is made of once its description and its data are known.
@@ -376,9 +379,14 @@ def _train(
         return 0  # The first one tests; the others wait for it as they end.
       tell(f"testing the checkpoint of step {trained.best_step}")
       figures = parts.test(trained, stop)
+      digests = {}
       for folder, learner in parts.learners(trained.best_params).items():
         directory.check_owned()
         learners.save(learner, directory.path / folder)
+        for name in _LEARNER:
+          place = pathlib.PurePosixPath(folder, name).as_posix()
+          digests[place] = _sha256(directory.path / place)
+      figures["learners_sha256"] = digests
       return _report(experiment, description, parts, directory, trained, figures)
     except StopRequested:
       return _interrupted(experiment, description, stop)
@@ -434,8 +442,8 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
   from jsharp.evaluation import report
 
   tell(report.protocol_card(result))
-  names = ("result.json", "config.json", "model.safetensors", "curves.png")
-  written = [n for n in (*names, "metrics.jsonl", "flags.txt") if (path / n).exists()]
+  names = ("result.json", *_LEARNER, "curves.png", "metrics.jsonl", "flags.txt")
+  written = [name for name in names if (path / name).exists()]
   tell(f"{path}/: {', '.join(written)}")
   return 0
 
@@ -461,10 +469,29 @@ def _finished_result(
     if text is None:
       return None
     result = _files.parse_table(text, where=path)
+    asked = {"settings": identity(experiment, description), **description.asked()}
+    if any(result.get(key) != asked[key] for key in asked):
+      return None
+    for name, digest in _kept(result).items():
+      path = run_dir / name
+      if not path.exists() or _sha256(path) != digest:
+        raise _files.FileError(f"{path} is missing, damaged or from elsewhere")
   except _files.FileError as error:
     say(f"{experiment.name}: {error}. It is made anew")
     return None
   except OSError:  # What is wrong with the directory is said when it is opened.
     return None
-  asked = {"settings": identity(experiment, description), **description.asked()}
-  return result if all(result.get(key) == asked[key] for key in asked) else None
+  return result
+
+
+def _kept(result: Mapping[str, Any]) -> dict[str, str]:
+  """The SHA-256 of each file that belongs to a result and can be made anew."""
+  table = result.get("test_tasks_sha256")
+  found = {} if table is None else {"test_tasks.csv": table}
+  return {**found, **result.get("learners_sha256", {})}
+
+
+def _sha256(path: pathlib.Path) -> str:
+  from jsharp._files import read_bytes
+
+  return hashlib.sha256(read_bytes(path, most=sys.maxsize)).hexdigest()

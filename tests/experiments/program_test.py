@@ -266,6 +266,15 @@ class ProgramTest(parameterized.TestCase):
     self.assertIn("result.json is damaged: its SHA-256 differs", err)
     anew = json.loads(path.read_text())
     self.assertEqual(anew["test_mse_by_step"], result["test_mse_by_step"])
+    with self.subTest("a damaged learner"):
+      path = self.run_dir / "model.safetensors"
+      whole = path.read_bytes()
+      path.write_bytes(whole[:-1] + b"x")
+      code, _, err = run(*arguments)
+      self.assertEqual(code, 0, err)
+      self.assertIn("model.safetensors is missing, damaged or from", err)
+      self.assertEqual(path.read_bytes(), whole)
+      path = self.run_dir / "result.json"
     with self.subTest("in use"):
       identity = json.loads((self.run_dir / "run.json").read_text())["identity"]
       path.unlink()
