@@ -11,6 +11,9 @@ Both loops are optax: the links in the two chains decide which algorithm it is.
 is first used.
 """
 
+from jsharp import _early as _early  # Before what takes long to import.
+
+# isort: split
 import functools
 import importlib
 import pathlib

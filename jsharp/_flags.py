@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from absl import flags, logging
 
-from jsharp import _catalogue, _files
+from jsharp import _catalogue, _early, _files
 from jsharp._terminal import open_streams, say, tell
 from jsharp.options import MISSING, Check, Field, Options, fields, fitted
 
@@ -554,32 +554,32 @@ def _flagfiles(words: Sequence[str]) -> list[str]:
   return [name for name in found if name]
 
 
-class _Ended(KeyboardInterrupt):
-  """A signal ended the program where nothing had to be saved; `args[0]` is it."""
-
-
 @contextlib.contextmanager
 def _heard() -> Iterator[None]:
   """Ends the program on SIGTERM and SIGHUP as on Ctrl-C, unless more is installed.
 
   Without a handler they would leave temporary files behind, and the first process of a
-  container would not hear them at all.
+  container would not hear them at all. A plain KeyboardInterrupt that comes through
+  `exec`, as in imports, would make Python kill itself at its end, whatever the code.
   """
 
   def end(number: int, frame: object) -> None:
-    raise _Ended(number)
+    _early.heard.append(number)
+    _early.check()
 
   mended = []
   if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGTERM, signal.SIGHUP):
-      if signal.getsignal(number) is signal.SIG_DFL:
+    _early.leave()
+    for number, default in _early.DEFAULTS.items():
+      if signal.getsignal(number) is default:
         signal.signal(number, end)
         mended.append(number)
   try:
     yield
   finally:
+    _early.heard.clear()
     for number in mended:
-      signal.signal(number, signal.SIG_DFL)
+      signal.signal(number, _early.DEFAULTS[number])
 
 
 def call(
@@ -639,7 +639,7 @@ def _call(
     return refuse(name, message(error))
   except KeyboardInterrupt as error:
     say(f"{name}: interrupted before it began.")
-    return 128 + (error.args[0] if isinstance(error, _Ended) else signal.SIGINT)
+    return 128 + (error.args[0] if isinstance(error, _early.Ended) else signal.SIGINT)
 
 
 def message(error: Exception) -> str:

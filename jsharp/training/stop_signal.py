@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from jsharp import _early
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 SAME_SECONDS = 0.5
@@ -83,6 +85,7 @@ class StopSignal:
       self._at_once = False
 
   def __enter__(self) -> Self:
+    _early.check()
     self._reader, self._writer = socket.socketpair()
     self._writer.setblocking(False)
     # Python runs its handlers only between two bytecodes, which may be a minute

@@ -14,8 +14,9 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
-from jsharp import _catalogue, _flags
+from jsharp import _catalogue, _early, _flags
 from jsharp.options import Options, fields
+from jsharp.training import StopSignal
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = {
@@ -366,7 +367,9 @@ def _names_in(description):
 class EarlySignalsTest(parameterized.TestCase):
   """Signals before there is anything to save."""
 
-  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGHUP, 129))
+  @parameterized.parameters(
+    (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)
+  )
   def test_they_end_a_program_in_order(self, number, expected):
     left = []
 
@@ -377,13 +380,39 @@ class EarlySignalsTest(parameterized.TestCase):
       finally:
         left.append("cleared")
 
-    self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_DFL))
+    default = _early.DEFAULTS[number]
+    self.addCleanup(signal.signal, number, signal.signal(number, default))
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
       code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), then)
     self.assertEqual((code, left), (expected, ["cleared"]))
     self.assertIn("interrupted before it began", err.getvalue())
-    self.assertIs(signal.getsignal(number), signal.SIG_DFL)
+    self.assertIs(signal.getsignal(number), default)
+
+  @parameterized.parameters(
+    ("experiments.sinusoid", 130), ("jsharp.predict", 130), ("pytest", -signal.SIGINT)
+  )
+  def test_while_modules_are_imported(self, module, expected):
+    code = (
+      f"import sys; sys.orig_argv = ['python', '-m', '{module}']; import jsharp, "
+      "signal; signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    self.assertEqual(done.returncode, expected)
+    self.assertEqual("Traceback" in done.stderr, expected < 0)
+
+  def test_one_that_an_import_swallows_is_not_lost(self):
+    def then(given):
+      del given
+      with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+      with StopSignal():
+        self.fail("training began")
+
+    default = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, default)
+    code = _flags.call(sinusoid.EXPERIMENT.program, [], flags.FlagValues(), then)
+    self.assertEqual(code, 130)
 
   def test_nohup_is_respected(self):
     self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))

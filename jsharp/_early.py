@@ -1,0 +1,72 @@
+"""Signals that come while a program imports its modules: there is nothing to save yet.
+
+It stands before all other imports. Python alone takes a twentieth of a second before.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+DEFAULTS: dict[signal.Signals, Any] = {
+  signal.SIGINT: signal.default_int_handler,
+  signal.SIGTERM: signal.SIG_DFL,
+  signal.SIGHUP: signal.SIG_DFL,
+}
+
+heard: list[int] = []
+"""The signals that came before there was anything to save."""
+
+
+class Ended(KeyboardInterrupt):
+  """A signal ended the program where nothing had to be saved; `args[0]` is it."""
+
+
+def check() -> None:
+  """Ends the program if a signal has come.
+
+  What a signal raises is lost where it meets a bare `except`, as imports have them.
+
+  Raises:
+    Ended: then.
+
+  Example:
+    >>> check()
+  """
+  if heard:
+    raise Ended(heard[0])
+
+
+def listen() -> None:
+  """Ends the process at a signal without a traceback, if it is a program of jsharp's.
+
+  Example:
+    >>> listen()  # This is none.
+  """
+  words = sys.orig_argv
+  module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+  if module and module[0].partition(".")[0] in ("jsharp", "experiments"):
+    for number, default in DEFAULTS.items():
+      if signal.getsignal(number) == default:
+        signal.signal(number, _end)
+
+
+def leave() -> None:
+  """Leaves signals to who hears them from now on.
+
+  Example:
+    >>> leave()
+  """
+  for number, default in DEFAULTS.items():
+    if signal.getsignal(number) is _end:
+      signal.signal(number, default)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+  del frame
+  os.write(2, b"interrupted before it began.\n")
+  os._exit(128 + number)
+
+
+listen()
