@@ -1,0 +1,138 @@
+"""Losses whose derivatives estimate those of an expected return, and what they need.
+
+A trajectory is drawn from the policy that is differentiated, and no derivative goes
+through the drawing. A surrogate has the value 0 and derivatives that are, in the mean
+over trajectories, those of the expected return: MAML needs the first one in its inner
+loop and the second one for its meta-gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def dice(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+  """The surrogate that is right at every order of derivative.
+
+  `sum_t (box(l_0 + ... + l_t) - box(l_0 + ... + l_{t-1})) A_t` with `box(x) = exp(x -
+  stop_gradient(x))`: DiCE (Foerster et al. 2018, arXiv 1802.05098) with advantages
+  (Loaded DiCE, Farquhar et al. 2019, arXiv 1909.10549). A baseline that depends on the
+  state, and not on the action, leaves it unbiased.
+
+  Args:
+    log_probs: `[..., horizon]` logarithms of the density of each action that was taken.
+    advantages: `[..., horizon]`, constants.
+
+  Returns:
+    `[...]` zeros with these derivatives, to be maximised.
+
+  Example:
+    >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    >>> slope = jax.grad(lambda w: dice(w * score, advantages))
+    >>> float(slope(0.5)), float(jax.grad(slope)(0.5))
+    (11.0, 35.0)
+  """
+  until = jnp.cumsum(log_probs, axis=-1)
+  terms = (_box(until) - _box(until - log_probs)) * advantages
+  return terms.sum(axis=-1)
+
+
+def low_variance(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+  """The surrogate whose second derivative varies less and is biased.
+
+  `sum_t box(l_t) A_t`, less its value: the low variance curvature of ProMP (Rothfuss et
+  al. 2019, arXiv 1810.06784, equation 7). It leaves out how earlier actions change what
+  later ones earn; the first derivative is right.
+
+  Args:
+    log_probs: as for `dice`.
+    advantages: likewise.
+
+  Returns:
+    `[...]` zeros with these derivatives, to be maximised.
+
+  Example:
+    >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    >>> slope = jax.grad(lambda w: low_variance(w * score, advantages))
+    >>> float(slope(0.5)), float(jax.grad(slope)(0.5))
+    (11.0, 19.0)
+  """
+  return ((_box(log_probs) - 1) * advantages).sum(axis=-1)
+
+
+def _box(x: jax.Array) -> jax.Array:
+  return jnp.exp(x - jax.lax.stop_gradient(x))
+
+
+def generalised_advantages(
+  rewards: jax.Array, values: jax.Array, *, discount: float, decay: float
+) -> jax.Array:
+  """Advantages between one-step differences and whole returns.
+
+  `A_t = d_t + discount * decay * A_{t+1}` with `d_t = r_t + discount * V_{t+1} - V_t`
+  and nothing after the horizon (Schulman et al. 2016, arXiv 1506.02438). The returns
+  themselves are those of `decay=1` with values of zero.
+
+  Args:
+    rewards: `[..., horizon]`, zero after a trajectory's end.
+    values: `[..., horizon]`, likewise.
+    discount: weight of the next step's reward.
+    decay: their lambda; 1 is the return less the value, 0 the one-step difference.
+
+  Returns:
+    `[..., horizon]`.
+
+  Example:
+    >>> rewards, values = jnp.array([1.0, 2.0]), jnp.array([0.5, 1.0])
+    >>> generalised_advantages(rewards, values, discount=1.0, decay=1.0).tolist()
+    [2.5, 1.0]
+  """
+  after = jnp.concatenate([values[..., 1:], jnp.zeros_like(values[..., :1])], axis=-1)
+  differences = rewards + discount * after - values
+
+  def add(later: jax.Array, difference: jax.Array) -> tuple[jax.Array, jax.Array]:
+    now = difference + discount * decay * later
+    return now, now
+
+  start = jnp.zeros_like(differences[..., 0])
+  _, found = jax.lax.scan(add, start, jnp.moveaxis(differences, -1, 0), reverse=True)
+  return jnp.moveaxis(found, 0, -1)
+
+
+def linear_baseline(
+  observations: jax.Array, returns: jax.Array, alive: jax.Array
+) -> jax.Array:
+  """What an observation at a time is worth, fitted to the returns of one task.
+
+  Least squares on the observation, its square, the time (in hundreds of steps), its
+  square and cube, and 1 (Duan et al. 2016, arXiv 1604.06778), with a ridge of 1e-5 of
+  the mean square.
+
+  Args:
+    observations: `[num_trajectories, horizon, observation_size]`.
+    returns: `[num_trajectories, horizon]`.
+    alive: `[num_trajectories, horizon]`, 1 until a trajectory's end and 0 after it.
+
+  Returns:
+    `[num_trajectories, horizon]` values, zero after the end.
+
+  Example:
+    >>> returns = 3 - jnp.arange(50.0)[None] / 10
+    >>> values = linear_baseline(jnp.zeros((1, 50, 2)), returns, jnp.ones((1, 50)))
+    >>> bool(jnp.allclose(values, returns, atol=0.01))
+    True
+  """
+  clipped = jnp.clip(observations, -10, 10)
+  time = jnp.arange(returns.shape[1], dtype=returns.dtype) / 100
+  powers = jnp.stack([time, time**2, time**3, jnp.ones_like(time)], axis=-1)
+  powers = jnp.broadcast_to(powers[None], (len(returns), *powers.shape))
+  features = jnp.concatenate([clipped, clipped**2, powers], axis=-1)
+  features = (features * alive[..., None]).reshape(-1, features.shape[-1])
+  targets = (returns * alive).reshape(-1)
+  products = jnp.matmul(features.T, features, precision="highest")
+  ridge = 1e-5 * jnp.trace(products) / len(products)
+  weights = jax.scipy.linalg.solve(
+    products + ridge * jnp.eye(len(products), dtype=products.dtype),
+    jnp.matmul(features.T, targets, precision="highest"),
+    assume_a="pos",
+  )
+  return jnp.matmul(features, weights, precision="highest").reshape(returns.shape)
