@@ -57,6 +57,8 @@ class Parts:
     protocol: what, beside versions and device, a reader of the figures must know.
     learners: `learners(params) -> {folder: learner}`, what the run saves at its end;
       the folder "" is the run's own.
+    pictures: `pictures(params) -> {file name: Matplotlib figure}`, what is drawn of the
+      tested parameters beside the curves.
     title: of the curves.
     curves: further keyword arguments of `plot_curves`.
     unit: what a step takes several of.
@@ -76,6 +78,7 @@ class Parts:
   learners: Callable[[Params], Mapping[str, Learner | Classifier]]
   title: str
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  pictures: Callable[[Params], Mapping[str, Any]] = lambda params: {}
   unit: str = "tasks"
 
 
@@ -404,6 +407,7 @@ def _report(
   figures: dict[str, Any],
 ) -> int:
   """Writes the result, then what is drawn from it, and shows it."""
+  from jsharp._files import save_figure
   from jsharp.evaluation import curves, report
 
   if per_task := figures.pop("per_task", None):
@@ -426,6 +430,9 @@ def _report(
     "settings": identity(experiment, description),
   }
   directory.write_json("result.json", report.jsonable(result))
+  for name, figure in parts.pictures(trained.best_params).items():
+    directory.check_owned()
+    save_figure(figure, directory.path / name, dpi=110)
   directory.check_owned()
   curves.plot_curves(
     directory.read_metrics(),
@@ -442,7 +449,14 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
   from jsharp.evaluation import report
 
   tell(report.protocol_card(result))
-  names = ("result.json", *_LEARNER, "curves.png", "metrics.jsonl", "flags.txt")
+  names = (
+    "result.json",
+    *_LEARNER,
+    "curves.png",
+    "paths.png",
+    "metrics.jsonl",
+    "flags.txt",
+  )
   written = [name for name in names if (path / name).exists()]
   tell(f"{path}/: {', '.join(written)}")
   return 0

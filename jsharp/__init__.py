@@ -24,6 +24,7 @@ from jsharp._version import __version__ as __version__
 _MODULES = (
   "algorithms",
   "analysis",
+  "control",
   "core",
   "data",
   "evaluation",

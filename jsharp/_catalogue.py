@@ -25,6 +25,7 @@ _PACKAGES = {
   "dataset": "data",
   "labelled dataset": "data",
   "sharpness-aware optimizer": "perturbations",
+  "environment": "control",
   "run": "training",
 }
 

@@ -47,6 +47,8 @@ class Problem(NamedTuple):
     outer: the outer loop.
     precision: see `jsharp.precision`.
     execution: how it is computed.
+    loss: `loss(apply_fn) -> loss_fn(params, batch)`, of a problem whose loss is no
+      criterion of outputs and targets, such as the return of a policy; None otherwise.
   """
 
   network: Network
@@ -59,6 +61,13 @@ class Problem(NamedTuple):
   outer: "OuterLoop"
   precision: str
   execution: Execution
+  loss: Callable[[ApplyFn], LossFn] | None = None
+
+  def loss_fn(self, apply_fn: ApplyFn) -> LossFn:
+    """The loss of a network on a batch."""
+    if self.loss is not None:
+      return self.loss(apply_fn)
+    return losses.batch_loss(apply_fn, self.criterion)
 
   def functions(
     self, module: Any, bridge: Callable[..., Any] = as_functions
@@ -99,6 +108,8 @@ class Algorithm(Options):
       the outputs of the network.
     has_inner_gradient: whether SAM can perturb its inner steps.
     sharp: the loops that its name puts SAM into: "low", "up", "both" or "".
+    any_loss: whether it adapts by the gradient of whatever loss it is given, so that it
+      learns control too.
     own_defaults: options whose defaults it does not take from an experiment.
     precisions: in which it can be computed, see `jsharp.precision`.
   """
@@ -108,6 +119,7 @@ class Algorithm(Options):
   any_way: ClassVar[bool] = False
   has_inner_gradient: ClassVar[bool] = True
   sharp: ClassVar[str] = ""
+  any_loss: ClassVar[bool] = False
   own_defaults: ClassVar[tuple[str, ...]] = ()
   precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16")
 
@@ -174,6 +186,8 @@ class Algorithm(Options):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerSteps(Algorithm):
   """Options of algorithms that take optimizer steps on the support set."""
+
+  any_loss: ClassVar[bool] = True
 
   num_inner_steps: int = option(
     1, "Gradient steps on the support set.", check=at_least(1)
@@ -467,7 +481,7 @@ def gradient_based(
   init_fn, apply_fn = problem.functions(problem.module(problem.num_outputs))
 
   def algorithm(way: int) -> MetaAlgorithm:
-    return build(losses.batch_loss(first_outputs(apply_fn, way), problem.criterion))
+    return build(problem.loss_fn(first_outputs(apply_fn, way)))
 
   return Made(
     params=init_fn(problem.key, problem.inputs),

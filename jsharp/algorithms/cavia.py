@@ -154,6 +154,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
   """CAVIA: a context vector adapts (Zintgraf et al. 2019)."""
 
   name: ClassVar[str] = "cavia"
+  any_loss: ClassVar[bool] = False
 
   context_size: int | None = option(
     None,

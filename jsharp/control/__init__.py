@@ -15,3 +15,6 @@ from jsharp.control.surrogates import dice as dice
 from jsharp.control.surrogates import generalised_advantages as generalised_advantages
 from jsharp.control.surrogates import linear_baseline as linear_baseline
 from jsharp.control.surrogates import low_variance as low_variance
+from jsharp.control.tasks import GoalTasks as GoalTasks
+from jsharp.control.tasks import PolicyGradient as PolicyGradient
+from jsharp.control.tasks import sample_task as sample_task

@@ -333,17 +333,18 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     names = [name for name in kind if not name.startswith("test_")]
     where = ", ".join(f"{name.replace('_', ' ')} {kind[name]:g}" for name in names)
     yield "  besides", f"{mean:.2f} ± {half_width:.2f} %  {where}"
-  by_step = zip(
-    result.get("test_mse_by_step", ()),
-    result.get("test_mse_by_step_ci95", ()),
-    strict=True,
-  )
-  for step, (mean, half_width) in enumerate(by_step):
-    plural = "" if step == 1 else "s"
-    yield (
-      f"test mse, {step} step{plural}",
-      f"{float(mean):.4f} ± {float(half_width):.4f}",
+  for name, digits in (("mse", 4), ("return", 2)):
+    by_step = zip(
+      result.get(f"test_{name}_by_step", ()),
+      result.get(f"test_{name}_by_step_ci95", ()),
+      strict=True,
     )
+    for step, (mean, half_width) in enumerate(by_step):
+      plural = "" if step == 1 else "s"
+      yield (
+        f"test {name}, {step} step{plural}",
+        f"{float(mean):.{digits}f} ± {float(half_width):.{digits}f}",
+      )
 
 
 def _protocol_rows(protocol: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

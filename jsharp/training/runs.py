@@ -6,18 +6,30 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
 
 import jax
+import jax.numpy as jnp
 
-from jsharp.algorithms import Algorithm, OuterLoop, SecondOrderOptions, Sharpness
+from jsharp.algorithms import (
+  Algorithm,
+  Made,
+  OuterLoop,
+  Problem,
+  SecondOrderOptions,
+  Sharpness,
+)
 from jsharp.algorithms.fine_tuning import FineTuning
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
+from jsharp.control import Environment, GoalTasks, PolicyGradient, policy_loss
+from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource, LabelledSource, Preparation, Splits
 from jsharp.data.placement import load_with_test
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
 from jsharp.learners import Description, check_parts
+from jsharp.losses import squared_error
 from jsharp.models import ClassifierNetwork, Network
 from jsharp.models.mlp import SineNetwork
+from jsharp.models.policy import PolicyNetwork
 from jsharp.options import Options, Role, option, select
 from jsharp.perturbations import SharpOptimizer
 from jsharp.training.options import (
@@ -28,7 +40,7 @@ from jsharp.training.options import (
   Run,
   Testing,
 )
-from jsharp.types import Params
+from jsharp.types import ApplyFn, LossFn, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -311,6 +323,79 @@ class SineRun(MetaRun):
 
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlRun(MetaRun):
+  """A run on goals in an environment."""
+
+  name: ClassVar[str] = "control"
+
+  environment: Environment = option(role=Role.TESTING)
+  network: PolicyNetwork = option()
+  gradient: PolicyGradient = option()
+  tasks: GoalTasks = option(role=Role.TESTING)
+
+  def complete(self) -> None:
+    """Refuses what needs outputs and targets."""
+    super().complete()
+    if not self.algorithm.any_loss or self.algorithm.classifies:
+      raise ValueError(
+        f"--algorithm={self.algorithm.name} needs examples with targets, and a policy "
+        "has trajectories; choose one that adapts by the gradient of any loss, such as "
+        "maml, fomaml, reptile or sharp_maml_both"
+      )
+    self.check(problem="regression")
+    for name in ("ensemble", "num_seeds"):
+      if (number := getattr(self.training, name)) > 1:
+        raise ValueError(f"--{name}={number} is for images; leave it out")
+
+  def loss(self, apply_fn: ApplyFn) -> LossFn:
+    """The loss of a policy on a task's trajectories."""
+    return policy_loss(
+      self.environment,
+      apply_fn,
+      surrogate=self.gradient.surrogate,
+      discount=self.gradient.discount,
+      decay=self.gradient.gae_decay,
+    )
+
+  def made(self, execution: Execution) -> Made:
+    """The algorithm with its policy, for tasks of the environment."""
+    environment = self.environment
+    return self.algorithm.make(
+      Problem(
+        network=self.network,
+        num_outputs=2 * environment.action_size,
+        inputs=jnp.zeros((1, environment.observation_size), jnp.float32),
+        targets=jnp.zeros((1, environment.goal_size), jnp.float32),
+        criterion=squared_error,
+        key=jax.random.key(self.run.seed),
+        sharpness=self.sharpness,
+        outer=self.outer,
+        precision=self.run.precision,
+        execution=execution,
+        loss=self.loss,
+      )
+    )
+
+  def examples(self) -> list[tuple[int, int]]:
+    return self.tasks.examples()
+
+  def protocol(self) -> dict[str, Any]:
+    def everything(part: Options) -> dict[str, Any]:
+      return select(part, lambda field: True)
+
+    return {
+      **super().protocol(),
+      "environment": {
+        "name": self.environment.name,
+        **everything(self.environment),
+      },
+      "task": everything(self.tasks),
+      "policy gradient": everything(self.gradient),
+      "model": {"name": self.network.name, **everything(self.network)},
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
