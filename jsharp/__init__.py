@@ -76,6 +76,7 @@ _MODULE_OF = {
 if TYPE_CHECKING:  # The same names for type checkers and editors.
   from jsharp import algorithms as algorithms
   from jsharp import analysis as analysis
+  from jsharp import control as control
   from jsharp import core as core
   from jsharp import data as data
   from jsharp import evaluation as evaluation

@@ -1,0 +1,42 @@
+"""An environment of a user's own: a number that is to be reached on a line."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jsharp.control import Environment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line(Environment):
+  """A point on a line; it ends beyond the goal, and may be lost on the way."""
+
+  name: ClassVar[str] = "line"
+  observation_size: ClassVar[int] = 1
+  action_size: ClassVar[int] = 1
+  goal_size: ClassVar[int] = 1
+
+  def goal(self, key):
+    return jax.random.uniform(key, (1,), jnp.float32, 0.5, 2.0)
+
+  def reset(self, key, goal):
+    return 0.01 * jax.random.normal(key, (1,), jnp.float32)
+
+  def observe(self, state):
+    return state
+
+  def step(self, state, action, goal):
+    state = state + action
+    return state, 1 + state[0], state[0] > goal[0]
+
+
+class Lost(Line):
+  """One whose rewards are no numbers."""
+
+  name: ClassVar[str] = "lost"
+
+  def step(self, state, action, goal):
+    state, reward, over = super().step(state, action, goal)
+    return state, reward * jnp.nan, over
