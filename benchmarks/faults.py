@@ -133,7 +133,9 @@ def _interrupted(
       process.send_signal(signum)
     code, error = _finish(process)
     count["hangs"] += code is None
-    count["tracebacks"] += "Traceback" in error
+    if "Traceback" in error:
+      count["tracebacks"] += 1
+      print(error, file=sys.stderr)
     if code == 0:
       count["runs"] += 1
       same = _trained(run) == _trained(root / "whole")

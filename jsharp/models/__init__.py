@@ -22,6 +22,7 @@ from jsharp.models.functions import with_statistics as with_statistics
 from jsharp.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from jsharp.models.mlp import MLP as MLP
 from jsharp.models.mlp import ContextMLP as ContextMLP
+from jsharp.models.policy import GaussianPolicy as GaussianPolicy
 from jsharp.models.pyramid_net import PyramidNet as PyramidNet
 from jsharp.models.resnet import ResNet as ResNet
 from jsharp.models.resnet import WideResNet as WideResNet
