@@ -137,9 +137,10 @@ def files(
     entries = sorted(root.rglob("*") if recursive else root.iterdir())
     found = _pictures(root, entries)
     if not found:
+      within = "" if recursive else ", and its folders are not looked into"
       raise FileNotFoundError(
-        f"{root} holds no images ({', '.join(sorted(_formats.FORMATS))}); name a "
-        "directory that does"
+        f"{root} holds no images ({', '.join(sorted(_formats.FORMATS))}){within}; name "
+        "a directory that does"
       )
     return found
   if not root.exists():
