@@ -26,6 +26,7 @@ from jsharp.models.policy import GaussianPolicy as GaussianPolicy
 from jsharp.models.pyramid_net import PyramidNet as PyramidNet
 from jsharp.models.resnet import ResNet as ResNet
 from jsharp.models.resnet import WideResNet as WideResNet
+from jsharp.models.resnet12 import ResNet12 as ResNet12
 from jsharp.models.shake_shake import ShakeShake as ShakeShake
 
 if not TYPE_CHECKING:  # They read the imports themselves.
