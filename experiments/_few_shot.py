@@ -66,7 +66,7 @@ def image_experiment(
     "of pooling, the fast one; resnet12: the deep one, --widths; mlp: the net without "
     "convolutions, 256-128-64-64; or your own as module:Class.",
     "conv4",
-    hidden=("sine_mlp",),
+    hidden=("sine_mlp", "policy"),
     aliases=("network",),
   )
   program = Program(
