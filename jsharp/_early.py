@@ -26,7 +26,7 @@ class Ended(KeyboardInterrupt):
 def check() -> None:
   """Ends the program if a signal has come.
 
-  What a signal raises is lost where it meets a bare `except`, as imports have them.
+  What a signal raises is lost where it meets a bare `except` or a destructor.
 
   Raises:
     Ended: then.
@@ -61,6 +61,30 @@ def leave() -> None:
   for number, default in DEFAULTS.items():
     if signal.getsignal(number) is _end:
       signal.signal(number, default)
+
+
+def ended_by(number: int, frame: FrameType | None) -> NoReturn:
+  """Ends the program: a handler of signals where nothing has to be saved.
+
+  Within an import it ends at once. What is raised there can abort the process with a
+  dump of its stack (extension modules that are being set up) or be swallowed.
+
+  Raises:
+    Ended: anywhere else, so that temporary files are removed.
+
+  Example:
+    >>> import contextlib
+    >>> with contextlib.suppress(Ended):
+    ...   ended_by(signal.SIGTERM, None)
+    >>> heard.pop()
+    <Signals.SIGTERM: 15>
+  """
+  heard.append(number)
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      _end(number, frame)
+    frame = frame.f_back
+  raise Ended(number)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

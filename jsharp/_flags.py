@@ -562,17 +562,12 @@ def _heard() -> Iterator[None]:
   container would not hear them at all. A plain KeyboardInterrupt that comes through
   `exec`, as in imports, would make Python kill itself at its end, whatever the code.
   """
-
-  def end(number: int, frame: object) -> None:
-    _early.heard.append(number)
-    _early.check()
-
   mended = []
   if threading.current_thread() is threading.main_thread():
     _early.leave()
     for number, default in _early.DEFAULTS.items():
       if signal.getsignal(number) is default:
-        signal.signal(number, end)
+        signal.signal(number, _early.ended_by)
         mended.append(number)
   try:
     yield

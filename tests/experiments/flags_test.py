@@ -367,6 +367,10 @@ def _names_in(description):
 class EarlySignalsTest(parameterized.TestCase):
   """Signals before there is anything to save."""
 
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
   @parameterized.parameters(
     (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)
   )
@@ -401,7 +405,21 @@ class EarlySignalsTest(parameterized.TestCase):
     self.assertEqual(done.returncode, expected)
     self.assertEqual("Traceback" in done.stderr, expected < 0)
 
-  def test_one_that_an_import_swallows_is_not_lost(self):
+  def test_one_within_an_import_ends_the_program_at_once(self):
+    """Raised there, it would abort an extension module that is being set up."""
+    (self.root / "slow.py").write_text(
+      "import signal\ntry:\n  signal.raise_signal(signal.SIGTERM)\nexcept: pass\n"
+    )
+    code = (
+      f"import sys; sys.path.insert(0, {str(self.root)!r})\n"
+      "from jsharp import _early, _flags\n"
+      "with _flags._heard():\n  import slow\nprint('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    self.assertEqual((done.returncode, done.stdout), (143, ""))
+    self.assertEqual(done.stderr, "interrupted before it began.\n")
+
+  def test_one_that_is_swallowed_is_not_lost(self):
     def then(given):
       del given
       with contextlib.suppress(BaseException):
