@@ -13,7 +13,14 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from experiments import _program, miniimagenet, omniglot, sinusoid, supervised
+from experiments import (
+  _program,
+  miniimagenet,
+  navigation,
+  omniglot,
+  sinusoid,
+  supervised,
+)
 from jsharp import _catalogue, _early, _flags
 from jsharp.options import Options, fields
 from jsharp.training import StopSignal
@@ -21,7 +28,7 @@ from jsharp.training import StopSignal
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = {
   module.EXPERIMENT.name: module.EXPERIMENT
-  for module in (miniimagenet, omniglot, sinusoid, supervised)
+  for module in (miniimagenet, navigation, omniglot, sinusoid, supervised)
 }
 META_LEARNING = ("miniimagenet", "omniglot", "sinusoid")
 FLAGFILES = sorted((ROOT / "experiments" / "flagfiles").glob("*.txt"))
