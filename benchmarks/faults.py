@@ -10,7 +10,7 @@ the list of an archive's members, compiled programs. Everything is read again. F
 are
 
 - silent: something else was read, or trained, without a word;
-- tracebacks: an error that is no refusal;
+- tracebacks: an error that is no refusal, or an end by another signal;
 - hangs: nothing came within `--patience` seconds.
 
 The exit code is 1 unless all three are 0.
@@ -133,9 +133,9 @@ def _interrupted(
       process.send_signal(signum)
     code, error = _finish(process)
     count["hangs"] += code is None
-    if "Traceback" in error:
+    if "Traceback" in error or code not in (0, None, -signum, 128 + signum):
       count["tracebacks"] += 1
-      print(error, file=sys.stderr)
+      print(f"exit code {code}: {error}", file=sys.stderr)
     if code == 0:
       count["runs"] += 1
       same = _trained(run) == _trained(root / "whole")
