@@ -97,8 +97,11 @@ def in_process(program, name, arguments):
 class PlanTest(parameterized.TestCase):
   @parameterized.named_parameters((path.stem, path) for path in PLANS)
   def test_shipped_plans_are_sound(self, path):
-    plan = _compare_plan.load(path, {"data_dir": "somewhere"})
     self.assertIn("python -m experiments.compare --plan", path.read_text())
+    if 'experiment = "navigation"' in path.read_text():  # It reads no files.
+      self.assertLen(_compare_plan.load(path, {}).methods, 4)
+      return
+    plan = _compare_plan.load(path, {"data_dir": "somewhere"})
     for method in plan.methods.values():
       files = getattr(method.run, "placement", None) or method.run.files
       self.assertEqual(files.data_dir, "somewhere")

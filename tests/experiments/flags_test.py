@@ -405,8 +405,9 @@ class EarlySignalsTest(parameterized.TestCase):
   )
   def test_while_modules_are_imported(self, module, expected):
     code = (
-      f"import sys; sys.orig_argv = ['python', '-m', '{module}']; import jsharp, "
-      "signal; signal.raise_signal(signal.SIGINT)"
+      f"import signal, sys; sys.orig_argv = ['python', '-m', '{module}']; "
+      "signal.signal(signal.SIGINT, signal.default_int_handler); "
+      "import jsharp; signal.raise_signal(signal.SIGINT)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     self.assertEqual(done.returncode, expected)
