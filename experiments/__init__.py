@@ -1,3 +1,5 @@
 """Programs: one question per file, run with `python -m experiments.NAME`."""
 
-import jsharp as jsharp  # First of all, for signals that come early.
+from jsharp import _early
+
+_early.listen("experiments")

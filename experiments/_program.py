@@ -502,7 +502,8 @@ def _kept(result: Mapping[str, Any]) -> dict[str, str]:
   """The SHA-256 of each file that belongs to a result and can be made anew."""
   table = result.get("test_tasks_sha256")
   found = {} if table is None else {"test_tasks.csv": table}
-  return {**found, **result.get("learners_sha256", {})}
+  learners = result.get("learners_sha256")
+  return {**found, **(learners if isinstance(learners, dict) else {})}
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -228,4 +228,5 @@ _BASES = {
   "dataset": "jsharp.data.ImageSource",
   "labelled dataset": "jsharp.data.LabelledSource",
   "sharpness-aware optimizer": "jsharp.perturbations.SharpOptimizer",
+  "environment": "jsharp.control.Environment",
 }

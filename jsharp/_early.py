@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 DEFAULTS: dict[signal.Signals, Any] = {
   signal.SIGINT: signal.default_int_handler,
   signal.SIGTERM: signal.SIG_DFL,
-  signal.SIGHUP: signal.SIG_DFL,
 }
+if hasattr(signal, "SIGHUP"):
+  DEFAULTS[signal.SIGHUP] = signal.SIG_DFL
 
 heard: list[int] = []
 """The signals that came before there was anything to save."""
@@ -38,15 +39,20 @@ def check() -> None:
     raise Ended(heard[0])
 
 
-def listen() -> None:
-  """Ends the process at a signal without a traceback, if it is a program of jsharp's.
+def listen(package: str) -> None:
+  """Ends the process at a signal without a traceback, if it is a program of a package.
+
+  Args:
+    package: one of jsharp's own, which calls this as it is imported.
 
   Example:
-    >>> listen()  # This is none.
+    >>> listen("jsharp")  # This is no `python -m jsharp.PROGRAM`.
   """
   words = sys.orig_argv
   module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-  if module and module[0].partition(".")[0] in ("jsharp", "experiments"):
+  # The interpreter has this in place of the file's name while it imports the package.
+  is_started = sys.argv[:1] == ["-m"]
+  if is_started and module and module[0].partition(".")[0] == package:
     for number, default in DEFAULTS.items():
       if signal.getsignal(number) == default:
         signal.signal(number, _end)
@@ -93,4 +99,4 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
   os._exit(128 + number)
 
 
-listen()
+listen("jsharp")

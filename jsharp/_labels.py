@@ -57,6 +57,9 @@ def one_hot(labels: jax.Array, way: int, dtype: Any = jnp.float32) -> jax.Array:
         f"labels must be in [0, {way}), the classes of the model, got {low} to {high}; "
         "number the classes from 0, and give the model as many outputs as there are"
       )
+  # Numbers of a class may be more than a narrow dtype holds.
+  if labels.dtype.itemsize < 4:
+    labels = labels.astype(jnp.int32)
   known = (labels >= 0) & (labels < way)
   # A factor NaN beside the loss would not do: compiled, zero times it is zero.
   rows = jax.nn.one_hot(labels, way, dtype=dtype)

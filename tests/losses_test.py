@@ -47,6 +47,13 @@ class LossesTest(absltest.TestCase):
       self.assertTrue(np.isnan(grads[1]).all())
       self.assertTrue(np.isfinite(grads[0]).all())
 
+  @jax.numpy_dtype_promotion("standard")
+  def test_narrow_labels_of_many_classes(self):
+    for labels in (np.array([0, 127, 1], np.int8), jnp.array([0, 126, 1], jnp.uint8)):
+      for fn in (losses.cross_entropy, jax.jit(losses.cross_entropy)):
+        loss, _ = fn(jnp.zeros((3, 300)), labels)
+        np.testing.assert_allclose(loss, np.log(300), rtol=1e-5)
+
   def test_the_accuracy_of_many_rows_in_half_precision(self):
     logits = jnp.zeros((70_000, 2), jnp.float16)
     _, metrics = losses.cross_entropy(logits, jnp.arange(70_000) % 2)

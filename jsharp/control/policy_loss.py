@@ -81,8 +81,10 @@ def roll_out(
     observations = jax.vmap(environment.observe)(states)
     means, log_scales = jnp.split(apply_fn(constants, observations), 2, axis=-1)
     actions = means + jnp.exp(log_scales) * noise
-    states, rewards, over = jax.vmap(environment.step)(states, actions, goals)
-    seen = Trajectories(observations, actions, rewards * alive, alive)
+    after, rewards, over = jax.vmap(environment.step)(states, actions, goals)
+    # Behind its end a trajectory stands still: what is there may be no number.
+    states = jax.vmap(_moved)(alive > 0, after, states)
+    seen = Trajectories(observations, actions, _while(alive, rewards), alive)
     return (states, alive * (1 - over.astype(alive.dtype))), seen
 
   noise = jnp.moveaxis(jax.vmap(noise_of)(keys), 0, 1)
@@ -142,7 +144,7 @@ def policy_loss(
     found = roll_out(environment, apply_fn, params, batch)
     seen = found.observations.reshape(-1, found.observations.shape[-1])
     outputs = apply_fn(params, seen).reshape(*found.actions.shape[:2], -1)
-    log_probs = log_density(outputs, found.actions) * found.alive
+    log_probs = _while(found.alive, log_density(outputs, found.actions))
     gains = jax.lax.stop_gradient(_advantages(found, discount=discount, decay=decay))
     slopes = -estimate(log_probs, gains).sum() / found.alive.sum()
     returned = found.rewards.sum(axis=1).mean()
@@ -170,6 +172,14 @@ def log_density(outputs: jax.Array, actions: jax.Array) -> jax.Array:
   away = (actions - means) * jnp.exp(-log_scales)
   each = -0.5 * jnp.square(away) - log_scales - 0.5 * math.log(2 * math.pi)
   return each.sum(axis=-1)
+
+
+def _while(alive: jax.Array, values: jax.Array) -> jax.Array:
+  return jnp.where(alive > 0, values, jnp.zeros_like(values))
+
+
+def _moved(is_alive: jax.Array, after: Any, before: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.where(is_alive, a, b), after, before)
 
 
 def _advantages(found: Trajectories, *, discount: float, decay: float) -> jax.Array:

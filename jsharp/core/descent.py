@@ -180,7 +180,11 @@ def _perturbs_downhill(
   few dimensions, once uphill and once downhill: noise goes one way in both.
   """
   with jax.ensure_compile_time_eval(), jax.disable_jit():
-    point = jax.tree.map(lambda x: jnp.ones((1,) * jnp.ndim(x), x.dtype), params)
+
+    def one(x: Any) -> jax.Array:
+      return jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x))
+
+    point = jax.tree.map(one, params)
     try:
       return all(_rise(optimizer, point, slope) < 0 for slope in (1, -1))
     except Exception:  # A link that works in its own surroundings alone is not judged.

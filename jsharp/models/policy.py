@@ -53,7 +53,9 @@ class GaussianPolicy(nn.Module):
     means = MLP(features=features, activation=self.activation, name="mean")(
       observations
     )
-    log_scales = self.param("log_scales", nn.initializers.zeros, (self.action_size,))
+    log_scales = self.param(
+      "log_scales", nn.initializers.zeros, (self.action_size,), means.dtype
+    )
     return jnp.concatenate([means, jnp.broadcast_to(log_scales[None], means.shape)], -1)
 
 

@@ -21,7 +21,7 @@ def passes(
 
   Args:
     loss_fn: `loss_fn(params, *args, **kwargs)`.
-    params: any pytree, or an NNX model.
+    params: any pytree, or an NNX model, whose variables are then its `nnx.Param`s.
     args: further arguments, in which there may be NNX objects too.
     kwargs: likewise.
 
@@ -35,7 +35,7 @@ def passes(
     >>> w, run(w)
     ([None, -2.0], (6.0, None))
   """
-  if _holds_nnx_objects((params, args, kwargs)):
+  if _is_nnx_model(params):
     return _nnx_passes(loss_fn, params, args, kwargs)
   variables, constants = trees.inexact(params)
 
@@ -46,15 +46,15 @@ def passes(
   return variables, run, lambda written: None
 
 
-def _holds_nnx_objects(tree: Any) -> bool:
+def _is_nnx_model(params: Params) -> bool:
   nnx = sys.modules.get("flax.nnx")  # Who holds one has imported it.
-  if nnx is None:
+  if nnx is None or not isinstance(params, nnx.Pytree):
     return False
 
-  def is_object(node: Any) -> bool:
-    return isinstance(node, nnx.Pytree)
+  def is_param(node: Any) -> bool:
+    return isinstance(node, nnx.Param)
 
-  return any(map(is_object, jax.tree.leaves(tree, is_leaf=is_object)))
+  return any(map(is_param, jax.tree.leaves(params, is_leaf=is_param)))
 
 
 def _nnx_passes(

@@ -401,15 +401,21 @@ class EarlySignalsTest(parameterized.TestCase):
     self.assertIs(signal.getsignal(number), default)
 
   @parameterized.parameters(
-    ("experiments.sinusoid", 130), ("jsharp.predict", 130), ("pytest", -signal.SIGINT)
+    ("experiments.sinusoid", "experiments", 130),
+    ("jsharp.predict", "jsharp", 130),
+    ("experiments.own", "jsharp", -signal.SIGINT),  # Of somebody else's package.
+    ("pytest", "experiments", -signal.SIGINT),
   )
-  def test_while_modules_are_imported(self, module, expected):
+  def test_while_modules_are_imported(self, module, imported, expected):
     code = (
       f"import signal, sys; sys.orig_argv = ['python', '-m', '{module}']; "
+      "sys.argv[0] = '-m'; "
       "signal.signal(signal.SIGINT, signal.default_int_handler); "
-      "import jsharp; signal.raise_signal(signal.SIGINT)"
+      f"import {imported}; signal.raise_signal(signal.SIGINT)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
     self.assertEqual(done.returncode, expected)
     self.assertEqual("Traceback" in done.stderr, expected < 0)
 

@@ -307,6 +307,15 @@ class TrainersTest(parameterized.TestCase):
     if has_aux:
       self.assertEqual(int(found[1]), 2)
 
+  def test_a_generator_beside_plain_parameters_changes_nothing(self):
+    w = problems.params()
+    gradient = jax.grad(jsharp.sharpen(problems.loss, jsharp.sam_ascent(RHO)))
+    x, y = problems.batch()
+    expected = gradient(w, (x, y))
+    loss = lambda w, batch, rngs: problems.loss(w, batch)
+    beside = jax.grad(jsharp.sharpen(loss, jsharp.sam_ascent(RHO)))
+    assert_close(beside(w, (x, y), nnx.Rngs(0)), expected, rtol=1e-6)
+
   def test_microbatches_with_their_own_perturbation_are_m_sam(self):
     """optax's microbatches are strided: (0, 4), (1, 5), ..."""
     w, (x, y) = problems.params(), problems.batch(size=8)
