@@ -94,6 +94,28 @@ def image_experiment(
   )
 
 
+def figures_by_step(
+  name: str, values: Any, metrics: Mapping[str, Any], num_tasks: int
+) -> dict[str, Any]:
+  """The test figures of a run that is measured after each inner step.
+
+  Args:
+    name: of the figures, `test_NAME_by_step`.
+    values: `[num_tasks, num_steps + 1]`.
+    metrics: what is written for each task.
+    num_tasks: how many tasks.
+  """
+  from jsharp.evaluation import mean_and_ci95
+
+  means, half_widths = zip(*map(mean_and_ci95, values.T), strict=True)
+  return {
+    f"test_{name}_by_step": list(means),
+    f"test_{name}_by_step_ci95": list(half_widths),
+    "num_eval_tasks": num_tasks,
+    "per_task": metrics,
+  }
+
+
 def _describe(parts: dict[str, Any]) -> FewShotRun:
   from jsharp.training.runs import FewShotRun
 

@@ -58,7 +58,7 @@ def build(description: ControlRun, execution: Execution) -> Parts:
   from jsharp.control.drawing import draw_paths
   from jsharp.core.objectives import on_query
   from jsharp.data import sample_many, task_key
-  from jsharp.evaluation import evaluate, evaluator, mean_and_ci95, task_list
+  from jsharp.evaluation import evaluate, evaluator, task_list
 
   environment, tasks = description.environment, description.tasks
   training, testing = description.training, description.testing
@@ -115,14 +115,9 @@ def build(description: ControlRun, execution: Execution) -> Parts:
       num_tasks=testing.eval_tasks,
       stop=stop,
     )
-    by_step = [mean_and_ci95(returns) for returns in metrics["return"].T]
-    means, half_widths = zip(*by_step, strict=True)
-    return {
-      "test_return_by_step": list(means),
-      "test_return_by_step_ci95": list(half_widths),
-      "num_eval_tasks": testing.eval_tasks,
-      "per_task": metrics,
-    }
+    return _few_shot.figures_by_step(
+      "return", metrics["return"], metrics, testing.eval_tasks
+    )
 
   def pictures(params: Any) -> dict[str, Any]:
     @functools.partial(jax.jit, static_argnames="num_steps")

@@ -48,7 +48,7 @@ def build(description: SineRun, execution: Execution) -> Parts:
   from jsharp import losses
   from jsharp.core.objectives import on_query
   from jsharp.data import sinusoid, task_key
-  from jsharp.evaluation import evaluate, mean_and_ci95, task_list
+  from jsharp.evaluation import evaluate, task_list
   from jsharp.evaluation.side_by_side import side_by_side
 
   tasks, testing = description.tasks, description.testing
@@ -110,14 +110,9 @@ def build(description: SineRun, execution: Execution) -> Parts:
       num_tasks=testing.eval_tasks,
       stop=stop,
     )
-    by_step = [mean_and_ci95(losses) for losses in metrics["loss"].T]
-    means, half_widths = zip(*by_step, strict=True)
-    return {
-      "test_mse_by_step": list(means),
-      "test_mse_by_step_ci95": list(half_widths),
-      "num_eval_tasks": testing.eval_tasks,
-      "per_task": metrics,
-    }
+    return _few_shot.figures_by_step(
+      "mse", metrics["loss"], metrics, testing.eval_tasks
+    )
 
   width, activation = network.hidden_width, network.activation
   return Parts(

@@ -29,9 +29,10 @@ def sharpen(
   `jsharp.stop_gradient()`; so it serves as an inner loss of meta-learning.
 
   Leaves of `params` without a derivative, such as an activation function of an Equinox
-  model, are constants. A Flax NNX model, or a generator among the arguments, begins
+  model, are constants. A Flax NNX model and its arguments, generators among them, begin
   both passes alike, so that they draw the same dropout mask; what the clean pass writes
-  into it (averages of batch normalisation, counts) stays written.
+  into them (averages of batch normalisation, counts) stays written. Beside parameters
+  that are no NNX model it is lost.
 
   Value and derivative disagree on purpose: a line search on it means nothing. With
   respect to `*args` and everything that `loss_fn` closes over, the derivative of the
