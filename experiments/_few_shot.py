@@ -82,7 +82,9 @@ def image_experiment(
       ),
       Group("tasks", {"tasks": "jsharp.data.tasks:Tasks"}),
       Group("learner", {**LEARNER, "network": network}),
-      Group("training", TRAINING),
+      Group(
+        "training", {**TRAINING, "initial": "jsharp.algorithms.fine_tuning:Initial"}
+      ),
       Group("testing", TESTING),
       Group("machine", MACHINE),
     ),
@@ -163,6 +165,9 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
     num_seeds=training.num_seeds,
     execution=execution,
   )
+  learners, digest = learners.beginning_with(description.initial)
+  if digest:
+    fingerprints["init"] = digest
   algorithm, draw = learners.training(tasks.training(), num_tasks=training.num_tasks)
   protocol = description.protocol()
   leaves = jax.tree.leaves(learners.learners[0].made.params)

@@ -37,8 +37,9 @@ _DATASET = Choice(
   "training and 5 for testing), cifar10, cifar100 (their Python archives), "
   "image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, the same classes in both), "
   "imagenet (photographs of any size, streamed from folders, tar files or records), "
-  "tfds:NAME (already prepared by tensorflow-datasets, as "
-  "tfds:cifar10) or your own as module:Class.",
+  "tfds:NAME (already prepared by tensorflow-datasets, as tfds:cifar10), base:NAME "
+  "(the training classes of a few-shot dataset, as base:miniimagenet, for "
+  "pretraining) or your own as module:Class.",
   "characters",
 )
 _ALGORITHM = Choice(
@@ -53,8 +54,9 @@ _NETWORK = Choice(
   "model",
   "resnet: the small one for CIFAR, 16-32-64 channels; wide_resnet: pre-activation; "
   "shake_shake: two branches mixed at random; pyramid_net: growing channels, with "
-  "ShakeDrop where asked for; imagenet_resnet: for photographs of 224 pixels; or your "
-  "own as module:Class.",
+  "ShakeDrop where asked for; imagenet_resnet: for photographs of 224 pixels; conv4, "
+  "conv4_strided, resnet12: few-shot backbones, for --init_from of a few-shot program; "
+  "or your own as module:Class.",
   "resnet",
 )
 

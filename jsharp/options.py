@@ -155,6 +155,7 @@ def option(
   role: Role | None = None,
   identity: bool | None = None,
   shared: bool | None = None,
+  added: bool = False,
 ) -> Any:
   """A field of a description.
 
@@ -167,6 +168,9 @@ def option(
       the role is MACHINE.
     shared: whether runs that are compared must have the same value. None for the rule:
       yes, if the role is TESTING.
+    added: whether the field is younger than the first saved learners and runs. They
+      lack it and have its default, which must be what they did; and a run with the
+      default is the same run as one without the field.
 
   Returns:
     The field, for a frozen dataclass derived from `Options`.
@@ -185,6 +189,7 @@ def option(
     "role": role,
     "identity": identity,
     "shared": shared,
+    "added": added,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -202,6 +207,7 @@ class Field(NamedTuple):
     role: what it belongs to.
     identity: whether another value makes another run.
     shared: whether runs that are compared must have the same value.
+    added: whether earlier files lack it and have its default.
   """
 
   name: str
@@ -213,6 +219,7 @@ class Field(NamedTuple):
   role: Role
   identity: bool
   shared: bool
+  added: bool
 
 
 class Options:
@@ -274,6 +281,7 @@ def fields(cls: type[Options]) -> list[Field]:
         role=role,
         identity=role is not Role.MACHINE if identity is None else identity,
         shared=role is Role.TESTING if shared is None else shared,
+        added=bool(field.metadata.get("added")),
       )
     )
   return found
@@ -383,21 +391,21 @@ def to_json(description: Options) -> dict[str, Any]:
     >>> to_json(Rate())
     {'lr': 0.1}
   """
-
-  def plain(value: Any) -> Any:
-    if isinstance(value, Options):
-      return to_json(value)
-    if isinstance(value, tuple):
-      return [plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-      return str(value)
-    return value
-
   named = {"name": description.name} if description.name else {}
   return named | {
-    field.name: plain(getattr(description, field.name))
+    field.name: _plain(getattr(description, field.name))
     for field in fields(type(description))
   }
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Options):
+    return to_json(value)
+  if isinstance(value, tuple):
+    return [_plain(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
 
 
 def from_json(
@@ -444,6 +452,9 @@ def from_json(
       f"{where}: unknown field {unknown[0]!r} of {cls.__name__}; it has "
       f"{', '.join(known)}"
     )
+  for name, field in known.items():
+    if field.added:
+      given.setdefault(name, _plain(field.default))
   if missing := [name for name in known if name not in given]:
     raise ValueError(
       f"{where}: the field {missing[0]!r} of {cls.__name__} is missing; write every "
@@ -473,10 +484,11 @@ def identity(description: Options) -> dict[str, Any]:
     ...   role: ClassVar[Role] = Role.MACHINE
     ...   devices: int = option(1)
     ...   precision: str = option("float32", identity=True)
-    >>> identity(Machine(devices=2))
-    {'precision': 'float32'}
+    ...   norm: str = option("batch", identity=True, added=True)
+    >>> identity(Machine(devices=2)), identity(Machine(norm="group"))
+    ({'precision': 'float32'}, {'precision': 'float32', 'norm': 'group'})
   """
-  return select(description, lambda field: field.identity)
+  return _select(description, lambda field: field.identity, "", of_before=True)
 
 
 def select(
@@ -499,14 +511,27 @@ def select(
     >>> select(Rate(), lambda field: field.role is Role.TESTING)
     {}
   """
+  return _select(description, wanted, prefix, of_before=False)
+
+
+def _select(
+  description: Options,
+  wanted: Callable[[Field], bool],
+  prefix: str,
+  *,
+  of_before: bool,
+) -> dict[str, Any]:
+  """`select`; with `of_before` without added fields that have their defaults."""
   found: dict[str, Any] = {}
-  plain = to_json(description)
   for field in fields(type(description)):
     value = getattr(description, field.name)
+    if of_before and field.added and value == field.default:
+      continue
     if isinstance(value, Options):
       if value.name and wanted(field):
         found[prefix + field.name] = value.name
-      found |= select(value, wanted, f"{prefix}{field.name}.")
+      inner = f"{prefix}{field.name}."
+      found |= _select(value, wanted, inner, of_before=of_before)
     elif wanted(field):
-      found[prefix + field.name] = plain[field.name]
+      found[prefix + field.name] = _plain(value)
   return found

@@ -140,6 +140,29 @@ class SelectionTest(absltest.TestCase):
     ):
       self.assertNotEqual(options.identity(one), options.identity(other))
 
+  def test_a_field_that_came_later_has_its_default_in_earlier_files(self):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(Options):
+      rho: float = option(0.1)
+      norm: str = option("batch", added=True)
+      limit: float = option(math.inf, added=True)
+      inner: Cube = option(Cube(side=2), added=True)
+
+    def read(content):
+      return options.from_json(
+        Later, content, where="saved", find=lambda cls, name: Cube
+      )
+
+    self.assertEqual(read({"rho": 0.5}), Later(rho=0.5))
+    self.assertEqual(read(options.to_json(Later(norm="group"))).norm, "group")
+    with self.assertRaisesRegex(ValueError, "'rho' of Later is missing"):
+      read({"norm": "batch"})
+    self.assertEqual(options.identity(Later()), {"rho": 0.1})
+    self.assertContainsSubset(
+      {"norm": "group", "inner": "cube", "inner.side": 3},
+      options.identity(Later(norm="group", inner=Cube(side=3))),
+    )
+
   def test_fields_of_a_role_by_their_path(self):
     run = Run(shape=Ball(), tasks=5)
     testing = options.select(run, lambda field: field.role is Role.TESTING)

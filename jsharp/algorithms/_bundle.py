@@ -208,3 +208,53 @@ def without_inner_loop(name: str, adapt: Callable[[Params, Any], Any]) -> AdaptF
     return adapt(params, support)
 
   return fixed
+
+
+def without_gradient(
+  adapt: AdaptFn,
+  query_loss_fn: TaskLossFn,
+  *,
+  gather: Callable[[Params, Task], Any] = lambda params, task: (),
+  update: Callable[[Params, Any, Any], Params] = lambda params, mean, step: params,
+  execution: Execution = Execution(),
+) -> MetaAlgorithm:
+  """An algorithm whose step takes no gradient: it measures, and may gather statistics.
+
+  Args:
+    adapt: `adapt(params, support) -> adapted`.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)`.
+    gather: `gather(params, task) -> arrays`, averaged over tasks.
+    update: `update(params, mean, step) -> params`, what becomes of them.
+    execution: tasks at a time.
+
+  Returns:
+    The bundle of pure functions `init`, `step`, `adapt`.
+
+  Example:
+    >>> from jsharp.types import Batch
+    >>> algorithm = without_gradient(
+    ...   lambda w, support: w, lambda w, task: (w, {"loss": w}),
+    ...   gather=lambda w, task: task.query.inputs,
+    ...   update=lambda w, mean, step: mean)
+    >>> tasks = Task(Batch(jnp.ones(2), None), Batch(jnp.array([1.0, 3.0]), None))
+    >>> state, metrics = algorithm.step(algorithm.init(jnp.float32(5.0)), tasks)
+    >>> float(state.params), metrics["loss"].tolist()
+    (2.0, [5.0, 5.0])
+  """
+
+  def of_task(params: Params, task: Task) -> tuple[Any, Metrics]:
+    loss, metrics = query_loss_fn(adapt(params, task.support), task)
+    return gather(params, task), {**metrics, "loss": loss}
+
+  mapped = over_tasks(of_task, chunk=execution.task_chunk)
+
+  def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
+    mean, metrics = mapped(state.params, tasks)
+    params = update(state.params, mean, state.step)
+    return MetaState(state.step + 1, params, state.opt_state), metrics
+
+  return MetaAlgorithm(
+    init=lambda params: MetaState(jnp.int32(0), as_arrays(params), ()),
+    step=step,
+    adapt=adapt,
+  )

@@ -1,7 +1,7 @@
 """What algorithms that fit a head on an embedding share: features, labels, means."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,11 +136,36 @@ def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
   return jnp.where(present[None], logits, jax.lax.stop_gradient(lowest) - _BEHIND)
 
 
+class WithOwn(NamedTuple):
+  """An embedding, and what an algorithm learns beside it.
+
+  Attributes:
+    embedding: parameters of the embedding.
+    head: what is the algorithm's own: a shared row, a temperature, a centre.
+  """
+
+  embedding: Params
+  head: jax.Array
+
+
+def embedding_size(apply_fn: ApplyFn, params: Params, inputs: Any) -> int:
+  """How many numbers an embedding has for each example.
+
+  Example:
+    >>> embedding_size(lambda w, x: w * x, 2.0, jnp.ones((1, 4)))
+    4
+  """
+  size: int = jax.eval_shape(lambda: embed(apply_fn, params, inputs)).shape[-1]
+  return size
+
+
 def made_of_embedding(
   problem: Problem,
   constructor: Callable[..., MetaAlgorithm],
   prediction: Callable[[ApplyFn], ApplyFn],
   at_test: Mapping[str, Any] | None = None,
+  *,
+  own: Callable[[int], jax.Array] | None = None,
 ) -> Made:
   """An algorithm that fits a head on the network without its own.
 
@@ -149,11 +174,16 @@ def made_of_embedding(
     constructor: `constructor(apply_fn, outer_optimizer, *, way, execution)`.
     prediction: `prediction(apply_fn) -> predict(adapted, inputs)`.
     at_test: keyword arguments of `adapt` at test; none if None.
+    own: `own(dim)`, the start of what the algorithm learns beside an embedding of `dim`
+      numbers; its parameters are then a `WithOwn`.
 
   Returns:
     What `Algorithm.make` returns.
   """
   init_fn, apply_fn = problem.functions(problem.module(None))
+  params = init_fn(problem.key, problem.inputs)
+  if own is not None:
+    params = WithOwn(params, own(embedding_size(apply_fn, params, problem.inputs)))
 
   def algorithm(way: int) -> MetaAlgorithm:
     return constructor(
@@ -164,7 +194,7 @@ def made_of_embedding(
     )
 
   return Made(
-    params=init_fn(problem.key, problem.inputs),
+    params=params,
     algorithm=algorithm,
     predict=lambda way: prediction(apply_fn),
     at_test=dict(at_test or {}),

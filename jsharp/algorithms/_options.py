@@ -107,9 +107,11 @@ class Algorithm(Options):
       takes tasks of any number of classes. Otherwise the most classes of a task are
       the outputs of the network.
     has_inner_gradient: whether SAM can perturb its inner steps.
+    has_outer_gradient: whether its meta-step takes a gradient.
     sharp: the loops that its name puts SAM into: "low", "up", "both" or "".
     any_loss: whether it adapts by the gradient of whatever loss it is given, so that it
       learns control too.
+    meta_learns: whether a step changes anything; otherwise it measures.
     own_defaults: options whose defaults it does not take from an experiment.
     precisions: in which it can be computed, see `jsharp.precision`.
   """
@@ -118,8 +120,10 @@ class Algorithm(Options):
   classifies: ClassVar[bool] = False
   any_way: ClassVar[bool] = False
   has_inner_gradient: ClassVar[bool] = True
+  has_outer_gradient: ClassVar[bool] = True
   sharp: ClassVar[str] = ""
   any_loss: ClassVar[bool] = False
+  meta_learns: ClassVar[bool] = True
   own_defaults: ClassVar[tuple[str, ...]] = ()
   precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16")
 
@@ -362,7 +366,12 @@ class Sharpness(Options):
     if asked and self.sharpness != "up" and not algorithm.has_inner_gradient:
       raise ValueError(
         f"--sharpness={self.sharpness} perturbs inner gradients, and {name} has none; "
-        "take --sharpness=up"
+        + ("take --sharpness=up" if algorithm.has_outer_gradient else "leave it out")
+      )
+    if asked and not algorithm.has_outer_gradient:
+      raise ValueError(
+        f"--sharpness={self.sharpness} perturbs gradients, and {name} takes none; "
+        "leave it out"
       )
     for option_name in self.ineffective(algorithm):
       raise ValueError(

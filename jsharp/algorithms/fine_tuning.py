@@ -1,4 +1,4 @@
-"""Fine-tuning: which parameters stand still, and which learn faster or slower."""
+"""Where training begins, which parameters stand still, which learn faster or slower."""
 
 import dataclasses
 import re
@@ -116,19 +116,21 @@ _FACTOR = r"[^=,]+=(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FineTuning(Options):
-  """Where ordinary training begins, and what of it learns.
+class Initial(Options):
+  """Where training begins.
 
   Example:
-    >>> FineTuning(freeze=("conv",), lr_factors=("head=10",)).factors
-    {'head': 10.0}
+    >>> Initial(init_names="names.json")
+    Traceback (most recent call last):
+    ValueError: --init_names needs --init_from
   """
 
   role: ClassVar[Role] = Role.TRAINING
+  needing: ClassVar[tuple[str, ...]] = ("init_names",)
 
   init_from: str | None = option(
     None,
-    "Begin with the parameters of a finished run, a saved classifier, or a "
+    "Begin with the parameters of a finished run, a saved learner or classifier, or a "
     ".safetensors or .npz file of arrays; the head is new. Default: initial ones.",
   )
   init_names: str | None = option(
@@ -136,6 +138,25 @@ class FineTuning(Options):
     "For a file of arrays: a JSON file with the name there for each of our names, or "
     '{"name": ..., "transpose": [2, 3, 1, 0]} as for kernels of PyTorch.',
   )
+
+  def complete(self) -> None:
+    """Refuses what only a beginning elsewhere gives a meaning."""
+    for name in self.needing:
+      if getattr(self, name) and self.init_from is None:
+        raise ValueError(f"--{name} needs --init_from")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning(Initial):
+  """Where ordinary training begins, and what of it learns.
+
+  Example:
+    >>> FineTuning(freeze=("conv",), lr_factors=("head=10",)).factors
+    {'head': 10.0}
+  """
+
+  needing: ClassVar[tuple[str, ...]] = ("init_names", "init_head")
+
   init_head: bool = option(False, "Take the head too; the classes must be as many.")
   freeze: tuple[str, ...] = option(
     (),
@@ -150,12 +171,6 @@ class FineTuning(Options):
       "must be group=factor, factors of at least 0: head=10.",
     ),
   )
-
-  def complete(self) -> None:
-    """Refuses what only a beginning elsewhere gives a meaning."""
-    for name in ("init_names", "init_head"):
-      if getattr(self, name) and self.init_from is None:
-        raise ValueError(f"--{name} needs --init_from")
 
   @property
   def factors(self) -> dict[str, float]:

@@ -360,6 +360,11 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
       )
 
   def check(self, network: Network) -> None:
+    if self.running_statistics and network.has_norm and not network.looks_at_batch:
+      raise ValueError(
+        "--running_statistics keeps those of batch normalisation, and this network "
+        "has another one; leave it out, or take --norm=batch"
+      )
     own = self.learn_rates
     if network.has_norm:
       own = own or self.per_step_norm or self.running_statistics

@@ -40,22 +40,16 @@ authors' code normalises the query set by the support set's statistics.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
+from jsharp.algorithms._adapted_head import Head, adapted_head, predict_with_head
 from jsharp.algorithms._bundle import bundle
-from jsharp.algorithms._embedding import (
-  class_means,
-  embed,
-  made_of_embedding,
-  without_absent,
-)
+from jsharp.algorithms._embedding import class_means, embed, made_of_embedding
 from jsharp.algorithms._options import (
   Algorithm,
   InnerLoop,
@@ -67,7 +61,6 @@ from jsharp.algorithms._options import (
   Sharpness,
   constant_cost,
 )
-from jsharp.core.adaptation import inner_loop
 from jsharp.core.execution import Execution
 from jsharp.core.objectives import on_query
 from jsharp.losses import batch_loss, cross_entropy, first_order
@@ -78,30 +71,9 @@ from jsharp.types import (
   LossFn,
   Mask,
   MetaAlgorithm,
-  Metrics,
   Params,
   TaskLossFn,
 )
-
-
-class WithHead(NamedTuple):
-  """An embedding with the linear head of one task: what `adapt` of Proto-MAML returns.
-
-  Attributes:
-    params: the adapted parameters of the embedding.
-    weights: `[dim, way]`.
-    bias: `[way]`.
-    present: `[way]` bool, the classes that have support examples; None where the inner
-      optimizer sees it.
-  """
-
-  params: Params
-  weights: jax.Array
-  bias: jax.Array
-  present: jax.Array
-
-
-_NOTHING: Any = None  # In place of `present` where leaves have derivatives.
 
 
 def proto_maml(
@@ -149,6 +121,7 @@ def proto_maml(
       matrix or the support set is smaller than `way`.
 
   Example:
+    >>> import jax
     >>> from jsharp import Task
     >>> algorithm = proto_maml(
     ...   lambda w, x: w * x, optax.sgd(0.1), optax.sgd(0.1), way=2, num_inner_steps=1)
@@ -165,75 +138,29 @@ def proto_maml(
     (1,)
   """
   way = check_count("way", way, minimum=2)
-  predict = predict_with_head(apply_fn)
-  loss_fn = batch_loss(predict, cross_entropy)
 
-  def support_loss_fn(adapted: WithHead, support: Batch) -> tuple[Any, Metrics]:
-    labels = jnp.asarray(support.targets)
-    present = (labels[:, None] == jnp.arange(way)[None]).any(axis=0)
-    return loss_fn(adapted._replace(present=present), support)
-
-  def with_head(start: WithHead) -> Any:
-    mask = adapted_mask or functools.partial(jax.tree.map, lambda _: True)
-    selected: Any = True
-    return WithHead(mask(start.params), selected, selected, _NOTHING)
-
-  loop = inner_loop(
-    inner_loss(support_loss_fn),
-    inner_optimizer,
-    num_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
-    adapted_mask=with_head,
-    execution=execution,
-  )
-
-  def adapt(
-    params: Params,
-    support: Batch,
-    *,
-    num_steps: int | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-  ) -> WithHead:
+  def start(params: Params, support: Batch) -> tuple[Params, Head]:
     features = embed(apply_fn, params, support.inputs)
     prototypes, present = class_means(features, support.targets, way)
-    head = 2 * prototypes.T, -jnp.square(prototypes).sum(axis=1)
-    start = WithHead(params, *head, _NOTHING)
-    adapted: WithHead = loop(start, support, num_steps=num_steps, optimizer=optimizer)
-    return adapted._replace(present=present)
+    return params, (2 * prototypes.T, -jnp.square(prototypes).sum(axis=1), present)
 
+  adapt = adapted_head(
+    apply_fn,
+    start,
+    inner_optimizer,
+    way=way,
+    num_inner_steps=check_count("num_inner_steps", num_inner_steps, minimum=0),
+    inner_loss=inner_loss,
+    adapted_mask=adapted_mask,
+    execution=execution,
+  )
+  loss_fn = batch_loss(predict_with_head(apply_fn), cross_entropy)
   return bundle(
     adapt,
     query_loss_fn or on_query(loss_fn),
     outer_optimizer,
     execution=execution,
   )
-
-
-def predict_with_head(apply_fn: ApplyFn) -> ApplyFn:
-  """The prediction function of Proto-MAML, for the policies and losses.
-
-  Args:
-    apply_fn: the embedding.
-
-  Returns:
-    `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
-    of a `WithHead`.
-
-  Example:
-    >>> predict = predict_with_head(lambda w, x: w * x)
-    >>> head = jnp.array([[2.0, 6.0]]), jnp.array([-1.0, -9.0])
-    >>> adapted = WithHead(3.0, *head, jnp.array([True, True]))
-    >>> predict(adapted, jnp.array([[1.0]])).tolist()
-    [[5.0, 9.0]]
-  """
-
-  def predict(
-    adapted: WithHead, inputs: Any, num_statistics: int | None = None
-  ) -> jax.Array:
-    features = embed(apply_fn, adapted.params, inputs, num_statistics)
-    logits = jnp.matmul(features, adapted.weights, precision="highest")
-    return without_absent(logits + adapted.bias[None], adapted.present)
-
-  return predict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

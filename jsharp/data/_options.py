@@ -75,11 +75,14 @@ class LabelledSource(ImageSource):
 
   Class attributes:
     mirrored: whether a mirrored image is still one of its class.
+    standardised: whether each channel is made to have mean 0 and deviation 1 over the
+      training set; otherwise pixels are scaled to [0, 1].
     streamed: whether its images stay in their files and are cropped as they are read.
   """
 
   kind: ClassVar[str] = "labelled dataset"
   mirrored: ClassVar[bool] = True
+  standardised: ClassVar[bool] = True
   streamed: ClassVar[bool] = False
 
 

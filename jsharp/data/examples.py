@@ -36,13 +36,16 @@ class Examples(NamedTuple):
   scale: Any
 
 
-def from_dataset(dataset: Dataset, *, like: Examples | None = None) -> Examples:
+def from_dataset(
+  dataset: Dataset, *, like: Examples | None = None, standardised: bool = True
+) -> Examples:
   """Takes a dataset's images with the numbers of their classes as labels.
 
   Args:
     dataset: on the host, without rotations.
     like: whose normalisation to take. None takes the mean and the standard deviation
       of every channel over all pixels of `dataset`, which is then the training set.
+    standardised: if not, and without `like`, pixels are scaled to [0, 1] and no more.
 
   Returns:
     The examples, on the host, one class after the other.
@@ -66,6 +69,9 @@ def from_dataset(dataset: Dataset, *, like: Examples | None = None) -> Examples:
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   if like is not None:
     return Examples(images, labels, like.mean, like.scale)
+  if not standardised:
+    ones = np.ones(images.shape[-1], np.float32)
+    return Examples(images, labels, 0 * ones, ones / 255)
   # Counted, so that the sums are exact and a copy in floats is never made.
   values = np.arange(256.0)
   tables = [np.bincount(plane.ravel(), minlength=256) for plane in _planes(images)]

@@ -234,7 +234,7 @@ def _examples(
     names = listed["train"][1].class_names
     return found, names, {split: of.digest for split, (_, of) in listed.items()}
   datasets = source.load(data_dir)
-  train = examples.from_dataset(datasets["train"])
+  train = examples.from_dataset(datasets["train"], standardised=source.standardised)
   found = {
     split: examples.from_dataset(dataset, like=train)
     for split, dataset in datasets.items()

@@ -51,6 +51,52 @@ def split_classes(dataset: Dataset, num_test: int) -> dict[str, Dataset]:
   }
 
 
+def split_share(dataset: Dataset, share: float) -> dict[str, Dataset]:
+  """Makes a share of the images of every class the test set: the last ones.
+
+  Args:
+    dataset: any, on the host; rotations are left out.
+    share: between 0 and 1. At least one image of a class goes to either part.
+
+  Returns:
+    `{"train", "test"}` with the same classes.
+
+  Raises:
+    ValueError: if a class has one image only.
+
+  Example:
+    >>> images = np.zeros([20, 8, 8, 1], np.uint8)
+    >>> dataset = Dataset.from_class_arrays({"a": images, "b": images[:4]}, split="all")
+    >>> split_share(dataset, 0.1)["test"].counts.tolist()
+    [2, 1]
+  """
+  name, count = dataset.smallest
+  if count < 2:
+    raise ValueError(
+      f"class {name!r} has one image, and none would be left to train on; add images, "
+      "or leave the class out"
+    )
+  counts = np.asarray(dataset.counts)
+  tested = np.clip(np.round(share * counts).astype(np.int32), 1, counts - 1)
+  ends = np.cumsum(counts)
+  is_test = np.zeros(len(dataset.images), bool)
+  for end, number in zip(ends, tested, strict=True):
+    is_test[end - number : end] = True
+  parts = {}
+  for split, chosen, sizes in (
+    ("train", ~is_test, counts - tested),
+    ("test", is_test, tested),
+  ):
+    parts[split] = Dataset(
+      images=np.asarray(dataset.images)[chosen],
+      offsets=(np.cumsum(sizes) - sizes).astype(np.int32),
+      counts=sizes.astype(np.int32),
+      class_names=dataset.class_names,
+      split=split,
+    )
+  return parts
+
+
 def _select(dataset: Dataset, split: str, num_classes: int, cut: slice) -> Dataset:
   images = np.split(np.asarray(dataset.images), np.asarray(dataset.offsets)[1:])
   pairs = list(zip(dataset.class_names, images, strict=True))[:num_classes]

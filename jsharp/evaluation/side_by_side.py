@@ -1,5 +1,6 @@
 """Learners of one description and several seeds: trained and tested side by side."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsharp.algorithms.fine_tuning import Initial
 from jsharp.core.execution import Execution
 from jsharp.data import sample_many, task_key
 from jsharp.data.tasks import Kind, Tasks
@@ -19,7 +21,7 @@ from jsharp.evaluation.tasks import (
   task_list,
   transductive_and_inductive,
 )
-from jsharp.learners import Description, Learner, build
+from jsharp.learners import Description, Learner, build, initial_backbone
 from jsharp.normalization import query_loss, transductive
 from jsharp.training.checkpoints import Restored
 from jsharp.training.mixture import mixture
@@ -51,6 +53,24 @@ class SideBySide(NamedTuple):
     if len(starts) == 1:
       return starts[0]
     return jax.tree.map(lambda *rows: jnp.stack(rows), *starts)
+
+  def beginning_with(self, wanted: Initial) -> tuple["SideBySide", str | None]:
+    """The same learners with the backbone of an earlier one, and a digest of it.
+
+    Args:
+      wanted: where it comes from; nothing changes, and there is no digest, if nowhere.
+
+    Raises:
+      ValueError: if it does not fit, with all names and both shapes.
+      OSError: if a file cannot be read.
+    """
+    begun, digest = [], None
+    for learner in self.learners:
+      head = learner.description.network.head
+      params, digest = initial_backbone(wanted, learner.made.params, head=head)
+      made = learner.made._replace(params=params)
+      begun.append(dataclasses.replace(learner, made=made))
+    return self._replace(learners=begun), digest
 
   def algorithm(self, way: int) -> MetaAlgorithm:
     """The algorithm of one seed, or of all of them in one program."""

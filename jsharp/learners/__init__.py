@@ -9,7 +9,7 @@ from jsharp.learners._classifier import (
 from jsharp.learners._description import Description, check_parts
 from jsharp.learners._few_shot_classifier import FewShotClassifier, NotFittedError
 from jsharp.learners._files import from_json, load, save, to_json
-from jsharp.learners._initial import initial
+from jsharp.learners._initial import initial, initial_backbone
 from jsharp.learners._learner import Learner, build
 from jsharp.learners._shipped import evaluations_of, models_available
 
@@ -26,6 +26,7 @@ __all__ = [
   "evaluations_of",
   "from_json",
   "initial",
+  "initial_backbone",
   "load",
   "models_available",
   "relabelled",

@@ -53,7 +53,7 @@ def to_json(description: Description | ClassifierDescription) -> dict[str, Any]:
     ...   algorithm=ProtoNet(), network=Conv4Options(num_filters=8), num_outputs=5,
     ...   input_shape=(28, 28, 1))
     >>> to_json(description)["learner"]["network"]
-    {'name': 'conv4', 'num_filters': 8}
+    {'name': 'conv4', 'norm': 'batch', 'num_filters': 8}
     >>> from_json(to_json(description)) == description
     True
   """

@@ -5,22 +5,26 @@ import io
 import json
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jsharp import _files, _leaf_archive
-from jsharp.algorithms.fine_tuning import FineTuning, in_group
+from jsharp.algorithms.fine_tuning import FineTuning, Initial, in_group
 from jsharp.learners._classifier import Classifier
 from jsharp.learners._files import load
-from jsharp.types import Variables
+from jsharp.learners._learner import Learner
+from jsharp.types import Params, Variables
 
-_HEAD = "params/head"
+_HEAD = "head"
 _MAX_MAP_BYTES = 2**24
+Names = dict[str, str]
+"""Names of leaves by the names that a backbone has for them."""
 
 
 def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | None]:
-  """The parameters and statistics that training begins with.
+  """The parameters and statistics that ordinary training begins with.
 
   Args:
     wanted: where they come from.
@@ -39,35 +43,99 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
   """
   if wanted.init_from is None:
     return params, None
-  where = pathlib.Path(wanted.init_from).expanduser()
   ours = _leaf_archive.named_leaves(params)
   needed = {
-    name: array
-    for name, array in ours.items()
-    if wanted.init_head or not in_group(name, _HEAD)
+    name: name
+    for name in ours
+    if wanted.init_head or not in_group(name, f"params/{_HEAD}")
   }
+
+  def of_learner(learner: Learner | Classifier) -> dict[str, np.ndarray]:
+    if not isinstance(learner, Classifier):
+      raise ValueError(
+        f"--init_from={wanted.init_from} is a few-shot learner; name an ordinary "
+        "classifier, or a file of arrays"
+      )
+    return _leaf_archive.named_leaves(learner.params)
+
+  return _taken(wanted, params, ours, needed, of_learner)
+
+
+def initial_backbone(
+  wanted: Initial, params: Params, *, head: str = _HEAD
+) -> tuple[Params, str | None]:
+  """The parameters that meta-learning begins with: a pretrained backbone's.
+
+  Of an ordinary classifier the parameters, and where normalisation is "frozen" its
+  running averages; of a few-shot learner with the same network the parameters. A head
+  and whatever else an algorithm learns is new.
+
+  Args:
+    wanted: where they come from.
+    params: initial ones, as `Made.params` holds them.
+    head: the network's name for its own head.
+
+  Returns:
+    The parameters, and a digest of what was read; None where nothing was.
+
+  Raises:
+    ValueError: if what is found does not fit, with all names and both shapes.
+    OSError: if a file cannot be read.
+
+  Example:
+    >>> initial_backbone(Initial(), {"w": np.ones(2)})[1] is None
+    True
+  """
+  if wanted.init_from is None:
+    return params, None
+  ours = _leaf_archive.named_leaves(params)
+  needed = {_of_backbone(name): name for name in ours}
+  needed = {
+    name: own
+    for name, own in needed.items()
+    if not in_group(name, _HEAD) and not in_group(name, head)
+  }
+  return _taken(wanted, params, ours, needed, _backbone_of)
+
+
+def _of_backbone(name: str) -> str:
+  """A leaf's name in the backbone that it is of."""
+  for prefix in ("embedding/", "params/", "statistics/"):
+    name = name.removeprefix(prefix)
+  return name
+
+
+def _backbone_of(learner: Learner | Classifier) -> dict[str, np.ndarray]:
+  leaves = _leaf_archive.named_leaves(learner.params)
+  return {_of_backbone(name): array for name, array in leaves.items()}
+
+
+def _taken(
+  wanted: Initial,
+  params: Any,
+  ours: dict[str, np.ndarray],
+  needed: Names,
+  of_learner: Callable[[Any], dict[str, np.ndarray]],
+) -> tuple[Any, str]:
+  """The parameters with those leaves replaced that are needed, and a digest."""
+  where = pathlib.Path(wanted.init_from or "").expanduser()
+  shapes = {name: ours[own] for name, own in needed.items()}
   if where.suffix in (".safetensors", ".npz"):
-    arrays = _arrays(where, most=_most(needed))
-    found = _renamed(arrays, wanted.init_names, needed, where)
+    arrays = _arrays(where, most=_most(shapes))
+    found = _renamed(arrays, wanted.init_names, shapes, where)
   else:
     if wanted.init_names is not None:
       raise ValueError(
-        f"--init_names is for a file of arrays, and {where} is a classifier; leave it "
-        "out"
+        f"--init_names is for a file of arrays, and {where} is a learner; leave it out"
       )
-    learner = load(wanted.init_from)
-    if not isinstance(learner, Classifier):
-      raise ValueError(
-        f"--init_from={where} is a few-shot learner; name an ordinary classifier, or a "
-        "file of arrays"
-      )
-    found = _leaf_archive.named_leaves(learner.params)
-  _check_fit(needed, found, where)
+    found = of_learner(load(wanted.init_from or ""))
+  _check_fit(shapes, found, where)
   taken = dict(ours)
   digest = hashlib.sha256()
   for name in sorted(needed):
-    taken[name] = np.ascontiguousarray(found[name], ours[name].dtype)
-    digest.update(taken[name].tobytes())
+    own = needed[name]
+    taken[own] = np.ascontiguousarray(found[name], ours[own].dtype)
+    digest.update(taken[own].tobytes())
   return _leaf_archive.fill(params, taken, where), digest.hexdigest()[:16]
 
 

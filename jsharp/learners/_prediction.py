@@ -40,7 +40,7 @@ def outputs_under(
 def depends_on_batch(learner: "Learner") -> bool:
   """Whether a layer looks at the batch; without one the two policies are the same."""
   about = learner.description
-  return about.network.has_norm and not about.algorithm.uses_running_statistics()
+  return about.network.looks_at_batch and not about.algorithm.uses_running_statistics()
 
 
 class Naming(NamedTuple):

@@ -1,9 +1,9 @@
 """What networks are described by: those for tasks, and ordinary classifiers."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from jsharp.options import Options
+from jsharp.options import Options, option
 from jsharp.types import Convolution
 
 
@@ -17,6 +17,16 @@ class Network(Options):
 
   kind: ClassVar[str] = "network"
   has_norm: ClassVar[bool] = True
+
+  @property
+  def looks_at_batch(self) -> bool:
+    """Whether its normalisation takes the statistics of the batch at hand."""
+    return self.has_norm
+
+  @property
+  def needs_pretraining(self) -> bool:
+    """Whether initial parameters make no sense in it."""
+    return False
 
   @property
   def head(self) -> str:
@@ -49,6 +59,27 @@ class Network(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone(Network):
+  """A network for tasks that can be pretrained, with normalisation by choice."""
+
+  norm: Literal["batch", "group", "layer", "frozen"] = option(
+    "batch",
+    "Normalisation: batch, by the statistics of the images at hand; group, of 16 "
+    "channels of each image; layer, of all channels of each image; frozen, by the "
+    "running averages of pretraining, with --init_from.",
+    added=True,
+  )
+
+  @property
+  def looks_at_batch(self) -> bool:
+    return self.norm == "batch"
+
+  @property
+  def needs_pretraining(self) -> bool:
+    return self.norm == "frozen"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierNetwork(Options):
   """A network for ordinary classification, which normalises by running averages."""
 
@@ -67,3 +98,31 @@ class ClassifierNetwork(Options):
       convolution: form of its convolutions, see `jsharp.nn.conv2d`.
     """
     raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedNetwork(ClassifierNetwork):
+  """A few-shot backbone as an ordinary classifier, for `--init_from`.
+
+  Its parameters have the names of the backbone's, so a few-shot learner begins with
+  all of them but the head, and with the running averages where its normalisation is
+  "frozen".
+  """
+
+  classifier_head: Literal["linear", "cosine"] = option(
+    "linear",
+    "Of the pretrained network: linear; or cosine, the cosine of features and class "
+    "weights times 2 (10 for more than 200 classes), as Baseline++ is pretrained.",
+  )
+
+  def backbone(self, *, convolution: Convolution = "auto") -> Any:
+    """The network for tasks, without a head and with running averages."""
+    raise NotImplementedError
+
+  def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> Any:
+    from jsharp.models.pretraining import Pretraining
+
+    backbone = self.backbone(convolution=convolution)
+    return Pretraining(
+      backbone=backbone, num_outputs=num_outputs, head=self.classifier_head
+    )

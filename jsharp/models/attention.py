@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jsharp._checks import check_count
 from jsharp._labels import as_known, one_hot
-from jsharp.models.conv4 import dense
+from jsharp.models._dense import dense
 from jsharp.models.initial import initialised
 from jsharp.tree import at_least_float32
 

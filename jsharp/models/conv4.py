@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.models._options import Network
+from jsharp.models._dense import dense
+from jsharp.models._norms import Norm, norm_layer
+from jsharp.models._options import Backbone, PretrainedNetwork
 from jsharp.models.context import checked_context
 from jsharp.models.initial import glorot_uniform
 from jsharp.nn import BatchNorm, conv2d, max_pool
@@ -43,6 +45,7 @@ class Conv4(nn.Module):
     num_filters: channels of each block.
     stride: 1 (max-pool form) or 2 (strided form).
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
+    norm: the normalisation: "batch" in the papers; "group", "layer" or "frozen".
 
   Example:
     >>> model = Conv4(num_outputs=5, num_filters=8)
@@ -56,6 +59,7 @@ class Conv4(nn.Module):
   num_filters: int = 64
   stride: int = 1
   convolution: Convolution = "auto"
+  norm: Norm = "batch"
 
   @nn.compact
   def __call__(self, inputs: jax.Array, num_statistics: int | None = None) -> jax.Array:
@@ -63,7 +67,7 @@ class Conv4(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      num_statistics: if given, normalise by the statistics of the first
+      num_statistics: if given, batch normalisation takes the statistics of the first
         `num_statistics` images only.
 
     Returns:
@@ -78,14 +82,14 @@ class Conv4(nn.Module):
   def forward(
     self,
     inputs: jax.Array,
-    num_statistics: int | None,
-    after_norm: Callable[[int, jax.Array], jax.Array] | None,
+    mode: Any,
+    after_norm: Callable[[int, jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
     """The network with a place in each block for something of a subclass's own.
 
     Args:
       inputs: see `__call__`.
-      num_statistics: see `__call__`.
+      mode: what the normalisation layers are given, see `norm_layer`.
       after_norm: `after_norm(block, x) -> x`, what the normalised map of block 0, 1,
         ... becomes before pooling and ReLU; None leaves it. (It has to stand before
         the pooling, which does not commute with a negative scale.)
@@ -99,14 +103,14 @@ class Conv4(nn.Module):
       kernel = _Kernel(self.num_filters, name=f"conv_{block}")(x)
       pool = self.stride == 1
       together = pool and after_norm is None
-      norm = BatchNorm(
-        name=f"norm_{block}", pool=together, convolution=self.convolution
+      norm = norm_layer(
+        self.norm, f"norm_{block}", pool=together, convolution=self.convolution
       )
-      if together:
-        x = norm(x, num_statistics, kernel=kernel)
+      if together and isinstance(norm, BatchNorm):
+        x = norm(x, mode, kernel=kernel)
       else:
         x = conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
-        x = norm(x, num_statistics)
+        x = norm(x, mode)
       if after_norm is not None:
         x = after_norm(block, x)
         x = max_pool(x) if pool else x
@@ -141,16 +145,6 @@ class _Kernel(nn.Module):
   def __call__(self, x):
     shape = (3, 3, x.shape[-1], self.num_filters)
     return self.param("kernel", glorot_uniform, shape, x.dtype)
-
-
-def dense(features: int, name: str, dtype: Any) -> nn.Dense:
-  """A linear layer as the papers start it: Glorot uniform, bias zero.
-
-  Example:
-    >>> dense(5, "head", jnp.float32).features
-    5
-  """
-  return nn.Dense(features, name=name, kernel_init=glorot_uniform, param_dtype=dtype)
 
 
 class ContextConv4(Conv4):
@@ -226,7 +220,7 @@ class ContextConv4(Conv4):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Conv4Options(Network):
+class Conv4Options(Backbone):
   """Four convolutions with max-pooling."""
 
   name: ClassVar[str] = "conv4"
@@ -244,6 +238,7 @@ class Conv4Options(Network):
       num_filters=self.num_filters,
       stride=self.stride,
       convolution=convolution,
+      norm=self.norm,
     )
 
   def with_context(
@@ -254,6 +249,7 @@ class Conv4Options(Network):
       num_filters=self.num_filters,
       stride=self.stride,
       convolution=convolution,
+      norm=self.norm,
       context_size=size,
     )
 
@@ -261,6 +257,39 @@ class Conv4Options(Network):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv4StridedOptions(Conv4Options):
   """Four convolutions with stride 2 in place of pooling, the fast one."""
+
+  name: ClassVar[str] = "conv4_strided"
+  stride: ClassVar[int] = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4Classifier(PretrainedNetwork):
+  """Conv4 for ordinary training, to begin few-shot learners with."""
+
+  name: ClassVar[str] = "conv4"
+  stride: ClassVar[int] = 1
+
+  num_filters: int = option(
+    64, "Filters per convolution of the conv4 models.", check=at_least(1)
+  )
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}_{self.num_filters}"
+
+  def backbone(self, *, convolution: Convolution = "auto") -> Conv4:
+    return Conv4(
+      num_outputs=None,
+      num_filters=self.num_filters,
+      stride=self.stride,
+      convolution=convolution,
+      norm="running",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4StridedClassifier(Conv4Classifier):
+  """The strided Conv4 for ordinary training, to begin few-shot learners with."""
 
   name: ClassVar[str] = "conv4_strided"
   stride: ClassVar[int] = 2

@@ -2,7 +2,16 @@
 
 from jsharp.nn.batch_norm import BatchNorm
 from jsharp.nn.convolution import conv2d
+from jsharp.nn.frozen_norm import FrozenBatchNorm
+from jsharp.nn.group_norm import GroupNorm
 from jsharp.nn.pooling import max_pool
 from jsharp.nn.running_norm import RunningBatchNorm
 
-__all__ = ["BatchNorm", "RunningBatchNorm", "conv2d", "max_pool"]
+__all__ = [
+  "BatchNorm",
+  "FrozenBatchNorm",
+  "GroupNorm",
+  "RunningBatchNorm",
+  "conv2d",
+  "max_pool",
+]

@@ -16,7 +16,7 @@ from jsharp.algorithms import (
   SecondOrderOptions,
   Sharpness,
 )
-from jsharp.algorithms.fine_tuning import FineTuning
+from jsharp.algorithms.fine_tuning import FineTuning, Initial
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
 from jsharp.control import Environment, GoalTasks, PolicyGradient, policy_loss
@@ -224,6 +224,7 @@ class FewShotRun(MetaRun):
 
   name: ClassVar[str] = "few_shot"
 
+  initial: Initial = option(Initial(), role=Role.TRAINING, added=True)
   data: ImageSource = option(role=Role.TESTING)
   test_data: ImageSource | None = option(None, role=Role.TESTING)
   placement: Placement = option(Placement(), role=Role.MACHINE)
@@ -234,6 +235,17 @@ class FewShotRun(MetaRun):
     super().complete()
     object.__setattr__(self, "data", self.data.for_training())
     self.check(problem="classification")
+    if self.network.needs_pretraining and self.initial.init_from is None:
+      raise ValueError(
+        "--norm=frozen normalises by the running averages of pretraining, and there "
+        "are none; give --init_from, or another --norm"
+      )
+    if not self.algorithm.meta_learns and self.training.num_steps > 1:
+      raise ValueError(
+        f"--num_steps={self.training.num_steps}: --algorithm={self.algorithm.name} "
+        "learns nothing from tasks, a step only measures; pass --num_steps=1, and "
+        "--init_from for pretrained parameters"
+      )
     if self.training.num_seeds > 1 and len(self.tasks.training()) > 1:
       raise ValueError(
         f"--num_seeds={self.training.num_seeds} goes with one kind of task; train "
@@ -276,13 +288,17 @@ class FewShotRun(MetaRun):
       "transductive": "the whole query set",
       "inductive": "support set and one query example",
     }
-    if self.algorithm.uses_running_statistics() and self.network.has_norm:
+    if self.algorithm.uses_running_statistics() and self.network.looks_at_batch:
       both = "of the batch in training, running ones per step at test"
       normalisation = {"statistics": both}
+    elif self.network.has_norm and not self.network.looks_at_batch:
+      normalisation = {"statistics": "none of other images"}
     adapts = self.algorithm.adapts_norm()
+    begins = select(self.initial, lambda field: True)
     return {
       **super().protocol(),
       "task": self.tasks.protocol(),
+      **({"begins with": begins} if any(begins.values()) else {}),
       "model": {
         "name": self.network.name,
         **select(self.network, lambda field: True),

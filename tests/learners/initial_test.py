@@ -16,8 +16,18 @@ from safetensors.numpy import save_file
 
 import jsharp
 from jsharp import learners
-from jsharp.algorithms.fine_tuning import FineTuning, check_groups, hold_groups
+from jsharp.algorithms.fine_tuning import (
+  FineTuning,
+  Initial,
+  check_groups,
+  hold_groups,
+)
+from jsharp.algorithms.maml import MAML
+from jsharp.algorithms.protonet import ProtoNet
+from jsharp.algorithms.simpleshot import SimpleShot
 from jsharp.algorithms.supervised import classifier, supervised
+from jsharp.evaluation.side_by_side import side_by_side
+from jsharp.models.conv4 import Conv4StridedClassifier, Conv4StridedOptions
 from jsharp.models.resnet import ResNetOptions
 from jsharp.nn import RunningBatchNorm
 from jsharp.types import Batch, Variables
@@ -25,14 +35,38 @@ from jsharp.types import Batch, Variables
 
 def description(classes=3, **changes):
   return learners.ClassifierDescription(
-    network=ResNetOptions(),
     class_names=tuple(map(str, range(classes))),
     **{
+      "network": ResNetOptions(),
       "input_shape": (8, 8, 1),
       "pixel_mean": (100.0,),
       "pixel_scale": (0.01,),
       **changes,
     },
+  )
+
+
+def pretrained(**changes):
+  return learners.build_classifier(
+    description(
+      network=Conv4StridedClassifier(num_filters=4),
+      input_shape=(16, 16, 3),
+      pixel_mean=(0.0,) * 3,
+      pixel_scale=(1 / 255,) * 3,
+      **changes,
+    ),
+    seed=1,
+  )
+
+
+def few_shot(algorithm, **changes):
+  return side_by_side(
+    learners.Description(
+      algorithm=algorithm,
+      network=Conv4StridedOptions(num_filters=4, **changes),
+      num_outputs=3,
+      input_shape=(16, 16, 3),
+    )
   )
 
 
@@ -189,6 +223,68 @@ class InitialTest(parameterized.TestCase):
       np.testing.assert_allclose(moved[name], leaf, rtol=1e-5, atol=1e-6)
     for name in frozen:
       np.testing.assert_array_equal(moved[name], constants[name])
+
+
+class BackboneTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def test_a_frozen_learner_computes_the_pretrained_features(self):
+    earlier = pretrained()
+    statistics = jax.tree.map(lambda x: x + 0.25, earlier.params.statistics)
+    earlier = earlier.replace(Variables(earlier.params.params, statistics))
+    jsharp.save(earlier, self.root / "saved")
+    wanted = Initial(init_from=str(self.root / "saved"))
+    begun, digest = few_shot(SimpleShot(), norm="frozen").beginning_with(wanted)
+    self.assertRegex(digest, "^[0-9a-f]{16}$")
+    (learner,) = begun.learners
+    network = learner.description.network
+    images = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype("f4")
+    features = network.module(None).apply(
+      {"params": learner.made.params.embedding}, images
+    )
+    head = earlier.params.params["head"]
+    np.testing.assert_allclose(
+      features @ head["kernel"] + head["bias"][None],
+      earlier.predict(None, images),
+      rtol=1e-4,
+      atol=1e-5,
+    )
+
+  @parameterized.parameters(MAML(), ProtoNet(), SimpleShot())
+  def test_all_but_the_head_by_the_batch(self, algorithm):
+    jsharp.save(pretrained(), self.root / "saved")
+    fresh = few_shot(algorithm)
+    begun, _ = fresh.beginning_with(Initial(init_from=str(self.root / "saved")))
+    before, after = fresh.learners[0].made.params, begun.learners[0].made.params
+    if isinstance(algorithm, SimpleShot):
+      np.testing.assert_array_equal(after.head, before.head)
+      after = after.embedding
+    theirs = pretrained().params.params
+    np.testing.assert_array_equal(after["conv_2"]["kernel"], theirs["conv_2"]["kernel"])
+    if isinstance(algorithm, MAML):
+      jax.tree.map(np.testing.assert_array_equal, after["head"], before["head"])
+
+  def test_a_few_shot_learner_hands_its_backbone_on(self):
+    (earlier,) = few_shot(ProtoNet()).learners
+    moved = jax.tree.map(lambda x: x + 1.0, earlier.params)
+    jsharp.save(earlier.replace(moved), self.root / "saved")
+    wanted = Initial(init_from=str(self.root / "saved"))
+    begun, _ = few_shot(MAML()).beginning_with(wanted)
+    np.testing.assert_array_equal(
+      begun.learners[0].made.params["norm_1"]["scale"], np.full(4, 2.0)
+    )
+    with self.assertRaisesRegex(ValueError, "norm_0/mean: .4. here, missing there"):
+      few_shot(MAML(), norm="frozen").beginning_with(wanted)
+
+  def test_what_does_not_fit_is_listed(self):
+    earlier = learners.build_classifier(description())
+    jsharp.save(earlier, self.root / "saved")
+    with self.assertRaisesRegex(
+      ValueError, "(?s)conv_0/kernel: .3, 3, 3, 4. here, missing there.*norm_3/scale"
+    ):
+      few_shot(MAML()).beginning_with(Initial(init_from=str(self.root / "saved")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,18 @@
+"""The linear layer of networks for tasks."""
+
+from typing import Any
+
+from flax import linen as nn
+
+from jsharp.models.initial import glorot_uniform
+
+
+def dense(features: int, name: str, dtype: Any) -> nn.Dense:
+  """A linear layer as the papers start it: Glorot uniform, bias zero.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> dense(5, "head", jnp.float32).features
+    5
+  """
+  return nn.Dense(features, name=name, kernel_init=glorot_uniform, param_dtype=dtype)

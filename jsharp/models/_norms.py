@@ -1,0 +1,58 @@
+"""The normalisation layers that a backbone can have, by name."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from jsharp.nn import (
+  BatchNorm,
+  FrozenBatchNorm,
+  GroupNorm,
+  RunningBatchNorm,
+  max_pool,
+)
+from jsharp.types import Convolution
+
+Norm = Literal["batch", "group", "layer", "frozen", "running"]
+"""By the batch at hand; by groups of 16 channels of each example; by all channels of
+each example; by fixed statistics; by the batch in training and running averages at
+evaluation."""
+
+
+def norm_layer(
+  norm: Norm, name: str, *, pool: bool = False, convolution: Convolution = "auto"
+) -> Callable[[jax.Array, Any], jax.Array]:
+  """A normalisation layer, inside of a compact method.
+
+  Args:
+    norm: which one.
+    name: of the layer. It contains "norm", by which masks find its parameters.
+    pool: whether to max-pool 2x2 windows of the result.
+    convolution: see `jsharp.nn.BatchNorm`.
+
+  Returns:
+    `layer(x, mode)`. The mode is `num_statistics` of `jsharp.nn.BatchNorm`, `train` of
+    `jsharp.nn.RunningBatchNorm`, and not read by the others.
+
+  Raises:
+    ValueError: if there is no such layer.
+
+  Example:
+    >>> norm_layer("median", "norm")
+    Traceback (most recent call last):
+    ValueError: norm='median'; choose batch, group, layer, frozen or running
+  """
+  if norm == "batch":
+    return BatchNorm(name=name, pool=pool, convolution=convolution)
+  if norm == "frozen":
+    frozen = FrozenBatchNorm(name=name, pool=pool)
+    return lambda x, _: frozen(x)
+  pooled = max_pool if pool else lambda x: x
+  if norm == "running":
+    running = RunningBatchNorm(name=name)
+    return lambda x, train: pooled(running(x, train))
+  if norm in ("group", "layer"):
+    group = GroupNorm(name=name, group_size=16 if norm == "group" else None)
+    return lambda x, _: pooled(group(x))
+  raise ValueError(f"norm={norm!r}; choose batch, group, layer, frozen or running")

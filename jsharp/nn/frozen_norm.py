@@ -1,0 +1,48 @@
+"""Normalisation by fixed statistics, which came with pretrained parameters."""
+
+import jax
+from flax import linen as nn
+
+from jsharp.nn._channels import normalise
+from jsharp.tree import at_least_float32
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch normalisation whose statistics no longer change.
+
+  The running averages of pretraining are parameters here, "mean" and "variance",
+  `[channels]` each, beside "scale" and "offset". They have no gradient, so no loop
+  moves them. Initial ones are 0 and 1.
+
+  Attributes:
+    epsilon: added to the variance.
+    pool: whether to max-pool 2x2 windows of the result.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> layer = FrozenBatchNorm()
+    >>> params = {"mean": jnp.ones(1), "variance": 4 * jnp.ones(1),
+    ...   "scale": jnp.ones(1), "offset": jnp.zeros(1)}
+    >>> layer.apply({"params": params}, jnp.array([[5.0]])).round(3).tolist()
+    [[2.0]]
+  """
+
+  epsilon: float = 1e-5
+  pool: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises `x`, `[batch, ..., channels]`."""
+    channels = (x.shape[-1],)
+    wide = at_least_float32(x.dtype)
+    mean = self.param("mean", nn.initializers.zeros, channels, wide)
+    variance = self.param("variance", nn.initializers.ones, channels, wide)
+    return normalise(
+      x,
+      jax.lax.stop_gradient(mean),
+      jax.lax.stop_gradient(variance),
+      scale=self.param("scale", nn.initializers.ones, channels, x.dtype),
+      offset=self.param("offset", nn.initializers.zeros, channels, x.dtype),
+      epsilon=self.epsilon,
+      pool=self.pool,
+    )
