@@ -11,6 +11,7 @@ mini-ImageNet: the WordNet ids of the 64 / 16 / 20 classes are Ravi and Larochel
 (2017, "Optimization as a model for few-shot learning").
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -110,13 +111,25 @@ class Composition(NamedTuple):
 
   Attributes:
     classes: the class names of each split.
-    images_per_class: every class has exactly this many images.
+    images_per_class: every class has exactly this many images; or the number of each
+      class by its name. A class without one may have any number.
     image_size: height and width of an image in pixels.
   """
 
   classes: Split
-  images_per_class: int
+  images_per_class: int | Mapping[str, int]
   image_size: int
+
+  def images_of(self, name: str) -> int | None:
+    """The number of images that a class must have; None for any.
+
+    Example:
+      >>> Composition({"train": ("cat",)}, 600, 32).images_of("cat")
+      600
+    """
+    if isinstance(self.images_per_class, int):
+      return self.images_per_class
+    return self.images_per_class.get(name)
 
 
 _RAVI = {
