@@ -142,7 +142,10 @@ class JsharpTieredImagenet(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   """tieredImageNet, 351 / 97 / 160 classes of about 1300 images."""
 
   HOMEPAGE = "https://github.com/renmengye/few-shot-ssl-public"
-  CITATION = "Ren et al. (2018). Meta-learning for semi-supervised few-shot classification. ICLR."
+  CITATION = (
+    "Ren et al. (2018). Meta-learning for semi-supervised few-shot classification. "
+    "ICLR."
+  )
 
 
 class JsharpCub(_ClassRecords, tfds.core.GeneratorBasedBuilder):
@@ -150,9 +153,9 @@ class JsharpCub(_ClassRecords, tfds.core.GeneratorBasedBuilder):
 
   HOMEPAGE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
   CITATION = (
-    "Wah, Branson, Welinder, Perona and Belongie (2011). The Caltech-UCSD Birds-200-2011 "
-    "dataset. Technical report CNS-TR-2011-001; split of Chen et al. (2019). A closer "
-    "look at few-shot classification. ICLR."
+    "Wah, Branson, Welinder, Perona and Belongie (2011). The Caltech-UCSD "
+    "Birds-200-2011 dataset. Technical report CNS-TR-2011-001; split of Chen et al. "
+    "(2019). A closer look at few-shot classification. ICLR."
   )
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-FS and FC100: the classes of CIFAR-100 split in two ways, in all their layouts."""
+"""CIFAR-FS and FC100: the classes of CIFAR-100 split in two ways, in any layout."""
 
 import os
 import pathlib

@@ -183,6 +183,7 @@ class Reader:
     is_part: whether an image of this path belongs to the dataset.
     change: what is done to an image `[height, width, 3]` of some path before it is
       resized.
+    say_resized: whether the number of images that were resized is printed.
   """
 
   def __init__(
@@ -196,6 +197,7 @@ class Reader:
     lists: bool = False,
     is_part: Callable[[str], bool] = lambda path: True,
     change: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    say_resized: bool = True,
   ):
     self._root = root
     self._expected = expected
@@ -203,6 +205,7 @@ class Reader:
     self._only = only
     self._is_part = is_part
     self._change = change
+    self._say_resized = say_resized
     self._archives = [file for file in sources if _archives.is_archive(file)]
     self._first = self._archives  # Where CSVs and images are looked for first.
     if only is not None:
@@ -239,7 +242,7 @@ class Reader:
           f"{self._root}. Complete the images, or, if they lie in split/class/ "
           "folders under other names, remove the CSVs."
         )
-    if num_resized:
+    if num_resized and self._say_resized:
       size = self._expected.image_size
       say(f"{num_resized} images were not {size}x{size} and have been resized.")
     found: dict[str, dict[str, np.ndarray]] = {}

@@ -68,7 +68,6 @@ class CIFARFS(ImageSource):
   """Photographs of CIFAR-100's classes, 32x32 (Bertinetto et al. 2019)."""
 
   name: ClassVar[str] = "cifar_fs"
-  holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
     "pass as --data_dir the directory that holds cifar-100-python.tar.gz, or "
     "CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle, or a folder "

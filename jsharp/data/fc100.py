@@ -66,10 +66,9 @@ def load(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FC100(ImageSource):
-  """Photographs of CIFAR-100's classes, split by superclass, 32x32 (Oreshkin et al. 2018)."""
+  """CIFAR-100's classes split by superclass, 32x32 (Oreshkin et al. 2018)."""
 
   name: ClassVar[str] = "fc100"
-  holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
     "pass as --data_dir the directory that holds cifar-100-python.tar.gz, or "
     "FC100_train.pickle, FC100_val.pickle and FC100_test.pickle, or a folder "
