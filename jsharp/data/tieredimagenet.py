@@ -55,8 +55,9 @@ def load(
   """The images of tieredImageNet as three datasets of different classes.
 
   The splits are prepared one after the other, and each has a copy of its own. Reading
-  one takes its size in memory (train 9.5 GB, val 2.7 GB, test 4.4 GB) and up to 1 GB
-  more; all three together stay in 16.5 GB. The first time, the disk needs twice that.
+  one takes its size in memory (train 9.5 GB, val 2.6 GB, test 4.4 GB) and up to 1 GB
+  more; all three together stay in 16.5 GB. The disk needs that much too, and as much as
+  one split more while it is prepared.
 
   Args:
     data_dir: an archive, or the directory with one of these, at any depth: for each
