@@ -54,10 +54,9 @@ def load(
 ) -> dict[str, Dataset]:
   """The images of tieredImageNet as three datasets of different classes.
 
-  The splits are prepared one after the other, and each has a copy of its own. Reading
-  one takes its size in memory (train 9.5 GB, val 2.6 GB, test 4.4 GB) and up to 1 GB
-  more; all three together stay in 16.5 GB. The disk needs that much too, and as much as
-  one split more while it is prepared.
+  The splits are prepared one after the other, and each has a copy of its own. Memory
+  holds the pixels once (train 9.5 GB, val 2.6 GB, test 4.4 GB), whether they are
+  prepared or opened, and the disk no more than that.
 
   Args:
     data_dir: an archive, or the directory with one of these, at any depth: for each
