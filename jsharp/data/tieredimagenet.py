@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -33,6 +34,7 @@ from jsharp.data.dataset import Dataset
 _TITLE = "tieredImageNet"
 _SCALE = 8  # A split has that many times the images of mini-ImageNet.
 _ROWS = 4096  # Images of an npz that are read at once.
+_WNID = re.compile(r"n\d{8}")
 _PREFIX = "tiered-imagenet-"  # Of the copies that learn2learn's authors keep.
 
 
@@ -62,7 +64,8 @@ def load(
     data_dir: an archive, or the directory with one of these, at any depth: for each
       split `train_images_png.pkl` with `train_labels.pkl`; or `train_images.npz` with
       `train_labels.pkl`; or folders `split/wnid/` or `wnid/`; or archives of such
-      folders. The first that is there is read. Nothing of a pickle is executed.
+      folders. The first that is there is read. Of folders `wnid/`, those of ImageNet's
+      other classes are left out. Nothing of a pickle is executed.
     only: "train", "val" or "test", which alone is loaded; files of the others may be
       missing.
     prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
@@ -90,9 +93,7 @@ def load(
   """
   wanted = _published.wanted_splits(only, expected.classes)
   root, files = _published.given(data_dir, help_on=_help)
-  caches = {
-    split: cache for split in expected.classes if (cache := _cache(files, split))
-  }
+  caches = {split: cache for split in wanted if (cache := _cache(files, split))}
   missing = [split for split in wanted if split not in caches]
   if caches and missing:
     raise FileNotFoundError(
@@ -100,16 +101,42 @@ def load(
       f"missing: put {missing[0]}_images_png.pkl or {missing[0]}_images.npz and "
       f"{missing[0]}_labels.pkl beside it."
     )
-  sources = [file for file in files if _formats.is_image(file.name)]
+  split_of = {
+    name: split for split, names in expected.classes.items() for name in names
+  }
+
+  def is_part(path: str) -> bool:
+    """Whether it is no image of one of ImageNet's other classes, side by side."""
+    split, label = _folders(path)
+    return bool(split) or label in split_of or not _WNID.fullmatch(label)
+
+  sources = [
+    file
+    for file in files
+    if _formats.is_image(file.name) and is_part(file.relative_to(root).as_posix())
+  ]
   sources = sources or [file for file in files if _archives.is_archive(file)]
   if not caches and not sources:
     raise FileNotFoundError(f"data_dir={root} holds no {_TITLE}. {_help(root)}")
+
+  def files_of(split: str) -> list[pathlib.Path]:
+    """The files for whose change a split has to be read anew."""
+    if caches:
+      return list(caches[split])
+    folders = [_folders(file.relative_to(root).as_posix()) for file in sources]
+    return [
+      file
+      for file, (named, label) in zip(sources, folders, strict=True)
+      if _archives.is_archive(file) or split == (named or split_of.get(label, split))
+    ]
 
   def prepared(split: str) -> Dataset:
     def read() -> dict[str, dict[str, np.ndarray]]:
       if caches:
         return {split: _read_cache(root, caches[split], split, expected, num_images)}
-      reader = _published.Reader(root, sources, expected, title=_TITLE, only=split)
+      reader = _published.Reader(
+        root, sources, expected, title=_TITLE, only=split, is_part=is_part
+      )
       found = reader.read()
       _published.check(root, found, expected, title=_TITLE, only=split)
       counts = {name: len(images) for name, images in found[split].items()}
@@ -121,7 +148,7 @@ def load(
       read,
       data_dir=root,
       prepared_dir=prepared_dir,
-      files=list(caches[split]) if caches else _of_split(root, sources, split),
+      files=files_of(split),
       settings=(expected.classes[split], num_images[split], expected.image_size),
       parts=(split,),
     )
@@ -156,17 +183,10 @@ def _cache(files: Sequence[pathlib.Path], split: str) -> _Cache | None:
   return None
 
 
-def _of_split(
-  root: pathlib.Path, sources: Sequence[pathlib.Path], split: str
-) -> list[pathlib.Path]:
-  """The files that say whether a split has to be read anew."""
-
-  def belongs(file: pathlib.Path) -> bool:
-    folders = file.relative_to(root).parts[:-2]
-    named = splits.FOLDERS.get(folders[-1].lower()) if folders else None
-    return named in (None, split)
-
-  return [file for file in sources if _archives.is_archive(file) or belongs(file)]
+def _folders(path: str) -> tuple[str | None, str]:
+  """The split that a folder names, if one does, and the class of an image."""
+  folders = ["", "", *path.split("/")[:-1]]
+  return splits.FOLDERS.get(folders[-2].lower()), folders[-1]
 
 
 class _Labels(NamedTuple):

@@ -145,14 +145,29 @@ class TieredImageNetTest(parameterized.TestCase):
     self.check(self.load(only="val"), ["val"])
     self.assertEqual(self.stderr.getvalue().count("Preparing"), 3)
 
+  @parameterized.parameters(False, True)
+  def test_other_classes_of_imagenet_are_left_out(self, packed):
+    files = image_files("{name}/{number}.png") | {"n00000099/0.png": b"not read"}
+    if packed:
+      fixtures.write_archive(self.root / "imagenet.tar", files)
+    else:
+      fixtures.write_files(self.root, files)
+    self.check(self.load())
+    fixtures.write_files(self.root, {"birds/0.png": b"not read"})
+    if not packed:
+      with self.assertRaisesRegex(ValueError, "birds/0.png .* in no class folder"):
+        self.load()
+
   def test_archives_are_read(self):
     fixtures.write_archive(self.root / "tiered.tar", image_files())
     self.check(self.load())
 
   def test_of_one_split_alone_the_others_may_be_missing(self):
     files = {name: data for name, data in png_caches().items() if "test" in name}
+    files["val_images_png.pkl"] = b"without labels"
     fixtures.write_files(self.root, files)
     self.check(self.load(only="test"), ["test"])
+    (self.root / "val_images_png.pkl").unlink()
     with self.assertRaisesRegex(FileNotFoundError, "the images of train are missing"):
       self.load()
 
