@@ -63,7 +63,7 @@ def load(
 
   root, files = _published.given(data_dir, help_on=help_on)
   names = {split: pickles.format(split) for split in expected.classes}
-  caches = _published.family(files, names, only)
+  caches = _published.family({file.name: file for file in files}, names, only)
   official = _official(files)
   sources = [file for file in files if _formats.is_image(file.name)]
   sources = sources or [file for file in files if _archives.is_archive(file)]

@@ -47,19 +47,18 @@ def wanted_splits(only: str | None, classes: splits.Split) -> tuple[str, ...]:
 
 
 def family(
-  files: Sequence[pathlib.Path], names: Mapping[str, str], only: str | None
+  by_name: Mapping[str, pathlib.Path], names: Mapping[str, str], only: str | None
 ) -> dict[str, pathlib.Path]:
   """The file of each split, of those that belong together; empty if there is none.
 
   Args:
-    files: where they are looked for.
+    by_name: where they are looked for.
     names: file name by split.
     only: the split whose file alone has to be there.
 
   Raises:
     FileNotFoundError: one is there and another is missing.
   """
-  by_name = {file.name: file for file in files}
   found = {split: by_name[name] for split, name in names.items() if name in by_name}
   missing = [split for split in names if split not in found and only in (None, split)]
   if found and missing:

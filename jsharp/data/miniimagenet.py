@@ -119,13 +119,10 @@ def _help(root: pathlib.Path) -> str:
 def _caches(files: Sequence[pathlib.Path], only: str | None) -> dict[str, pathlib.Path]:
   """The pickle of each split in the first family that has any, at least of `only`."""
   # learn2learn's copy of the first family says "validation".
-  named = [
-    file.with_name(file.name.replace("-validation.pkl", "-val.pkl")) for file in files
-  ]
-  original = dict(zip(named, files, strict=True))
-  for family in _pickles.FAMILIES:
-    if found := _published.family(named, family, only):
-      return {split: original[path] for split, path in found.items()}
+  by_name = {file.name.replace("-validation.pkl", "-val.pkl"): file for file in files}
+  for names in _pickles.FAMILIES:
+    if found := _published.family(by_name, names, only):
+      return found
   return {}
 
 
