@@ -225,7 +225,7 @@ def _read_labels(path: pathlib.Path) -> _Labels:
   shown = content.get("label_specific_str")
   names = [f"label{number}" for number in numbers.tolist()]
   if isinstance(shown, list) and numbers.tolist() == list(range(len(shown))):
-    # Two classes of ImageNet are called "crane".
+    # The number stays: two classes may show things of one name.
     names = [f"{name} {_text(text)}" for name, text in zip(names, shown, strict=True)]
   return _Labels(names, counts, classes, places)
 
