@@ -46,9 +46,10 @@ def image_experiment(
   dataset = Choice(
     "dataset",
     "dataset",
-    "What to learn from: omniglot, miniimagenet, characters (drawn by jsharp itself, "
-    "needs no files), image_folder (any split/class/image or class/image), "
-    "tfds:NAME (already prepared by tensorflow-datasets) or your own as module:Class.",
+    "What to learn from: omniglot, miniimagenet, tieredimagenet, cifar_fs, fc100, cub, "
+    "characters (drawn by jsharp itself, needs no files), image_folder (any "
+    "split/class/image or class/image), tfds:NAME (already prepared by "
+    "tensorflow-datasets) or your own as module:Class.",
     None,
   )
   test_dataset = Choice(

@@ -166,8 +166,9 @@ PROGRAM = Program(
         "data": Choice(
           "dataset",
           "dataset",
-          "What they are measured on: omniglot, miniimagenet, characters (drawn by "
-          "jsharp itself, needs no files), image_folder (any split/class/image or "
+          "What they are measured on: omniglot, miniimagenet, tieredimagenet, "
+          "cifar_fs, fc100, cub, characters (drawn by jsharp itself, needs no files), "
+          "image_folder (any split/class/image or "
           "class/image), tfds:NAME or your own as module:Class. Default: that of the "
           "run.",
           None,

@@ -25,6 +25,9 @@ from jsharp.data.preparation import Preparation, Splits, load_splits
 _SOURCES = (
   "characters",
   "cifar",
+  "cifar_fs",
+  "cub",
+  "fc100",
   "image_folder",
   "imagenet",
   "labelled_images",
@@ -33,6 +36,7 @@ _SOURCES = (
   "sinusoid",
   "streams",
   "tfds_source",
+  "tieredimagenet",
 )
 
 __all__ = [

@@ -116,6 +116,49 @@ class JsharpMiniImagenet(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   )
 
 
+class JsharpCifarFs(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """CIFAR-FS, 64 / 16 / 20 classes of CIFAR-100 of 600 images."""
+
+  HOMEPAGE = "https://github.com/bertinetto/r2d2"
+  CITATION = (
+    "Bertinetto, Henriques, Torr and Vedaldi (2019). Meta-learning with "
+    "differentiable closed-form solvers. ICLR; images of Krizhevsky (2009). Learning "
+    "multiple layers of features from tiny images."
+  )
+
+
+class JsharpFc100(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """FC100, 60 / 20 / 20 classes of CIFAR-100 of 600 images."""
+
+  HOMEPAGE = "https://github.com/ElementAI/TADAM"
+  CITATION = (
+    "Oreshkin, Rodriguez and Lacoste (2018). TADAM: Task dependent adaptive metric for "
+    "improved few-shot learning. NeurIPS; images of Krizhevsky (2009). Learning "
+    "multiple layers of features from tiny images."
+  )
+
+
+class JsharpTieredImagenet(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """tieredImageNet, 351 / 97 / 160 classes of about 1300 images."""
+
+  HOMEPAGE = "https://github.com/renmengye/few-shot-ssl-public"
+  CITATION = (
+    "Ren et al. (2018). Meta-learning for semi-supervised few-shot classification. "
+    "ICLR."
+  )
+
+
+class JsharpCub(_ClassRecords, tfds.core.GeneratorBasedBuilder):
+  """CUB-200-2011, 100 / 50 / 50 species of 41 to 60 images."""
+
+  HOMEPAGE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
+  CITATION = (
+    "Wah, Branson, Welinder, Perona and Belongie (2011). The Caltech-UCSD "
+    "Birds-200-2011 dataset. Technical report CNS-TR-2011-001; split of Chen et al. "
+    "(2019). A closer look at few-shot classification. ICLR."
+  )
+
+
 class JsharpImageFolder(_ClassRecords, tfds.core.GeneratorBasedBuilder):
   """Images in folders split/class with other classes in each split, or in class/."""
 

@@ -31,11 +31,13 @@ class Unfinished:
 
   Attributes:
     finish: makes the dtype or the array of the state.
+    is_array: whether it will be an array.
     result: what `finish` has made; None before.
   """
 
-  def __init__(self, finish: Callable[[Any], Any]):
+  def __init__(self, finish: Callable[[Any], Any], *, is_array: bool = False):
     self.finish = finish
+    self.is_array = is_array
     self.result: Any = None
 
 
@@ -87,7 +89,7 @@ class Maker:
   def _reconstruct(self, kind: Any, shape: Any, code: Any) -> Unfinished:
     if kind is not NDARRAY or shape != (0,) or code not in (b"b", "b"):
       _refuse("arrays of an unusual form are")
-    return Unfinished(self._finish_array)
+    return Unfinished(self._finish_array, is_array=True)
 
   def _finish_array(self, state: Any) -> np.ndarray:
     if type(state) is not tuple or len(state) != 5 or _integer(state[0]) != 1:

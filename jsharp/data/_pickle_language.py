@@ -10,7 +10,7 @@ import codecs
 import pickle
 import pickletools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from jsharp.data._pickle_machine import (
@@ -19,17 +19,19 @@ from jsharp.data._pickle_machine import (
   MAX_LINE,
   Machine,
   RefusedError,
+  Stream,
 )
 
 _NAMES = {instruction.code: instruction.name for instruction in pickletools.opcodes}
 
 
-def load(file: BinaryIO, size: int) -> Any:
+def load(file: BinaryIO, size: int, scale: int = 1) -> Any:
   """The object that a pickle describes.
 
   Args:
     file: at the pickle's beginning, in binary mode.
     size: bytes in the file.
+    scale: how many times as many objects there may be as in mini-ImageNet.
 
   Returns:
     Lists, tuples, dicts, numbers, text, bytes and read-only numpy arrays. Byte strings
@@ -39,19 +41,55 @@ def load(file: BinaryIO, size: int) -> Any:
     RefusedError: the pickle asks for what data do not need, or passes a limit.
     Exception: of any other type: the file is damaged or no pickle.
   """
-  machine = Machine(file, size)
-  for _ in range(MAX_INSTRUCTIONS):
-    code = machine.read(1)
-    if code == pickle.STOP:
+  machine = Machine(file, size, scale)
+  most = MAX_INSTRUCTIONS * scale
+  for _ in range(most):
+    if not _step(machine):
       return machine.result()
-    action = _ACTIONS.get(code)
-    if action is None:
-      name = _NAMES.get(_text(code))
-      if name is None:
-        raise pickle.UnpicklingError(f"{code!r} is no instruction")
-      raise RefusedError(f"has the instruction {name}")
-    action(machine)
-  raise RefusedError(f"has more than {MAX_INSTRUCTIONS} instructions")
+  raise RefusedError(f"has more than {most} instructions")
+
+
+def stream(file: BinaryIO, size: int) -> Iterator[Any]:
+  """The items of the list that a pickle describes, one after the other.
+
+  Args:
+    file: at the pickle's beginning, in binary mode.
+    size: bytes in the file.
+
+  Yields:
+    Each item as `load` would give it. An item that is an image, and comes twice as the
+    same object, is refused.
+
+  Raises:
+    RefusedError: as `load`; the number of items is not limited.
+    Exception: as `load`, or what the file holds is no list.
+  """
+  machine = Stream(file, size)
+  count = 0  # Of instructions since the last items.
+  while _step(machine):
+    count += 1
+    if count > MAX_INSTRUCTIONS:
+      raise RefusedError(f"has more than {MAX_INSTRUCTIONS} instructions for one item")
+    if items := machine.take():
+      yield from items
+      count = 0
+  if machine.result() != []:
+    raise pickle.UnpicklingError("no list")
+
+
+def _step(machine: Machine) -> bool:
+  """Does the next instruction; whether it was not the last one."""
+  code = machine.read(1)
+  if code == pickle.STOP:
+    return False
+  action = _ACTIONS.get(code)
+  if action is None:
+    name = _NAMES.get(_text(code))
+    if name is None:
+      raise pickle.UnpicklingError(f"{code!r} is no instruction")
+    raise RefusedError(f"has the instruction {name}")
+  action(machine)
+  return True
 
 
 def _text(data: bytes) -> str:
@@ -142,7 +180,7 @@ _ACTIONS: dict[bytes, Callable[[Machine], None]] = {
   pickle.PUT: lambda machine: machine.put(int(machine.line())),
   pickle.BINPUT: lambda machine: machine.put(machine.unpack("<B")),
   pickle.LONG_BINPUT: lambda machine: machine.put(machine.unpack("<I")),
-  pickle.MEMOIZE: Machine.memoize,
+  pickle.MEMOIZE: lambda machine: machine.memoize(),
   pickle.GET: lambda machine: machine.get(int(machine.line())),
   pickle.BINGET: lambda machine: machine.get(machine.unpack("<B")),
   pickle.LONG_BINGET: lambda machine: machine.get(machine.unpack("<I")),

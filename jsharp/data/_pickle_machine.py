@@ -15,6 +15,8 @@ MAX_CONTAINERS = 250_000
 MAX_MEMO = 400_000
 MAX_NESTING = 16
 MAX_LINE = 4096
+SMALL = 64
+"""Bytes of a text that a stream remembers."""
 
 _KEYS = (str, bytes, int, float, type(None), np.generic)
 _CONTAINERS = (list, tuple, dict)
@@ -37,9 +39,11 @@ class Machine:
   Args:
     file: at the pickle's beginning, in binary mode.
     size: bytes in the file.
+    scale: how many times as many objects there may be as in mini-ImageNet.
   """
 
-  def __init__(self, file: BinaryIO, size: int):
+  def __init__(self, file: BinaryIO, size: int, scale: int = 1):
+    self._scale = scale
     self._file = file
     self._left = size
     self._stack: list[Any] = []
@@ -72,8 +76,9 @@ class Machine:
 
   def push_container(self, item: Any) -> None:
     self._num_containers += 1
-    if self._num_containers > MAX_CONTAINERS:
-      raise RefusedError(f"has more than {MAX_CONTAINERS} containers")
+    most = MAX_CONTAINERS * self._scale
+    if self._num_containers > most:
+      raise RefusedError(f"has more than {most} containers")
     self.push(item)
 
   def pop(self) -> Any:
@@ -95,8 +100,9 @@ class Machine:
     return content
 
   def put(self, index: int) -> None:
-    if not 0 <= index <= MAX_MEMO:
-      raise RefusedError(f"numbers an object beyond {MAX_MEMO}")
+    most = MAX_MEMO * self._scale
+    if not 0 <= index <= most:
+      raise RefusedError(f"numbers an object beyond {most}")
     if self._stack[-1] is MARK:
       raise pickle.UnpicklingError("no object where one is numbered")
     self._memo[index] = self._stack[-1]
@@ -157,6 +163,59 @@ class Machine:
     items = self.pop_to_mark()
     self.push_container({})
     self.update(items)
+
+
+class Stream(Machine):
+  """A machine for one long list, which gives its items away as they come.
+
+  It remembers names, dtypes and short texts alone. So it holds no more than the items
+  that the pickle adds at once, which are a thousand in what Python writes.
+  """
+
+  def __init__(self, file: BinaryIO, size: int):
+    super().__init__(file, size)
+    self._items: list[Any] = []
+    self._num_memoized = 0
+
+  def take(self) -> list[Any]:
+    """The items that have come since the last call."""
+    items, self._items = self._items, []
+    return items
+
+  def extend(self, items: list[Any]) -> None:
+    if len(self._stack) != 1 or type(self._stack[0]) is not list:
+      super().extend(items)
+      return
+    self._items += items
+    self._num_containers = 0
+
+  def put(self, index: int) -> None:
+    if not self._stack or self._stack[-1] is MARK:
+      raise pickle.UnpicklingError("no object where one is numbered")
+    if _is_small(self._stack[-1]):
+      if len(self._memo) > MAX_MEMO:
+        raise RefusedError(f"numbers more than {MAX_MEMO} objects")
+      self._memo[index] = self._stack[-1]
+    else:
+      self._memo.pop(index, None)
+
+  def memoize(self) -> None:
+    self.put(self._num_memoized)
+    self._num_memoized += 1
+
+  def get(self, index: int) -> None:
+    if index not in self._memo:
+      raise pickle.UnpicklingError("an object that is used twice")
+    super().get(index)
+
+
+def _is_small(item: Any) -> bool:
+  """Whether a stream remembers an object: it is not, and will not be, an image."""
+  if isinstance(item, str | bytes):
+    return len(item) <= SMALL
+  if isinstance(item, _pickle_arrays.Unfinished):
+    return not item.is_array
+  return not isinstance(item, (*_CONTAINERS, np.ndarray))
 
 
 def _data(item: Any) -> Any:

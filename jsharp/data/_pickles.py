@@ -5,8 +5,10 @@ few functions that rebuild numpy arrays, in versions of its own, and refuses eve
 other name before anything is called.
 """
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,15 +30,16 @@ FAMILIES = (
 _LONGEST_NAME = 200
 
 
-def load(path: pathlib.Path) -> Any:
+def load(path: pathlib.Path, *, scale: int = 1) -> Any:
   """The object in a pickle of containers, strings, numbers and numpy arrays.
 
   Args:
     path: a pickle of protocol 0 to 5, written by Python 2 or 3 with numpy 1 or 2.
+    scale: how many times as many objects there may be as in mini-ImageNet.
 
   Returns:
     Lists, tuples, dicts, text, bytes, numbers and numpy arrays, which are read-only.
-    Memory for them is bounded by four times the file's size and 100 MB.
+    Memory for them is bounded by four times the file's size and `scale` times 100 MB.
 
   Raises:
     ValueError: the file is an HTML page, is truncated or no pickle, or asks for
@@ -44,17 +47,38 @@ def load(path: pathlib.Path) -> Any:
   """
   _archives.check_not_html(path)
   with open_regular(path, most=2**40) as file:
-    return read(file, os.fstat(file.fileno()).st_size, where=path)
+    size = os.fstat(file.fileno()).st_size
+    return read(file, size, where=path, scale=scale)
 
 
-def read(file: BinaryIO, size: int, *, where: object) -> Any:
+def read(file: BinaryIO, size: int, *, where: object, scale: int = 1) -> Any:
   """The object in an open pickle of `size` bytes; as `load`.
 
   Raises:
     ValueError: as `load`, with `where` in the message.
   """
+  with _explained(where):
+    return _pickle_language.load(file, size, scale)
+
+
+def stream(path: pathlib.Path) -> Iterator[Any]:
+  """The items of a pickled list, of any number, as `load` would give them.
+
+  Memory holds no more of them than the pickle adds to the list at once.
+
+  Raises:
+    ValueError: as `load`, perhaps after many items; or the pickle holds no list.
+  """
+  _archives.check_not_html(path)
+  with open_regular(path, most=2**40) as file, _explained(path):
+    yield from _pickle_language.stream(file, os.fstat(file.fileno()).st_size)
+
+
+@contextlib.contextmanager
+def _explained(where: object) -> Iterator[None]:
+  """Says of a pickle that cannot be read what to do about it."""
   try:
-    return _pickle_language.load(file, size)
+    yield
   except _pickle_language.RefusedError as error:
     raise ValueError(
       f"{where} is refused: this pickle {error}, which no file of images needs. "
@@ -96,7 +120,7 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
   else:
     keys = ", ".join(sorted(map(_shown, content))[:10])
     raise ValueError(
-      f"{path} has the keys [{keys}]; a mini-ImageNet cache has "
+      f"{path} has the keys [{keys}]; a cache of images has "
       "image_data and class_dict, or data and labels."
     )
   shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", None)

@@ -200,6 +200,7 @@ def _prepare(builder, target: pathlib.Path) -> None:
     # TFDS announces a download of unknown size; there is none.
     with (
       contextlib.redirect_stdout(io.StringIO()),
+      _kept_in_memory(),
       tempfile.TemporaryDirectory() as downloads,
     ):
       builder.download_and_prepare(download_dir=downloads)
@@ -207,6 +208,22 @@ def _prepare(builder, target: pathlib.Path) -> None:
     # Another process may have finished the same preparation first.
     if not target.is_dir():
       raise
+
+
+@contextlib.contextmanager
+def _kept_in_memory() -> Iterator[None]:
+  """Records of more than 1 GB are not set aside in files, which takes TensorFlow.
+
+  Memory holds them once all the same: each class is given away as it is written.
+  """
+  from tensorflow_datasets.core import shuffle
+
+  most = shuffle.MAX_MEM_BUFFER_SIZE
+  shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
+  try:
+    yield
+  finally:
+    shuffle.MAX_MEM_BUFFER_SIZE = most
 
 
 def kept_in(

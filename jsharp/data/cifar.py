@@ -71,21 +71,46 @@ def load(data_dir: str | os.PathLike, *, num_classes: int = 10) -> dict[str, Dat
     Traceback (most recent call last):
     FileNotFoundError: data_dir=/nowhere does not exist...
   """
+  return {
+    split: Dataset.from_class_arrays(classes, split=split)
+    for split, classes in class_arrays(data_dir, num_classes=num_classes).items()
+  }
+
+
+def class_arrays(
+  data_dir: str | os.PathLike, *, num_classes: int = 10
+) -> dict[str, dict[str, np.ndarray]]:
+  """The images of each class of "train" and of "test", in the order of the labels.
+
+  Args:
+    data_dir: as for `load`.
+    num_classes: as for `load`.
+
+  Returns:
+    Split -> class -> uint8 `[num_images, 32, 32, 3]`.
+
+  Raises:
+    FileNotFoundError: as `load`.
+    ValueError: as `load`.
+
+  Example:
+    >>> class_arrays("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir=/nowhere does not exist...
+  """
   if num_classes not in _LAYOUTS:
     raise ValueError(f"num_classes={num_classes} must be 10 or 100.")
   layout = _LAYOUTS[num_classes]
   contents = _contents(data_dir, layout)
   place, meta = contents[layout.names_file]
   names = _texts(place, layout.names, meta, num_classes)
-  datasets = {}
+  found = {}
   for split, files in layout.files.items():
     parts = [_part(*contents[file], layout, num_classes) for file in files]
     images = np.concatenate([images for images, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
-    datasets[split] = Dataset.from_class_arrays(
-      {name: images[labels == label] for label, name in enumerate(names)}, split=split
-    )
-  return datasets
+    found[split] = {name: images[labels == i] for i, name in enumerate(names)}
+  return found
 
 
 def _contents(data_dir: Any, layout: _Layout) -> dict[str, tuple[str, dict]]:

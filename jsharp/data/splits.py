@@ -9,11 +9,28 @@ Finn et al. (2017, "Model-agnostic meta-learning") shuffle all characters and tr
 
 mini-ImageNet: the WordNet ids of the 64 / 16 / 20 classes are Ravi and Larochelle's
 (2017, "Optimization as a model for few-shot learning").
+
+CIFAR-FS: the 64 / 16 / 20 classes are those of Bertinetto et al. (2019, "Meta-learning
+with differentiable closed-form solvers"), as Torchmeta lists them.
+
+FC100: the superclasses are those of Oreshkin et al. (2018, "TADAM: Task dependent
+adaptive metric for improved few-shot learning"), appendix and code.
+
+tieredImageNet: the WordNet ids are those of the CSVs of Ren et al. (2018,
+"Meta-learning for semi-supervised few-shot classification"), the numbers of images
+those of the paper.
+
+CUB-200-2011: every second species trains, and of the others every second one validates
+(Chen et al. 2019, "A closer look at few-shot classification"). Images per species are
+counted in the file list of Wah et al. (2011).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from jsharp.data import _class_lists
 
 OMNIGLOT_BACKGROUND = {
   "Alphabet_of_the_Magi": 20,
@@ -110,13 +127,25 @@ class Composition(NamedTuple):
 
   Attributes:
     classes: the class names of each split.
-    images_per_class: every class has exactly this many images.
+    images_per_class: every class has exactly this many images; or the number of each
+      class by its name. A class without one may have any number.
     image_size: height and width of an image in pixels.
   """
 
   classes: Split
-  images_per_class: int
+  images_per_class: int | Mapping[str, int]
   image_size: int
+
+  def images_of(self, name: str) -> int | None:
+    """The number of images that a class must have; None for any.
+
+    Example:
+      >>> Composition({"train": ("cat",)}, 600, 32).images_of("cat")
+      600
+    """
+    if isinstance(self.images_per_class, int):
+      return self.images_per_class
+    return self.images_per_class.get(name)
 
 
 _RAVI = {
@@ -147,6 +176,75 @@ MINI_IMAGENET = Composition(
   image_size=84,
 )
 """mini-ImageNet: 64 / 16 / 20 classes of 600 images of 84x84 pixels."""
+
+CIFAR_100_SUPERCLASSES = {
+  name: tuple(classes.split()) for name, classes in _class_lists.CIFAR_100.items()
+}
+"""CIFAR-100: 20 superclasses of five classes each, in the order of their labels."""
+
+CIFAR_100_CLASSES = tuple(sorted(sum(CIFAR_100_SUPERCLASSES.values(), ())))
+"""CIFAR-100: the 100 classes in the order of their fine labels."""
+
+
+def _cifar(val: tuple[str, ...], test: tuple[str, ...]) -> Composition:
+  train = tuple(name for name in CIFAR_100_CLASSES if name not in (*val, *test))
+  return Composition({"train": train, "val": val, "test": test}, 600, 32)
+
+
+CIFAR_FS = _cifar(
+  tuple(_class_lists.CIFAR_FS["val"].split()),
+  tuple(_class_lists.CIFAR_FS["test"].split()),
+)
+"""CIFAR-FS: 64 / 16 / 20 classes of CIFAR-100, 600 images of 32x32 pixels each."""
+
+FC100_SUPERCLASSES = {
+  "val": (
+    "large_carnivores",
+    "large_omnivores_and_herbivores",
+    "non-insect_invertebrates",
+    "small_mammals",
+  ),
+  "test": ("aquatic_mammals", "insects", "medium_mammals", "people"),
+}
+"""FC100: what it validates and tests on; the other 12 superclasses train."""
+
+FC100 = _cifar(
+  *(
+    tuple(sorted(sum((CIFAR_100_SUPERCLASSES[name] for name in names), ())))
+    for names in FC100_SUPERCLASSES.values()
+  )
+)
+"""FC100: 60 / 20 / 20 classes of CIFAR-100, 600 images of 32x32 pixels each."""
+
+TIERED_IMAGENET = Composition(
+  classes={
+    split: tuple(ids.split()) for split, ids in _class_lists.TIERED_IMAGENET.items()
+  },
+  images_per_class={},
+  image_size=84,
+)
+"""tieredImageNet: 351 / 97 / 160 classes of 84x84 pixels, of about 1300 images each."""
+
+TIERED_IMAGENET_IMAGES = {"train": 448_695, "val": 124_261, "test": 206_209}
+"""tieredImageNet: the number of images of each split."""
+
+_CUB = {
+  f"{number:03d}.{name}": int(count)
+  for number, (name, count) in enumerate(
+    (entry.split(":") for entry in _class_lists.CUB.split()), 1
+  )
+}
+
+CUB = Composition(
+  classes={
+    "train": tuple(_CUB)[0::2],
+    "val": tuple(_CUB)[1::4],
+    "test": tuple(_CUB)[3::4],
+  },
+  images_per_class=_CUB,
+  image_size=84,
+)
+"""CUB-200-2011: 100 / 50 / 50 species of 41 to 60 images, read at 84x84 pixels."""
 
 
 def omniglot_characters(alphabets: dict[str, int]) -> tuple[str, ...]:

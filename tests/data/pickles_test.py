@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import tracemalloc
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.data import _pickles
+from jsharp.data import _pickle_language, _pickle_machine, _pickles
 from tests.data import fixtures
 
 
@@ -43,6 +45,66 @@ class PicklesTest(parameterized.TestCase):
       if isinstance(value, (np.ndarray, np.generic)):
         # Most protocols bring arrays to the machine's byte order.
         self.assertEqual(*(a.dtype.newbyteorder("=") for a in (loaded[name], value)))
+
+  @parameterized.parameters(*range(6), None)
+  def test_a_list_is_streamed(self, protocol):
+    items = [np.arange(n % 100, dtype=np.uint8)[:, None] for n in range(2100)]
+    items += ["a", "a", b"long" * 100, 3, None, (1, "b"), [2]]
+    if protocol is None:
+      data = fixtures.python2_pickle(items)
+      items[-5] = items[-5].decode()  # Python 2 has one kind of both.
+    else:
+      data = pickle.dumps(items, protocol)
+    loaded = list(_pickles.stream(self._write(data)))
+    self.assertLen(loaded, len(items))
+    for found, item in zip(loaded, items, strict=True):
+      np.testing.assert_array_equal(found, item)
+
+  def test_of_a_stream_a_thousand_items_are_held(self):
+    items = [np.full(10_000, n % 256, np.uint8) for n in range(5000)]
+    path = self._write(pickle.dumps(items, 2))
+    del items
+    tracemalloc.start()
+    self.addCleanup(tracemalloc.stop)
+    self.assertEqual(sum(1 for _ in _pickles.stream(path)), 5000)
+    self.assertLess(tracemalloc.get_traced_memory()[1], 30_000_000)
+
+  def test_a_stream_has_no_limit_of_items_and_limits_for_each(self):
+    with mock.patch.object(_pickle_machine, "MAX_CONTAINERS", 10_000):
+      items = [(n, n + 1) for n in range(20_000)]
+      self.assertLen(list(_pickles.stream(self._write(items))), 20_000)
+      path = self._write([[(n, n + 1) for n in range(20_000)]])
+      with self.assertRaisesRegex(ValueError, "has more than 10000 containers"):
+        list(_pickles.stream(path))
+    with (
+      mock.patch.object(_pickle_language, "MAX_INSTRUCTIONS", 100),
+      self.assertRaisesRegex(ValueError, "more than 100 instructions for one"),
+    ):
+      list(_pickles.stream(self._write([tuple(range(200))])))
+    with mock.patch.object(_pickle_machine, "MAX_MEMO", 10):
+      path = self._write(pickle.dumps([str(n) for n in range(100)], 2))
+      with self.assertRaisesRegex(ValueError, "numbers more than 10 objects"):
+        list(_pickles.stream(path))
+
+  @parameterized.named_parameters(
+    ("dict", pickle.dumps({"a": 1}), "no list"),
+    ("number", pickle.dumps(3), "no list"),
+    ("twice", pickle.dumps([np.zeros(99, np.uint8)] * 2), "that is used twice"),
+    ("cut", pickle.dumps([b"x" * 99] * 2)[:-9], "truncated or no pickle"),
+    ("program", pickle.dumps([1, os.system]), "is refused"),
+    ("itself", b"]\x94h\0a.", "that is used twice"),
+    ("html", fixtures.HTML, "is an HTML page"),
+  )
+  def test_a_stream_refuses(self, data, message):
+    with self.assertRaisesRegex(ValueError, message):
+      list(_pickles.stream(self._write(data)))
+
+  def test_a_larger_scale_allows_more_objects(self):
+    with mock.patch.object(_pickle_machine, "MAX_CONTAINERS", 10):
+      path = self._write([[n] for n in range(15)])
+      with self.assertRaisesRegex(ValueError, "has more than 10 containers"):
+        _pickles.load(path)
+      self.assertLen(_pickles.load(path, scale=2), 15)
 
   @parameterized.parameters(
     *((protocol, False) for protocol in range(6)),

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from jsharp.data import _builders, _pixels, _prepared
 from tests.data import fixtures
@@ -79,6 +80,13 @@ class PreparedTest(parameterized.TestCase):
 
   def test_tensorflow_is_not_imported(self):
     self._load()
+    self.assertNotIn("tensorflow", sys.modules)
+
+  def test_large_data_need_no_tensorflow_either(self):
+    """Records beyond this many bytes would be set aside by TensorFlow."""
+    with mock.patch.object(shuffle, "MAX_MEM_BUFFER_SIZE", 10):
+      self._check(self._load())
+      self.assertEqual(shuffle.MAX_MEM_BUFFER_SIZE, 10)
     self.assertNotIn("tensorflow", sys.modules)
 
   def test_a_changed_source_is_prepared_anew(self):

@@ -16,6 +16,32 @@ def _digest(split):
 
 
 class SplitsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("CIFAR_FS", [64, 16, 20], "7aefddec33e6"),
+    ("FC100", [60, 20, 20], "8aae71ee11a3"),
+    ("TIERED_IMAGENET", [351, 97, 160], "9e091ce7d79c"),
+    ("CUB", [100, 50, 50], "4b183eb77539"),
+  )
+  def test_published_classes(self, name, sizes, digest):
+    classes = getattr(splits, name).classes
+    self.assertEqual([len(names) for names in classes.values()], sizes)
+    every = sum(classes.values(), ())
+    self.assertLen(set(every), len(every))
+    self.assertEqual(_digest(classes), digest)
+
+  def test_both_splits_of_cifar_100_use_every_class(self):
+    self.assertLen(splits.CIFAR_100_CLASSES, 100)
+    for split in (splits.CIFAR_FS, splits.FC100):
+      self.assertCountEqual(sum(split.classes.values(), ()), splits.CIFAR_100_CLASSES)
+
+  def test_cub_has_11788_images(self):
+    counts = splits.CUB.images_per_class
+    self.assertEqual(sum(counts.values()), 11_788)
+    self.assertEqual((min(counts.values()), max(counts.values())), (41, 60))
+    self.assertEqual(counts["001.Black_footed_Albatross"], 60)
+    numbers = [int(name[:3]) for name in sum(splits.CUB.classes.values(), ())]
+    self.assertCountEqual(numbers, range(1, 201))
+
   def test_omniglot_has_50_alphabets_and_1623_characters(self):
     self.assertLen(splits.OMNIGLOT_BACKGROUND, 30)
     self.assertLen(splits.OMNIGLOT_EVALUATION, 20)
