@@ -26,6 +26,8 @@ class TaskRuns:
     Raises:
       ValueError: if it pays for less than one, or the algorithm has no price.
     """
+    if not run.algorithm.meta_learns:
+      return 1
     return budget.num_steps(
       run.phases(),
       num_tasks=run.training.num_tasks,

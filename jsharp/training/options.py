@@ -62,7 +62,8 @@ class MetaTraining(Options):
   )
   num_steps: int = option(
     60_000,
-    "Meta-steps in all. No schedule depends on it: a finished run can be made longer.",
+    "Meta-steps in all. No schedule depends on it: a finished run can be made longer. "
+    "baseline and baseline_plus_plus learn nothing from tasks and take one.",
     check=at_least(1),
     identity=False,
   )

@@ -240,12 +240,8 @@ class FewShotRun(MetaRun):
         "--norm=frozen normalises by the running averages of pretraining, and there "
         "are none; give --init_from, or another --norm"
       )
-    if not self.algorithm.meta_learns and self.training.num_steps > 1:
-      raise ValueError(
-        f"--num_steps={self.training.num_steps}: --algorithm={self.algorithm.name} "
-        "learns nothing from tasks, a step only measures; pass --num_steps=1, and "
-        "--init_from for pretrained parameters"
-      )
+    if not self.algorithm.meta_learns:  # A step only measures.
+      object.__setattr__(self, "training", self.training.replace(num_steps=1))
     if self.training.num_seeds > 1 and len(self.tasks.training()) > 1:
       raise ValueError(
         f"--num_seeds={self.training.num_seeds} goes with one kind of task; train "
