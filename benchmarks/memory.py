@@ -4,14 +4,17 @@ Question: what does the memory of a meta-gradient depend on, and what does less 
 
     python -m benchmarks.memory
 
-The network is Conv4 with batch statistics on 5-way 1-shot tasks, MAML with SGD inside.
+MAML with SGD inside, on Conv4 or, `--setting=resnet12`, on ResNet-12, both with batch
+statistics. `--rounds=0` compiles and takes one step of each mode, without times.
 Memory is what the compiler reserves for the step beside its arguments; it is reported
 in units of one support set's activations too, the outputs of all blocks. Modes are
 those of `--second_order`; they take turns, `--seconds` at a time for `--rounds` rounds,
-and times are relative to "stored" in the same round. The last column is the largest
-difference between meta-gradients and those of "stored", relative to their length.
+and times are relative to the first one's in the same round, "stored" by default. The
+last column is the largest difference between meta-gradients and the first mode's,
+relative to their length.
 """
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +32,7 @@ from benchmarks.tables import calls_per_second, spread
 from jsharp.algorithms import maml
 from jsharp.core import second_order as memory
 from jsharp.evaluation.report import git_commit
+from jsharp.models.resnet12 import NARROW, WIDE
 from jsharp.training.devices import execution_for
 from jsharp.types import LossFn
 
@@ -38,7 +42,11 @@ _SETTING = flags.DEFINE_enum(
 _INNER_STEPS = flags.DEFINE_list("inner_steps", ["1", "5", "10", "50"], "Inner steps.")
 _NUM_TASKS = flags.DEFINE_list("num_tasks", ["4"], "Tasks per meta-step.")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds per mode and round.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=0)
+_MODES = flags.DEFINE_list("modes", None, "Only these modes; all if left out.")
+_LOOP = flags.DEFINE_enum(
+  "loop", None, ["unrolled", "scanned", "recomputed"], "How inner steps are repeated."
+)
 
 MODES: dict[str, Callable[[LossFn], LossFn]] = {
   "stored": lambda loss_fn: loss_fn,
@@ -66,6 +74,9 @@ class Step(NamedTuple):
 def compile_step(setting: dict[str, int], mode: str) -> Step:
   """Compiles a meta-step in one of the modes."""
   execution = execution_for()
+  if _LOOP.value is not None:
+    loop: Any = _LOOP.value
+    execution = dataclasses.replace(execution, inner_steps=loop)
   params, loss_fn, tasks = make_problem(setting, execution=execution)
   algorithm = maml(
     MODES[mode](loss_fn),
@@ -92,6 +103,11 @@ def compile_step(setting: dict[str, int], mode: str) -> Step:
 def activations(setting: dict[str, int]) -> int:
   """Bytes of all blocks' convolution outputs for one support set, float32."""
   size, count = setting["size"], 0
+  if not setting["stride"]:
+    for width in WIDE if setting["filters"] == WIDE[-1] else NARROW:
+      count += 4 * size**2 * width
+      size //= 2
+    return 4 * count * setting["way"] * setting["shot"]
   for _ in range(4):
     outputs = size if setting["stride"] == 1 else -(-size // 2)
     count += outputs**2 * setting["filters"]
@@ -101,14 +117,20 @@ def activations(setting: dict[str, int]) -> int:
 
 def report(setting: dict[str, int]) -> None:
   """Prints a row per mode."""
-  steps = {mode: compile_step(setting, mode) for mode in MODES}
-  times: dict[str, list[float]] = {mode: [] for mode in MODES}
+  modes = _MODES.value or list(MODES)
+  steps = {mode: compile_step(setting, mode) for mode in modes}
+  times: dict[str, list[float]] = {mode: [] for mode in modes}
   for _ in range(_ROUNDS.value):
     for mode, step in steps.items():
       times[mode].append(1 / calls_per_second(step.run, _SECONDS.value))
-  exact = steps["stored"].gradient
+  exact = steps[modes[0]].gradient
+
+  def shown(values: list[float], digits: int) -> str:
+    return spread(values, digits) if values else ""
+
   for mode, step in steps.items():
-    ratios = [a / b for a, b in zip(times[mode], times["stored"], strict=True)]
+    each = [1000 * seconds / setting["num_tasks"] for seconds in times[mode]]
+    ratios = [a / b for a, b in zip(times[mode], times[modes[0]], strict=True)]
     difference = jnp.abs(step.gradient - exact).max() / jnp.linalg.norm(exact)
     cells = [
       setting["inner_steps"],
@@ -116,8 +138,8 @@ def report(setting: dict[str, int]) -> None:
       mode,
       f"{step.temporary / 2**20:.1f}",
       f"{step.temporary / activations(setting):.1f}",
-      spread([1000 * seconds / setting["num_tasks"] for seconds in times[mode]], 1),
-      spread(ratios, 2),
+      shown(each, 1),
+      shown(ratios, 2),
       f"{step.seconds:.0f}",
       f"{difference:.0e}",
     ]

@@ -11,7 +11,8 @@ from absl import app
 
 from jsharp import algorithms, losses
 from jsharp.core.execution import Execution
-from jsharp.models import Conv4, as_functions
+from jsharp.models import Conv4, ResNet12, as_functions
+from jsharp.models.resnet12 import NARROW, WIDE
 from jsharp.precision import in_precision
 from jsharp.types import Batch, LossFn, MetaAlgorithm, Params, Task
 
@@ -29,6 +30,11 @@ SETTINGS = {
   "omni_strided": {
     "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
     "size": 28, "channels": 1, "filters": 64, "stride": 2,
+  },
+  # One task of the deep backbone; "filters" chooses its widths.
+  "resnet12": {
+    "way": 5, "shot": 5, "query_shot": 15, "inner_steps": 5, "num_tasks": 1,
+    "size": 84, "channels": 3, "filters": 640, "stride": 0,
   },
 }  # fmt: skip
 
@@ -72,7 +78,7 @@ def make_problem(
   seed: int = 0,
   execution: Execution = Execution(),
 ) -> tuple[Any, LossFn, Task]:
-  """Initial parameters of the setting's Conv4, its loss and tasks.
+  """Initial parameters of the setting's network, its loss and tasks.
 
   Args:
     setting: one of `SETTINGS`.
@@ -80,9 +86,12 @@ def make_problem(
     seed: of the parameters and the tasks.
     execution: its `convolution` is the network's.
   """
-  init_fn, apply_fn = as_functions(
-    Conv4(setting["way"], setting["filters"], setting["stride"], execution.convolution)
-  )
+  model: Any
+  if setting["stride"]:
+    model = Conv4(setting["way"], setting["filters"], setting["stride"])
+  else:
+    model = ResNet12(setting["way"], WIDE if setting["filters"] == WIDE[-1] else NARROW)
+  init_fn, apply_fn = as_functions(model.clone(convolution=execution.convolution))
   if precision is not None:
     apply_fn = in_precision(apply_fn, precision)
   tasks = make_tasks(setting, seed)

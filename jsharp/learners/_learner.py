@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsharp import losses
+from jsharp import _catalogue, losses
 from jsharp._checks import check_count
 from jsharp.algorithms import Made, Problem
 from jsharp.core.execution import PORTABLE, Execution
@@ -212,7 +212,7 @@ class Learner:
       raise ValueError(
         f"a task of {way} classes, and the head of this {about.algorithm.name} has "
         f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
-        "take a learner of any number of classes (protonet, ridge or proto_maml)"
+        f"take a learner of any number of classes ({_any_way()})"
       )
 
   def inner_steps(self, num_steps: int | None) -> dict[str, int]:
@@ -306,6 +306,13 @@ class Learner:
         f"inputs holds {kind} up to {largest:g}; give floats, images in [0, 1]: divide "
         "uint8 by 255"
       )
+
+
+def _any_way() -> str:
+  """The algorithms whose learners take any number of classes."""
+  known = _catalogue.outlines("algorithm").values()
+  *most, last = [each.name for each in known if getattr(each, "any_way", False)]
+  return f"{', '.join(most)} or {last}"
 
 
 def _rebuilt(description: Description, params: Params) -> Learner:

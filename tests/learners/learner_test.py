@@ -121,7 +121,11 @@ class LearnerTest(parameterized.TestCase):
   @parameterized.parameters(*_catalogue.outlines("algorithm"))
   def test_every_algorithm_adapts_and_predicts_any_way_up_to_its_outputs(self, name):
     algorithm = _catalogue.find("algorithm", name)()
-    self.assertEqual(algorithm.any_way, name in ("proto_maml", "protonet", "ridge"))
+    of_support = (
+      *("proto_maml", "protonet", "ridge", "unicorn_maml", "meta_baseline"),
+      *("simpleshot", "baseline", "baseline_plus_plus"),
+    )
+    self.assertEqual(algorithm.any_way, name in of_support)
     learner = learners.build(of_images(algorithm))
 
     def adapt_and_predict(images, labels, way):
