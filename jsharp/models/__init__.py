@@ -20,6 +20,12 @@ from jsharp.models.functions import norm_mask as norm_mask
 from jsharp.models.functions import part_mask as part_mask
 from jsharp.models.functions import with_statistics as with_statistics
 from jsharp.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
+from jsharp.models.lora import Adapter as Adapter
+from jsharp.models.lora import WithAdapters as WithAdapters
+from jsharp.models.lora import adapters_alone as adapters_alone
+from jsharp.models.lora import lora as lora
+from jsharp.models.lora import merge_adapters as merge_adapters
+from jsharp.models.lora import with_adapters as with_adapters
 from jsharp.models.mlp import MLP as MLP
 from jsharp.models.mlp import ContextMLP as ContextMLP
 from jsharp.models.policy import GaussianPolicy as GaussianPolicy
@@ -28,6 +34,7 @@ from jsharp.models.resnet import ResNet as ResNet
 from jsharp.models.resnet import WideResNet as WideResNet
 from jsharp.models.resnet12 import ResNet12 as ResNet12
 from jsharp.models.shake_shake import ShakeShake as ShakeShake
+from jsharp.models.transformer import Transformer as Transformer
 
 if not TYPE_CHECKING:  # They read the imports themselves.
   __all__ = exported(globals())

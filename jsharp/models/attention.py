@@ -10,11 +10,10 @@ from flax import linen as nn
 from jsharp._checks import check_count
 from jsharp._labels import as_known, one_hot
 from jsharp.models._dense import dense
+from jsharp.models._layer_norm import LayerNorm
 from jsharp.models.initial import initialised
-from jsharp.tree import at_least_float32
 
 _EXPANSION = 4  # Hidden width of a block's network, in units of its width.
-_EPSILON = 1e-6
 
 
 class AttentionLearner(nn.Module):
@@ -101,7 +100,7 @@ class AttentionLearner(nn.Module):
     for layer in range(self.num_layers):
       block = _Block(self.num_heads, name=f"block_{layer}")
       support, query = block(support, query)
-    query = _LayerNorm(name="norm")(query)
+    query = LayerNorm(name="norm")(query)
     return dense(self.num_outputs, "head", query.dtype)(query)
 
   def _check(self):
@@ -123,9 +122,9 @@ class _Block(nn.Module):
   def __call__(self, support, query):
     width, dtype = support.shape[-1], support.dtype
     attention = _Attention(self.num_heads, name="attention")
-    normalise = _LayerNorm(name="norm_0")
+    normalise = LayerNorm(name="norm_0")
     by_support, by_query = attention(normalise(support), normalise(query))
-    normalise = _LayerNorm(name="norm_1")
+    normalise = LayerNorm(name="norm_1")
     up = dense(_EXPANSION * width, "up", dtype)
     down = dense(width, "down", dtype)
 
@@ -235,24 +234,3 @@ def _known(targets, support, num_outputs):
   else:
     features = targets.reshape(targets.shape[0], -1).astype(support.dtype)
   return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
-
-
-class _LayerNorm(nn.Module):
-  """Normalises every token by its own mean and variance.
-
-  Flax's layer takes the variance from a difference of means of squares by default, and
-  does not take double precision under strict promotion.
-  """
-
-  @nn.compact
-  def __call__(self, x):
-    channels = (x.shape[-1],)
-    scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
-    offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
-    dtype = x.dtype
-    wide = at_least_float32(dtype)
-    x, scale, offset = (a.astype(wide) for a in (x, scale, offset))
-    x = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(x).mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(variance + _EPSILON) * scale[None] + offset[None]
-    return x.astype(dtype)
