@@ -64,7 +64,8 @@ def image_experiment(
     "network",
     "model",
     "conv4: four convolutions with max-pooling; conv4_strided: with stride 2 in place "
-    "of pooling, the fast one; resnet12: the deep one, --widths; mlp: the net without "
+    "of pooling, the fast one; resnet12: the deep one, --widths; wide_resnet and "
+    "imagenet_resnet (ResNet-18 by default): others, --depth; mlp: the net without "
     "convolutions, 256-128-64-64; or your own as module:Class.",
     "conv4",
     hidden=("sine_mlp", "policy"),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+from flax import linen as nn
 
 from jsharp.nn import (
   BatchNorm,
@@ -21,7 +22,12 @@ evaluation."""
 
 
 def norm_layer(
-  norm: Norm, name: str, *, pool: bool = False, convolution: Convolution = "auto"
+  norm: Norm,
+  name: str,
+  *,
+  pool: bool = False,
+  convolution: Convolution = "auto",
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones,
 ) -> Callable[[jax.Array, Any], jax.Array]:
   """A normalisation layer, inside of a compact method.
 
@@ -30,6 +36,7 @@ def norm_layer(
     name: of the layer. It contains "norm", by which masks find its parameters.
     pool: whether to max-pool 2x2 windows of the result.
     convolution: see `jsharp.nn.BatchNorm`.
+    scale_init: initialiser of its scale.
 
   Returns:
     `layer(x, mode)`. The mode is `num_statistics` of `jsharp.nn.BatchNorm`, `train` of
@@ -44,15 +51,18 @@ def norm_layer(
     ValueError: norm='median'; choose batch, group, layer, frozen or running
   """
   if norm == "batch":
-    return BatchNorm(name=name, pool=pool, convolution=convolution)
+    return BatchNorm(
+      name=name, pool=pool, convolution=convolution, scale_init=scale_init
+    )
   if norm == "frozen":
-    frozen = FrozenBatchNorm(name=name, pool=pool)
+    frozen = FrozenBatchNorm(name=name, pool=pool, scale_init=scale_init)
     return lambda x, _: frozen(x)
   pooled = max_pool if pool else lambda x: x
   if norm == "running":
-    running = RunningBatchNorm(name=name)
+    running = RunningBatchNorm(name=name, scale_init=scale_init)
     return lambda x, train: pooled(running(x, train))
   if norm in ("group", "layer"):
-    group = GroupNorm(name=name, group_size=16 if norm == "group" else None)
+    size = 16 if norm == "group" else None
+    group = GroupNorm(name=name, group_size=size, scale_init=scale_init)
     return lambda x, _: pooled(group(x))
   raise ValueError(f"norm={norm!r}; choose batch, group, layer, frozen or running")

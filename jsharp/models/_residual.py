@@ -29,8 +29,10 @@ class Conv(nn.Module):
     return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
 
 
-def head(num_outputs: int, x: jax.Array) -> jax.Array:
-  """A linear layer of the mean over space."""
+def head(num_outputs: int | None, x: jax.Array) -> jax.Array:
+  """A linear layer of the mean over space; the mean itself if None."""
+  if num_outputs is None:
+    return x.mean((1, 2))
   layer = nn.Dense(
     num_outputs, name="head", kernel_init=glorot_uniform, param_dtype=x.dtype
   )

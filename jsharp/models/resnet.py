@@ -1,13 +1,14 @@
 """Residual networks for small images, with running batch normalisation."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jsharp.models._options import ClassifierNetwork
+from jsharp.models._norms import Norm, norm_layer
+from jsharp.models._options import Backbone, ClassifierNetwork
 from jsharp.models._residual import Conv, check_depth, check_images, head
 from jsharp.models.initial import he_normal_of_outputs
 from jsharp.nn import RunningBatchNorm
@@ -84,10 +85,12 @@ class WideResNet(nn.Module):
   Paddings are SAME: a strided convolution of an even side pads at the end only.
 
   Attributes:
-    num_outputs: size of the output vector, the number of classes.
+    num_outputs: size of the output vector, the number of classes; None for the
+      embedding, `64 * widen` numbers.
     depth: layers with weights, 6n + 4: 10, 16, 22, 28, 40, ...
     widen: factor of the channels.
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
+    norm: "running" for ordinary training, those of `Conv4` for tasks.
 
   Example:
     >>> model = WideResNet(num_outputs=10, depth=10, widen=1)
@@ -98,14 +101,15 @@ class WideResNet(nn.Module):
     (2, 10)
   """
 
-  num_outputs: int
+  num_outputs: int | None
   depth: int = 28
   widen: int = 10
   convolution: Convolution = "auto"
+  norm: Norm = "running"
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-    """Maps images to one vector each; as `ResNet`."""
+  def __call__(self, inputs: jax.Array, train: Any = None) -> jax.Array:
+    """Maps images to one vector each; as `ResNet`, or as `Conv4` for tasks."""
     check_depth("WideResNet", self.depth, 6, 4)
     check_images("WideResNet", inputs)
     if self.widen < 1:
@@ -116,8 +120,12 @@ class WideResNet(nn.Module):
         stride = 2 if stage and not block else 1
         name = f"stage_{stage}_block_{block}"
         num_filters = 16 * 2**stage * self.widen
-        x = _WideBlock(num_filters, stride, self.convolution, name=name)(x, train)
-    x = nn.relu(RunningBatchNorm(name="norm")(x, train))
+        block_of = _WideBlock(
+          num_filters, stride, self.convolution, self.norm, name=name
+        )
+        x = block_of(x, train)
+    norm = norm_layer(self.norm, "norm", convolution=self.convolution)
+    x = nn.relu(norm(x, train))
     return head(self.num_outputs, x)
 
 
@@ -141,16 +149,20 @@ class _WideBlock(nn.Module):
   num_filters: int
   stride: int
   convolution: Convolution
+  norm: Norm
 
   @nn.compact
-  def __call__(self, x, train):
-    y = nn.relu(RunningBatchNorm(name="norm_0")(x, train))
+  def __call__(self, x, mode):
+    def normalised(name, x):
+      return norm_layer(self.norm, name, convolution=self.convolution)(x, mode)
+
+    y = nn.relu(normalised("norm_0", x))
     if x.shape[-1] != self.num_filters or self.stride > 1:
       shape = (x.shape[-1], self.num_filters)
       kernel = self.param("shortcut", he_normal_of_outputs, shape, x.dtype)
       x = y[:, :: self.stride, :: self.stride] @ kernel
     y = Conv(self.num_filters, self.stride, self.convolution, name="conv_0")(y)
-    y = nn.relu(RunningBatchNorm(name="norm_1")(y, train))
+    y = nn.relu(normalised("norm_1", y))
     return x + Conv(self.num_filters, 1, self.convolution, name="conv_1")(y)
 
 
@@ -198,4 +210,30 @@ class WideResNetOptions(ClassifierNetwork):
   ) -> WideResNet:
     return WideResNet(
       num_outputs, depth=self.depth, widen=self.widen, convolution=convolution
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideResNetBackbone(Backbone):
+  """The pre-activation network for tasks; 28 layers, 10 times as wide by default."""
+
+  name: ClassVar[str] = "wide_resnet"
+
+  depth: int = option(
+    28, "Layers with weights: 6n + 4, as 10, 16, 28, 40.", check=at_least(1)
+  )
+  widen: int = option(10, "Factor of the channels.", check=at_least(1))
+
+  def complete(self) -> None:
+    check_depth("WideResNet", self.depth, 6, 4)
+
+  def module(
+    self, num_outputs: int | None, *, convolution: Convolution = "auto"
+  ) -> WideResNet:
+    return WideResNet(
+      num_outputs,
+      depth=self.depth,
+      widen=self.widen,
+      convolution=convolution,
+      norm=self.norm,
     )

@@ -1,6 +1,6 @@
 """Batch normalisation with the statistics of the batch at hand, and no state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class BatchNorm(nn.Module):
     pool: whether to max-pool 2x2 windows of the result (`jsharp.nn.max_pool`). The
       statistics are those of the whole map.
     convolution: how `kernel` is convolved with, see `jsharp.nn.conv2d`.
+    scale_init: initialiser of "scale".
 
   Example:
     >>> import jax.numpy as jnp
@@ -93,6 +94,7 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
   pool: bool = False
   convolution: Convolution = "auto"
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
   def __call__(
@@ -129,7 +131,7 @@ class BatchNorm(nn.Module):
     channels = ((x if kernel is None else kernel).shape[-1],)
     scale = offset = None
     if self.use_scale:
-      scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
+      scale = self.param("scale", self.scale_init, channels, x.dtype)
     if self.use_bias:
       offset = self.param("offset", nn.initializers.zeros, channels, x.dtype)
     record = self.is_mutable_collection("statistics")

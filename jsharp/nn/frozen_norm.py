@@ -1,5 +1,7 @@
 """Normalisation by fixed statistics, which came with pretrained parameters."""
 
+from collections.abc import Callable
+
 import jax
 from flax import linen as nn
 
@@ -17,6 +19,7 @@ class FrozenBatchNorm(nn.Module):
   Attributes:
     epsilon: added to the variance.
     pool: whether to max-pool 2x2 windows of the result.
+    scale_init: initialiser of "scale".
 
   Example:
     >>> import jax.numpy as jnp
@@ -29,6 +32,7 @@ class FrozenBatchNorm(nn.Module):
 
   epsilon: float = 1e-5
   pool: bool = False
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +45,7 @@ class FrozenBatchNorm(nn.Module):
       x,
       jax.lax.stop_gradient(mean),
       jax.lax.stop_gradient(variance),
-      scale=self.param("scale", nn.initializers.ones, channels, x.dtype),
+      scale=self.param("scale", self.scale_init, channels, x.dtype),
       offset=self.param("offset", nn.initializers.zeros, channels, x.dtype),
       epsilon=self.epsilon,
       pool=self.pool,

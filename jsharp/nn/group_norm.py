@@ -1,6 +1,7 @@
 """Normalisation of each example by groups of its channels."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ class GroupNorm(nn.Module):
       there are; 16 is one of the paper's two settings. None for one group of all
       channels, which is layer normalisation (Ba et al. 2016, arXiv 1607.06450).
     epsilon: added to the variance.
+    scale_init: initialiser of "scale".
 
   Example:
     >>> import jax.numpy as jnp
@@ -33,13 +35,14 @@ class GroupNorm(nn.Module):
 
   group_size: int | None = 16
   epsilon: float = 1e-5
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises `x`, `[batch, ..., channels]`."""
     channels = x.shape[-1]
     size = channels if self.group_size is None else math.gcd(self.group_size, channels)
-    scale = self.param("scale", nn.initializers.ones, (channels,), x.dtype)
+    scale = self.param("scale", self.scale_init, (channels,), x.dtype)
     offset = self.param("offset", nn.initializers.zeros, (channels,), x.dtype)
     wide = at_least_float32(x.dtype)
     grouped = x.astype(wide).reshape(*x.shape[:-1], channels // size, size)

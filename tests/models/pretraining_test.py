@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jsharp.models import Conv4, ResNet12
+from jsharp.models import Conv4, ImageNetResNet, ResNet12, WideResNet
 from jsharp.models.drop_block import drop_blocks
 from jsharp.models.pretraining import Pretraining, cosines, unit
 from jsharp.models.resnet12 import ResNet12Classifier, ResNet12Options
@@ -32,6 +32,8 @@ class PretrainingTest(parameterized.TestCase):
     (Conv4, {"num_filters": 4}),
     (Conv4, {"num_filters": 4, "stride": 2}),
     (ResNet12, {"widths": (3, 4)}),
+    (WideResNet, {"depth": 10, "widen": 1}),
+    (ImageNetResNet, {"depth": 18, "width": 2}),
   )
   def test_the_frozen_network_is_the_pretrained_one(self, cls, options):
     x = images()
@@ -42,6 +44,11 @@ class PretrainingTest(parameterized.TestCase):
     frozen = cls(6, norm="frozen", **options)
     params = joined(variables["params"], statistics)
     params["head"] = variables["params"]["head"]
+    # Scales that start at zero would hide half of a block.
+    params, variables = (
+      jax.tree.map(lambda x: x + 0.1, tree) for tree in (params, variables)
+    )
+    statistics = jax.tree.map(lambda x: x + 0.1, statistics)
     jax.tree.map(
       lambda a, b: self.assertEqual(a.shape, b.shape),
       params,

@@ -57,6 +57,8 @@ class SizesTest(parameterized.TestCase):
     (PyramidNet(10), 32, 26_210_842),  # 26.0 M with the widths cut, not rounded
     (ImageNetResNet(1000), 224, 25_557_032),
     (ImageNetResNet(1000, depth=152), 224, 60_192_808),
+    (ImageNetResNet(1000, depth=18), 224, 11_689_512),
+    (ImageNetResNet(1000, depth=34), 224, 21_797_672),
   )
   def test_as_many_parameters_as_published(self, model, side, expected):
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -67,7 +69,7 @@ class SizesTest(parameterized.TestCase):
   @parameterized.parameters(
     (ShakeShake(3, depth=10), "depth must be 6n \\+ 2 .* got 10. Take 8"),
     (PyramidNet(3, depth=19), "depth must be 9n \\+ 2 .* got 19. Take 11"),
-    (ImageNetResNet(3, depth=34), "depth must be one of 26, 50, .* got 34"),
+    (ImageNetResNet(3, depth=20), "depth must be one of 18, 26, .* got 20"),
   )
   def test_refuses_other_depths(self, model, message):
     with self.assertRaisesRegex(ValueError, message):
