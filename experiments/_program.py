@@ -29,7 +29,7 @@ from jsharp.options import Options
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.learners import Classifier, Learner
+  from jsharp.learners import AnyLearner
   from jsharp.training import RunDirectory, StopSignal, TrainingResult
   from jsharp.types import MetaAlgorithm, Params
 
@@ -75,7 +75,7 @@ class Parts:
   test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
   fingerprints: dict[str, str]
   protocol: dict[str, Any]
-  learners: Callable[[Params], Mapping[str, Learner | Classifier]]
+  learners: Callable[[Params], Mapping[str, AnyLearner]]
   title: str
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   pictures: Callable[[Params], Mapping[str, Any]] = lambda params: {}

@@ -28,8 +28,19 @@ if TYPE_CHECKING:
 _ENVIRONMENT = Choice(
   "environment",
   "environment",
-  "navigation: a point in the plane; or your own as module:Class.",
+  "navigation: a point in the plane; half_cheetah_dir and half_cheetah_vel: brax's "
+  "half-cheetah by direction and by velocity (the extra brax); or your own as "
+  "module:Class.",
   "navigation",
+)
+_UPDATE = Choice(
+  "outer update",
+  "outer_update",
+  "What a meta-step does with its trajectories. one_step: a step of --outer_optimizer; "
+  "trpo: the longest natural gradient step within --max_kl; ppo: several steps of "
+  "--outer_optimizer with clipped likelihood ratios, as in ProMP.",
+  "one_step",
+  strict=True,
 )
 _LEARNER: Mapping[str, str | Choice] = {
   **_few_shot.LEARNER,
@@ -46,7 +57,9 @@ def _describe(parts: dict[str, Any]) -> ControlRun:
 
 def _words(description: ControlRun) -> list[str]:
   number = description.tasks.trajectories
-  return [description.environment.name, *description.words, f"{number}trajectories"]
+  words = [description.environment.name, *description.words, f"{number}trajectories"]
+  update = description.update.name
+  return words if update == "one_step" else [*words, update]
 
 
 def build(description: ControlRun, execution: Execution) -> Parts:
@@ -59,13 +72,14 @@ def build(description: ControlRun, execution: Execution) -> Parts:
   from jsharp.core.objectives import on_query
   from jsharp.data import sample_many, task_key
   from jsharp.evaluation import evaluate, evaluator, task_list
+  from jsharp.learners import PolicyLearner
 
   environment, tasks = description.environment, description.tasks
   training, testing = description.training, description.testing
   made = description.made(execution)
   algorithm = made.algorithm(2 * environment.action_size)
   apply_fn = made.predict(2 * environment.action_size)
-  query_loss = on_query(description.loss(apply_fn))
+  query_loss = on_query(description.policy.loss(apply_fn))
   usual_steps = made.at_test.get("num_steps") or 1
 
   def judge(num_steps: int) -> Any:
@@ -147,7 +161,9 @@ def build(description: ControlRun, execution: Execution) -> Parts:
     test=test,
     fingerprints={},
     protocol=description.protocol(),
-    learners=lambda params: {},
+    learners=lambda params: {
+      "": PolicyLearner(description.policy, params, made),
+    },
     pictures=pictures,
     title=f"{environment.name}: {' '.join(description.words)}",
     curves={"labels": {"return": "return after adaptation"}},
@@ -163,7 +179,7 @@ EXPERIMENT = Experiment(
         {"environment": _ENVIRONMENT, "tasks": "jsharp.control.tasks:GoalTasks"},
       ),
       Group("learner", _LEARNER),
-      Group("training", _few_shot.TRAINING),
+      Group("training", {**_few_shot.TRAINING, "update": _UPDATE}),
       Group("testing", _few_shot.TESTING),
       Group("machine", _few_shot.MACHINE),
     ),

@@ -9,6 +9,8 @@ from jsharp.control.environment import Environment as Environment
 from jsharp.control.environment import check_environment as check_environment
 from jsharp.control.gaussian import kl_divergence as kl_divergence
 from jsharp.control.gaussian import log_density as log_density
+from jsharp.control.half_cheetah import HalfCheetahDir as HalfCheetahDir
+from jsharp.control.half_cheetah import HalfCheetahVel as HalfCheetahVel
 from jsharp.control.navigation import Navigation as Navigation
 from jsharp.control.policy_loss import Held as Held
 from jsharp.control.policy_loss import PolicyLoss as PolicyLoss

@@ -17,6 +17,7 @@ from jsharp import tree as trees
 from jsharp.control.policy_loss import PolicyLoss
 from jsharp.core import over_tasks
 from jsharp.core.execution import Execution
+from jsharp.core.second_order import traced
 from jsharp.types import AdaptFn, MetaAlgorithm, Params, Task
 
 Build = Callable[[optax.GradientTransformation], MetaAlgorithm]
@@ -119,20 +120,18 @@ def curvature(
         adapted = adapt(trees.join(variables, constants), task.support)
         return loss_fn.outputs(adapted, task.query)
 
-      outputs, push = jax.linearize(answers, variables)
+      answers_at, has_forward_mode = traced(answers, variables)
+      if not has_forward_mode:
+        raise ValueError(
+          "a trust region needs the forward-mode derivative of adaptation, and this "
+          "algorithm has none: in place of imaml, or of --second_order=recomputed and "
+          "forward_over_reverse, take maml with --second_order=stored; or take ppo"
+        )
+      outputs, push = jax.linearize(answers_at, variables)
       slope = jax.grad(lambda outputs: loss_fn.divergence_of(outputs, task.query))
       _, pushed = jax.jvp(slope, (outputs,), (push(vector),))
       return jax.linear_transpose(push, variables)(pushed)[0], ()
 
-    try:
-      return over_tasks(of_task, chunk=execution.task_chunk)(params, tasks)[0]
-    except TypeError as error:
-      if "forward-mode" not in str(error):
-        raise
-      raise ValueError(
-        "a trust region needs the forward-mode derivative of adaptation, and this "
-        "algorithm has none: take maml with --second_order=stored in place of imaml, "
-        "recomputed or forward_over_reverse; or ppo, which needs none"
-      ) from error
+    return over_tasks(of_task, chunk=execution.task_chunk)(params, tasks)[0]
 
   return product

@@ -35,7 +35,8 @@ class Held(NamedTuple):
 
   Attributes:
     found: the trajectories.
-    outputs: `[num_trajectories, horizon, 2 * action_size]` of the policy that acted.
+    outputs: `[num_trajectories, horizon, 2 * action_size]` of the policy that acted;
+      None for the one that is judged.
     advantages: `[num_trajectories, horizon]`.
     clip: `[num_trajectories]`, how far from 1 a likelihood ratio counts, infinity for
       any: the objective of an outer step. None for the loss of an inner step, which has
@@ -43,7 +44,7 @@ class Held(NamedTuple):
   """
 
   found: Trajectories
-  outputs: jax.Array
+  outputs: jax.Array | None
   advantages: jax.Array
   clip: jax.Array | None = None
 
@@ -87,24 +88,28 @@ class PolicyLoss:
 
   def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
     """The loss and its metrics, see `policy_loss`."""
-    held = batch.inputs if isinstance(batch.inputs, Held) else None
-    if held is None:
+    if not isinstance(batch.inputs, Held):
       found = roll_out(self.environment, self.apply_fn, params, batch)
-      gains, before = self._advantages(found), None
+      gains = self._advantages(found)
+      slopes = self._slopes(params, Held(found, None, gains))
+      slopes -= jax.lax.stop_gradient(slopes)  # The value is the return's, exactly.
     else:
-      found, gains = held.found, held.advantages
-      before = while_alive(found.alive, log_density(held.outputs, found.actions))
-    outputs = self._outputs(params, found)
-    log_probs = while_alive(found.alive, log_density(outputs, found.actions))
-    if held is not None and held.clip is not None:
-      gained = clipped(log_probs, gains, before, clip=held.clip[:, None])
-    else:
-      gained = _SURROGATES[self.surrogate](log_probs, gains, before)
-    slopes = -gained.sum() / found.alive.sum()
-    if held is None:  # The value is the return's, exactly.
-      slopes = slopes - jax.lax.stop_gradient(slopes)
+      found, slopes = batch.inputs.found, self._slopes(params, batch.inputs)
     returned = found.rewards.sum(axis=1).mean()
     return slopes - returned, {"loss": -returned, "return": returned}
+
+  def _slopes(self, params: Params, held: Held) -> jax.Array:
+    """The surrogate's part of the loss, a mean over living steps."""
+    alive, actions, before = held.found.alive, held.found.actions, None
+    log_probs = log_density(self._outputs(params, held.found), actions)
+    log_probs = while_alive(alive, log_probs)
+    if held.outputs is not None:
+      before = while_alive(alive, log_density(held.outputs, actions))
+    if before is not None and held.clip is not None:
+      gained = clipped(log_probs, held.advantages, before, clip=held.clip[:, None])
+    else:
+      gained = _SURROGATES[self.surrogate](log_probs, held.advantages, before)
+    return -gained.sum() / alive.sum()
 
   def hold(self, params: Params, batch: Batch, *, clip: float | None = None) -> Batch:
     """A batch of trajectories that stay what they are.
