@@ -23,6 +23,7 @@ from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
+  from jsharp.training import NonFiniteLossError
   from jsharp.training.runs import ControlRun
 
 _ENVIRONMENT = Choice(
@@ -76,6 +77,7 @@ def build(description: ControlRun, execution: Execution) -> Parts:
 
   environment, tasks = description.environment, description.tasks
   training, testing = description.training, description.testing
+  control.check_environment(environment)
   made = description.made(execution)
   algorithm = made.algorithm(2 * environment.action_size)
   apply_fn = made.predict(2 * environment.action_size)
@@ -149,6 +151,17 @@ def build(description: ControlRun, execution: Execution) -> Parts:
     names = [f"{number} step" + "s" * (number != 1) for number in steps]
     return {"paths.png": draw_paths(each, names)}
 
+  def cause(error: NonFiniteLossError, params: Any) -> str | None:
+    tasks = draw(error.step - 1, None)
+    for number in error.tasks or range(training.num_tasks):
+      task = jax.tree.map(lambda x, i=number: x[i], tasks)
+      for steps, batch in ((0, task.support), (None, task.query)):
+        acting = algorithm.adapt(params, task.support, num_steps=steps)
+        found = control.roll_out(environment, apply_fn, acting, batch)
+        if told := control.not_finite(environment, found, batch.targets[0]):
+          return f"{told}. The state before meta-step {error.step} is kept"
+    return None
+
   return Parts(
     algorithm=algorithm,
     params=made.params,
@@ -165,6 +178,7 @@ def build(description: ControlRun, execution: Execution) -> Parts:
       "": PolicyLearner(description.policy, params, made),
     },
     pictures=pictures,
+    cause=cause,
     title=f"{environment.name}: {' '.join(description.words)}",
     curves={"labels": {"return": "return after adaptation"}},
   )

@@ -18,6 +18,7 @@ from jsharp.control.policy_loss import policy_loss as policy_loss
 from jsharp.control.ppo import PPO as PPO
 from jsharp.control.ppo import ppo as ppo
 from jsharp.control.roll_out import Trajectories as Trajectories
+from jsharp.control.roll_out import not_finite as not_finite
 from jsharp.control.roll_out import roll_out as roll_out
 from jsharp.control.surrogates import clipped as clipped
 from jsharp.control.surrogates import dice as dice

@@ -161,3 +161,6 @@ class PPO(OuterUpdate):
       inner_kl_penalty=self.inner_kl_penalty,
       execution=execution,
     )
+
+  def meta_gradients(self) -> int:
+    return self.num_outer_steps

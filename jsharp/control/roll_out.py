@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsharp.control.environment import Environment, check_environment
 from jsharp.types import ApplyFn, Batch, Params
@@ -89,6 +90,49 @@ def roll_out(
   alive = jnp.ones(goals.shape[0], jnp.float32)
   _, seen = jax.lax.scan(act, (states, alive), noise)
   return jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen))
+
+
+def not_finite(
+  environment: Environment, found: Trajectories, goal: jax.Array
+) -> str | None:
+  """Whether an environment has returned what is no number, in words.
+
+  Args:
+    environment: where the trajectories are from.
+    found: the trajectories, not traced.
+    goal: of their task.
+
+  Returns:
+    The method, what it returned, when, and the fix; None if every observation and
+    reward is finite until an action is not.
+
+  Example:
+    >>> from jsharp.control.navigation import Navigation
+    >>> zeros = jnp.zeros((1, 3))
+    >>> found = Trajectories(
+    ...   zeros[..., None], zeros[..., None], zeros.at[0, 1].set(jnp.inf), zeros + 1)
+    >>> print(not_finite(Navigation(), found, jnp.ones(2)))
+    navigation.step returns a reward of inf at time 1 of a trajectory to the goal ...
+  """
+  alive = np.asarray(found.alive) > 0
+  for time in range(alive.shape[1]):
+    for method, what, values in (
+      ("observe" if time else "reset", "an observation", found.observations),
+      ("", "", found.actions),
+      ("step", "a reward", found.rewards),
+    ):
+      seen = np.asarray(values)[:, time][alive[:, time]]
+      wrong = seen[~np.isfinite(seen)]
+      if wrong.size and not method:
+        return None  # It is the policy that went astray.
+      if wrong.size:
+        return (
+          f"{environment.name}.{method} returns {what} of {wrong[0]} at time {time} of "
+          f"a trajectory to the goal {np.asarray(goal).tolist()}; return finite "
+          "numbers whatever the actions are, for example by limits on a state that "
+          "grows"
+        )
+  return None
 
 
 def while_alive(alive: jax.Array, values: jax.Array) -> jax.Array:

@@ -146,3 +146,6 @@ class TRPO(OuterUpdate):
       max_backtracks=self.max_backtracks,
       execution=execution,
     )
+
+  def meta_gradients(self) -> int:
+    return 1 + 2 * (self.kl_cg_steps + 1)  # The search only measures.

@@ -35,6 +35,10 @@ class OuterUpdate(Options):
     """The algorithm with this outer loop."""
     raise NotImplementedError
 
+  def meta_gradients(self) -> int:
+    """What a meta-step costs, in those of one step of the outer optimizer."""
+    return 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneStep(OuterUpdate):

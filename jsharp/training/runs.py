@@ -369,6 +369,10 @@ class ControlRun(MetaRun):
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
 
+  def phases(self) -> list[tuple[float, float]]:
+    times = self.update.meta_gradients()
+    return [(end, times * cost) for end, cost in super().phases()]
+
   def protocol(self) -> dict[str, Any]:
     def everything(part: Options) -> dict[str, Any]:
       return select(part, lambda field: True)
