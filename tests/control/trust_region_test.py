@@ -74,6 +74,7 @@ class TrustRegionTest(parameterized.TestCase):
     kl = lambda w: control.kl_divergence(outputs, w)
     fisher = np.diag([1 / 0.5**2, 1 / 2.0**2, 2, 2])
     np.testing.assert_allclose(jax.hessian(kl)(outputs), fisher, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(jax.grad(kl)(outputs), np.zeros(4), atol=1e-12)
     link = control.trust_region(
       kl,
       lambda w, v: jax.jvp(jax.grad(kl), (w,), (v,))[1],

@@ -93,6 +93,12 @@ class PolicyTest(parameterized.TestCase):
     ]
     self.assertGreater(earned[1], earned[0] + 0.5)
 
+  def test_its_loss_is_the_one_that_is_described(self):
+    loss_fn = described().loss(lambda params, x: x)
+    self.assertEqual(
+      (loss_fn.surrogate, loss_fn.discount, loss_fn.decay), ("dice", 0.9, 0.8)
+    )
+
   def test_refuses(self):
     policy = learners.build_policy(described())
     with self.assertRaisesRegex(
