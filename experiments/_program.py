@@ -402,8 +402,8 @@ def _train(
     except StopRequested:
       return _interrupted(experiment, description, stop)
     except NonFiniteLossError as error:
-      last = checkpoints.restore(parts.algorithm.init(parts.params))
-      cause = parts.cause(error, last.tree.params) if last else None
+      saved = checkpoints.restore(parts.algorithm.init(parts.params))
+      cause = parts.cause(error, saved.tree.params) if saved else None
       say(f"{experiment.name}: {cause or message(error)}")
       return 1
     except (FileError, OSError) as error:

@@ -65,7 +65,8 @@ def check_environment(environment: Environment) -> None:
 
   Example:
     >>> from jsharp.control.navigation import Navigation
-    >>> check_environment(Navigation())
+    >>> check_environment(Navigation()) is None
+    True
   """
   key = jax.eval_shape(lambda: jax.random.key(0))
   goal = jax.eval_shape(environment.goal, key)

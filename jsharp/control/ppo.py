@@ -22,7 +22,7 @@ import optax
 
 from jsharp import tree as trees
 from jsharp._checks import check_count, check_nonnegative, check_positive
-from jsharp.control.held import Build, divergence, hold_tasks
+from jsharp.control._held import Build, divergence, hold_tasks
 from jsharp.control.policy_loss import PolicyLoss
 from jsharp.control.updates import OuterUpdate
 from jsharp.core import over_tasks

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import optax
 
 from jsharp import tree as trees
-from jsharp.control.held import Build, curvature, divergence, hold_tasks
+from jsharp.control._held import Build, curvature, divergence, hold_tasks
 from jsharp.control.policy_loss import PolicyLoss
 from jsharp.control.trust_region import trust_region
 from jsharp.control.updates import OuterUpdate

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import optax
 
-from jsharp.control.held import Build
+from jsharp.control._held import Build
 from jsharp.control.policy_loss import PolicyLoss
 from jsharp.core.execution import Execution
 from jsharp.options import Options, Role

@@ -292,7 +292,13 @@ def build_policy(
     The policy; `params` are initial ones.
 
   Example:
-    See `PolicyLearner`.
+    >>> from jsharp import control
+    >>> from jsharp.algorithms.maml import MAML
+    >>> policy = build_policy(PolicyDescription(
+    ...   algorithm=MAML(), network=PolicyNetwork(hidden_width=8),
+    ...   environment=control.Navigation(), gradient=PolicyGradient()))
+    >>> policy
+    PolicyLearner(maml in navigation, 116 numbers)
   """
   made = description.made(seed=seed, execution=execution or Execution())
   params = made.algorithm(description.num_outputs).init(made.params).params

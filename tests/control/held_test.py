@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import control
-from jsharp.control import held
+from jsharp.control import _held as held
 from tests.control import surrogates_test
 from tests.control.own_environment import Line
 
