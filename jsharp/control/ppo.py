@@ -68,7 +68,7 @@ def ppo(
     ...   plane, lambda w, x: jnp.concatenate([x @ w, 0 * x], axis=1))
     >>> algorithm = ppo(
     ...   functools.partial(jsharp.maml, loss_fn, optax.sgd(0.1), num_inner_steps=1),
-    ...   loss_fn, optax.sgd(0.1), num_outer_steps=3)
+    ...   loss_fn, optax.sgd(3.0), num_outer_steps=3)
     >>> state = algorithm.init(jnp.ones((2, 2)))
     >>> tasks = jax.vmap(
     ...   lambda key: control.sample_task(plane, key, support=4, query=4)
