@@ -252,7 +252,7 @@ def _tasks(tasks: Tasks, seed: int, split: Any) -> Callable[..., Any]:
   return evaluation.task_list(tasks.test().sampler(), seed=seed, stream=split)
 
 
-def _loaded(run: Run, checkpoint: str) -> learners.Learner | learners.Classifier:
+def _loaded(run: Run, checkpoint: str) -> learners.AnyLearner:
   """What a run has trained, with the parameters that are drawn."""
   path, step = run.files.path, run.step(checkpoint)
   is_saved = checkpoint == "best" and (path / "config.json").is_file()

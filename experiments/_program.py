@@ -29,8 +29,13 @@ from jsharp.options import Options
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
-  from jsharp.learners import Classifier, Learner
-  from jsharp.training import RunDirectory, StopSignal, TrainingResult
+  from jsharp.learners import AnyLearner
+  from jsharp.training import (
+    NonFiniteLossError,
+    RunDirectory,
+    StopSignal,
+    TrainingResult,
+  )
   from jsharp.types import MetaAlgorithm, Params
 
 
@@ -59,6 +64,8 @@ class Parts:
       the folder "" is the run's own.
     pictures: `pictures(params) -> {file name: Matplotlib figure}`, what is drawn of the
       tested parameters beside the curves.
+    cause: `cause(error, params)`, why a meta-step that was not finite was none, in
+      words, where the tasks or the last parameters tell; None where they do not.
     title: of the curves.
     curves: further keyword arguments of `plot_curves`.
     unit: what a step takes several of.
@@ -75,10 +82,11 @@ class Parts:
   test: Callable[[TrainingResult, StopSignal], dict[str, Any]]
   fingerprints: dict[str, str]
   protocol: dict[str, Any]
-  learners: Callable[[Params], Mapping[str, Learner | Classifier]]
+  learners: Callable[[Params], Mapping[str, AnyLearner]]
   title: str
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   pictures: Callable[[Params], Mapping[str, Any]] = lambda params: {}
+  cause: Callable[[NonFiniteLossError, Params], str | None] = lambda *_: None
   unit: str = "tasks"
 
 
@@ -393,7 +401,12 @@ def _train(
       return _report(experiment, description, parts, directory, trained, figures)
     except StopRequested:
       return _interrupted(experiment, description, stop)
-    except (NonFiniteLossError, FileError, OSError) as error:
+    except NonFiniteLossError as error:
+      saved = checkpoints.restore(parts.algorithm.init(parts.params))
+      cause = parts.cause(error, saved.tree.params) if saved else None
+      say(f"{experiment.name}: {cause or message(error)}")
+      return 1
+    except (FileError, OSError) as error:
       say(f"{experiment.name}: {message(error)}")
       return 1
 

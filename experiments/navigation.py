@@ -23,13 +23,25 @@ from jsharp._flags import Choice, Group, Program
 
 if TYPE_CHECKING:
   from jsharp.core.execution import Execution
+  from jsharp.training import NonFiniteLossError
   from jsharp.training.runs import ControlRun
 
 _ENVIRONMENT = Choice(
   "environment",
   "environment",
-  "navigation: a point in the plane; or your own as module:Class.",
+  "navigation: a point in the plane; half_cheetah_dir and half_cheetah_vel: brax's "
+  "half-cheetah by direction and by velocity (the extra brax); or your own as "
+  "module:Class.",
   "navigation",
+)
+_UPDATE = Choice(
+  "outer update",
+  "outer_update",
+  "What a meta-step does with its trajectories. one_step: a step of --outer_optimizer; "
+  "trpo: the longest natural gradient step within --max_kl; ppo: several steps of "
+  "--outer_optimizer with clipped likelihood ratios, as in ProMP.",
+  "one_step",
+  strict=True,
 )
 _LEARNER: Mapping[str, str | Choice] = {
   **_few_shot.LEARNER,
@@ -46,7 +58,9 @@ def _describe(parts: dict[str, Any]) -> ControlRun:
 
 def _words(description: ControlRun) -> list[str]:
   number = description.tasks.trajectories
-  return [description.environment.name, *description.words, f"{number}trajectories"]
+  words = [description.environment.name, *description.words, f"{number}trajectories"]
+  update = description.update.name
+  return words if update == "one_step" else [*words, update]
 
 
 def build(description: ControlRun, execution: Execution) -> Parts:
@@ -59,13 +73,15 @@ def build(description: ControlRun, execution: Execution) -> Parts:
   from jsharp.core.objectives import on_query
   from jsharp.data import sample_many, task_key
   from jsharp.evaluation import evaluate, evaluator, task_list
+  from jsharp.learners import PolicyLearner
 
   environment, tasks = description.environment, description.tasks
   training, testing = description.training, description.testing
+  control.check_environment(environment)
   made = description.made(execution)
   algorithm = made.algorithm(2 * environment.action_size)
   apply_fn = made.predict(2 * environment.action_size)
-  query_loss = on_query(description.loss(apply_fn))
+  query_loss = on_query(description.policy.loss(apply_fn))
   usual_steps = made.at_test.get("num_steps") or 1
 
   def judge(num_steps: int) -> Any:
@@ -135,6 +151,17 @@ def build(description: ControlRun, execution: Execution) -> Parts:
     names = [f"{number} step" + "s" * (number != 1) for number in steps]
     return {"paths.png": draw_paths(each, names)}
 
+  def cause(error: NonFiniteLossError, params: Any) -> str | None:
+    tasks = draw(error.step - 1, None)
+    for number in error.tasks or range(training.num_tasks):
+      task = jax.tree.map(lambda x, i=number: x[i], tasks)
+      for steps, batch in ((0, task.support), (None, task.query)):
+        acting = algorithm.adapt(params, task.support, num_steps=steps)
+        found = control.roll_out(environment, apply_fn, acting, batch)
+        if told := control.not_finite(environment, found, batch.targets[0]):
+          return f"{told}. The state before meta-step {error.step} is kept"
+    return None
+
   return Parts(
     algorithm=algorithm,
     params=made.params,
@@ -147,8 +174,11 @@ def build(description: ControlRun, execution: Execution) -> Parts:
     test=test,
     fingerprints={},
     protocol=description.protocol(),
-    learners=lambda params: {},
+    learners=lambda params: {
+      "": PolicyLearner(description.policy, params, made),
+    },
     pictures=pictures,
+    cause=cause,
     title=f"{environment.name}: {' '.join(description.words)}",
     curves={"labels": {"return": "return after adaptation"}},
   )
@@ -163,7 +193,7 @@ EXPERIMENT = Experiment(
         {"environment": _ENVIRONMENT, "tasks": "jsharp.control.tasks:GoalTasks"},
       ),
       Group("learner", _LEARNER),
-      Group("training", _few_shot.TRAINING),
+      Group("training", {**_few_shot.TRAINING, "update": _UPDATE}),
       Group("testing", _few_shot.TESTING),
       Group("machine", _few_shot.MACHINE),
     ),

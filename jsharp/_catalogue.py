@@ -26,6 +26,7 @@ _PACKAGES = {
   "labelled dataset": "data",
   "sharpness-aware optimizer": "perturbations",
   "environment": "control",
+  "outer update": "control",
   "run": "training",
 }
 
@@ -229,4 +230,5 @@ _BASES = {
   "labelled dataset": "jsharp.data.LabelledSource",
   "sharpness-aware optimizer": "jsharp.perturbations.SharpOptimizer",
   "environment": "jsharp.control.Environment",
+  "outer update": "jsharp.control.OuterUpdate",
 }

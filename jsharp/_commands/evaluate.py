@@ -252,8 +252,8 @@ def _subject(name: str, step: int | None) -> Subject:
   learner = load(name, step=step)
   if not isinstance(learner, Learner):
     raise ValueError(
-      f"--model={name} is an ordinary classifier, measured when it is trained; take a "
-      "few-shot learner"
+      f"--model={name} is an ordinary classifier or a policy, measured when it is "
+      "trained; take a few-shot learner of pictures"
     )
   if not tree.is_finite(learner.params):
     raise ValueError(

@@ -190,8 +190,8 @@ def _classifier(asked: Prediction) -> "FewShotClassifier":
   learner = load(asked.model, execution=execution)
   if not isinstance(learner, Learner):
     raise ValueError(
-      f"--model={asked.model} is an ordinary classifier of fixed classes and cannot "
-      "learn new ones from --support; take a few-shot learner"
+      f"--model={asked.model} is an ordinary classifier of fixed classes, or a policy, "
+      "and cannot learn new ones from --support; take a few-shot learner"
     )
   return learner.classifier(asked.policy, asked.num_steps)
 

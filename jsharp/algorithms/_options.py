@@ -439,15 +439,23 @@ class OuterLoop(Options):
         "60000; it is no default, so that a run can be made longer"
       )
 
-  def optimizer(self, sharpness: Sharpness) -> optax.GradientTransformation:
-    """The outer chain: SAM's link, clipping, the optimizer with its schedule."""
+  def optimizer(
+    self, sharpness: Sharpness, *, step: optax.GradientTransformation | None = None
+  ) -> optax.GradientTransformation:
+    """The outer chain: SAM's link, clipping, the optimizer with its schedule.
+
+    Args:
+      sharpness: in which loops SAM is.
+      step: the last link in place of the optimizer, None for `outer_optimizer`.
+    """
     rate: Any = self.outer_lr
     if self.outer_schedule == "cosine":
       final = self.final_outer_lr / self.outer_lr
       rate = optax.cosine_decay_schedule(rate, self.outer_schedule_steps, alpha=final)
     elif self.outer_schedule == "linear":
       rate = optax.linear_schedule(rate, self.final_outer_lr, self.outer_schedule_steps)
-    links = [{"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer](rate)]
+    usual = {"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer]
+    links = [step or usual(rate)]
     if self.clip_meta_gradient:
       links[:0] = [optax.clip(self.clip_meta_gradient)]
     if sharpness.sharpness in ("up", "both"):

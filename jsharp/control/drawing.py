@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jsharp.control.policy_loss import Trajectories
+from jsharp.control.roll_out import Trajectories
 
 
 def draw_paths(

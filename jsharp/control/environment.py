@@ -1,9 +1,11 @@
 """What a task of control is drawn from: an environment as pure functions."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from jsharp.options import Options, Role, at_least, option
 
@@ -49,3 +51,75 @@ class Environment(Options):
   ) -> tuple[Any, jax.Array, jax.Array]:
     """The state after an action, the reward, and whether the trajectory is over."""
     raise NotImplementedError
+
+
+@functools.cache
+def check_environment(environment: Environment) -> None:
+  """Refuses an environment whose methods do not fit together, before anything runs.
+
+  Args:
+    environment: whose methods are traced, not run.
+
+  Raises:
+    ValueError: naming the method, what it returns and what is needed.
+
+  Example:
+    >>> from jsharp.control.navigation import Navigation
+    >>> check_environment(Navigation()) is None
+    True
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  goal = jax.eval_shape(environment.goal, key)
+  _refuse(environment, "goal", goal, (environment.goal_size,))
+  state = jax.eval_shape(environment.reset, key, goal)
+  seen = jax.eval_shape(environment.observe, state)
+  _refuse(environment, "observe", seen, (environment.observation_size,))
+  action = jax.ShapeDtypeStruct((environment.action_size,), jnp.float32)
+  after, reward, over = _three(
+    environment, jax.eval_shape(environment.step, state, action, goal)
+  )
+  if _told(after) != _told(state):
+    raise ValueError(
+      f"{environment.name}.step returns a state of {_told(after)}, and "
+      f"{environment.name}.reset one of {_told(state)}; return the same "
+      "arrays from both"
+    )
+  _refuse(environment, "step", reward, (), "a reward")
+  _refuse(environment, "step", over, (), "whether it is over")
+
+
+def _three(environment: Environment, returned: Any) -> Any:
+  if not isinstance(returned, tuple) or len(returned) != 3:
+    raise ValueError(
+      f"{environment.name}.step returns {_told(returned)}; return three: the state, "
+      "the reward and whether it is over"
+    )
+  return returned
+
+
+def _refuse(
+  environment: Environment,
+  method: str,
+  returned: Any,
+  shape: tuple[int, ...],
+  what: str = "",
+) -> None:
+  if getattr(returned, "shape", None) == shape:
+    return
+  sized = f"{method.replace('observe', 'observation')}_size"
+  why = f" ({sized}={shape[0]})" if shape else ""
+  raise ValueError(
+    f"{environment.name}.{method} returns {what and what + ' of '}{_told(returned)}, "
+    f"and {list(shape)} is needed{why}; "
+    + ("return that many numbers, or change " + sized if shape else "return one number")
+  )
+
+
+def _told(tree: Any) -> str:
+  """The shapes of a tree in words: `float32[2]`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  told = [
+    f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".strip()
+    for path, leaf in leaves
+  ]
+  return ", ".join(told) or "nothing"

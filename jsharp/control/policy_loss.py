@@ -1,6 +1,6 @@
 """The loss of a policy on one task: roll it out, and say where it should have gone."""
 
-import math
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,89 +9,156 @@ import jax.numpy as jnp
 
 from jsharp._checks import check_choice
 from jsharp.control.environment import Environment
+from jsharp.control.gaussian import kl_divergence, log_density
+from jsharp.control.roll_out import Trajectories, roll_out, while_alive
 from jsharp.control.surrogates import (
+  clipped,
   dice,
   generalised_advantages,
   linear_baseline,
   low_variance,
 )
-from jsharp.types import ApplyFn, Batch, LossFn, Metrics, Params
+from jsharp.types import ApplyFn, Batch, Metrics, Params
 
 Surrogate = Literal["dice", "low_variance"]
 
-_SURROGATES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+_SURROGATES: dict[str, Callable[..., jax.Array]] = {
   "dice": dice,
   "low_variance": low_variance,
 }
 
 
-class Trajectories(NamedTuple):
-  """What a policy did on one task.
+class Held(NamedTuple):
+  """Trajectories that stay what they are while the policy is changed.
+
+  Every leaf has the axis `[num_trajectories, ...]` first.
 
   Attributes:
-    observations: `[num_trajectories, horizon, observation_size]`, before each action.
-    actions: `[num_trajectories, horizon, action_size]`.
-    rewards: `[num_trajectories, horizon]`, zero after the end.
-    alive: `[num_trajectories, horizon]`, 1 until the end and 0 after it.
+    found: the trajectories.
+    outputs: `[num_trajectories, horizon, 2 * action_size]` of the policy that acted;
+      None for the one that is judged.
+    advantages: `[num_trajectories, horizon]`.
+    clip: `[num_trajectories]`, how far from 1 a likelihood ratio counts, infinity for
+      any: the objective of an outer step. None for the loss of an inner step, which has
+      the surrogate of the loss.
   """
 
-  observations: jax.Array
-  actions: jax.Array
-  rewards: jax.Array
-  alive: jax.Array
+  found: Trajectories
+  outputs: jax.Array | None
+  advantages: jax.Array
+  clip: jax.Array | None = None
 
 
-def roll_out(
-  environment: Environment, apply_fn: ApplyFn, params: Params, batch: Batch
-) -> Trajectories:
-  """Lets a policy act; a constant to every derivative.
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+  """The loss of a policy, for `jsharp.maml` and every other inner and outer loop.
 
-  Args:
+  Called as `loss_fn(params, batch)`, with `batch` as for `roll_out`, it rolls the
+  policy out with the parameters that it is asked for: each inner step, SAM's perturbed
+  point and the query set see trajectories of their own policy. Called with a batch from
+  `hold`, it judges the policy on those trajectories, by likelihood ratios. Made by
+  `policy_loss`.
+
+  Attributes:
     environment: where.
-    apply_fn: `apply_fn(params, observations) -> [n, 2 * action_size]`: means, then
-      logarithms of standard deviations, of a Gaussian.
-    params: of the policy.
-    batch: inputs `[num_trajectories]` keys, one for each trajectory: of its beginning
-      and of the noise of its actions; targets `[num_trajectories, goal_size]`, the
-      task's goal.
-
-  Returns:
-    The trajectories. Those of one key differ with the policy alone.
+    apply_fn: as for `roll_out`.
+    surrogate: of fresh trajectories, and of those that an inner step holds.
+    discount: of rewards.
+    decay: lambda of the generalised advantages.
 
   Example:
     >>> from jsharp.control.navigation import Navigation
-    >>> still = lambda params, x: jnp.concatenate([0 * x, 0 * x - 20], axis=1)
+    >>> policy = lambda w, x: jnp.concatenate([x * w, 0 * x], axis=1)
+    >>> loss_fn = policy_loss(Navigation(horizon=5), policy)
     >>> batch = Batch(jax.random.split(jax.random.key(0), 3), jnp.full((3, 2), 0.3))
-    >>> found = roll_out(Navigation(horizon=5), still, None, batch)
-    >>> found.actions.shape, found.rewards[0].round(2).tolist()[:2]
-    ((3, 5, 2), [-0.41999998688697815, -0.41999998688697815])
+    >>> held = loss_fn.hold(jnp.float32(0.1), batch)
+    >>> fresh, again = (jax.grad(loss_fn, has_aux=True)(0.1, b)[0]
+    ...                 for b in (batch, held))
+    >>> bool(jnp.allclose(fresh, again, rtol=1e-4))
+    True
+    >>> float(loss_fn.divergence(0.1, held)), bool(loss_fn.divergence(0.2, held) > 0)
+    (0.0, True)
   """
-  keys, goals = batch.inputs, batch.targets
-  constants = jax.lax.stop_gradient(params)
 
-  def noise_of(key: jax.Array) -> jax.Array:
-    shape = (environment.horizon, environment.action_size)
-    return jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32)
+  environment: Environment
+  apply_fn: ApplyFn
+  surrogate: Surrogate = "dice"
+  discount: float = 0.99
+  decay: float = 1.0
 
-  def start(key: jax.Array, goal: jax.Array) -> Any:
-    return environment.reset(jax.random.fold_in(key, 0), goal)
+  def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """The loss and its metrics, see `policy_loss`."""
+    if not isinstance(batch.inputs, Held):
+      found = roll_out(self.environment, self.apply_fn, params, batch)
+      gains = self._advantages(found)
+      slopes = self._slopes(params, Held(found, None, gains))
+      slopes -= jax.lax.stop_gradient(slopes)  # The value is the return's, exactly.
+    else:
+      found, slopes = batch.inputs.found, self._slopes(params, batch.inputs)
+    returned = found.rewards.sum(axis=1).mean()
+    return slopes - returned, {"loss": -returned, "return": returned}
 
-  def act(carry: Any, noise: jax.Array) -> tuple[Any, Trajectories]:
-    states, alive = carry
-    observations = jax.vmap(environment.observe)(states)
-    means, log_scales = jnp.split(apply_fn(constants, observations), 2, axis=-1)
-    actions = means + jnp.exp(log_scales) * noise
-    after, rewards, over = jax.vmap(environment.step)(states, actions, goals)
-    # Behind its end a trajectory stands still: what is there may be no number.
-    states = jax.vmap(_moved)(alive > 0, after, states)
-    seen = Trajectories(observations, actions, _while(alive, rewards), alive)
-    return (states, alive * (1 - over.astype(alive.dtype))), seen
+  def _slopes(self, params: Params, held: Held) -> jax.Array:
+    """The surrogate's part of the loss, a mean over living steps."""
+    alive, actions, before = held.found.alive, held.found.actions, None
+    log_probs = log_density(self._outputs(params, held.found), actions)
+    log_probs = while_alive(alive, log_probs)
+    if held.outputs is not None:
+      before = while_alive(alive, log_density(held.outputs, actions))
+    if before is not None and held.clip is not None:
+      gained = clipped(log_probs, held.advantages, before, clip=held.clip[:, None])
+    else:
+      gained = _SURROGATES[self.surrogate](log_probs, held.advantages, before)
+    return -gained.sum() / alive.sum()
 
-  noise = jnp.moveaxis(jax.vmap(noise_of)(keys), 0, 1)
-  states = jax.vmap(start)(keys, goals)
-  alive = jnp.ones(goals.shape[0], jnp.float32)
-  _, seen = jax.lax.scan(act, (states, alive), noise)
-  return jax.lax.stop_gradient(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen))
+  def hold(self, params: Params, batch: Batch, *, clip: float | None = None) -> Batch:
+    """A batch of trajectories that stay what they are.
+
+    Args:
+      params: of the policy that acts.
+      batch: as for `roll_out`; or with `Trajectories`, which this policy has found, as
+        its inputs.
+      clip: as in `Held`, the same for all.
+
+    Returns:
+      A batch with `Held` inputs, constants to every derivative.
+    """
+    found = batch.inputs
+    if not isinstance(found, Trajectories):
+      found = roll_out(self.environment, self.apply_fn, params, batch)
+    outputs = self._outputs(params, found)
+    ranges = None if clip is None else jnp.full(len(found.alive), clip, outputs.dtype)
+    held = Held(found, outputs, self._advantages(found), ranges)
+    return Batch(jax.lax.stop_gradient(held), batch.targets)
+
+  def outputs(self, params: Params, held: Batch) -> jax.Array:
+    """What a policy would answer on trajectories that are held, like `Held.outputs`."""
+    return self._outputs(params, held.inputs.found)
+
+  def divergence_of(self, outputs: jax.Array, held: Batch) -> jax.Array:
+    """The mean over steps of the divergence of answers from those of who acted."""
+    alive = held.inputs.found.alive
+    each = while_alive(alive, kl_divergence(held.inputs.outputs, outputs))
+    return each.sum() / alive.sum()
+
+  def divergence(self, params: Params, held: Batch) -> jax.Array:
+    """The same of a policy's answers."""
+    return self.divergence_of(self.outputs(params, held), held)
+
+  def _outputs(self, params: Params, found: Trajectories) -> jax.Array:
+    seen = found.observations.reshape(-1, found.observations.shape[-1])
+    return self.apply_fn(params, seen).reshape(*found.actions.shape[:2], -1)
+
+  def _advantages(self, found: Trajectories) -> jax.Array:
+    zeros, rewards = jnp.zeros_like(found.rewards), found.rewards
+    returns = generalised_advantages(rewards, zeros, discount=self.discount, decay=1.0)
+    values = linear_baseline(found.observations, returns, found.alive)
+    options: Any = {"discount": self.discount, "decay": self.decay}
+    gains = generalised_advantages(rewards, values, **options) * found.alive
+    number = found.alive.sum()
+    centred = (gains - gains.sum() / number) * found.alive
+    spread = jnp.sqrt(jnp.square(centred).sum() / number)
+    return jax.lax.stop_gradient(centred / (spread + 1e-8))
 
 
 def policy_loss(
@@ -101,7 +168,7 @@ def policy_loss(
   surrogate: Surrogate = "dice",
   discount: float = 0.99,
   decay: float = 1.0,
-) -> LossFn:
+) -> PolicyLoss:
   """The loss of a policy, for `jsharp.maml` and every other inner and outer loop.
 
   The policy is rolled out with the parameters that the loss is asked for, so each inner
@@ -138,57 +205,4 @@ def policy_loss(
     True
   """
   check_choice("surrogate", surrogate, tuple(_SURROGATES))
-  estimate = _SURROGATES[surrogate]
-
-  def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-    found = roll_out(environment, apply_fn, params, batch)
-    seen = found.observations.reshape(-1, found.observations.shape[-1])
-    outputs = apply_fn(params, seen).reshape(*found.actions.shape[:2], -1)
-    log_probs = _while(found.alive, log_density(outputs, found.actions))
-    gains = jax.lax.stop_gradient(_advantages(found, discount=discount, decay=decay))
-    slopes = -estimate(log_probs, gains).sum() / found.alive.sum()
-    returned = found.rewards.sum(axis=1).mean()
-    loss = slopes - jax.lax.stop_gradient(slopes) - returned
-    return loss, {"loss": -returned, "return": returned}
-
-  return loss_fn
-
-
-def log_density(outputs: jax.Array, actions: jax.Array) -> jax.Array:
-  """Logarithm of the density of actions under a Gaussian policy.
-
-  Args:
-    outputs: `[..., 2 * action_size]`: means, then logarithms of standard deviations.
-    actions: `[..., action_size]`.
-
-  Returns:
-    `[...]`.
-
-  Example:
-    >>> round(float(log_density(jnp.zeros(2), jnp.zeros(1))), 4)
-    -0.9189
-  """
-  means, log_scales = jnp.split(outputs, 2, axis=-1)
-  away = (actions - means) * jnp.exp(-log_scales)
-  each = -0.5 * jnp.square(away) - log_scales - 0.5 * math.log(2 * math.pi)
-  return each.sum(axis=-1)
-
-
-def _while(alive: jax.Array, values: jax.Array) -> jax.Array:
-  return jnp.where(alive > 0, values, jnp.zeros_like(values))
-
-
-def _moved(is_alive: jax.Array, after: Any, before: Any) -> Any:
-  return jax.tree.map(lambda a, b: jnp.where(is_alive, a, b), after, before)
-
-
-def _advantages(found: Trajectories, *, discount: float, decay: float) -> jax.Array:
-  zeros = jnp.zeros_like(found.rewards)
-  returns = generalised_advantages(found.rewards, zeros, discount=discount, decay=1.0)
-  values = linear_baseline(found.observations, returns, found.alive)
-  gains = generalised_advantages(found.rewards, values, discount=discount, decay=decay)
-  gains = gains * found.alive
-  number = found.alive.sum()
-  centred = (gains - gains.sum() / number) * found.alive
-  spread = jnp.sqrt(jnp.square(centred).sum() / number)
-  return centred / (spread + 1e-8)
+  return PolicyLoss(environment, apply_fn, surrogate, discount, decay)

@@ -4,13 +4,19 @@ A trajectory is drawn from the policy that is differentiated, and no derivative 
 through the drawing. A surrogate has the value 0 and derivatives that are, in the mean
 over trajectories, those of the expected return: MAML needs the first one in its inner
 loop and the second one for its meta-gradient.
+
+Trajectories can also be held while the policy changes. Then `before`, the logarithms of
+the densities under the policy that drew them, stands where fresh trajectories have
+their own, and likelihood ratios other than 1 weigh what was seen.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def dice(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+def dice(
+  log_probs: jax.Array, advantages: jax.Array, before: jax.Array | None = None
+) -> jax.Array:
   """The surrogate that is right at every order of derivative.
 
   `sum_t (box(l_0 + ... + l_t) - box(l_0 + ... + l_{t-1})) A_t` with `box(x) = exp(x -
@@ -21,9 +27,11 @@ def dice(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
   Args:
     log_probs: `[..., horizon]` logarithms of the density of each action that was taken.
     advantages: `[..., horizon]`, constants.
+    before: `[..., horizon]`, `log_probs` of the policy that drew the trajectories, if
+      it is another one.
 
   Returns:
-    `[...]` zeros with these derivatives, to be maximised.
+    `[...]` with these derivatives, to be maximised; zeros where the policies are one.
 
   Example:
     >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
@@ -31,12 +39,15 @@ def dice(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
     >>> float(slope(0.5)), float(jax.grad(slope)(0.5))
     (11.0, 35.0)
   """
-  until = jnp.cumsum(log_probs, axis=-1)
-  terms = (_box(until) - _box(until - log_probs)) * advantages
-  return terms.sum(axis=-1)
+  before = jax.lax.stop_gradient(log_probs) if before is None else before
+  until, drawn = jnp.cumsum(log_probs, axis=-1), jnp.cumsum(before, axis=-1)
+  ratios = jnp.exp(until - drawn) - jnp.exp(until - log_probs - (drawn - before))
+  return (ratios * advantages).sum(axis=-1)
 
 
-def low_variance(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+def low_variance(
+  log_probs: jax.Array, advantages: jax.Array, before: jax.Array | None = None
+) -> jax.Array:
   """The surrogate whose second derivative varies less and is biased.
 
   `sum_t box(l_t) A_t`, less its value: the low variance curvature of ProMP (Rothfuss et
@@ -46,9 +57,10 @@ def low_variance(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
   Args:
     log_probs: as for `dice`.
     advantages: likewise.
+    before: likewise.
 
   Returns:
-    `[...]` zeros with these derivatives, to be maximised.
+    As of `dice`.
 
   Example:
     >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
@@ -56,11 +68,43 @@ def low_variance(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
     >>> float(slope(0.5)), float(jax.grad(slope)(0.5))
     (11.0, 19.0)
   """
-  return ((_box(log_probs) - 1) * advantages).sum(axis=-1)
+  before = jax.lax.stop_gradient(log_probs) if before is None else before
+  return ((jnp.exp(log_probs - before) - 1) * advantages).sum(axis=-1)
 
 
-def _box(x: jax.Array) -> jax.Array:
-  return jnp.exp(x - jax.lax.stop_gradient(x))
+def clipped(
+  log_probs: jax.Array,
+  advantages: jax.Array,
+  before: jax.Array,
+  *,
+  clip: float | jax.Array,
+) -> jax.Array:
+  """The objective of outer steps on trajectories that are held.
+
+  `sum_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)` less its value at ratios of 1:
+  a step is no reason to leave the range (Schulman et al. 2017, arXiv 1707.06347; ProMP
+  takes it after adaptation). With an infinite range it is the surrogate of TRPO.
+
+  Args:
+    log_probs: as for `dice`.
+    advantages: likewise.
+    before: likewise; constants.
+    clip: how far from 1 a ratio counts.
+
+  Returns:
+    `[...]`, to be maximised.
+
+  Example:
+    >>> def gain(log_prob, advantage):
+    ...   each = jnp.array([log_prob]), jnp.array([advantage]), jnp.zeros(1)
+    ...   return clipped(*each, clip=0.2)
+    >>> [float(jax.grad(gain)(x, 3.0)) for x in (0.0, 0.5)]
+    [3.0, 0.0]
+  """
+  ratios = jnp.exp(log_probs - before)
+  inside = jnp.clip(ratios, 1 - clip, 1 + clip)
+  least = jnp.minimum(ratios * advantages, inside * advantages)
+  return (least - advantages).sum(axis=-1)
 
 
 def generalised_advantages(

@@ -9,6 +9,7 @@ from jsharp.core.adaptation import (
 )
 from jsharp.core.descent import ValueAndGradFn, descend
 from jsharp.core.execution import Execution
+from jsharp.core.linear_systems import conjugate_gradients
 from jsharp.core.objectives import (
   after_adaptation,
   on_query,
@@ -35,6 +36,7 @@ __all__ = [
   "after_adaptation",
   "clip_by_block_rms",
   "clip_by_global_norm",
+  "conjugate_gradients",
   "descend",
   "forward_over_reverse",
   "inner_loop",

@@ -127,7 +127,7 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
       (leaves, batch, [directions[i] for i in moved])
     )
 
-    grads_at, has_forward_mode = _traced(
+    grads_at, has_forward_mode = traced(
       lambda leaves: value_and_grad_fn(structure.unflatten(leaves), batch)[1], leaves
     )
 
@@ -168,7 +168,7 @@ def symmetric_product(
     >>> float(symmetric_product(jax.grad(lambda w: w**3), 2.0, 1.0))
     12.0
   """
-  gradient_fn, has_forward_mode = _traced(gradient_fn, point)
+  gradient_fn, has_forward_mode = traced(gradient_fn, point)
   if not has_forward_mode:
     return _by_reverse(gradient_fn, point)(vector)
   return jax.jvp(gradient_fn, (point,), (vector,))[1]
@@ -190,7 +190,7 @@ def symmetric_map(
     >>> float(symmetric_map(jax.grad(lambda w: w**3), 2.0)(1.0))
     12.0
   """
-  gradient_fn, has_forward_mode = _traced(gradient_fn, point)
+  gradient_fn, has_forward_mode = traced(gradient_fn, point)
   if not has_forward_mode:
     return _by_reverse(gradient_fn, point)
   return jax.linearize(gradient_fn, point)[1]
@@ -201,11 +201,23 @@ def _by_reverse(gradient_fn: Callable[[Any], Any], point: Any) -> Callable[[Any]
   return lambda vector: trees.conjugate(pull_back(trees.conjugate(vector))[0])
 
 
-def _traced(fn: Callable[[Any], Any], point: Any) -> tuple[Callable[[Any], Any], bool]:
+def traced(fn: Callable[[Any], Any], point: Any) -> tuple[Callable[[Any], Any], bool]:
   """A function that is traced once, and whether it has a forward-mode derivative.
 
   A `jax.custom_vjp` has none. Inside of `jax.jit` that is found out too late to do
   something else: not when the derivative is traced, but when it is compiled.
+
+  Args:
+    fn: a function of one pytree of arrays.
+    point: where it is traced.
+
+  Returns:
+    The traced function, and whether it has.
+
+  Example:
+    >>> double, has_forward_mode = traced(lambda x: 2 * x, jnp.float32(1.0))
+    >>> float(double(jnp.float32(3.0))), has_forward_mode
+    (6.0, True)
   """
   closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(point)
 

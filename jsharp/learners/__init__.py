@@ -8,20 +8,25 @@ from jsharp.learners._classifier import (
 )
 from jsharp.learners._description import Description, check_parts
 from jsharp.learners._few_shot_classifier import FewShotClassifier, NotFittedError
-from jsharp.learners._files import from_json, load, save, to_json
+from jsharp.learners._files import AnyLearner, from_json, load, save, to_json
 from jsharp.learners._initial import initial, initial_backbone
 from jsharp.learners._learner import Learner, build
+from jsharp.learners._policy import PolicyDescription, PolicyLearner, build_policy
 from jsharp.learners._shipped import evaluations_of, models_available
 
 __all__ = [
+  "AnyLearner",
   "Classifier",
   "ClassifierDescription",
   "Description",
   "FewShotClassifier",
   "Learner",
   "NotFittedError",
+  "PolicyDescription",
+  "PolicyLearner",
   "build",
   "build_classifier",
+  "build_policy",
   "check_parts",
   "evaluations_of",
   "from_json",

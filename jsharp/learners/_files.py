@@ -22,14 +22,20 @@ from jsharp.learners._classifier import (
 )
 from jsharp.learners._description import Description
 from jsharp.learners._learner import Learner, build
+from jsharp.learners._policy import PolicyDescription, PolicyLearner, build_policy
 from jsharp.learners._shipped import directory_of, models_available
 
 FORMAT = 1
 """Version of the description in `config.json`; a later jsharp reads earlier ones."""
 
-_KINDS: dict[str, type[Description | ClassifierDescription]] = {
+AnyDescription = Description | ClassifierDescription | PolicyDescription
+AnyLearner = Learner | Classifier | PolicyLearner
+"""What `load` returns and `save` takes."""
+
+_KINDS: dict[str, type[AnyDescription]] = {
   "learner": Description,
   "classifier": ClassifierDescription,
+  "policy": PolicyDescription,
 }
 """The key that a description stands under."""
 
@@ -37,11 +43,11 @@ RUN = "description.json"
 """What a run keeps of itself from its first step on."""
 
 
-def to_json(description: Description | ClassifierDescription) -> dict[str, Any]:
+def to_json(description: AnyDescription) -> dict[str, Any]:
   """A description as JSON holds it, with the version of its format.
 
   Args:
-    description: of a learner or an ordinary classifier.
+    description: of a learner, an ordinary classifier or a policy.
 
   Returns:
     A table that `from_json` reads.
@@ -63,7 +69,7 @@ def to_json(description: Description | ClassifierDescription) -> dict[str, Any]:
 
 def from_json(
   content: Mapping[str, Any], *, where: str = "config.json"
-) -> Description | ClassifierDescription:
+) -> AnyDescription:
   """Reads a description, strictly.
 
   Args:
@@ -89,7 +95,7 @@ def from_json(
       f"{where} has learner_format {version!r}, this version of jsharp reads {FORMAT}; "
       "upgrade jsharp, or read it with the version that wrote it"
     )
-  kind = "classifier" if "classifier" in content else "learner"
+  kind = next((kind for kind in _KINDS if kind in content), "learner")
   return options.from_json(
     _KINDS[kind],
     content.get(kind),
@@ -98,7 +104,7 @@ def from_json(
   )
 
 
-def save(learner: Learner | Classifier, path: str | os.PathLike[str]) -> None:
+def save(learner: AnyLearner, path: str | os.PathLike[str]) -> None:
   """Saves a learner, all or nothing: what was there before is intact until then.
 
   Args:
@@ -130,7 +136,7 @@ def load(
   *,
   step: int | None = None,
   execution: Execution | None = None,
-) -> Learner | Classifier:
+) -> AnyLearner:
   """Loads a learner that a run has trained or `save` has written.
 
   Args:
@@ -141,7 +147,7 @@ def load(
     execution: how it is computed; `Execution()` if None.
 
   Returns:
-    The learner, ready to adapt, or the ordinary classifier, ready to predict.
+    The learner or policy, ready to adapt, or the ordinary classifier, ready to predict.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -171,20 +177,22 @@ def load(
 
 
 def _filled(
-  description: Description | ClassifierDescription,
+  description: AnyDescription,
   arrays: dict[str, np.ndarray],
   path: pathlib.Path,
   execution: Execution | None,
-) -> Learner | Classifier:
-  learner: Learner | Classifier
+) -> AnyLearner:
+  learner: AnyLearner
   if isinstance(description, ClassifierDescription):
     learner = build_classifier(description, execution=execution or Execution())
+  elif isinstance(description, PolicyDescription):
+    learner = build_policy(description, execution=execution)
   else:
     learner = build(description, execution=execution)
   return learner.replace(_leaf_archive.fill(learner.params, arrays, path))
 
 
-def _of_run(path: pathlib.Path) -> Description | ClassifierDescription:
+def _of_run(path: pathlib.Path) -> AnyDescription:
   try:
     learners = _files.read_table(path).get("learners")
     if not isinstance(learners, dict):

@@ -13,8 +13,7 @@ import numpy as np
 from jsharp import _files, _leaf_archive
 from jsharp.algorithms.fine_tuning import FineTuning, Initial, in_group
 from jsharp.learners._classifier import Classifier
-from jsharp.learners._files import load
-from jsharp.learners._learner import Learner
+from jsharp.learners._files import AnyLearner, load
 from jsharp.types import Params, Variables
 
 _HEAD = "head"
@@ -50,7 +49,7 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
     if wanted.init_head or not in_group(name, f"params/{_HEAD}")
   }
 
-  def of_learner(learner: Learner | Classifier) -> dict[str, np.ndarray]:
+  def of_learner(learner: AnyLearner) -> dict[str, np.ndarray]:
     if not isinstance(learner, Classifier):
       raise ValueError(
         f"--init_from={wanted.init_from} is a few-shot learner; name an ordinary "
@@ -105,7 +104,7 @@ def _of_backbone(name: str) -> str:
   return name
 
 
-def _backbone_of(learner: Learner | Classifier) -> dict[str, np.ndarray]:
+def _backbone_of(learner: AnyLearner) -> dict[str, np.ndarray]:
   leaves = _leaf_archive.named_leaves(learner.params)
   return {_of_backbone(name): array for name, array in leaves.items()}
 

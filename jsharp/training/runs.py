@@ -6,27 +6,30 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
 
 import jax
-import jax.numpy as jnp
 
 from jsharp.algorithms import (
   Algorithm,
   Made,
   OuterLoop,
-  Problem,
   SecondOrderOptions,
   Sharpness,
 )
 from jsharp.algorithms.fine_tuning import FineTuning, Initial
 from jsharp.algorithms.supervised import OrdinaryTraining
 from jsharp.analysis.hessian import HessianOptions
-from jsharp.control import Environment, GoalTasks, PolicyGradient, policy_loss
+from jsharp.control import (
+  Environment,
+  GoalTasks,
+  OneStep,
+  OuterUpdate,
+  PolicyGradient,
+)
 from jsharp.core.execution import Execution
 from jsharp.data import Dataset, ImageSource, LabelledSource, Preparation, Splits
 from jsharp.data.placement import load_with_test
 from jsharp.data.sinusoid import SineTasks
 from jsharp.data.tasks import Tasks
-from jsharp.learners import Description, check_parts
-from jsharp.losses import squared_error
+from jsharp.learners import Description, PolicyDescription, check_parts
 from jsharp.models import ClassifierNetwork, Network
 from jsharp.models.mlp import SineNetwork
 from jsharp.models.policy import PolicyNetwork
@@ -40,7 +43,7 @@ from jsharp.training.options import (
   Run,
   Testing,
 )
-from jsharp.types import ApplyFn, LossFn, Params
+from jsharp.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -346,60 +349,52 @@ class ControlRun(MetaRun):
   environment: Environment = option(role=Role.TESTING)
   network: PolicyNetwork = option()
   gradient: PolicyGradient = option()
+  update: OuterUpdate = option(OneStep(), role=Role.TRAINING)
   tasks: GoalTasks = option(role=Role.TESTING)
 
   def complete(self) -> None:
-    """Refuses what needs outputs and targets."""
+    """Refuses what is for images."""
     super().complete()
-    if not self.algorithm.any_loss or self.algorithm.classifies:
-      raise ValueError(
-        f"--algorithm={self.algorithm.name} needs examples with targets, and a policy "
-        "has trajectories; choose one that adapts by the gradient of any loss, such as "
-        "maml, fomaml, reptile or sharp_maml_both"
-      )
-    self.check(problem="regression")
+    _ = self.policy
     for name in ("ensemble", "num_seeds"):
       if (number := getattr(self.training, name)) > 1:
         raise ValueError(f"--{name}={number} is for images; leave it out")
 
-  def loss(self, apply_fn: ApplyFn) -> LossFn:
-    """The loss of a policy on a task's trajectories."""
-    return policy_loss(
-      self.environment,
-      apply_fn,
-      surrogate=self.gradient.surrogate,
-      discount=self.gradient.discount,
-      decay=self.gradient.gae_decay,
+  @property
+  def policy(self) -> PolicyDescription:
+    """What the run trains."""
+    return PolicyDescription(
+      algorithm=self.algorithm,
+      network=self.network,
+      environment=self.environment,
+      gradient=self.gradient,
+      sharpness=self.sharpness,
+      precision=self.run.precision,
     )
 
   def made(self, execution: Execution) -> Made:
     """The algorithm with its policy, for tasks of the environment."""
-    environment = self.environment
-    return self.algorithm.make(
-      Problem(
-        network=self.network,
-        num_outputs=2 * environment.action_size,
-        inputs=jnp.zeros((1, environment.observation_size), jnp.float32),
-        targets=jnp.zeros((1, environment.goal_size), jnp.float32),
-        criterion=squared_error,
-        key=jax.random.key(self.run.seed),
-        sharpness=self.sharpness,
-        outer=self.outer,
-        precision=self.run.precision,
-        execution=execution,
-        loss=self.loss,
-      )
+    return self.policy.made(
+      seed=self.run.seed, outer=self.outer, update=self.update, execution=execution
     )
 
   def examples(self) -> list[tuple[int, int]]:
     return self.tasks.examples()
 
+  def phases(self) -> list[tuple[float, float]]:
+    times = self.update.meta_gradients()
+    return [(end, times * cost) for end, cost in super().phases()]
+
   def protocol(self) -> dict[str, Any]:
     def everything(part: Options) -> dict[str, Any]:
       return select(part, lambda field: True)
 
+    found = super().protocol()
+    if self.update.steps_itself:
+      found["outer loop"] = {"num_tasks": self.training.num_tasks}
+    found["outer loop"] |= {"update": self.update.name, **everything(self.update)}
     return {
-      **super().protocol(),
+      **found,
       "environment": {
         "name": self.environment.name,
         **everything(self.environment),

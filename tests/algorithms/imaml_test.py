@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp.algorithms import imaml, implicit_adaptation
-from jsharp.algorithms.imaml import conjugate_gradients
+from jsharp.core import conjugate_gradients
 from tests import quadratics as quad
 
 OUTER_LR, PROXIMITY = 0.3, 0.7

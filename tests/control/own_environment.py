@@ -40,3 +40,22 @@ class Lost(Line):
   def step(self, state, action, goal):
     state, reward, over = super().step(state, action, goal)
     return state, reward * jnp.nan, over
+
+
+class Blown(Line):
+  """One that is lost later on, whose reward does not show it."""
+
+  name: ClassVar[str] = "blown"
+
+  def step(self, state, action, goal):
+    state = jnp.where(state == 0, state, state * jnp.inf)
+    return state, jnp.float32(1), jnp.array(False)
+
+
+class Wide(Line):
+  """One that shows more than it says."""
+
+  name: ClassVar[str] = "wide"
+
+  def observe(self, state):
+    return jnp.concatenate([state, state])

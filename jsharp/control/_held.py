@@ -1,0 +1,137 @@
+"""Outer steps on trajectories that are held, for any algorithm as it is.
+
+A meta-step rolls the policies out once: those before adaptation on the support set, the
+adapted ones on the query set. The tasks then hold these trajectories in the place of
+keys, and the algorithm's own step judges any parameters on them by likelihood ratios:
+`PolicyLoss` does so wherever it is given a batch that is held. Inner steps after the
+first one use the trajectories of the first again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jsharp import tree as trees
+from jsharp.control.policy_loss import PolicyLoss
+from jsharp.core import over_tasks
+from jsharp.core.execution import Execution
+from jsharp.core.second_order import traced
+from jsharp.types import AdaptFn, MetaAlgorithm, Params, Task
+
+Build = Callable[[optax.GradientTransformation], MetaAlgorithm]
+"""`build(outer_optimizer) -> MetaAlgorithm`, such as `functools.partial(jsharp.maml,
+loss_fn, inner_optimizer, num_inner_steps=1)`."""
+
+
+def hold_tasks(
+  adapt: AdaptFn,
+  loss_fn: PolicyLoss,
+  params: Params,
+  tasks: Task,
+  *,
+  clip: float,
+  execution: Execution = Execution(),
+) -> Task:
+  """Rolls out what a meta-step needs, once.
+
+  Args:
+    adapt: of the algorithm.
+    loss_fn: as the algorithm has it.
+    params: the meta-parameters.
+    tasks: with keys, as `jsharp.control.sample_task` draws them.
+    clip: how far from 1 a likelihood ratio of the query set counts.
+    execution: how many tasks at a time.
+
+  Returns:
+    The same tasks, with trajectories that are held: on the support set of the policy
+    before adaptation, on the query set of the adapted policy.
+
+  Example:
+    See `jsharp.control.trpo`.
+  """
+
+  def hold(task: Task) -> Task:
+    before = adapt(params, task.support, num_steps=0)
+    support = loss_fn.hold(before, task.support)
+    adapted = adapt(params, support)
+    return Task(support, loss_fn.hold(adapted, task.query, clip=clip))
+
+  chunk = execution.task_chunk
+  if chunk is None and jax.default_backend() != "cpu":
+    return jax.vmap(hold)(tasks)
+  return jax.lax.map(hold, tasks, batch_size=chunk if isinstance(chunk, int) else 1)
+
+
+def divergence(
+  adapt: AdaptFn, loss_fn: PolicyLoss, *, execution: Execution = Execution()
+) -> Callable[[Params, Task], tuple[Any, Any]]:
+  """How far the adapted policies are from those that acted.
+
+  Args:
+    adapt: of the algorithm.
+    loss_fn: as the algorithm has it.
+    execution: how many tasks at a time.
+
+  Returns:
+    `(params, held_tasks) -> (mean, [num_tasks])`.
+
+  Example:
+    See `jsharp.control.trpo`.
+  """
+
+  def of_task(params: Params, task: Task) -> tuple[jax.Array, jax.Array]:
+    found = loss_fn.divergence(adapt(params, task.support), task.query)
+    return found, found
+
+  return over_tasks(of_task, chunk=execution.task_chunk)
+
+
+def curvature(
+  adapt: AdaptFn, loss_fn: PolicyLoss, *, execution: Execution = Execution()
+) -> Callable[[Params, Params, Task], Params]:
+  """The Hessian of the mean divergence, where it is zero, times a vector.
+
+  There the gradient of the divergence vanishes, and with it every term with a second
+  derivative of the adaptation: what is left is `J' F J` with the Jacobian J of the
+  adapted policies' answers and their Fisher matrix F.
+
+  Args:
+    adapt: of the algorithm; it needs a forward-mode derivative.
+    loss_fn: as the algorithm has it.
+    execution: how many tasks at a time.
+
+  Returns:
+    `(params, vector, held_tasks) -> product`.
+
+  Raises:
+    ValueError: when called, if `adapt` has no forward-mode derivative.
+
+  Example:
+    See `jsharp.control.trpo`.
+  """
+
+  def product(params: Params, vector: Params, tasks: Task) -> Params:
+    def of_task(params: Params, task: Task) -> tuple[Params, tuple[()]]:
+      variables, constants = trees.inexact(params)
+
+      def answers(variables: Params) -> jax.Array:
+        adapted = adapt(trees.join(variables, constants), task.support)
+        return loss_fn.outputs(adapted, task.query)
+
+      answers_at, has_forward_mode = traced(answers, variables)
+      if not has_forward_mode:
+        raise ValueError(
+          "a trust region needs the forward-mode derivative of adaptation, and this "
+          "algorithm has none: in place of imaml, or of --second_order=recomputed and "
+          "forward_over_reverse, take maml with --second_order=stored; or take ppo"
+        )
+      outputs, push = jax.linearize(answers_at, variables)
+      slope = jax.grad(lambda outputs: loss_fn.divergence_of(outputs, task.query))
+      _, pushed = jax.jvp(slope, (outputs,), (push(vector),))
+      return jax.linear_transpose(push, variables)(pushed)[0], ()
+
+    return over_tasks(of_task, chunk=execution.task_chunk)(params, tasks)[0]
+
+  return product
