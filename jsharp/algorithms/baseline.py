@@ -216,10 +216,11 @@ class Baseline(Algorithm):
   has_outer_gradient: ClassVar[bool] = False
   meta_learns: ClassVar[bool] = False
   head: ClassVar[Literal["linear", "cosine"]] = "linear"
-  own_defaults: ClassVar[tuple[str, ...]] = ("num_inner_steps",)
 
-  num_inner_steps: int = option(
-    200, "Gradient steps on the support set.", check=at_least(1)
+  num_head_steps: int = option(
+    200,
+    "Gradient steps of the new classifier of baseline and baseline_plus_plus.",
+    check=at_least(1),
   )
   head_lr: float = option(
     0.01,
@@ -232,7 +233,7 @@ class Baseline(Algorithm):
       return baseline(
         apply_fn,
         head=self.head,
-        num_inner_steps=self.num_inner_steps,
+        num_inner_steps=self.num_head_steps,
         head_lr=self.head_lr,
         **options,
       )
@@ -241,7 +242,7 @@ class Baseline(Algorithm):
       problem,
       construct,
       lambda apply_fn: predict_by_classifier(apply_fn, self.head),
-      {"num_steps": self.num_inner_steps},
+      {"num_steps": self.num_head_steps},
     )
 
   def without_derivative(self) -> str | None:

@@ -249,8 +249,8 @@ class DescriptionTest(parameterized.TestCase):
     UnicornMAML(num_inner_steps=1),
     MetaBaseline(),
     SimpleShot(),
-    Baseline(num_inner_steps=3),
-    BaselinePlusPlus(num_inner_steps=3),
+    Baseline(num_head_steps=3),
+    BaselinePlusPlus(num_head_steps=3),
   )
   def test_a_learner_of_any_way(self, algorithm):
     learner = learners.build(
