@@ -49,7 +49,8 @@ def image_experiment(
     "What to learn from: omniglot, miniimagenet, tieredimagenet, cifar_fs, fc100, cub, "
     "characters (drawn by jsharp itself, needs no files), image_folder (any "
     "split/class/image or class/image), tfds:NAME (already prepared by "
-    "tensorflow-datasets) or your own as module:Class.",
+    "tensorflow-datasets), domains (several of them, --domains) or your own as "
+    "module:Class.",
     None,
   )
   test_dataset = Choice(
@@ -153,6 +154,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   tasks.check(datasets)
   fingerprints = {split: data.fingerprint() for split, data in datasets.items()}
   classes = [str(data.num_classes) for data in datasets.values()]
+  domains = ", ".join(name for name, _ in datasets["test"].domains)
   origin = origins(datasets)
   shape = datasets["train"].image_shape
   datasets = placed(datasets, description.placement.images)
@@ -177,6 +179,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
   protocol["data"] |= {
     "images": "x".join(map(str, shape)),
     "classes": " / ".join(classes),
+    "domains": domains or None,
     "prepared": origin,
     **fingerprints,
   }

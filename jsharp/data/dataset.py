@@ -60,6 +60,9 @@ class Dataset:
       that an impossible task is refused under `jit` too (static).
     origin: in words, what jsharp did to the images or decided on the classes that a
       reader of a result must know; empty where it was nothing (static).
+    domains: name and number of base classes of each dataset that this one was joined
+      of, in their order; empty where it is one (static). Tasks that vary
+      (`jsharp.data.varied_tasks`) take their classes from one of them.
 
   Raises:
     ValueError: on construction, for anything that contradicts the above.
@@ -73,6 +76,7 @@ class Dataset:
   num_rotations: int = _static(default=1)
   smallest: tuple[str, int] = _static(default=("", 0))
   origin: str = _static(default="")
+  domains: tuple[tuple[str, int], ...] = _static(default=())
 
   def __post_init__(self) -> None:
     if not 1 <= self.num_rotations <= MAX_ROTATIONS:
@@ -162,6 +166,51 @@ class Dataset:
       origin=origin,
     )
 
+  @classmethod
+  def joined(cls, datasets: Mapping[str, "Dataset"], *, split: str) -> Self:
+    """Puts datasets of several domains into one.
+
+    Example:
+      >>> images = np.zeros([2, 8, 8, 3], np.uint8)
+      >>> birds = Dataset.from_class_arrays({"owl": images}, split="val")
+      >>> joined = Dataset.joined({"birds": birds, "more": birds}, split="val")
+      >>> joined.class_names, joined.domains
+      (('birds/owl', 'more/owl'), (('birds', 1), ('more', 1)))
+
+    Args:
+      datasets: by the name of their domain, on the host; rotated classes are left out.
+      split: name of the split.
+
+    Returns:
+      The dataset, whose classes are called `domain/class`.
+
+    Raises:
+      ValueError: if there is none, or their images differ in shape.
+    """
+    shapes = {name: dataset.image_shape for name, dataset in datasets.items()}
+    if len(set(shapes.values())) != 1:
+      raise ValueError(
+        f"datasets must hold one and have images of one shape, got {shapes}; resize "
+        "them"
+      )
+    parts = list(datasets.values())
+    counts = np.concatenate([np.asarray(part.counts) for part in parts])
+    return cls(
+      images=np.concatenate([np.asarray(part.images) for part in parts]),
+      offsets=(np.cumsum(counts) - counts).astype(np.int32),
+      counts=counts.astype(np.int32),
+      class_names=tuple(
+        f"{name}/{label}"
+        for name, part in datasets.items()
+        for label in part.class_names
+      ),
+      split=split,
+      origin="; ".join(
+        f"{name}: {part.origin}" for name, part in datasets.items() if part.origin
+      ),
+      domains=tuple((name, part.num_base_classes) for name, part in datasets.items()),
+    )
+
   @property
   def num_base_classes(self) -> int:
     """Number of classes, rotations not counted."""
@@ -229,7 +278,13 @@ class Dataset:
       'b4e3e88102578b83'
     """
     digest = hashlib.sha256()
-    header = (self.class_names, tuple(self.images.shape), self.num_rotations)
+    header: tuple[Any, ...] = (
+      self.class_names,
+      tuple(self.images.shape),
+      self.num_rotations,
+    )
+    if self.domains:
+      header = (*header, self.domains)
     digest.update(repr(header).encode())
     for array, dtype in (
       (self.offsets, "<i4"),
@@ -257,6 +312,10 @@ def _check_arrays(dataset: Dataset) -> None:
       )
   if not names:
     raise ValueError("class_names is empty: a dataset needs at least one class")
+  if dataset.domains and sum(n for _, n in dataset.domains) != len(names):
+    raise ValueError(
+      f"domains is {dataset.domains}; its numbers must add up to {len(names)} classes"
+    )
   if len(set(names)) != len(names):
     twice = next(name for i, name in enumerate(names) if name in names[:i])
     raise ValueError(f"class_names holds {twice!r} twice: merge the two classes")

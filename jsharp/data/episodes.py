@@ -130,12 +130,14 @@ def draw_distinct(key: jax.Array, population: jax.Array | int, num: int) -> jax.
     num: how many to draw from each population.
 
   Returns:
-    `[..., num]` int32, independent from population to population.
+    `[..., num]` int32, independent from population to population. Of a population below
+    `num`, as many are drawn as it has, and the numbers behind them mean nothing.
   """
   population = jnp.asarray(population, jnp.int32)[..., None]
   shape = (*population.shape[:-1], num)
   position = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-  draws = jax.random.randint(key, shape, 0, population - position, jnp.int32)
+  left = jnp.maximum(population - position, 1)
+  draws = jax.random.randint(key, shape, 0, left, jnp.int32)
 
   def decode(i: jax.Array, draws: jax.Array) -> jax.Array:
     current = num - 2 - i
@@ -216,6 +218,28 @@ def sample_task(
     )
 
   return Task(support=gather(indices.support), query=gather(indices.query))
+
+
+def gathered(
+  dataset: Dataset, rows: jax.Array, rotation: jax.Array, targets: jax.Array
+) -> Batch:
+  """The images of single rows, each turned by its rotation.
+
+  Args:
+    dataset: where they come from.
+    rows: `[num_examples]` int32 rows of `Dataset.images`.
+    rotation: `[num_examples]` int32 quarter turns.
+    targets: `[num_examples]`.
+
+  Returns:
+    Inputs `[num_examples, height, width, channels]` float32 in [0, 1].
+  """
+  on_host = isinstance(dataset.images, HostImages)
+  images = (dataset.images if on_host else jnp.asarray(dataset.images))[rows]
+  if dataset.num_rotations > 1:
+    turned = jax.vmap(functools.partial(_turn, num_rotations=dataset.num_rotations))
+    images = turned(images[:, None], rotation)[:, 0]
+  return Batch(inputs=images.astype(jnp.float32) * UNIT, targets=targets)
 
 
 def sample_many(

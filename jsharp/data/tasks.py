@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from jsharp.data.corruption import with_distortion, with_label_noise
 from jsharp.data.dataset import Dataset
 from jsharp.data.episodes import check_task_shape, sample_task
+from jsharp.data.varied_tasks import check_varied_shape, sample_varied_task
 from jsharp.options import (
   Options,
   Role,
@@ -39,6 +40,9 @@ class Kind(NamedTuple):
     support_label_noise: share of wrong support labels.
     query_label_noise: share of wrong query labels.
     distortion: `(low, high)` for each of rotation, shear and scale.
+    min_way: the fewest classes, where they vary up to `way` and support sets are
+      unbalanced; None where they do not.
+    domain: of varied tasks: the only domain; None for any.
   """
 
   name: dict[str, Any]
@@ -46,6 +50,8 @@ class Kind(NamedTuple):
   support_label_noise: float
   query_label_noise: float
   distortion: dict[str, tuple[float, float]]
+  min_way: int | None = None
+  domain: int | None = None
 
   def check(self, dataset: Dataset) -> None:
     """Refuses a dataset that cannot give such tasks.
@@ -53,11 +59,31 @@ class Kind(NamedTuple):
     Raises:
       ValueError: see `jsharp.data.check_task_shape`.
     """
-    check_task_shape(dataset, **self.shape)
+    if self.min_way is None:
+      check_task_shape(dataset, **self.shape)
+    else:
+      check_varied_shape(dataset, **self.varied)
+
+  @property
+  def varied(self) -> dict[str, int]:
+    """The shape of varied tasks."""
+    way, shot, query_shot = (self.shape[n] for n in ("way", "shot", "query_shot"))
+    return {
+      "way": way,
+      "min_way": self.min_way or way,
+      "num_support": way * shot,
+      "num_query": way * query_shot,
+    }
 
   def sampler(self) -> Callable[..., Task]:
     """`sample(key, dataset) -> Task`."""
     sample: Callable[..., Task] = functools.partial(sample_task, **self.shape)  # type: ignore[arg-type]
+    if self.min_way is not None:
+      sample = functools.partial(
+        sample_varied_task,
+        domain=self.domain,
+        **self.varied,  # type: ignore[arg-type]
+      )
     if self.support_label_noise or self.query_label_noise:
       sample = with_label_noise(
         sample,
@@ -78,6 +104,15 @@ class Tasks(Options):
 
   way: int = option(
     5, "Classes per task.", check=at_least(2, "a task needs at least 2 classes.")
+  )
+  min_way: int | None = option(
+    None,
+    "Tasks of varying way with unbalanced support sets, as in Meta-Dataset: from "
+    "--min_way to --way classes, --way times --shot support examples in proportions "
+    "that are drawn, --way times --query_shot query examples. Default: all tasks are "
+    "alike.",
+    check=at_least(2, "a task needs at least 2 classes."),
+    added=True,
   )
   shot: int = option(1, "Support examples per class and task.", check=_COUNT)
   query_shot: int | None = option(
@@ -182,6 +217,18 @@ class Tasks(Options):
   def complete(self) -> None:
     self._set("query_shot", self.shot)
     self._set("eval_query_shot", self.query_shot)
+    if self.min_way is not None:
+      if self.min_way > self.way:
+        raise ValueError(
+          f"--min_way={self.min_way} is above --way={self.way}, the most classes of a "
+          "task; lower it"
+        )
+      for name in ("train_way", "train_shot", "eval_way", "eval_shot"):
+        if getattr(self, name) is not None:
+          raise ValueError(
+            f"--min_way={self.min_way} varies the way and shot of every task; leave "
+            f"--{name} out"
+          )
     for name, neutral in NEUTRAL.items():  # A range that distorts nothing is none.
       if getattr(self, name) == (neutral, neutral):
         object.__setattr__(self, name, None)
@@ -195,6 +242,7 @@ class Tasks(Options):
         support_label_noise=self.support_label_noise,
         query_label_noise=self.query_label_noise,
         distortion=self._distortion(),
+        min_way=self.min_way,
       )
       for way, shot in itertools.product(
         self.train_way or (self.way,), self.train_shot or (self.shot,)
@@ -210,6 +258,7 @@ class Tasks(Options):
       support_label_noise=self.support_label_noise,
       query_label_noise=0.0,
       distortion=self._distortion(),
+      min_way=self.min_way,
     )
 
   def variations(self) -> Iterator[Kind]:
@@ -227,6 +276,12 @@ class Tasks(Options):
       for value in getattr(self, f"eval_{kind}") or ():
         distortion = {**usual.distortion, kind: (value, value)}
         yield usual._replace(name={kind: value}, distortion=distortion)
+
+  def by_domain(self, dataset: Dataset) -> Iterator[Kind]:
+    """Varied tasks of each domain by itself, where there are several."""
+    if self.min_way is not None:
+      for number, (name, _) in enumerate(dataset.domains):
+        yield self.test()._replace(name={"domain": name}, domain=number)
 
   def check(self, datasets: Mapping[str, Dataset]) -> None:
     """Refuses datasets that cannot give all kinds of task.
@@ -260,6 +315,8 @@ class Tasks(Options):
       "eval_query_shot": self.eval_query_shot,
       "query_shot": self.query_shot,
     }
+    if self.min_way is not None:
+      facts["way"] = f"{self.min_way} to {self.way}, unbalanced"
     if [kind.name for kind in kinds] != [{"way": self.way, "shot": self.shot}]:
       facts["in training"] = " or ".join(
         f"{kind.shape['way']}-way {kind.shape['shot']}-shot" for kind in kinds

@@ -55,6 +55,33 @@ def summarise(
   return result
 
 
+def over_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The mean over domains of what `summarise` gives for each, as Meta-Dataset reports.
+
+  Args:
+    domains: figures of each domain, with "test_accuracy" and "test_accuracy_ci95".
+
+  Returns:
+    "test_accuracy_over_domains" and its "_ci95", of the tasks of the domains, which are
+    independent; nothing where there is no domain.
+
+  Example:
+    >>> two = [{"test_accuracy": x, "test_accuracy_ci95": 0.03} for x in (0.5, 0.7)]
+    >>> figures = over_domains([{**one, "domain": "a"} for one in two])
+    >>> {name: round(value, 4) for name, value in figures.items()}
+    {'test_accuracy_over_domains': 0.6, 'test_accuracy_over_domains_ci95': 0.0212}
+  """
+  if not domains:
+    return {}
+  name = "test_accuracy"
+  means = [domain[name] for domain in domains]
+  squares = [domain[f"{name}_ci95"] ** 2 for domain in domains]
+  return {
+    f"{name}_over_domains": sum(means) / len(means),
+    f"{name}_over_domains_ci95": math.sqrt(sum(squares)) / len(squares),
+  }
+
+
 def errors(
   tested: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
@@ -328,10 +355,14 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
     number = len(result["ensemble_steps"])
     yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  ensemble of {number}"
+  if "test_accuracy_over_domains" in result:
+    key = "test_accuracy_over_domains"
+    mean, half_width = (100 * float(result[k]) for k in (key, f"{key}_ci95"))
+    yield "test accuracy", f"{mean:.2f} ± {half_width:.2f} %  mean over domains"
   for kind in result.get("test_variations", ()):
     mean, half_width = (100 * float(kind[f"test_accuracy{k}"]) for k in ("", "_ci95"))
     names = [name for name in kind if not name.startswith("test_")]
-    where = ", ".join(f"{name.replace('_', ' ')} {kind[name]:g}" for name in names)
+    where = ", ".join(f"{n.replace('_', ' ')} {_short(kind[n])}" for n in names)
     yield "  besides", f"{mean:.2f} ± {half_width:.2f} %  {where}"
   for name, digits in (("mse", 4), ("return", 2)):
     by_step = zip(
@@ -345,6 +376,10 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         f"test {name}, {step} step{plural}",
         f"{float(mean):.{digits}f} ± {float(half_width):.{digits}f}",
       )
+
+
+def _short(value: Any) -> str:
+  return value if isinstance(value, str) else f"{value:g}"
 
 
 def _protocol_rows(protocol: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jsharp.core.execution import Execution
 from jsharp.data import sample_many, task_key
 from jsharp.data.tasks import Kind, Tasks
 from jsharp.evaluation.ensemble import evaluate_ensemble, log_probabilities
-from jsharp.evaluation.report import summarise
+from jsharp.evaluation.report import over_domains, summarise
 from jsharp.evaluation.tasks import (
   evaluate,
   evaluator,
@@ -203,11 +203,17 @@ class SideBySide(NamedTuple):
       together = self.measure_ensemble(trees, tasks.test(), dataset, **options)
       figures |= summarise(together, prefix="test_ensemble_")
       figures["ensemble_steps"] = [one.step for one in members]
-    if further := list(tasks.variations()):
-      figures["test_variations"] = [
+
+    def measured(kinds: Iterable[Kind]) -> list[dict[str, Any]]:
+      return [
         {**kind.name, **summarise(self.measure(params, kind, dataset, **options))}
-        for kind in further
+        for kind in kinds
       ]
+
+    domains = measured(tasks.by_domain(dataset))
+    figures |= over_domains(domains)
+    if further := [*domains, *measured(tasks.variations())]:
+      figures["test_variations"] = further
     return figures
 
   def measure(
