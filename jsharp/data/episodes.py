@@ -233,6 +233,13 @@ def gathered(
 
   Returns:
     Inputs `[num_examples, height, width, channels]` float32 in [0, 1].
+
+  Example:
+    >>> images = np.full([2, 8, 8, 1], 255, np.uint8)
+    >>> dataset = Dataset.from_class_arrays({"a": images}, split="val")
+    >>> rows, turns = jnp.array([1, 0, 1]), jnp.zeros(3, int)
+    >>> gathered(dataset, rows, turns, jnp.zeros(3, int)).inputs.shape
+    (3, 8, 8, 1)
   """
   on_host = isinstance(dataset.images, HostImages)
   images = (dataset.images if on_host else jnp.asarray(dataset.images))[rows]

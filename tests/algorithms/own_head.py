@@ -1,6 +1,6 @@
 """Proto-MAML in the form of the conformance table's rows."""
 
-from jsharp.algorithms.proto_maml import WithHead, predict_with_head, proto_maml
+from jsharp.algorithms import WithHead, predict_with_head, proto_maml
 from tests.algorithms.without_inner_loop import WAY, embedding, loss_of_seen_classes
 
 

@@ -130,8 +130,8 @@ class ClassifierTest(parameterized.TestCase):
       "config.json: classifier.network: ResNet: depth must be",
     ),
     (
-      lambda c: c["classifier"]["network"].update(name="conv4"),
-      "no classifier network 'conv4'; choose one of imagenet_resnet, pyramid_net, re",
+      lambda c: c["classifier"]["network"].update(name="mlp"),
+      "no classifier network 'mlp'; choose one of conv4, conv4_strided, imagenet_resnet",
     ),
   )
   def test_what_does_not_fit_is_refused_by_name(self, change, message):
