@@ -116,6 +116,34 @@ def class_means(
   return means, counts[:, 0] > 0
 
 
+def negative_distances(features: jax.Array, prototypes: jax.Array) -> jax.Array:
+  """Squared distances from prototypes, negated.
+
+  They are taken from the centre of the prototypes, so that an offset that all
+  embeddings share costs no digits, and without an array `[num_examples, way, dim]`.
+
+  Args:
+    features: `[num_examples, dim]`.
+    prototypes: `[way, dim]`.
+
+  Returns:
+    `[num_examples, way]`.
+
+  Example:
+    >>> negative_distances(jnp.array([[1.0]]), jnp.array([[0.0], [4.0]])).tolist()
+    [[-1.0, -9.0]]
+  """
+  # Distances do not depend on the centre, hence their derivative by it is zero.
+  centre = jax.lax.stop_gradient(prototypes.mean(axis=0, keepdims=True))
+  features, prototypes = features - centre, prototypes - centre
+  products = jnp.matmul(features, prototypes.T, precision="highest")
+  return (
+    2 * products
+    - jnp.square(features).sum(axis=1, keepdims=True)
+    - jnp.square(prototypes).sum(axis=1)[None]
+  )
+
+
 def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
   """Logits under which a class without support examples is never predicted.
 

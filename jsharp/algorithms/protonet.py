@@ -25,7 +25,6 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jsharp._checks import check_count
@@ -34,6 +33,7 @@ from jsharp.algorithms._embedding import (
   class_means,
   embed,
   made_of_embedding,
+  negative_distances,
   without_absent,
 )
 from jsharp.algorithms._options import (
@@ -129,9 +129,6 @@ def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
   `jsharp.normalization.per_query` and `support_statistics` put the support set beside
   them, and so does `Learner.classifier()`: an answer depends on no other image.
 
-  Distances are taken from the centre of the prototypes, so that an offset that all
-  embeddings share costs no digits, and without an array `[num_examples, way, dim]`.
-
   Args:
     apply_fn: the embedding.
 
@@ -151,15 +148,7 @@ def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
     adapted: WithPrototypes, inputs: Any, num_statistics: int | None = None
   ) -> jax.Array:
     features = embed(apply_fn, adapted.params, inputs, num_statistics)
-    # Distances do not depend on the centre, hence their derivative by it is zero.
-    centre = jax.lax.stop_gradient(adapted.prototypes.mean(axis=0, keepdims=True))
-    features, prototypes = features - centre, adapted.prototypes - centre
-    products = jnp.matmul(features, prototypes.T, precision="highest")
-    logits = (
-      2 * products
-      - jnp.square(features).sum(axis=1, keepdims=True)
-      - jnp.square(prototypes).sum(axis=1)[None]
-    )
+    logits = negative_distances(features, adapted.prototypes)
     return without_absent(logits, adapted.present)
 
   return predict

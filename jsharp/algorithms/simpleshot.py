@@ -32,6 +32,7 @@ from jsharp.algorithms._embedding import (
   class_means,
   embed,
   made_of_embedding,
+  negative_distances,
   without_absent,
 )
 from jsharp.algorithms._options import (
@@ -170,11 +171,7 @@ def predict_by_centroid(
     embedding, centre = adapted.params
     features = embed(apply_fn, embedding, inputs, num_statistics)
     rows = transformed(features, centre, transform)
-    middle = adapted.prototypes.mean(axis=0, keepdims=True)
-    rows, centroids = rows - middle, adapted.prototypes - middle
-    products = jnp.matmul(rows, centroids.T, precision="highest")
-    squares = jnp.square(rows).sum(axis=1, keepdims=True)
-    logits = 2 * products - squares - jnp.square(centroids).sum(axis=1)[None]
+    logits = negative_distances(rows, adapted.prototypes)
     return without_absent(logits, adapted.present)
 
   return predict
