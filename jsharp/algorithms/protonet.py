@@ -95,6 +95,7 @@ def protonet(
       or the support set is smaller than `way`.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from jsharp import Task
     >>> algorithm = protonet(lambda w, x: w * x, optax.sgd(0.1), way=2)
     >>> support = Batch(jnp.array([[0.0], [2.0], [10.0]]), jnp.array([0, 0, 1]))
@@ -137,6 +138,7 @@ def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
     of a `WithPrototypes`.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> predict = predict_with_prototypes(lambda w, x: w * x)
     >>> prototypes = jnp.array([[0.0], [4.0]])
     >>> adapted = WithPrototypes(1.0, prototypes, jnp.array([True, True]))

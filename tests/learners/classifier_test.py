@@ -131,7 +131,7 @@ class ClassifierTest(parameterized.TestCase):
     ),
     (
       lambda c: c["classifier"]["network"].update(name="mlp"),
-      "no classifier network 'mlp'; choose one of conv4, conv4_strided, imagenet_resnet",
+      "no classifier network 'mlp'; choose one of conv4, conv4_strided, ima",
     ),
   )
   def test_what_does_not_fit_is_refused_by_name(self, change, message):
