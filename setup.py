@@ -33,6 +33,7 @@ setup(
     "demo": demo,
     "lint": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "import-linter>=2.17,<3"],
     "tensorboard": ["tensorboardX>=2.6.4"],
+    "docs": ["sphinx>=9,<10", "myst-nb>=1.4", "furo>=2025.12"],
     "stream": stream,
     "brax": ["brax>=0.14"],
     "onnx": ["jax2onnx>=0.17.1", "onnx>=1.20", "onnxruntime>=1.24"],

@@ -1,0 +1,76 @@
+"""The site: `python -m sphinx -W docs build/site`, from the root of the checkout."""
+
+import re
+
+import jsharp
+
+project = "jsharp"
+author = "the authors of jsharp"
+version = release = jsharp.__version__
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
+]
+exclude_patterns = ["results/runs/**"]
+html_theme = "furo"
+html_title = f"jsharp {version}"
+html_show_sourcelink = False
+
+myst_heading_anchors = 4
+nb_execution_mode = "off"
+
+default_role = "code"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Class attributes", "params_style")]
+
+
+def setup(app):
+  """Makes docstrings, which are plain text with code in backticks, into reST."""
+  app.connect("autodoc-process-docstring", _as_rest, priority=400)
+  app.connect("autodoc-skip-member", _is_field)
+
+
+def _is_field(app, what, name, obj, skip, options):
+  """Fields of named tuples stand among the attributes of their class."""
+  return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def _as_rest(app, what, name, obj, options, lines):
+  made, code = [], False
+  for number, line in enumerate(lines):
+    indented = line.startswith("    ")
+    before = made[-1] if made else ""
+    if indented and not before.strip() and not code and _is_top(lines, number):
+      made += ["::", ""]
+      code = True
+    elif line.strip() and not indented:
+      code = False
+    made.append(line if code or ">>>" in line else _escaped(line))
+  lines[:] = made
+
+
+def _is_top(lines, number):
+  """Whether an indented line belongs to no section such as `Args:`."""
+  for line in reversed(lines[:number]):
+    if line.strip() and not line.startswith(" "):
+      return not re.fullmatch(r"[A-Z][A-Za-z ]*:", line.strip())
+  return True
+
+
+def _escaped(line):
+  parts = re.split(r"(`[^`]*`)", line)
+  return "".join(
+    part if part.startswith("`") else re.sub(r"([|*]|\w_(?!\w))", _mark, part)
+    for part in parts
+  )
+
+
+def _mark(found):
+  text = found.group(0)
+  return f"\\{text}" if len(text) == 1 else f"{text[0]}\\_"

@@ -1,0 +1,55 @@
+"""The site: every public name is on a page, and it is built without a warning."""
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+
+import jsharp
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class SiteTest(absltest.TestCase):
+  def test_every_public_module_has_a_page_of_the_reference(self):
+    pages = {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} - {"index"}
+    listed = (ROOT / "docs" / "api" / "index.md").read_text()
+    modules = set(jsharp._MODULES)
+    self.assertEqual(pages, modules)
+    for name in modules:
+      self.assertRegex(listed, rf"(?m)^{name}$")
+      text = (ROOT / "docs" / "api" / f"{name}.md").read_text()
+      self.assertIn(f".. automodule:: jsharp.{name}\n   :members:", text)
+      is_package = (ROOT / "jsharp" / name).is_dir()
+      self.assertEqual(":imported-members:" in text, is_package)
+
+  def test_every_page_is_in_the_contents(self):
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = set(re.findall(r"(?m)^([a-z_]+)$", index))
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    self.assertEqual(pages - listed, set())
+
+  def test_it_is_built_without_a_warning(self):
+    for module in ("sphinx", "myst_nb", "furo"):
+      if importlib.util.find_spec(module) is None:
+        self.skipTest(f"{module} is not installed: pip install '.[docs]'")
+    with tempfile.TemporaryDirectory() as out:
+      done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", ROOT / "docs", out],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+      )
+      self.assertEqual(done.returncode, 0, done.stderr)
+      page = (pathlib.Path(out) / "api" / "algorithms.html").read_text()
+    for name in jsharp.algorithms.__all__:
+      self.assertIn(f">{name}<", page)
+
+
+if __name__ == "__main__":
+  absltest.main()
