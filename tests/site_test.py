@@ -46,9 +46,11 @@ class SiteTest(absltest.TestCase):
         cwd=ROOT,
       )
       self.assertEqual(done.returncode, 0, done.stderr)
-      page = (pathlib.Path(out) / "api" / "algorithms.html").read_text()
-    for name in jsharp.algorithms.__all__:
-      self.assertIn(f">{name}<", page)
+      for module in jsharp._MODULES:
+        page = (pathlib.Path(out) / "api" / f"{module}.html").read_text()
+        for name in getattr(getattr(jsharp, module), "__all__", ()):
+          there = re.search(rf'id="jsharp[\w.]*\.{name}"', page)
+          self.assertTrue(there, f"jsharp.{module}.{name} is on no page")
 
 
 if __name__ == "__main__":
