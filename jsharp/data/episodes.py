@@ -206,47 +206,38 @@ def sample_task(
   indices = sample_indices(key, dataset, way=way, shot=shot, query_shot=query_shot)
 
   def gather(rows: jax.Array) -> Batch:
-    on_host = isinstance(dataset.images, HostImages)
-    images = (dataset.images if on_host else jnp.asarray(dataset.images))[rows]
-    if dataset.num_rotations > 1:
-      turned = jax.vmap(functools.partial(_turn, num_rotations=dataset.num_rotations))
-      images = turned(images, indices.rotation)
-    inputs = images.astype(jnp.float32) * UNIT
     return Batch(
-      inputs=inputs.reshape(-1, *dataset.image_shape),
+      inputs=gathered(dataset, rows, indices.rotation),
       targets=jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1]),
     )
 
   return Task(support=gather(indices.support), query=gather(indices.query))
 
 
-def gathered(
-  dataset: Dataset, rows: jax.Array, rotation: jax.Array, targets: jax.Array
-) -> Batch:
-  """The images of single rows, each turned by its rotation.
+def gathered(dataset: Dataset, rows: jax.Array, rotation: jax.Array) -> jax.Array:
+  """Images as a task has them, those of a group turned alike.
 
   Args:
     dataset: where they come from.
-    rows: `[num_examples]` int32 rows of `Dataset.images`.
-    rotation: `[num_examples]` int32 quarter turns.
-    targets: `[num_examples]`.
+    rows: `[num_groups, size]` int32 rows of `Dataset.images`.
+    rotation: `[num_groups]` int32 quarter turns, counter-clockwise.
 
   Returns:
-    Inputs `[num_examples, height, width, channels]` float32 in [0, 1].
+    `[num_groups * size, height, width, channels]` float32 in [0, 1], group after group.
 
   Example:
     >>> images = np.full([2, 8, 8, 1], 255, np.uint8)
     >>> dataset = Dataset.from_class_arrays({"a": images}, split="val")
-    >>> rows, turns = jnp.array([1, 0, 1]), jnp.zeros(3, int)
-    >>> gathered(dataset, rows, turns, jnp.zeros(3, int)).inputs.shape
+    >>> gathered(dataset, jnp.array([[1, 0, 1]]), jnp.array([0])).shape
     (3, 8, 8, 1)
   """
   on_host = isinstance(dataset.images, HostImages)
   images = (dataset.images if on_host else jnp.asarray(dataset.images))[rows]
   if dataset.num_rotations > 1:
     turned = jax.vmap(functools.partial(_turn, num_rotations=dataset.num_rotations))
-    images = turned(images[:, None], rotation)[:, 0]
-  return Batch(inputs=images.astype(jnp.float32) * UNIT, targets=targets)
+    images = turned(images, rotation)
+  inputs = images.astype(jnp.float32) * UNIT
+  return inputs.reshape(-1, *dataset.image_shape)
 
 
 def sample_many(

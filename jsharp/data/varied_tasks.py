@@ -14,15 +14,13 @@ there it is drawn too, up to 500; and classes are drawn without ImageNet's or Om
 hierarchy.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jsharp.data.dataset import Dataset
 from jsharp.data.episodes import draw_distinct, gathered
-from jsharp.types import Task
+from jsharp.types import Batch, Task
 
 
 def check_varied_shape(
@@ -146,8 +144,9 @@ def sample_varied_task(
   within = draw_distinct(keys[5], counts, most_query + most_support)
   rows = jnp.asarray(dataset.offsets, jnp.int32)[base][:, None] + within
 
-  def batch(labels: jax.Array, columns: jax.Array) -> Any:
-    return gathered(dataset, rows[labels, columns], rotation[labels], labels)
+  def batch(labels: jax.Array, columns: jax.Array) -> Batch:
+    chosen = rows[labels, columns][:, None]
+    return Batch(gathered(dataset, chosen, rotation[labels]), labels)
 
   return Task(
     support=batch(labels, most_query + places), query=batch(query_labels, turns)
