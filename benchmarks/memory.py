@@ -32,7 +32,7 @@ from benchmarks.tables import calls_per_second, spread
 from jsharp.algorithms import maml
 from jsharp.core import second_order as memory
 from jsharp.evaluation.report import git_commit
-from jsharp.models.resnet12 import NARROW, WIDE
+from jsharp.models.resnet12 import WIDE
 from jsharp.training.devices import execution_for
 from jsharp.types import LossFn
 
@@ -104,7 +104,7 @@ def activations(setting: dict[str, int]) -> int:
   """Bytes of all blocks' convolution outputs for one support set, float32."""
   size, count = setting["size"], 0
   if not setting["stride"]:
-    for width in WIDE if setting["filters"] == WIDE[-1] else NARROW:
+    for width in WIDE:
       count += 4 * size**2 * width
       size //= 2
     return 4 * count * setting["way"] * setting["shot"]

@@ -12,7 +12,6 @@ from absl import app
 from jsharp import algorithms, losses
 from jsharp.core.execution import Execution
 from jsharp.models import Conv4, ResNet12, as_functions
-from jsharp.models.resnet12 import NARROW, WIDE
 from jsharp.precision import in_precision
 from jsharp.types import Batch, LossFn, MetaAlgorithm, Params, Task
 
@@ -31,7 +30,7 @@ SETTINGS = {
     "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
     "size": 28, "channels": 1, "filters": 64, "stride": 2,
   },
-  # One task of the deep backbone; "filters" chooses its widths.
+  # One task of the deep backbone, which stride 0 stands for.
   "resnet12": {
     "way": 5, "shot": 5, "query_shot": 15, "inner_steps": 5, "num_tasks": 1,
     "size": 84, "channels": 3, "filters": 640, "stride": 0,
@@ -90,7 +89,7 @@ def make_problem(
   if setting["stride"]:
     model = Conv4(setting["way"], setting["filters"], setting["stride"])
   else:
-    model = ResNet12(setting["way"], WIDE if setting["filters"] == WIDE[-1] else NARROW)
+    model = ResNet12(setting["way"])
   init_fn, apply_fn = as_functions(model.clone(convolution=execution.convolution))
   if precision is not None:
     apply_fn = in_precision(apply_fn, precision)
