@@ -40,7 +40,7 @@ from jsharp.options import (
 
 if TYPE_CHECKING:
   from jsharp.data import Dataset, ImageSource
-  from jsharp.data.tasks import Tasks
+  from jsharp.data.tasks import Kind, Tasks
   from jsharp.learners import Learner
   from jsharp.training.options import Testing
 
@@ -81,6 +81,12 @@ class Measured(Options):
   role: ClassVar[Role] = Role.TESTING
 
   way: int | None = option(None, "Classes per task.", check=at_least(2))
+  min_way: int | None = option(
+    None,
+    "Tasks of varying way with unbalanced support sets: from --min_way to --way "
+    "classes. With --dataset=domains each domain and their mean are reported too.",
+    check=at_least(2),
+  )
   shot: int | None = option(
     None, "Support examples per class and task.", check=at_least(1)
   )
@@ -300,7 +306,13 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   import numpy as np
 
   from jsharp._files import write_json
-  from jsharp.evaluation import environment, measure_learner, protocol_card, summarise
+  from jsharp.evaluation import (
+    environment,
+    measure_learner,
+    over_domains,
+    protocol_card,
+    summarise,
+  )
   from jsharp.training.devices import execution_for
 
   measuring: Measuring = parts["measuring"]
@@ -318,7 +330,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     "task": kind.shape
     | {
       name: getattr(tasks, name)
-      for name in ("support_label_noise", "rotation", "shear", "scale")
+      for name in ("min_way", "support_label_noise", "rotation", "shear", "scale")
       if getattr(tasks, name)
     },
     "tasks": {"eval_tasks": num_tasks, "eval_seed": seed},
@@ -331,9 +343,7 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
     "given": given_steps,
   }
   models: Models = parts["models"]
-  name = models.eval_name or _called(
-    source, about, kind.shape, protocol, how, models.step
-  )
+  name = models.eval_name or _called(source, about, protocol, how, models.step)
   path = subject.home / f"{name}.json"
   asked = {
     "learner": {"digest": subject.digest, "step": models.step},
@@ -354,28 +364,40 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   if not os.access(path.parent, os.W_OK):  # Before it takes minutes.
     raise PermissionError(errno.EACCES, "cannot write an evaluation", str(path.parent))
   say(f"evaluate: {subject.name} on {num_tasks} tasks of {about['name']}")
-  metrics = measure_learner(
-    subject.learner,
-    kind,
-    dataset.on_device(),
-    num_tasks=num_tasks,
-    seed=seed,
-    policy=measuring.policy,
-    num_steps=measuring.num_eval_inner_steps,
-    execution=execution_for(),
-  )
-  if lost := int((~np.isfinite(metrics["loss"])).sum()):
-    raise ValueError(
-      f"{subject.name}: adaptation ends in NaN or infinity on {lost} of {num_tasks} "
-      "tasks, so nothing is written; pass a smaller --num_eval_inner_steps"
+  on_device = dataset.on_device()
+
+  def measured(kind: "Kind") -> Mapping[str, Any]:
+    metrics = measure_learner(
+      subject.learner,
+      kind,
+      on_device,
+      num_tasks=num_tasks,
+      seed=seed,
+      policy=measuring.policy,
+      num_steps=measuring.num_eval_inner_steps,
+      execution=execution_for(),
     )
+    if lost := int((~np.isfinite(metrics["loss"])).sum()):
+      raise ValueError(
+        f"{subject.name}: adaptation ends in NaN or infinity on {lost} of {num_tasks} "
+        "tasks, so nothing is written; pass a smaller --num_eval_inner_steps"
+      )
+    return metrics
+
+  metrics = measured(kind)
+  figures: dict[str, Any] = summarise(metrics)
+  domains = [
+    {**one.name, **summarise(measured(one))} for one in tasks.by_domain(dataset)
+  ]
+  if domains:
+    figures |= over_domains(domains) | {"test_variations": domains}
   algorithm = subject.learner.description.algorithm.name
   record = {
     "name": name,
     "model": subject.name,
     "algorithm": algorithm,
     **asked,
-    "figures": summarise(metrics),
+    "figures": figures,
     "per_task": {
       key: np.asarray(values, np.float64).tolist() for key, values in metrics.items()
     },
@@ -455,7 +477,6 @@ def _tasks(subject: Subject, asked: Measured) -> "Tasks":
 def _called(
   source: "ImageSource",
   about: Mapping[str, Any],
-  shape: Mapping[str, int],
   protocol: Mapping[str, Any],
   how: Mapping[str, Any],
   step: int | None,
@@ -464,7 +485,9 @@ def _called(
   words = [about["folder"] if source.holds_any and about["folder"] else source.name]
   if about["split"] != "test":
     words.append(about["split"])
-  words += [f"{shape['way']}way", f"{shape['shot']}shot", how["policy"]]
+  task = protocol["task"]
+  fewest = f"{task['min_way']}to" if "min_way" in task else ""
+  words += [f"{fewest}{task['way']}way", f"{task['shot']}shot", how["policy"]]
   if step is not None:
     words.append(f"step{step}")
   text = json.dumps(_plain([protocol, how["policy"], how["given"]]), sort_keys=True)
@@ -574,7 +597,8 @@ def _column(record: Mapping[str, Any]) -> str:
   text = json.dumps([{**data, "images": None}, task, protocol["tasks"]], sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:4]
   where = data["folder"] or data["name"]
-  words = [where, f"{task['way']}-way {task['shot']}-shot", policy]
+  fewest = f"{task['min_way']}- to " if "min_way" in task else ""
+  words = [where, f"{fewest}{task['way']}-way {task['shot']}-shot", policy]
   if (given := record["measured"]["given"]) is not None:
     words.append(f"{given} steps")
   if (step := record["learner"]["step"]) is not None:

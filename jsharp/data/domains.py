@@ -1,14 +1,14 @@
 """Several few-shot datasets as one, for tasks of varying way drawn from any of them."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jsharp import _catalogue
 from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.data.fitting import fit_to
 from jsharp.data.pictures import Looks
-from jsharp.options import Check, Role, at_least, option
+from jsharp.options import Check, Role, at_least, between, option
 
 _NOWHERE = "-"
 
@@ -41,6 +41,13 @@ class Domains(ImageSource):
     check=at_least(1),
   )
   gray: bool = option(False, "Make all images gray; otherwise all have three channels.")
+  split_seed: int | None = option(
+    None,
+    "Divides the classes of a folder without train/, val/ and test/, as for "
+    "--dataset=image_folder. Default: 0 in training; a test alone takes all classes.",
+    check=between(0, 2**31 - 1),
+    added=True,
+  )
 
   def complete(self) -> None:
     given = self.domain_dirs
@@ -49,6 +56,9 @@ class Domains(ImageSource):
         f"--domain_dirs names {len(given)} directories for {len(self.domains)} "
         "--domains; give one for each, - for a dataset without files"
       )
+
+  def for_training(self) -> Self:
+    return self if self.split_seed is not None else self.replace(split_seed=0)
 
   def read(self, directory: str) -> dict[str, Dataset]:
     return self._joined(None)
@@ -63,7 +73,9 @@ class Domains(ImageSource):
       self.domains, self.domain_dirs or (_NOWHERE,) * len(self.domains), strict=True
     ):
       cls: Any = _catalogue.find("dataset", name)
-      source: ImageSource = cls().for_training()
+      source: ImageSource = cls()
+      if self.split_seed is not None and hasattr(source, "split_seed"):
+        source = source.replace(split_seed=self.split_seed)
       given = None if where == _NOWHERE else where
       try:
         loaded = source.load(given, only=only)

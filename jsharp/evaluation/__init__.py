@@ -19,6 +19,7 @@ from jsharp.evaluation.objective import NetworkAlone, network_alone, objective
 from jsharp.evaluation.report import (
   csv_table,
   environment,
+  over_domains,
   protocol_card,
   read_column,
   summarise,
@@ -57,6 +58,7 @@ __all__ = [
   "measure_learner",
   "network_alone",
   "objective",
+  "over_domains",
   "plot_comparison",
   "plot_curves",
   "protocol_card",

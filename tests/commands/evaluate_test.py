@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
+from PIL import Image
 
 from jsharp import evaluation, learners
 from jsharp._commands import evaluate
@@ -95,6 +96,40 @@ class EvaluateTest(parameterized.TestCase):
     self.assertIn("another --eval_name", err)
     model = self.root / "protonet1" / "model.safetensors"
     self.assertEqual(model.read_bytes(), before)
+
+  def test_varied_tasks_of_several_domains(self):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 8, 8), np.uint8)
+    for number, images in enumerate(pixels):
+      folder = self.root / "noise" / f"class{number}"
+      folder.mkdir(parents=True)
+      for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    code, out, err = self.call(
+      "--dataset=domains",
+      "--domains=characters,image_folder",
+      f"--domain_dirs=-,{self.root / 'noise'}",
+      "--image_size=8",
+      "--gray",
+      "--way=4",
+      "--min_way=2",
+      "--query_shot=1",
+      "--eval_tasks=5",
+      "--eval_name=varied",
+    )
+    self.assertEqual(code, 0, err)
+    record = self.record("protonet0", "varied")
+    self.assertEqual(record["protocol"]["task"]["min_way"], 2)
+    figures = record["figures"]
+    one, other = figures["test_variations"]
+    self.assertEqual([one["domain"], other["domain"]], ["characters", "image_folder"])
+    self.assertNotEqual(one["test_accuracy"], other["test_accuracy"])
+    mean = (one["test_accuracy"] + other["test_accuracy"]) / 2
+    self.assertAlmostEqual(figures["test_accuracy_over_domains"], mean, places=6)
+    self.assertIn("mean over domains", out)
+    self.assertEqual(
+      evaluate._column(record).split(" (")[0],
+      "domains 2- to 4-way 1-shot transductive",
+    )
 
   def test_tables_of_several_learners_with_paired_differences(self):
     both = "protonet0,protonet1"
