@@ -33,9 +33,14 @@ def start(seed=0, *, observations=2, actions=2):
 
 
 def tasks(environment, number=3, *, support=6, query=5):
-  return jax.vmap(
-    lambda key: control.sample_task(environment, key, support=support, query=query)
-  )(jax.random.split(jax.random.key(0), number))
+  sample = functools.partial(
+    control.sample_task, environment, support=support, query=query
+  )
+  return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), number))
+
+
+def hold(adapt, loss_fn, clip):
+  return jax.jit(functools.partial(held.hold_tasks, adapt, loss_fn, clip=clip))
 
 
 def loss_in(environment, **options):
@@ -126,16 +131,18 @@ class HeldTest(parameterized.TestCase):
       loss_fn = loss_in(environment, surrogate=surrogate)
       params = start(observations=size, actions=size)
       batch = jax.tree.map(lambda x: x[0], tasks(environment)).support
-      fixed = loss_fn.hold(params, batch)
-      for derivative in (jax.grad, jax.hessian):
-        fresh, again = (
-          derivative(lambda w, b=b, fn=loss_fn: fn(w, b)[0])(params)
-          for b in (batch, fixed)
-        )
-        close(again, fresh, rtol=1e-3, atol=1e-5)
-      jax.tree.map(
-        np.testing.assert_array_equal, loss_fn(params, fixed), loss_fn(params, batch)
+      fixed = jax.jit(loss_fn.hold)(params, batch)
+
+      @jax.jit
+      def derivatives(w, batch, loss_fn=loss_fn):
+        value = lambda w: loss_fn(w, batch)[0]
+        return loss_fn(w, batch), jax.grad(value)(w), jax.hessian(value)(w)
+
+      (known, *slopes), (seen, *again) = (
+        derivatives(params, b) for b in (batch, fixed)
       )
+      close(again, slopes, rtol=1e-3, atol=1e-5)
+      close(seen, known, rtol=1e-6, atol=0)
 
   def test_the_divergence_is_the_mean_over_living_steps(self):
     loss_fn = loss_in(Line(horizon=6))
@@ -172,10 +179,11 @@ class HeldTest(parameterized.TestCase):
     environment = control.Navigation(horizon=5)
     loss_fn = loss_in(environment)
     adapt = built(constructor, loss_fn, **options)(optax.sgd(0.1)).adapt
-    fixed = held.hold_tasks(adapt, loss_fn, start(), tasks(environment), clip=0.3)
-    mean, each = held.divergence(adapt, loss_fn)(start(), fixed)
+    fixed = hold(adapt, loss_fn, 0.3)(start(), tasks(environment))
+    divergence = jax.jit(held.divergence(adapt, loss_fn))
+    mean, each = divergence(start(), fixed)
     np.testing.assert_allclose(each, np.zeros(3), atol=1e-7)
-    other, _ = held.divergence(adapt, loss_fn)(start(1), fixed)
+    other, _ = divergence(start(1), fixed)
     self.assertGreater(float(other), 0.1)
     self.assertLess(float(mean), 1e-7)
 
@@ -184,10 +192,12 @@ class HeldTest(parameterized.TestCase):
     loss_fn = loss_in(environment)
     adapt = built(jsharp.maml, loss_fn)(optax.sgd(0.1)).adapt
     params, vector = start(), start(5)
-    fixed = held.hold_tasks(adapt, loss_fn, params, tasks(environment), clip=np.inf)
+    fixed = hold(adapt, loss_fn, np.inf)(params, tasks(environment))
     mean = lambda point: held.divergence(adapt, loss_fn)(point, fixed)[0]
-    _, expected = jax.jvp(jax.grad(mean), (params,), (vector,))
-    found = held.curvature(adapt, loss_fn)(params, vector, fixed)
+    _, expected = jax.jit(lambda p, v: jax.jvp(jax.grad(mean), (p,), (v,)))(
+      params, vector
+    )
+    found = jax.jit(held.curvature(adapt, loss_fn))(params, vector, fixed)
     close(found, expected, rtol=2e-3, atol=1e-4)
 
 
@@ -199,23 +209,19 @@ class TRPOTest(parameterized.TestCase):
     algorithm = control.trpo(built(jsharp.maml, loss_fn), loss_fn, max_kl=max_kl)
     state = algorithm.init(start())
     step = jax.jit(algorithm.step)
+    held_by = hold(algorithm.adapt, loss_fn, np.inf)
+    mean_loss = jax.jit(
+      lambda point, fixed: jax.vmap(
+        lambda task: loss_fn(algorithm.adapt(point, task.support), task.query)[0]
+      )(fixed).mean()
+    )
     for _ in range(3):
       before = state
       state, metrics = step(state, tasks(environment))
       mean = float(metrics["kl"].mean())
       self.assertBetween(mean, 0.3 * max_kl, max_kl)
-      fixed = held.hold_tasks(
-        algorithm.adapt, loss_fn, before.params, tasks(environment), clip=np.inf
-      )
-      gained = [
-        np.mean(
-          [
-            loss_fn(algorithm.adapt(point, task.support), task.query)[0]
-            for task in (jax.tree.map(lambda x, i=i: x[i], fixed) for i in range(3))
-          ]
-        )
-        for point in (before.params, state.params)
-      ]
+      fixed = held_by(before.params, tasks(environment))
+      gained = [mean_loss(point, fixed) for point in (before.params, state.params)]
       self.assertLess(gained[1], gained[0])
     self.assertEqual(int(state.step), 3)
 
@@ -264,8 +270,8 @@ class PPOTest(parameterized.TestCase):
     build = built(constructor, loss_fn)
     usual = build(optax.sgd(0.5))
     once = control.ppo(build, loss_fn, optax.sgd(0.5), num_outer_steps=1)
-    expected, seen = usual.step(usual.init(start()), tasks(environment))
-    found, metrics = once.step(once.init(start()), tasks(environment))
+    expected, seen = jax.jit(usual.step)(usual.init(start()), tasks(environment))
+    found, metrics = jax.jit(once.step)(once.init(start()), tasks(environment))
     close(found.params, expected.params, rtol=1e-3, atol=1e-5)
     for name in ("loss", "return"):
       np.testing.assert_allclose(metrics[name], seen[name], rtol=1e-5)
@@ -291,21 +297,18 @@ class PPOTest(parameterized.TestCase):
     environment = control.Navigation(horizon=6)
     loss_fn = loss_in(environment)
     build = built(jsharp.maml, loss_fn)
+    drift = jax.jit(
+      lambda point: jax.vmap(
+        lambda support: loss_fn.divergence(point, loss_fn.hold(start(), support))
+      )(tasks(environment).support).mean()
+    )
     drifts = {}
     for weight in (0.0, 1e-9, 10.0):
       algorithm = control.ppo(
         build, loss_fn, optax.sgd(0.1), num_outer_steps=6, inner_kl_penalty=weight
       )
       state, _ = jax.jit(algorithm.step)(algorithm.init(start()), tasks(environment))
-      drifts[weight] = np.mean(
-        [
-          loss_fn.divergence(state.params, loss_fn.hold(start(), support))
-          for support in (
-            jax.tree.map(lambda x, i=i: x[i], tasks(environment).support)
-            for i in range(3)
-          )
-        ]
-      )
+      drifts[weight] = float(drift(state.params))
     np.testing.assert_allclose(drifts[1e-9], drifts[0.0], rtol=1e-4)
     self.assertLess(drifts[10.0], 0.7 * drifts[0.0])
 
