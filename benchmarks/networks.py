@@ -5,9 +5,10 @@ would its row cost?
 
     python -m benchmarks.networks
     python -m benchmarks.networks --networks=imagenet_resnet50 --batch_size=2
+    python -m benchmarks.networks --networks=pyramid_net272_200 --nosam
 
-A step is SAM with weight decay and momentum in float32, batch normalisation in
-training mode, random branches drawn. Memory is what the compiler reserves beside the
+A step is SAM with weight decay and momentum in float32 (`--nosam`: SGD, half the
+program to compile), batch normalisation in training mode, random branches drawn. Memory is what the compiler reserves beside the
 arguments. Nothing is extrapolated: times are those of this batch on this machine.
 """
 
@@ -39,15 +40,16 @@ NETWORKS = {
 }
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "Which of them.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Images per step.", lower_bound=1)
+_SAM = flags.DEFINE_bool("sam", True, "Whether a step is SAM's.")
 
 
-def measured(name: str, batch_size: int) -> list[str]:
+def measured(name: str, batch_size: int, sam: bool) -> list[str]:
   """The cells of a network's row."""
   module, side = NETWORKS[name]
   init_fn, loss_fn = classifier(module)
-  optimizer = optax.chain(
-    jsharp.sam(0.05), optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)
-  )
+  optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
+  if sam:
+    optimizer = optax.chain(jsharp.sam(0.05), optimizer)
   algorithm = supervised(loss_fn, optimizer, key=jax.random.key(1))
   images = jax.random.normal(jax.random.key(0), (batch_size, side, side, 3))
   batch = Batch(images, jnp.arange(batch_size) % 10)
@@ -84,10 +86,10 @@ def main(_: list[str]) -> None:
     f"{jax.devices()[0].device_kind} x {jax.device_count()}, commit "
     f"{git_commit(Path(__file__).parents[1])}\n"
   )
-  step = f"step of {batch_size} images, ms"
+  step = f"{'SAM' if _SAM.value else 'SGD'} step of {batch_size} images, ms"
   begin_table(["network", "parameters", "compilation, s", step, "memory, MiB"])
   for name in _NETWORKS.value:
-    print(f"| {' | '.join(measured(name, batch_size))} |", flush=True)
+    print(f"| {' | '.join(measured(name, batch_size, _SAM.value))} |", flush=True)
 
 
 if __name__ == "__main__":
