@@ -8,8 +8,8 @@ would its row cost?
     python -m benchmarks.networks --networks=pyramid_net272_200 --nosam
 
 A step is SAM with weight decay and momentum in float32 (`--nosam`: SGD, half the
-program to compile), batch normalisation in training mode, random branches drawn. Memory is what the compiler reserves beside the
-arguments. Nothing is extrapolated: times are those of this batch on this machine.
+program to compile), batch normalisation in training mode, random branches drawn. Memory
+is what the compiler reserves beside the arguments. Times are those of this batch on this machine.
 """
 
 import platform
