@@ -9,8 +9,7 @@ would its row cost?
 
 A step is SAM with weight decay and momentum in float32 (`--nosam`: SGD, half the
 program to compile), batch normalisation in training mode, random branches drawn. Memory
-is what the compiler reserves beside the arguments. Times are those of this batch on this
-machine.
+is what the compiler reserves beside the arguments. Times hold for this machine.
 """
 
 import platform
