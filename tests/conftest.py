@@ -53,10 +53,16 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-  """Leaves the tests of a file to one process, as they share what is compiled."""
+  """Leaves the tests of a file to one process, as they share what is compiled.
+
+  Files go in the order of collection, so the short examples of docstrings come last and
+  all processes end together. By number of tests the long runs, one or two to a file,
+  would come last.
+  """
   if config.getvalue("dist") == "load":
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
   return None
 
