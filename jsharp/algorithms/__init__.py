@@ -1,6 +1,8 @@
-"""Meta-learning algorithms: one file, one constructor, one paper.
+"""Meta-learning algorithms as bundles of pure functions.
 
-One line exports one name.
+Each constructor, such as `maml`, `protonet` or `sharp_maml`, implements one paper and
+returns a `jsharp.MetaAlgorithm`. The classes, such as `MAML`, hold the same algorithm's
+options for programs and saved learners.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Linear heads that the inner loop adapts with the body, from a start of one's own."""
+"""Linear heads that are initialised per task and adapted together with the body."""
 
 import functools
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from jsharp.types import AdaptFn, ApplyFn, Batch, LossFn, Mask, Metrics, Params
 
 
 class WithHead(NamedTuple):
-  """An embedding with the linear head of one task: what the inner loop adapts.
+  """An embedding and the linear head of one task: what the inner loop adapts.
 
   Attributes:
     params: the adapted parameters of the embedding.
     weights: `[dim, way]`.
     bias: `[way]`.
-    present: `[way]` bool, the classes that have support examples; None where the inner
-      optimizer sees it.
+    present: `[way]` bool, the classes that have support examples; None in the pytree
+      that the inner optimizer updates.
   """
 
   params: Params
@@ -32,7 +32,7 @@ class WithHead(NamedTuple):
   present: jax.Array
 
 
-_NOTHING: Any = None  # In place of `present` where leaves have derivatives.
+_NOTHING: Any = None  # Replaces `present` where the pytree is differentiated.
 
 
 Head = tuple[jax.Array, jax.Array, jax.Array]
@@ -54,12 +54,14 @@ def adapted_head(
 
   Args:
     apply_fn: the embedding.
-    start: `start(params, support) -> (embedding parameters, head)`, differentiated too.
-    inner_optimizer: sees `WithHead(params, weights, bias, None)`.
+    start: `start(params, support) -> (embedding parameters, head)`; the meta-gradient
+      flows through it.
+    inner_optimizer: updates `WithHead(params, weights, bias, None)`.
     way: the number of classes.
     num_inner_steps: inner steps, at least 0.
-    inner_loss: what is made of the support loss before it is differentiated.
-    adapted_mask: of the embedding, all if None.
+    inner_loss: `inner_loss(loss_fn) -> loss_fn`, applied to the support loss before the
+      inner loop differentiates it.
+    adapted_mask: the leaves of the embedding that are adapted; all if None.
     execution: how inner steps are repeated.
 
   Returns:
@@ -108,7 +110,7 @@ def predict_with_head(apply_fn: ApplyFn) -> ApplyFn:
 
   Returns:
     `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
-    of a `WithHead`.
+    where `adapted` is a `WithHead`.
 
   Example:
     >>> predict = predict_with_head(lambda w, x: w * x)

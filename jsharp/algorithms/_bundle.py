@@ -1,4 +1,4 @@
-"""The parts that the bundles of algorithms share."""
+"""Building blocks of `MetaAlgorithm` bundles that several algorithms share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +29,11 @@ from jsharp.types import (
 def meta_gradient(
   task_loss_fn: TaskLossFn, *, execution: Execution = Execution()
 ) -> OverTasksFn:
-  """The value and gradient of the meta-objective: means of per-task ones.
+  """The value and gradient of the meta-objective, averaged over tasks.
 
   Args:
     task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`.
-    execution: how it is executed.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     `(params, tasks) -> ((loss, metrics), grads)` with metrics per task.
@@ -71,8 +71,8 @@ def meta_step(
     meta_gradient_fn: `(params, tasks) -> ((loss, metrics), grads)`.
     outer_optimizer: any optax optimizer; a SAM link in it calls for the
       meta-gradient at the perturbed parameters.
-    outer_grad_fn: `(point, params, tasks) -> grads`, what outer links get as
-      `grad_fn(point)` where `params` are those before the step; the
+    outer_grad_fn: `(point, params, tasks) -> grads`, which outer links call as
+      `grad_fn(point)`; `params` are the parameters before the step. The
       meta-gradient at `point` if None.
 
   Returns:
@@ -142,13 +142,13 @@ def bundle(
   """The bundle of an algorithm whose meta-gradient goes through its `adapt`.
 
   Args:
-    adapt: `adapt(params, support) -> adapted`, as in training. The bundle offers it as
-      it is.
+    adapt: `adapt(params, support) -> adapted`, as in training. It becomes the bundle's
+      `adapt`, unchanged.
     query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
     outer_optimizer: any optax optimizer.
-    prepare: `prepare(params) -> params`: what is meta-learned, made of a model's
-      initial parameters; for algorithms that learn more than these.
-    execution: how it is executed.
+    prepare: `prepare(params) -> params`, which turns a model's initial parameters into
+      what is meta-learned; for algorithms that learn more than the model.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -175,14 +175,14 @@ def bundle(
 
 
 def without_inner_loop(name: str, adapt: Callable[[Params, Any], Any]) -> AdaptFn:
-  """`adapt` of an algorithm that has no inner loop to change.
+  """`adapt` of an algorithm without an inner loop.
 
   Args:
-    name: of the algorithm, for messages.
+    name: the algorithm's name, for messages.
     adapt: `adapt(params, support) -> adapted`.
 
   Returns:
-    The same function, which refuses the keywords that other algorithms take.
+    The same function; it rejects the keywords that algorithms with an inner loop take.
 
   Raises:
     ValueError: when called, if a keyword is not None.
@@ -218,14 +218,14 @@ def without_gradient(
   update: Callable[[Params, Any, Any], Params] = lambda params, mean, step: params,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """An algorithm whose step takes no gradient: it measures, and may gather statistics.
+  """An algorithm whose step computes metrics and, optionally, statistics: no gradient.
 
   Args:
     adapt: `adapt(params, support) -> adapted`.
     query_loss_fn: `(adapted, task) -> (loss, metrics)`.
     gather: `gather(params, task) -> arrays`, averaged over tasks.
-    update: `update(params, mean, step) -> params`, what becomes of them.
-    execution: tasks at a time.
+    update: `update(params, mean, step) -> params`, given these averages.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.

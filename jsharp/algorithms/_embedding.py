@@ -1,4 +1,4 @@
-"""What algorithms that fit a head on an embedding share: features, labels, means."""
+"""Shared by algorithms that fit a head on an embedding: features, labels, means."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jsharp.tree import at_least_float32
 from jsharp.types import ApplyFn, MetaAlgorithm, Params
 
 _BEHIND = 1e3
-"""By how many nats a class without support examples is behind the last other one."""
+"""The logit of a class without support examples: this many nats below the lowest."""
 
 
 def embed(
@@ -21,15 +21,15 @@ def embed(
   """Embeds the inputs as one normalisation batch.
 
   Args:
-    apply_fn: `apply_fn(params, inputs) -> features`, and with `num_statistics=n` too
-      if a policy asks for the statistics of the first `n` rows.
+    apply_fn: `apply_fn(params, inputs) -> features`. It must accept `num_statistics=n`
+      if a policy normalises by the first `n` rows.
     params: its parameters.
     inputs: `[num_examples, ...]`.
     num_statistics: see `jsharp.normalization.support_statistics`; None for all rows.
 
   Returns:
-    `[num_examples, dim]`, in float32 at least: distances of features in half precision
-    overflow or lose all digits.
+    `[num_examples, dim]`, in float32 or wider: in half precision, distances between
+    features overflow or lose all their digits.
 
   Raises:
     ValueError: if the features are not one vector per example.
@@ -50,11 +50,11 @@ def embed(
 
 
 def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
-  """The labels of a support set as targets of a fit.
+  """One-hot encodes the labels of a support set.
 
   Args:
-    labels: `[num_examples]` integers in `[0, way)`; another value is refused, or a row
-      of NaN, see `jsharp._labels.one_hot`.
+    labels: `[num_examples]` integers in `[0, way)`. Any other value raises an error or,
+      where labels are traced, becomes a row of NaN; see `jsharp._labels.one_hot`.
     way: the number of classes.
     like: the features `[num_examples, dim]` that they belong to.
 
@@ -62,9 +62,9 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
     `[num_examples, way]` zeros and ones of the features' dtype.
 
   Raises:
-    ValueError: if the labels are no vector of integers as long as the features, or
-      there are fewer examples than classes, so that one class surely has none, or a
-      label is known to be of none.
+    ValueError: if the labels are not an integer vector with one entry per feature
+      vector, if there are fewer examples than classes, or if a label is outside
+      `[0, way)` and known when the function is traced.
 
   Example:
     >>> one_hot_labels(jnp.array([1, 0]), 2, jnp.ones((2, 3))).tolist()
@@ -79,7 +79,7 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
   if labels.size < way:
     raise ValueError(
       f"way={way} classes cannot be told apart with {labels.size} support examples: "
-      "each needs one at least; pass the way of the tasks, or more examples"
+      "each needs at least one; pass the way of the tasks, or more examples"
     )
   return one_hot(labels, way, like.dtype)
 
@@ -87,7 +87,7 @@ def one_hot_labels(labels: Any, way: int, like: jax.Array) -> jax.Array:
 def class_means(
   features: jax.Array, labels: Any, way: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The prototypes of a support set.
+  """The mean feature of each class in a support set.
 
   Args:
     features: `[num_examples, dim]`.
@@ -96,7 +96,7 @@ def class_means(
 
   Returns:
     `[way, dim]` means, and `[way]` bool: which classes have examples. A class without
-    any gets the mean of all examples, which does not move the centre of all means far.
+    examples gets the mean of all examples, which barely moves the centre of the means.
 
   Raises:
     ValueError: see `one_hot_labels`.
@@ -117,10 +117,10 @@ def class_means(
 
 
 def negative_distances(features: jax.Array, prototypes: jax.Array) -> jax.Array:
-  """Squared distances from prototypes, negated.
+  """Negative squared distances from prototypes.
 
-  They are taken from the centre of the prototypes, so that an offset that all
-  embeddings share costs no digits, and without an array `[num_examples, way, dim]`.
+  Coordinates are relative to the centre of the prototypes, so an offset shared by all
+  embeddings costs no precision. No `[num_examples, way, dim]` array is formed.
 
   Args:
     features: `[num_examples, dim]`.
@@ -133,7 +133,7 @@ def negative_distances(features: jax.Array, prototypes: jax.Array) -> jax.Array:
     >>> negative_distances(jnp.array([[1.0]]), jnp.array([[0.0], [4.0]])).tolist()
     [[-1.0, -9.0]]
   """
-  # Distances do not depend on the centre, hence their derivative by it is zero.
+  # Distances do not depend on the centre, so their derivative with respect to it is 0.
   centre = jax.lax.stop_gradient(prototypes.mean(axis=0, keepdims=True))
   features, prototypes = features - centre, prototypes - centre
   products = jnp.matmul(features, prototypes.T, precision="highest")
@@ -145,16 +145,16 @@ def negative_distances(features: jax.Array, prototypes: jax.Array) -> jax.Array:
 
 
 def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
-  """Logits under which a class without support examples is never predicted.
+  """Lowers the logits of classes without support examples, so none is ever predicted.
 
   Args:
     logits: `[num_examples, way]`.
     present: `[way]` bool, the classes that have support examples.
 
   Returns:
-    `[num_examples, way]`. The logit of an absent class is 1000 below the lowest one of
-    the other classes, and constant to derivatives: finite, and without influence on
-    the probabilities and gradients of the others.
+    `[num_examples, way]`. The logit of an absent class is 1000 below the lowest logit
+    of the other classes and is treated as a constant in derivatives. It stays finite
+    and does not affect the probabilities or gradients of the other classes.
 
   Example:
     >>> without_absent(jnp.array([[5.0, 9.0, 7.0]]), jnp.array([True, False, True]))
@@ -165,11 +165,11 @@ def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
 
 
 class WithOwn(NamedTuple):
-  """An embedding, and what an algorithm learns beside it.
+  """An embedding, and what an algorithm learns in addition to it.
 
   Attributes:
     embedding: parameters of the embedding.
-    head: what is the algorithm's own: a shared row, a temperature, a centre.
+    head: the algorithm's own parameters: a shared row, a temperature or a centre.
   """
 
   embedding: Params
@@ -177,7 +177,7 @@ class WithOwn(NamedTuple):
 
 
 def embedding_size(apply_fn: ApplyFn, params: Params, inputs: Any) -> int:
-  """How many numbers an embedding has for each example.
+  """The dimension of the embedding of one example.
 
   Example:
     >>> embedding_size(lambda w, x: w * x, 2.0, jnp.ones((1, 4)))
@@ -195,15 +195,15 @@ def made_of_embedding(
   *,
   own: Callable[[int], jax.Array] | None = None,
 ) -> Made:
-  """An algorithm that fits a head on the network without its own.
+  """An algorithm that fits a head on a network stripped of its output layer.
 
   Args:
     problem: what it is built for.
     constructor: `constructor(apply_fn, outer_optimizer, *, way, execution)`.
     prediction: `prediction(apply_fn) -> predict(adapted, inputs)`.
     at_test: keyword arguments of `adapt` at test; none if None.
-    own: `own(dim)`, the start of what the algorithm learns beside an embedding of `dim`
-      numbers; its parameters are then a `WithOwn`.
+    own: `own(dim)`, the initial value of the algorithm's own parameters for an
+      embedding of dimension `dim`; the parameters are then a `WithOwn`.
 
   Returns:
     What `Algorithm.make` returns.

@@ -1,4 +1,4 @@
-"""Taking out of a loop what the loop does not change."""
+"""Loop-invariant code motion for differentiated loops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from jax.extend import core
 def hoisted(fn: Callable[[Any], Any], argument: Any) -> Callable[[Any], Any]:
   """Evaluates once those parts of a function that do not depend on its argument.
 
-  A loop that calls the result repeats only what depends on the argument. A compiler
-  finds as much in the forward pass of an unrolled loop, but not in its derivative:
-  there every step sends a cotangent of its own back through the common part, where
-  here their sum goes back once. A call of a `jax.jit` function is one part, repeated
+  A loop that calls the result repeats only what depends on the argument. XLA does the
+  same in the forward pass of an unrolled loop, but not in its derivative, where every
+  step sends its own cotangent back through the common part. Here the sum of the
+  cotangents goes back once. A call to a `jax.jit` function is one part: it is repeated
   as a whole if any of its arguments depends on `argument`.
 
   Args:
-    fn: a pure function; what it closes over may be traced or differentiated.
+    fn: a pure function; the values it closes over may be traced or differentiated.
     argument: a pytree of arrays with the shapes and dtypes of later arguments.
 
   Returns:

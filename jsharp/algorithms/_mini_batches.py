@@ -1,7 +1,7 @@
 """The inner loop on mini-batches of the support set.
 
-`jsharp.core.adaptation.inner_loop` shows the whole support set to every step; Reptile
-shows a part of it. Which part is a rule of the sizes alone, see `mini_batches`.
+In `jsharp.core.adaptation.inner_loop` every step uses the whole support set; in Reptile
+a step uses a mini-batch, chosen by a fixed rule: see `mini_batches`.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,16 @@ from jsharp.types import Batch, LossFn, Mask, Metrics, Params
 
 
 def mini_batches(num_examples: int, *, size: int, num_batches: int) -> Any:
-  """Which rows of a support set each inner step sees.
+  """The rows of the support set that each inner step uses.
 
-  Samplers give classes one after another (`jsharp.data.episodes`), so a run of rows
-  would be one class. The rows are visited with stride `ceil(num_examples / size)`
-  instead, from row 0, then from row 1 and so on; when all were visited it begins again.
+  Samplers group the rows by class (`jsharp.data.episodes`), so consecutive rows would
+  be one class. Batches therefore visit the rows with a stride of
+  `ceil(num_examples / size)`, from row 0, then from row 1 and so on, and start again
+  when all rows were visited.
   Where `size` divides `num_examples`, batch `i` is every stride-th row from row `i`,
-  and classes of equal size are balanced: equally many of each if `size` is a multiple
-  of their number, no two of one class if it divides their number. In general, rows of
-  a batch are spread evenly. No label is looked at.
+  and classes of equal size are balanced: each occurs equally often if `size` is a
+  multiple of the number of classes, and at most once if `size` divides it. In general
+  the rows of a batch are spread evenly. Labels are not used.
 
   Args:
     num_examples: rows of the support set.
@@ -36,9 +37,9 @@ def mini_batches(num_examples: int, *, size: int, num_batches: int) -> Any:
     num_batches: the number of batches.
 
   Returns:
-    `[num_batches, size]` int32 rows; each pass over the set takes every row once. A
-    NumPy array, so that rows are constants in a trace, or one of JAX if `num_examples`
-    is a symbolic dimension of `jax.export`.
+    `[num_batches, size]` int32 row numbers; each pass over the set uses every row once.
+    A NumPy array, so that rows are constants in a trace, or a JAX array if
+    `num_examples` is a symbolic dimension of `jax.export`.
 
   Raises:
     ValueError: if a number is below 1, or `size` above `num_examples`.
@@ -75,9 +76,9 @@ def mini_batch_loop(
 ) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
   """The inner loop on mini-batches of the support set, from a given optimizer state.
 
-  Every leaf of the support set with an axis has an example in each row of its first
-  axis, and steps see rows of it. A leaf without axes, such as a key of
-  `jax.random.key`, belongs to the whole task: every step sees it as it is.
+  The first axis of a leaf of the support set is the example axis, and each step gets
+  some of its rows. A scalar leaf, such as a key of `jax.random.key`, belongs to the
+  whole task: every step gets it unchanged.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
@@ -122,7 +123,7 @@ def mini_batch_loop(
     def loss_at(i: Any, adapted: Params) -> tuple[jax.Array, Metrics]:
       batch = support
       if rows is not None:
-        # The row is a constant where `rows` and `i` are.
+        # The chosen rows are constants if `rows` and `i` are.
         chosen = rows[i] if isinstance(i, int) else jnp.asarray(rows)[i]
         batch = jax.tree.map(lambda x: x[chosen] if jnp.ndim(x) else x, support)
       return loss_fn(join(adapted, others), batch)
@@ -136,7 +137,7 @@ def mini_batch_loop(
 
 
 def _num_examples(name: str, support: Any) -> Any:
-  """The rows of a support set; refuses arrays of another number by their names."""
+  """The number of rows of a support set, the same for all of its arrays."""
   rows = {
     jax.tree_util.keystr(path): jnp.shape(leaf)[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(support)
@@ -146,7 +147,7 @@ def _num_examples(name: str, support: Any) -> Any:
   if not rows or any(number != first for number in rows.values()):
     found = ", ".join(f"support{path} has {number}" for path, number in rows.items())
     raise ValueError(
-      f"{name} takes rows of a support set whose arrays have one number of rows, one "
+      f"{name} needs a support set whose arrays all have the same number of rows, one "
       f"per example: {found or 'it has no array'}; repeat what belongs to the whole "
       f"task for every example, or leave {name} None"
     )

@@ -1,8 +1,8 @@
-"""What every algorithm is described by: its base class, and the loops around it.
+"""Options shared by algorithms: the base class, inner and outer loop, sharpness.
 
-An algorithm's own description stands in its own file. It knows how to build the
-algorithm for a network (`make`), what a task costs in gradients (`phases`) and the
-facts that programs ask for; nobody else asks for its name.
+Each algorithm's own options are in its own file. They say how to build the algorithm
+for a network (`make`), what a task costs in gradients (`phases`) and what programs need
+to know, so that no other module depends on the algorithm's name.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from jsharp.precision import in_precision
 from jsharp.types import ApplyFn, LossFn, Mask, MetaAlgorithm, Params
 
 RHO = 0.0005
-"""Radius of Sharp-MAML's authors at either loop."""
+"""The radius of Sharp-MAML's authors, the same in both loops."""
 
 Phases = list[tuple[float, float]]
-"""`(end, gradients per task)` of each phase, which ends before meta-step `end`."""
+"""`(end, gradients per task)` for each phase; a phase ends before meta-step `end`."""
 
 
 class Problem(NamedTuple):
-  """What an algorithm is built for.
+  """The network, loss and settings that an algorithm is built for.
 
   Attributes:
     network: the description of the network.
-    num_outputs: outputs of the network, the largest way of a classification.
+    num_outputs: outputs of the network: for classification, the largest way.
     inputs: `[1, ...]` float32 zeros, for initialisation.
     targets: `[1, ...]`, likewise.
     criterion: `criterion(outputs, targets) -> (loss, metrics)`.
-    key: of the initial parameters.
+    key: the key that draws the initial parameters.
     sharpness: SAM in either loop.
     outer: the outer loop.
     precision: see `jsharp.precision`.
     execution: how it is computed.
-    loss: `loss(apply_fn) -> loss_fn(params, batch)`, of a problem whose loss is no
-      criterion of outputs and targets, such as the return of a policy; None otherwise.
+    loss: `loss(apply_fn) -> loss_fn(params, batch)`, for a problem whose loss is not a
+      function of outputs and targets, such as the return of a policy; None otherwise.
   """
 
   network: Network
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
   def functions(
     self, module: Any, bridge: Callable[..., Any] = as_functions
   ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A module's two functions, computed in the problem's precision."""
+    """The two functions of a module, computed in the problem's precision."""
     init_fn, apply_fn = bridge(module)
     return init_fn, in_precision(apply_fn, self.precision)
 
@@ -82,7 +82,7 @@ class Problem(NamedTuple):
 
 
 class Made(NamedTuple):
-  """An algorithm with its network, ready for tasks of any way up to its outputs.
+  """An algorithm with its network, for tasks of any way up to the number of outputs.
 
   Attributes:
     params: the network's initial parameters, as `MetaAlgorithm.init` takes them.
@@ -99,21 +99,21 @@ class Made(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm(Options):
-  """A meta-learning algorithm.
+  """The options of a meta-learning algorithm.
 
   Class attributes:
-    classifies: whether it needs classes.
+    classifies: whether its tasks must have classes.
     any_way: whether its head is made from the support set, so that a trained learner
-      takes tasks of any number of classes. Otherwise the most classes of a task are
-      the outputs of the network.
+      handles any number of classes. Otherwise a task has at most as many classes as the
+      network has outputs.
     has_inner_gradient: whether SAM can perturb its inner steps.
     has_outer_gradient: whether its meta-step takes a gradient.
     sharp: the loops that its name puts SAM into: "low", "up", "both" or "".
-    any_loss: whether it adapts by the gradient of whatever loss it is given, so that it
-      learns control too.
-    meta_learns: whether a step changes anything; otherwise it measures.
-    own_defaults: options whose defaults it does not take from an experiment.
-    precisions: in which it can be computed, see `jsharp.precision`.
+    any_loss: whether it adapts by the gradient of any loss it is given, so that it can
+      be used for control too.
+    meta_learns: whether a step changes anything; otherwise it only computes metrics.
+    own_defaults: options whose defaults an experiment does not replace.
+    precisions: the precisions that it can be computed in, see `jsharp.precision`.
   """
 
   kind: ClassVar[str] = "algorithm"
@@ -132,30 +132,35 @@ class Algorithm(Options):
     raise NotImplementedError
 
   def check(self, network: Network) -> None:
-    """Refuses options that do not go with a network.
+    """Checks that the options fit a network.
 
     Raises:
-      ValueError: naming the option, its value and the fix.
+      ValueError: if one does not; the message names the option, its value and the fix.
     """
 
   def phases(self, support: int, query: int, sharpness: "Sharpness") -> Phases:
-    """What a task with so many examples costs, in gradients of single examples.
+    """The cost of a task, in gradients of single examples.
 
     The unit is a forward and a backward pass of the whole network for one example. A
-    Hessian-vector product counts as two. Free are a forward pass that only measures,
-    and steps of a head alone. What `second_order` computes a second time is not
-    priced: it belongs to the machine.
+    Hessian-vector product counts as two. Forward passes that only compute metrics, and
+    steps on a head alone, count as free. What `second_order` recomputes does not count,
+    because it depends on the machine.
+
+    Args:
+      support: support examples of the task.
+      query: query examples of the task.
+      sharpness: SAM in either loop.
 
     Raises:
-      ValueError: if the algorithm has no price.
+      ValueError: if the algorithm does not define its cost.
     """
     raise ValueError(
-      f"--algorithm={self.name} has no price in gradients; give its description a "
-      "method phases, as those in jsharp/algorithms have"
+      f"--algorithm={self.name} does not define its cost in gradients; give its class "
+      "a method phases, as the classes in jsharp/algorithms have"
     )
 
   def fewest_support(self, way: int) -> int:
-    """The fewest support examples of a task that it adapts to at test.
+    """The smallest number of support examples that it can adapt to at test.
 
     Args:
       way: classes of the task; 1 for a regression.
@@ -163,7 +168,7 @@ class Algorithm(Options):
     return way
 
   def without_derivative(self) -> str | None:
-    """Why the loss after adaptation has no derivative to measure; None if it has."""
+    """Why the loss after adaptation has no derivative; None if it has one."""
     return None
 
   def exact(self) -> "Algorithm":
@@ -175,7 +180,7 @@ class Algorithm(Options):
     return False
 
   def leaner(self) -> "list[Algorithm]":
-    """The same algorithm in less memory, the fastest way first; itself at the start."""
+    """Itself, then equivalent algorithms that need less memory, fastest first."""
     return [self]
 
   def uses_running_statistics(self) -> bool:
@@ -183,7 +188,7 @@ class Algorithm(Options):
     return False
 
   def last_phase(self) -> "Algorithm":
-    """The algorithm as it is at the end of training, for measuring its speed."""
+    """The algorithm in the last phase of training, for measuring its speed."""
     return self
 
 
@@ -198,12 +203,14 @@ class InnerSteps(Algorithm):
   )
   num_eval_inner_steps: int | None = option(
     None,
-    "The same at validation and test. Default: as --num_inner_steps.",
+    "Gradient steps on the support set at validation and test. Default: as "
+    "--num_inner_steps.",
     check=at_least(1),
   )
   inner_optimizer: Literal["sgd", "adam"] = option(
     "sgd",
-    "sgd, or Adam without momentum (beta1 = 0), as in Reptile's code.",
+    "Optimizer of the inner loop: sgd, or adam without momentum (beta1 = 0), as in "
+    "Reptile's code.",
   )
 
   def complete(self) -> None:
@@ -217,7 +224,7 @@ class InnerSteps(Algorithm):
     Args:
       problem: whose sharpness is used.
       rate: step size of the inner optimizer.
-      eps_root: of Adam, above 0 where somebody differentiates through it.
+      eps_root: Adam's `eps_root`, above 0 if the inner loop is differentiated.
     """
     if self.inner_optimizer == "adam":
       plain = optax.adam(rate, b1=0.0, eps_root=eps_root)
@@ -245,19 +252,20 @@ class InnerLoop(InnerSteps):
   inner_lr: float = option(
     0.01,
     "Step size of the inner optimizer, for the MEAN loss over the support set. MAML's "
-    "published rates belong to a loss summed over the classes: multiply them by --way.",
+    "published step sizes belong to a loss summed over the classes: multiply them by "
+    "--way.",
     check=positive("usual values lie between 0.0001 and 2, see --help."),
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormOptions(Algorithm):
-  """The option of algorithms whose inner loop can leave normalisation alone."""
+  """The option of algorithms whose inner loop need not adapt normalisation layers."""
 
   adapt_norm: bool = option(
     False,
-    "Let the inner loop change the normalisation's scale and offset too. By default "
-    "they are meta-learned only, as in the authors' code.",
+    "Let the inner loop change the scale and offset of normalisation layers too. By "
+    "default they are only meta-learned, as in the authors' code.",
   )
 
   def mask(self, problem: Problem) -> Mask | None:
@@ -270,15 +278,16 @@ class NormOptions(Algorithm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondOrderOptions(Algorithm):
-  """The option of algorithms whose meta-gradient goes back through inner gradients."""
+  """The option of algorithms whose meta-gradient flows through inner gradients."""
 
   second_order: Literal["stored", "recomputed", "forward_over_reverse"] = option(
     "stored",
-    "How a meta-gradient goes back through inner gradients, with equal results up to "
-    "rounding: by all that they computed, which grows with the number of inner steps; "
-    "by computing each anew; or by Hessian-vector products. The latter two keep one "
-    "copy of the parameters per inner step (on a CPU with Python 3.11 only from 11 "
-    "inner steps on).",
+    "How the meta-gradient is computed through inner gradients; results agree up to "
+    "rounding. stored keeps everything that the inner steps compute, so its memory "
+    "grows with their number; recomputed computes each step again; "
+    "forward_over_reverse uses Hessian-vector products. The last two keep one copy of "
+    "the parameters per inner step (on a CPU with Python 3.11 only with 11 or more "
+    "inner steps).",
     role=Role.MACHINE,
   )
 
@@ -286,7 +295,7 @@ class SecondOrderOptions(Algorithm):
     return [self, self.replace(second_order="forward_over_reverse")]
 
   def remembering(self, loss_fn: LossFn) -> tuple[LossFn, dict[str, Any]]:
-    """The loss of the inner loop, and constructor options that keep the query's."""
+    """The loss of the inner loop, and constructor options for the query loss."""
     if self.second_order == "stored":
       return loss_fn, {}
     inner = getattr(memory, self.second_order)(loss_fn)
@@ -299,9 +308,9 @@ class Sharpness(Options):
 
   sharpness: Literal["none", "low", "up", "both"] = option(
     "none",
-    "SAM at the inner loop (low, radius --inner_rho), at the outer loop (up, radius "
-    "--outer_rho) or at both, with any algorithm that has such a loop. sharp_maml_low, "
-    "_up and _both are maml with it.",
+    "SAM in the inner loop (low, radius --inner_rho), in the outer loop (up, radius "
+    "--outer_rho) or in both, with any algorithm that has such a loop. sharp_maml_low, "
+    "sharp_maml_up and sharp_maml_both are maml with this option.",
   )
   inner_rho: float = option(
     RHO,
@@ -333,12 +342,12 @@ class Sharpness(Options):
   )
 
   def loops(self, algorithm: Algorithm) -> tuple[bool, bool]:
-    """Whether SAM stands in the inner and in the outer loop."""
+    """Whether SAM is used in the inner loop, and whether in the outer loop."""
     where = algorithm.sharp or self.sharpness
     return where in ("low", "both"), where in ("up", "both")
 
   def at_test(self, algorithm: Algorithm) -> bool:
-    """Whether validation and test take SAM steps; by default with low alone."""
+    """Whether validation and test take SAM steps; by default only with low."""
     inner, outer = self.loops(algorithm)
     if self.sharp_adaptation is None:
       return inner and not outer
@@ -352,21 +361,21 @@ class Sharpness(Options):
     return sharpness_aware(ascent)
 
   def check(self, algorithm: Algorithm) -> None:
-    """Refuses what has no effect with an algorithm.
+    """Checks that the options have an effect with an algorithm.
 
     Raises:
-      ValueError: naming the option and the fix.
+      ValueError: if one has none; the message names the option and the fix.
     """
     name, asked = algorithm.name, self.sharpness != "none"
     if asked and algorithm.sharp:
       raise ValueError(
-        f"--algorithm={name} has its sharpness in its name; drop "
-        f"--sharpness={self.sharpness}, or take --algorithm=maml"
+        f"--algorithm={name} already determines the sharpness; drop "
+        f"--sharpness={self.sharpness}, or use --algorithm=maml"
       )
     if asked and self.sharpness != "up" and not algorithm.has_inner_gradient:
       raise ValueError(
         f"--sharpness={self.sharpness} perturbs inner gradients, and {name} has none; "
-        + ("take --sharpness=up" if algorithm.has_outer_gradient else "leave it out")
+        + ("use --sharpness=up" if algorithm.has_outer_gradient else "leave it out")
       )
     if asked and not algorithm.has_outer_gradient:
       raise ValueError(
@@ -381,12 +390,12 @@ class Sharpness(Options):
       )
 
   def ineffective(self, algorithm: Algorithm) -> dict[str, Any]:
-    """Radii that were changed and that no loop reads, with their defaults."""
+    """Radii that were changed although no loop uses them, with their defaults."""
     read = dict(zip(("inner_rho", "outer_rho"), self.loops(algorithm), strict=True))
     return {n: RHO for n in read if getattr(self, n) != RHO and not read[n]}
 
   def protocol(self, algorithm: Algorithm) -> dict[str, Any]:
-    """What a reader of a result must know of it."""
+    """The sharpness settings to report with a result."""
     inner, outer = self.loops(algorithm)
     facts: dict[str, Any] = {}
     if inner:
@@ -406,7 +415,9 @@ class OuterLoop(Options):
   """The outer optimizer with its schedule and clipping."""
 
   role: ClassVar[Role] = Role.TRAINING
-  outer_optimizer: Literal["adam", "sgd"] = option("adam", "At the outer loop.")
+  outer_optimizer: Literal["adam", "sgd"] = option(
+    "adam", "Optimizer of the outer loop."
+  )
   outer_lr: float = option(
     1e-3,
     "Step size of the outer optimizer.",
@@ -414,21 +425,21 @@ class OuterLoop(Options):
   )
   outer_schedule: Literal["constant", "cosine", "linear"] = option(
     "constant",
-    "How --outer_lr falls to --final_outer_lr over --outer_schedule_steps: cosine as "
-    "in MAML++, linear as in Reptile.",
+    "How --outer_lr falls to --final_outer_lr over --outer_schedule_steps meta-steps: "
+    "cosine, as in MAML++, or linear, as in Reptile.",
   )
   outer_schedule_steps: int | None = option(
     None,
-    "Meta-steps that the schedule takes; afterwards the rate stays.",
+    "Length of the schedule in meta-steps; afterwards the step size stays constant.",
     check=at_least(1),
   )
   final_outer_lr: float = option(
-    0.0, "Where the schedule of --outer_lr ends.", check=at_least(0)
+    0.0, "Step size at the end of the schedule of --outer_lr.", check=at_least(0)
   )
   clip_meta_gradient: float | None = option(
     None,
-    "Clips every entry of the meta-gradient to +- this value before Adam; MAML's code "
-    "uses 10 on mini-ImageNet. 0: no clipping.",
+    "Clip every entry of the meta-gradient to +- this value before the outer "
+    "optimizer; MAML's code uses 10 on mini-ImageNet. 0: no clipping.",
     check=at_least(0, "0 trains without clipping."),
   )
 
@@ -436,7 +447,7 @@ class OuterLoop(Options):
     if self.outer_schedule != "constant" and self.outer_schedule_steps is None:
       raise ValueError(
         f"--outer_schedule={self.outer_schedule} needs --outer_schedule_steps, such as "
-        "60000; it is no default, so that a run can be made longer"
+        "60000; it has no default, so that a run can be extended later"
       )
 
   def optimizer(
@@ -445,8 +456,8 @@ class OuterLoop(Options):
     """The outer chain: SAM's link, clipping, the optimizer with its schedule.
 
     Args:
-      sharpness: in which loops SAM is.
-      step: the last link in place of the optimizer, None for `outer_optimizer`.
+      sharpness: the loops with SAM.
+      step: the last link, in place of the optimizer; None for `outer_optimizer`.
     """
     rate: Any = self.outer_lr
     if self.outer_schedule == "cosine":
@@ -464,7 +475,7 @@ class OuterLoop(Options):
     return optax.chain(*links) if len(links) > 1 else links[0]
 
   def schedule(self) -> str | None:
-    """How the outer rate falls, in words."""
+    """How the outer step size falls, in words."""
     if self.outer_schedule == "constant":
       return None
     return (
@@ -475,11 +486,11 @@ class OuterLoop(Options):
 def gradient_based(
   problem: Problem, build: Callable[[LossFn], MetaAlgorithm], at_test: dict[str, Any]
 ) -> Made:
-  """An algorithm on the loss of a plain network.
+  """An algorithm that differentiates the loss of a plain network.
 
   Args:
     problem: what it is built for.
-    build: `build(loss_fn) -> MetaAlgorithm`, for the loss of one way.
+    build: `build(loss_fn) -> MetaAlgorithm`, for the loss at one way.
     at_test: keyword arguments of `adapt` at test.
 
   Returns:
@@ -509,10 +520,10 @@ def gradient_based(
 
 
 def constant_cost(gradients: float, outer_is_sharp: bool) -> Phases:
-  """One phase that lasts; SAM in the outer loop takes every gradient twice.
+  """A single phase of constant cost; SAM in the outer loop doubles every gradient.
 
   Args:
-    gradients: of one example, for each task.
+    gradients: gradients of one example per task.
     outer_is_sharp: whether SAM is in the outer loop.
 
   Returns:

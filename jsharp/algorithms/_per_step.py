@@ -1,4 +1,4 @@
-"""What belongs to one step of the inner loop: copies of leaves, and statistics."""
+"""Parameters and statistics that each inner step has a copy of."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ StatisticsLossFn = Callable[[Params, Batch, Any], tuple[jax.Array, tuple[Metrics
 """`loss_fn(params, batch, statistics) -> (loss, (metrics, statistics))`.
 
 Given None it normalises by the batch and returns the batch's statistics; given
-statistics it normalises by these."""
+statistics it normalises by those."""
 
 
 def batch_loss_with_statistics(
   apply_fn: Callable[..., tuple[Any, Any]], criterion: Criterion
 ) -> StatisticsLossFn:
-  """The loss of a model on a batch, and the statistics that it was normalised by.
+  """The loss of a model on a batch, which also returns the normalisation statistics.
 
   Args:
     apply_fn: `apply_fn(params, inputs, statistics) -> (outputs, statistics)`, as from
@@ -94,8 +94,8 @@ def copied(params: Params, mask: Mask | None, num_rows: int) -> tuple[Params, Pa
     num_rows: the number of copies.
 
   Returns:
-    `(shared, copies)`, both like `params` with None in place of each leaf that is in
-    the other one; copies are `[num_rows, ...]`.
+    `(shared, copies)`, both like `params`, with None in place of each leaf that the
+    other one holds; copies are `[num_rows, ...]`.
 
   Raises:
     ValueError: if the mask selects no leaf.
@@ -120,7 +120,7 @@ def copied(params: Params, mask: Mask | None, num_rows: int) -> tuple[Params, Pa
 def at_step(
   shared: Params, copies: Params, adapted_mask: Mask | None
 ) -> tuple[Params, Callable[[Any, Params], Params]]:
-  """The leaves that the inner loop changes, and how to complete them at a step.
+  """The leaves that the inner loop changes, and a function that adds the others.
 
   Args:
     shared: the model's parameters, None in place of those in `copies`.
@@ -156,11 +156,11 @@ def at_step(
 def averaged(kept: Any, seen: Any, *, decay: float, step: Any) -> Any:
   """A running mean: equal weights first, exponential after `1 / (1 - decay)` steps.
 
-  So it is a mean of what was seen from the first step on, whatever it started from.
+  The initial value of `kept` has no influence.
 
   Args:
     kept: the mean before meta-step `step`.
-    seen: what this meta-step saw, a pytree like `kept`.
+    seen: the values of this meta-step, a pytree like `kept`.
     decay: how much of `kept` remains, in `[0, 1)`.
     step: int32 scalar, 0 for the first meta-step.
 

@@ -17,14 +17,14 @@ StepWeightsFn = Callable[[Any], jax.Array]
 """`weights(step) -> [num_inner_steps]`."""
 
 Order = Callable[[LossFn], LossFn]
-"""The loss as it is, or one without second derivatives."""
+"""Maps a loss to itself, or to the loss without second derivatives."""
 
 PhasedLossFn = Callable[
   [Order, jax.Array | None, Params, Task], tuple[jax.Array, tuple[Metrics, Any]]
 ]
 """`(order, weights, params, task) -> (loss, (metrics, averaged))`.
 
-Weights are None where the loss after the last inner step stands alone."""
+Weights are None where only the loss after the last inner step counts."""
 
 
 def annealed_step_weights(
@@ -32,16 +32,16 @@ def annealed_step_weights(
 ) -> Callable[[Any], jax.Array]:
   """Weights of the losses after each inner step, annealed towards the last one.
 
-  With `f` the fraction of `anneal_steps` that is over and `S` inner steps, the last
-  weight is `min((1 + f (S - 1)) / S, 1 - 0.03 (S - 1) / S)` and each other one
+  With `f` the elapsed fraction of `anneal_steps` and `S` inner steps, the last weight
+  is `min((1 + f (S - 1)) / S, 1 - 0.03 (S - 1) / S)` and every other weight
   `max((1 - f) / S, 0.03 / S)`; from `anneal_steps` on they are 1 and 0. This is the
-  schedule of the authors' code of MAML++ (github.com/AntreasAntoniou/
+  schedule in the code of MAML++'s authors (github.com/AntreasAntoniou/
   HowToTrainYourMAMLPytorch), where `f` moves once per epoch of 500 meta-steps and
   annealing takes 15 epochs on mini-ImageNet and 10 on Omniglot.
 
   Args:
     num_inner_steps: the number of weights.
-    anneal_steps: meta-steps until only the last loss counts.
+    anneal_steps: the number of meta-steps after which only the last loss counts.
     steps_per_epoch: meta-steps between changes of the weights.
 
   Returns:
@@ -84,18 +84,18 @@ def phased_gradient(
   """The value and gradient of a meta-objective that depends on the meta-step.
 
   Each combination of derivative order and of one or all losses is a branch of
-  `jax.lax.cond` outside of the map over tasks, so that a step pays for its own alone.
+  `jax.lax.cond` outside the map over tasks, so a step computes only its own branch.
 
   Args:
     task_loss_fn: `(order, weights, params, task) -> (loss, (metrics, averaged))`.
-    step_weights: `step -> [num_inner_steps]`; the last loss alone if None.
+    step_weights: `step -> [num_inner_steps]`; only the last loss counts if None.
     num_inner_steps: the number of losses.
     first_order_steps: the number of meta-steps whose `order` is `first_order`.
-    execution: how it is executed.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
-    `(step, params, tasks) -> ((loss, (metrics, averaged)), grads)`, metrics per task
-    and everything else a mean over tasks.
+    `(step, params, tasks) -> ((loss, (metrics, averaged)), grads)`; metrics are per
+    task, everything else is a mean over tasks.
 
   Raises:
     ValueError: if there is not one weight per inner step.
@@ -114,8 +114,8 @@ def phased_gradient(
     shape = jax.eval_shape(step_weights, jnp.int32(0)).shape
     if shape != (num_inner_steps,):
       raise ValueError(
-        f"step_weights must return [num_inner_steps] = ({num_inner_steps},) weights, "
-        f"got {shape}; make them for this number of inner steps"
+        f"step_weights must return weights of shape [num_inner_steps] = "
+        f"({num_inner_steps},), got {shape}; return one weight per inner step"
       )
 
   def phase(order: Order, weights: jax.Array | None) -> Callable[[Params, Task], Any]:

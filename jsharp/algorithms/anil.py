@@ -5,13 +5,13 @@
     params = outer_optimizer(params, mean over tasks of
                              grad_params(query loss(adapted, body)))
 
-MAML whose inner loop changes the head alone; body and head are meta-learned. The two
-are the same function, `maml(..., adapted_mask=head)`, but here the body's pass over
-the support set is taken out of the inner loop. Cost of one meta-step and task: one
+MAML whose inner loop changes only the head; body and head are meta-learned. It computes
+the same function as `maml(..., adapted_mask=head)`, but the body's pass over the
+support set is hoisted out of the inner loop. Cost of one meta-step and task: one
 gradient of the body on the support set, whatever the number of inner steps, one
-gradient of everything on the query set, and the inner steps of the head. Inner
-optimizers are free: `optax.chain(jsharp.sam(rho), optax.sgd(inner_lr))` perturbs the
-head alone. The paper's test without a head (NIL) is a `query_loss_fn` on features.
+gradient of everything on the query set, and the inner steps of the head. Any inner
+optimizer works: `optax.chain(jsharp.sam(rho), optax.sgd(inner_lr))` perturbs only the
+head. The paper's test without a head (NIL) is a `query_loss_fn` on features.
 """
 
 import dataclasses
@@ -59,16 +59,16 @@ def anil(
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task. If it calls the
-      model through `jax.jit`, the body's pass cannot be told from the head's and is
-      repeated in every inner step.
+      model through `jax.jit`, the body's pass cannot be separated from the head's and
+      is repeated in every inner step.
     inner_optimizer: any optax optimizer.
     outer_optimizer: any optax optimizer.
     head: `params -> pytree of bool`, the leaves that the inner loop changes, for
-      example `jsharp.models.part_mask("head")`; any other part will do.
+      example `jsharp.models.part_mask("head")`; any other part works too.
     num_inner_steps: inner steps in training.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.

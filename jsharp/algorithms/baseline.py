@@ -5,17 +5,17 @@
       weights -= head_lr * grad(cross-entropy of 4 examples)(weights)
     logits = linear(features), or scale * cos(features, weights) of Baseline++
 
-"A Closer Look at Few-shot Classification", arXiv 1904.04232. The embedding is one that
-was trained as an ordinary classifier of all base classes, for Baseline++ with a cosine
-head too (`--classifier_head=cosine`). Nothing is meta-learned: a step measures.
+"A Closer Look at Few-shot Classification", arXiv 1904.04232. The embedding is first
+trained as an ordinary classifier of all base classes, for Baseline++ with a cosine head
+(`--classifier_head=cosine`). Nothing is meta-learned: a step only computes metrics.
 
-As in the authors' code the head learns by SGD at 0.01 with momentum and dampening 0.9
-and weight decay 0.001, on 4 examples at a time, and cosines are multiplied by 2. The
-paper says 100 iterations, its code takes 100 passes: 200 steps for 5-way 1-shot, the
-default here, and 700 for 5-shot. Two things differ, so that a prediction is a function
-of the support set alone: weights of the cosine head begin at one fixed draw, those of
-the linear head at zero; and the examples of each iteration follow a fixed rule
-(`jsharp.algorithms._mini_batches`) in place of a random order.
+As in the authors' code, the head is trained by SGD at 0.01 with momentum and dampening
+0.9 and weight decay 0.001, on 4 examples at a time, and cosines are multiplied by 2.
+The paper says 100 iterations, its code takes 100 passes: 200 steps for 5-way 1-shot,
+the default here, and 700 for 5-shot. Two things differ from the code, so that a
+prediction depends only on the support set: the cosine head starts from one fixed random
+draw and the linear head from zero, and the examples of each iteration follow a fixed
+rule (`jsharp.algorithms._mini_batches`) instead of a random order.
 
 Batch normalisation: the authors' code normalises by running averages, `--norm=frozen`
 here.
@@ -62,7 +62,7 @@ class WithClassifier(NamedTuple):
   Attributes:
     params: the parameters of the embedding.
     weights: `[dim, way]`.
-    bias: `[way]`; zeros of a cosine head.
+    bias: `[way]`; zeros for a cosine head.
     present: `[way]` bool, the classes that have support examples.
   """
 
@@ -83,24 +83,24 @@ def baseline(
 ) -> MetaAlgorithm:
   """Builds Baseline (a linear head) or Baseline++ (a cosine head).
 
-  A step leaves the parameters as they are. A class without support examples is never
-  predicted, see `jsharp.protonet`.
+  A step does not change the parameters. A class without support examples is never
+  predicted; see `jsharp.protonet`.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`.
     way: the number of classes of a task.
     head: "linear" or "cosine".
-    num_inner_steps: SGD steps of the head.
+    num_inner_steps: SGD steps on the head.
     head_lr: their step size.
-    execution: how it is executed: tasks at a time.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `adapt` returns a
-    `WithClassifier`. Its `optimizer` replaces the head's.
+    `WithClassifier`. Its argument `optimizer` replaces the head's optimizer.
 
   Raises:
     ValueError: if an argument is out of range; at the first trace, if the embedding is
-      no matrix or the support set is smaller than `way`.
+      not a matrix or the support set is smaller than `way`.
 
   Example:
     >>> algorithm = baseline(lambda w, x: w * x, way=2, num_inner_steps=700)

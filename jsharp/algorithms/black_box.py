@@ -5,20 +5,20 @@
                              grad_params(criterion(outputs, query targets)))
 
 Nothing is fitted to a task: the network reads the support set as an input, and
-adaptation is to remember it. Cost of one meta-step and task: one gradient of a forward
-pass over both sets; at test a prediction reads the support set anew.
+adaptation only stores it. Cost of one meta-step and task: one gradient of a forward
+pass over both sets; at test every prediction reads the support set again.
 
 SNAIL (Mishra, Rohaninejad, Chen, Abbeel, arXiv 1707.03141) reads a causal sequence
 with the query example at its end, by attention and dilated temporal convolutions. The
-network here, `jsharp.models.AttentionLearner`, has attention only, no convolutions
-over time, no order and no causal mask; all query examples of a task are answered in
-one pass, none seeing another. Numbers of the paper do not carry over.
+network here, `jsharp.models.AttentionLearner`, has attention only: no temporal
+convolutions, no order and no causal mask. One pass answers all query examples of a
+task, and none attends to another. The paper's results do not carry over.
 
 Batch normalisation in the embedding: the support set is a batch of its own, and query
-examples are normalised as the policy of `jsharp.normalization` says. Under
-`per_query` the support set therefore stands in both places: as what is attended to,
-normalised by itself, and beside the one query example in that one's batch, where it
-lends its statistics and its own predictions are dropped.
+examples are normalised as the policy of `jsharp.normalization` says. Under `per_query`
+the support set is therefore used twice: normalised by itself, as the tokens to attend
+to; and in the batch of the one query example, where it contributes to the statistics
+and its own predictions are dropped.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 
 class InContext(NamedTuple):
-  """What a black-box learner is after adaptation.
+  """A black-box learner after adaptation: its parameters and the support set.
 
   Attributes:
     params: the parameters of the network, unchanged.
@@ -66,7 +66,7 @@ def black_box(
   query_loss_fn: TaskLossFn | None = None,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """Builds a black-box learner; `adapt` gives an `InContext`.
+  """Builds a black-box learner; `adapt` returns an `InContext`.
 
   Args:
     apply_fn: `apply_fn(params, support_inputs, support_targets, query_inputs) ->
@@ -75,7 +75,7 @@ def black_box(
     criterion: `criterion(outputs, targets) -> (loss, metrics)` on the query set.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_in_context`; `criterion` on the query set if None.
-    execution: how it is executed: tasks at a time, the memory dial.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -105,10 +105,11 @@ def predict_in_context(apply_fn: Callable[..., Any]) -> ApplyFn:
 
   Args:
     apply_fn: `apply_fn(params, support_inputs, support_targets, query_inputs) ->
-      outputs`; `num_statistics` is handed on to it if a policy gives one.
+      outputs`; it is given `num_statistics` too if a policy sets it.
 
   Returns:
-    `predict(adapted, inputs, num_statistics=None) -> outputs` of an `InContext`.
+    `predict(adapted, inputs, num_statistics=None) -> outputs`, where `adapted` is an
+    `InContext`.
 
   Example:
     >>> predict = predict_in_context(lambda w, inputs, targets, x: w * x + targets)

@@ -5,10 +5,10 @@
     params = outer_optimizer(params, mean over tasks of
                              grad_params(query loss(adapted, head)))
 
-MAML whose inner loop changes everything but the head, so that features must move to
-where the head's decision lines are; body and head are meta-learned. The complement of
-ANIL. Cost: MAML's. The authors' code takes one inner step of size 0.5 on a mean
-cross-entropy.
+MAML whose inner loop changes everything except the head: the features have to move
+relative to the head's decision boundaries. Body and head are meta-learned. It is the
+complement of ANIL. Cost: MAML's. The authors' code takes one inner step of size 0.5 on
+a mean cross-entropy.
 """
 
 import dataclasses
@@ -38,10 +38,11 @@ def boil(
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
     inner_optimizer: any optax optimizer.
     outer_optimizer: any optax optimizer.
-    head: `params -> pytree of bool`, the leaves that the inner loop leaves alone, for
-      example `jsharp.models.part_mask("head")`.
-    adapted_mask: a second mask: only leaves that it selects and that are not of the
-      head change, for example `jsharp.models.all_but_norm`; all of the body if None.
+    head: `params -> pytree of bool`, the leaves that the inner loop does not change,
+      for example `jsharp.models.part_mask("head")`.
+    adapted_mask: a second mask: the inner loop changes only leaves outside the head
+      that this mask selects, for example `jsharp.models.all_but_norm`; the whole body
+      if None.
     **options: the keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:

@@ -5,19 +5,19 @@
     params = outer_optimizer(params, mean over tasks of
                              grad_params(query loss(params, context)))
 
-MAML whose inner loop changes a small context vector, an extra input of the model, and
-nothing else; what is meta-learned is everything but the context. The meta-gradient is
-exact; `cavia(jsharp.losses.first_order(loss_fn), ...)` is the first-order form. Cost of
-one meta-step and task: as MAML, but the inner gradients stop where the context enters
-the model.
+MAML whose inner loop changes only a small context vector, an extra input of the model;
+everything except the context is meta-learned. The meta-gradient is exact;
+`cavia(jsharp.losses.first_order(loss_fn), ...)` is the first-order form. Cost of one
+meta-step and task: MAML's, except that the inner gradients stop where the context
+enters the model.
 
 The paper and its code (github.com/lmzintgraf/cavia): SGD with step 1.0 on a mean loss
-inside and Adam at 1e-3 outside. Sinusoid: 5 context parameters beside the input of a
-40-40 ReLU network, one step, 25 tasks (`jsharp.models.ContextMLP`). mini-ImageNet: 100
-context parameters that scale and shift the channels of the third of four blocks, two
-steps, 16 tasks (`jsharp.models.ContextConv4`). The code clips the meta-gradient of each
-task to [-10, 10]; for that put `optax.clip(10.0)` in front of the outer optimizer,
-which clips the mean.
+in the inner loop and Adam at 1e-3 in the outer. Sinusoid: 5 context parameters,
+concatenated to the input of a 40-40 ReLU network, one step, 25 tasks
+(`jsharp.models.ContextMLP`). mini-ImageNet: 100 context parameters that scale and shift
+the channels of the third of four blocks, two steps, 16 tasks
+(`jsharp.models.ContextConv4`). The code clips the meta-gradient of each task to
+[-10, 10]; `optax.clip(10.0)` in front of the outer optimizer clips the mean instead.
 """
 
 import dataclasses
@@ -55,11 +55,11 @@ from jsharp.types import (
 
 
 class Contextual(NamedTuple):
-  """A model with the context of one task: what `adapt` of CAVIA returns.
+  """A model and the context of one task: what CAVIA's `adapt` returns.
 
   Attributes:
     params: the meta-learned parameters, the same for all tasks.
-    context: what the inner loop found for this task.
+    context: the context vector that the inner loop found for this task.
   """
 
   params: Params
@@ -84,16 +84,16 @@ def cavia(
     inner_optimizer: any optax optimizer, `optax.sgd(1.0)` in the paper. It sees
       `Contextual(None in place of each parameter, context)`.
     outer_optimizer: any optax optimizer.
-    context: arrays of the context's shapes and dtypes, such as `jnp.zeros(5)`; their
+    context: arrays with the context's shapes and dtypes, such as `jnp.zeros(5)`; their
       values are not used. Every task starts from zeros.
     num_inner_steps: inner steps in training.
     query_loss_fn: `(contextual, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`; `init` takes and
-    the state holds plain `params`, `adapt` returns a `Contextual`.
+    The bundle of pure functions `init`, `step`, `adapt`. `init` and the state use plain
+    `params`; `adapt` returns a `Contextual`.
 
   Raises:
     ValueError: if a count is out of range or `context` has no array.
@@ -158,7 +158,8 @@ class CAVIA(InnerLoop, SecondOrderOptions):
 
   context_size: int | None = option(
     None,
-    "Numbers that are adapted. Default: 100 for images, 5 for sine waves.",
+    "Length of the context vector that is adapted. Default: 100 for images, 5 for sine "
+    "waves.",
     check=at_least(1),
   )
 
@@ -192,7 +193,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
     )
 
   def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:
-    # It adapts few numbers, but their gradient passes through the whole network.
+    # Few numbers are adapted, but their gradient passes through the whole network.
     gradients, products = self.cost_of_steps(sharpness)
     cost = self.num_inner_steps * (gradients + 2 * products) * support + query
     return constant_cost(cost, sharpness.loops(self)[1])

@@ -1,4 +1,4 @@
-"""Where training begins, which parameters stand still, which learn faster or slower."""
+"""Where training starts, and which parameters are frozen or get their own step size."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from jsharp.types import Params
 
 
 def in_group(name: str, group: str) -> bool:
-  """Whether a leaf lies in a group: the group's name begins its own, part by part.
+  """Whether a leaf is in a group: whether the group's name is a prefix of its path.
 
   Example:
     >>> in_group("head/kernel", "head"), in_group("conv_10/kernel", "conv_1")
@@ -24,12 +24,12 @@ def in_group(name: str, group: str) -> bool:
 
 
 def _groups_of(path: Any, groups: Iterable[str]) -> list[str]:
-  """Those of the groups that hold the leaf at a path of JAX's."""
+  """The groups that contain the leaf at a JAX key path."""
   return [group for group in groups if in_group(name_of(path), group)]
 
 
 def group_names(params: Params) -> list[str]:
-  """The names of the leaves, from which groups are chosen.
+  """The names of the leaves; groups are these names or prefixes of them.
 
   Example:
     >>> group_names({"conv": {"kernel": 0.0}, "head": {"bias": 0.0}})
@@ -40,10 +40,10 @@ def group_names(params: Params) -> list[str]:
 
 
 def check_groups(params: Params, groups: Any) -> None:
-  """Refuses a group without a leaf.
+  """Checks that every group contains a leaf.
 
   Raises:
-    ValueError: naming the groups that there are.
+    ValueError: if one does not; the message lists the groups that exist.
 
   Example:
     >>> check_groups({"head": {"bias": 0.0}}, ["tail"])
@@ -61,13 +61,15 @@ def check_groups(params: Params, groups: Any) -> None:
 
 
 def hold_groups(groups: tuple[str, ...]) -> Callable[[Params], Params]:
-  """Makes groups of parameters constants, for `supervised(..., hold=...)`.
+  """Freezes groups of parameters, for `supervised(..., hold=...)`.
 
   Args:
-    groups: names of groups or of their parts, as `head` or `stage_0_block_0/conv_0`.
+    groups: names of groups or of parts of them, such as `head` or
+      `stage_0_block_0/conv_0`.
 
   Returns:
-    `hold(params)`, the same parameters, without a gradient in those groups.
+    `hold(params)`, which returns the same parameters with a zero gradient in those
+    groups.
 
   Example:
     >>> hold = hold_groups(("a",))
@@ -83,13 +85,14 @@ def hold_groups(groups: tuple[str, ...]) -> Callable[[Params], Params]:
 
 
 def scale_groups(factors: Mapping[str, float]) -> optax.GradientTransformation:
-  """Multiplies the steps of groups of parameters, each by its factor; the last link.
+  """Multiplies the updates of groups of parameters by a factor per group.
 
   Args:
-    factors: by group; of several that hold a leaf the longest name counts.
+    factors: the factor of each group; if several groups contain a leaf, the one with
+      the longest name applies.
 
   Returns:
-    A stateless link to stand behind the optimizer.
+    A stateless link to append after the optimizer.
 
   Example:
     >>> link = scale_groups({"head": 10.0, "conv": 0.0})
@@ -117,7 +120,7 @@ _FACTOR = r"[^=,]+=(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Initial(Options):
-  """Where training begins.
+  """The parameters that training starts from.
 
   Example:
     >>> Initial(init_names="names.json")
@@ -130,17 +133,19 @@ class Initial(Options):
 
   init_from: str | None = option(
     None,
-    "Begin with the parameters of a finished run, a saved learner or classifier, or a "
-    ".safetensors or .npz file of arrays; the head is new. Default: initial ones.",
+    "Start from the parameters of a finished run, a saved learner or classifier, or a "
+    ".safetensors or .npz file of arrays; the head is initialised anew. Default: "
+    "random initialisation.",
   )
   init_names: str | None = option(
     None,
-    "For a file of arrays: a JSON file with the name there for each of our names, or "
-    '{"name": ..., "transpose": [2, 3, 1, 0]} as for kernels of PyTorch.',
+    "For a file of arrays: a JSON file that maps each parameter name of jsharp to the "
+    'name in that file, or to {"name": ..., "transpose": [2, 3, 1, 0]}, as kernels of '
+    "PyTorch need it.",
   )
 
   def complete(self) -> None:
-    """Refuses what only a beginning elsewhere gives a meaning."""
+    """Rejects options that have an effect only with `init_from`."""
     for name in self.needing:
       if getattr(self, name) and self.init_from is None:
         raise ValueError(f"--{name} needs --init_from")
@@ -148,7 +153,7 @@ class Initial(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning(Initial):
-  """Where ordinary training begins, and what of it learns.
+  """Where ordinary training starts, and which parameters it trains.
 
   Example:
     >>> FineTuning(freeze=("conv",), lr_factors=("head=10",)).factors
@@ -157,18 +162,20 @@ class FineTuning(Initial):
 
   needing: ClassVar[tuple[str, ...]] = ("init_names", "init_head")
 
-  init_head: bool = option(False, "Take the head too; the classes must be as many.")
+  init_head: bool = option(
+    False, "Load the head too; the number of classes must be the same."
+  )
   freeze: tuple[str, ...] = option(
     (),
-    "Parameters that stand still: groups or their parts, as conv,head/kernel; "
-    "running averages still move.",
+    "Parameters that are frozen: groups or parts of them, for example "
+    "conv,head/kernel. Running averages are still updated.",
   )
   lr_factors: tuple[str, ...] = option(
     (),
-    "Factors of the step size by group of parameters, as head=10,conv=0.1.",
+    "Factors of the step size by group of parameters, for example head=10,conv=0.1.",
     check=Check(
       lambda texts: all(re.fullmatch(_FACTOR, text) for text in texts),
-      "must be group=factor, factors of at least 0: head=10.",
+      "must be group=factor with factors of at least 0, such as head=10.",
     ),
   )
 
@@ -180,9 +187,9 @@ class FineTuning(Initial):
   def optimizer(
     self, optimizer: optax.GradientTransformation
   ) -> optax.GradientTransformation:
-    """The optimizer with these factors, for the parameters that learn alone.
+    """The optimizer with these factors, applied only to the trained parameters.
 
-    The frozen ones take no part in a clipped length either.
+    Frozen parameters do not count towards the norm that is clipped.
     """
 
     def kind(path: Any, leaf: Any) -> str:

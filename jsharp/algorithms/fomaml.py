@@ -2,10 +2,10 @@
 
     params = outer_optimizer(params, mean over tasks of grad(query loss)(adapted))
 
-MAML on `first_order(loss_fn)`: every inner gradient is a constant, so under SGD
-the Jacobian of the inner loop is the identity. With SGD it equals
+MAML on `first_order(loss_fn)`: every inner gradient is treated as a constant, so under
+SGD the Jacobian of the inner loop is the identity. With SGD it equals
 `maml(loss_fn, optax.chain(jsharp.stop_gradient(), optax.sgd(inner_lr)), ...)`;
-unlike the link it also holds for inner optimizers that evaluate gradients
+unlike that link, it also works with inner optimizers that evaluate gradients
 themselves, such as SAM. Cost: `num_inner_steps + 1` gradients per task.
 """
 

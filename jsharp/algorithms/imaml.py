@@ -5,7 +5,7 @@
     meta-gradient of a task = (I + H / proximity)^-1 grad(query loss)(adapted)
               with H the Hessian of the support loss at adapted
 
-The implicit function theorem needs the solution alone, not the way to it, so no
+The implicit function theorem needs only the solution, not the path to it, so no
 derivative goes through the inner steps and memory does not grow with their number.
 The linear system is solved by `num_cg_steps` steps of conjugate gradients on
 Hessian-vector products. The meta-gradient is as exact as the two solvers are. Cost of
@@ -16,9 +16,9 @@ The paper takes proximity 2.0, 16 gradient steps on 5-way and 25 on 20-way Omnig
 and 5 steps of conjugate gradients. Its released code
 (github.com/aravindr93/imaml_dev) differs: plain gradient steps on the support loss with
 one step on the proximal term after the last; the matrix `2 I + H / (proximity + 10)`;
-proximity 1.0, step sizes of 0.01 at both levels and Adam with `eps=1e-3` outside by
-default. Here the inner steps descend on the regularised loss, and the matrix is the
-paper's.
+by default proximity 1.0, step sizes of 0.01 at both levels and Adam with `eps=1e-3` in
+the outer loop. Here the inner steps descend on the regularised loss, and the matrix is
+the paper's.
 """
 
 import dataclasses
@@ -87,21 +87,22 @@ def imaml(
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
-    inner_optimizer: any optax optimizer; whatever comes nearest to the solution. The
-      step size has to suit the curvature of the support loss plus `proximity`.
+    inner_optimizer: any optax optimizer; the closer it comes to the solution, the
+      better. The step size has to suit the curvature of the support loss plus
+      `proximity`.
     outer_optimizer: any optax optimizer.
     num_inner_steps: inner steps in training.
     proximity: the weight of the proximal term, above 0; 2.0 in the paper. It has to
       exceed the support loss's most negative curvature for the inner problem to have
-      one solution. With ReLU and max-pooling that solution may sit on a kink, where
-      inner steps do not settle and the formula is no derivative; a larger weight
-      keeps it nearer to where it started.
+      one solution. With ReLU and max-pooling that solution may lie on a kink, where
+      inner steps do not converge and the formula is not a derivative; a larger weight
+      keeps the solution closer to the starting point.
     num_cg_steps: steps of conjugate gradients, at least 1.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
-      all if None. The others are meta-learned, their effect on the solution included.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+      all if None. The others are meta-learned, including their effect on the solution.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -147,9 +148,10 @@ def implicit_adaptation(
   adapted_mask: Mask | None = None,
   execution: Execution = Execution(),
 ) -> AdaptFn:
-  """An inner loop whose derivative is that of the problem's solution.
+  """An inner loop that is differentiated implicitly, as the solution of its problem.
 
-  The derivative is reverse mode and first order; the support set has none.
+  Only first-order reverse-mode derivatives are defined, and none with respect to the
+  support set.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
@@ -183,7 +185,7 @@ def implicit_adaptation(
   num_cg_steps = check_count("num_cg_steps", num_cg_steps)
 
   def mask_of(complete: Any, constants: Any) -> Mask | None:
-    """The mask of what has a derivative, from that of all parameters."""
+    """Restricts the mask of all parameters to the leaves that have a derivative."""
     if adapted_mask is None:
       return None
 
@@ -244,7 +246,7 @@ def implicit_adaptation(
     mask = mask_of(complete, constants)
     solution, _ = split(adapted, mask)
     vector, by_others = split(cotangent, mask)
-    vector = conjugate(vector)  # A cotangent is that of a direction, a gradient is one.
+    vector = conjugate(vector)  # JAX's cotangent is the conjugate of a gradient.
 
     def optimality(solution: Params, params: Params) -> Params:
       """The gradient that is zero at the solution."""
@@ -271,7 +273,7 @@ def implicit_adaptation(
   ) -> Params:
     length = chosen_steps(num_steps, usual_steps)
     variables, constants = inexact(as_arrays(params))
-    # An activation function is no argument that JAX knows.
+    # JAX does not accept other leaves, such as activation functions, as arguments.
     arrays = jax.tree.map(lambda x: x if hasattr(x, "dtype") else None, constants)
     static = jax.tree.map(lambda x: None if hasattr(x, "dtype") else x, constants)
 
@@ -291,9 +293,9 @@ class IMAML(InnerLoop, NormOptions):
   """Implicit MAML: the meta-gradient of a proximal problem (Rajeswaran et al. 2019)."""
 
   name: ClassVar[str] = "imaml"
-  # One large step, as of MAML on Omniglot, does not solve a proximal problem.
+  # One large step, as MAML takes on Omniglot, does not solve a proximal problem.
   own_defaults: ClassVar[tuple[str, ...]] = ("inner_lr",)
-  # Conjugate gradients on products of 8 bits leave the solution.
+  # Conjugate gradients diverge if products have only 8 bits of precision.
   precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32")
 
   proximity: float = option(
@@ -328,6 +330,6 @@ class IMAML(InnerLoop, NormOptions):
 
   def without_derivative(self) -> str | None:
     return (
-      "whose derivative is that of an idealised inner loop and not of the loss that is "
+      "whose derivative belongs to an idealised inner loop and not to the loss that is "
       "drawn"
     )

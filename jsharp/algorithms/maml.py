@@ -44,7 +44,7 @@ def maml(
   adapted_mask: Mask | None = None,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """Builds MAML; other algorithms of its family are other links in the chains.
+  """Builds MAML; variants differ in the links of its two optimizer chains.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task, written
@@ -57,8 +57,8 @@ def maml(
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop
-      changes; all if None. The others are meta-learned all the same.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+      changes; all if None. The other leaves are still meta-learned.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
@@ -114,7 +114,7 @@ class MAML(InnerLoop, NormOptions, SecondOrderOptions):
     inner_optimizer: optax.GradientTransformation,
     options: dict[str, Any],
   ) -> MetaAlgorithm:
-    """Calls the constructor; what differs among the algorithms of this family."""
+    """Calls the constructor; variants of MAML override this."""
     return maml(
       loss_fn,
       inner_optimizer,

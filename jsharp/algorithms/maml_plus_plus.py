@@ -1,4 +1,4 @@
-"""MAML++ (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502), every part on its own.
+"""MAML++ (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502), each part optional.
 
     adapted_0 = params;  for i = 0, ..., num_inner_steps - 1, elementwise per leaf:
       g_i = grad(support loss)(adapted_i, per_step[i])
@@ -7,31 +7,32 @@
     (params, per_step, rates) = outer_optimizer(..., mean over tasks of
                                                 grad(objective))
 
-The parts, in the paper's words and in arguments here:
+The parts, as the paper names them, and the arguments that control them here:
 
 - multi-step loss: `step_weights`, for example `annealed_step_weights`;
 - derivative-order annealing: `first_order_steps`, 25,000 in the paper (50 epochs);
   the authors' released settings are second order throughout;
 - per-layer per-step learning rates: `learn_rates`, one rate per leaf and step, starting
   at `inner_lr`, whose default is what the released code uses;
-- per-step scale and offset of batch normalisation: `per_step`, which takes any leaves;
-- per-step running statistics: `statistics_decay`. In the paper and here they normalise
-  at evaluation, which makes it inductive; in the released code they are averaged but
-  never used, which is `adapt(..., use_running_statistics=False)`. With one example per
+- per-step scale and offset of batch normalisation: `per_step`, which accepts any
+  leaves;
+- per-step running statistics: `statistics_decay`. In the paper and here, evaluation
+  normalises by them, which makes it inductive; the released code averages but never
+  uses them, as `adapt(..., use_running_statistics=False)` does. With one example per
   class they did badly here (docs/results.md), since training adapts by the batch's
   statistics;
-- cosine annealing of the outer step size is the outer optimizer's affair:
+- cosine annealing of the outer step size is part of the outer optimizer:
   `optax.adam(optax.cosine_decay_schedule(1e-3, num_steps, alpha=0.01))`.
 
 Row i of per-step parts belongs to the parameters after i inner steps, so there are
-`num_inner_steps + 1` of them: the support loss of step i and the query loss after i
-steps see row i. The released code has one row less and lets the query loss after step
-i see the row of the support loss before it.
+`num_inner_steps + 1` rows: the support loss of step i and the query loss after i steps
+use row i. The released code has one row less: its query loss after step i uses the row
+of the support loss before it.
 
-Cost of one meta-step and task: that of MAML, with `num_inner_steps` query gradients
-instead of one while earlier losses have a weight. Losses without weight and second
-derivatives that are switched off are not computed: every phase is a branch of its own,
-and with both the step takes up to four times as long to compile.
+Cost of one meta-step and task: MAML's, with `num_inner_steps` query gradients instead
+of one while earlier losses have a weight. Losses of weight zero and second derivatives
+that are switched off are not computed: each phase is a separate branch, and with both
+kinds of phases the step takes up to four times as long to compile.
 """
 
 import dataclasses
@@ -99,7 +100,7 @@ class PlusPlusParams(NamedTuple):
     per_step: the other leaves, `[num_inner_steps + 1, ...]` each.
     rates: `[num_inner_steps]` per adapted leaf; None where there are none.
     statistics: `[num_inner_steps + 1, ...]` per statistic; None if none are kept. They
-      are averages: the outer optimizer never sees them.
+      are running averages, which the outer optimizer does not update.
   """
 
   params: Params
@@ -137,30 +138,31 @@ def maml_plus_plus(
     num_inner_steps: inner steps in training.
     inner_lr: the rate of every leaf and step before the first meta-step.
     learn_rates: whether rates are learned; otherwise all stay at `inner_lr`.
-    step_weights: `step -> [num_inner_steps]`, how much the query loss after each inner
-      step counts at a meta-step; the last one alone if None.
+    step_weights: `step -> [num_inner_steps]`, the weight at a meta-step of the query
+      loss after each inner step; only the last loss counts if None.
     first_order_steps: for this many meta-steps the meta-gradient is FOMAML's.
     per_step: `params -> pytree of bool`, leaves with a copy for each inner step. They
       are meta-learned and not adapted, whatever `adapted_mask` says.
-    statistics_decay: how much of the running statistics stays in a meta-step, 0.9 in
-      the released code; None keeps none. They average training's support losses (rows
-      0 to `num_inner_steps - 1`) and last query loss (the last row) over tasks, and
-      over meta-steps with equal weights until an exponential mean would forget faster.
+    statistics_decay: the decay of the running statistics per meta-step, 0.9 in the
+      released code; None keeps none. They average the statistics of training's support
+      losses (rows 0 to `num_inner_steps - 1`) and of the last query loss (the last row)
+      over tasks, and over meta-steps: with equal weights first, exponentially after
+      `1 / (1 - statistics_decay)` meta-steps.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None, and always with `statistics_decay`.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
       all if None.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
-    The bundle of pure functions. `state.params` are `PlusPlusParams`;
+    The bundle of pure functions. `state.params` is a `PlusPlusParams`;
     `adapt(plus_plus_params, support)` returns the model's adapted parameters with the
-    row for the query set. Where anything belongs to single steps, its `num_steps` is
-    `num_inner_steps` at most; its `optimizer` stands in front of the rates. With
+    row for the query set. If anything is kept per step, its `num_steps` is at most
+    `num_inner_steps`; its `optimizer` makes the updates that the rates multiply. With
     `statistics_decay`, `init` takes `Variables(params, statistics)`, as from
-    `jsharp.models.with_statistics`, and `adapt` returns some. It normalises by the
-    running statistics, or, with `use_running_statistics=False`, by the batch, and the
-    statistics that it returns are then None. The metric "loss" is that after the last
+    `jsharp.models.with_statistics`, and `adapt` returns one. It normalises by the
+    running statistics, or, with `use_running_statistics=False`, by the batch; the
+    returned statistics are then None. The metric "loss" is the loss after the last
     inner step, whatever the weights.
 
   Raises:
@@ -182,12 +184,13 @@ def maml_plus_plus(
   has_rows = learn_rates or per_step is not None or keeps_statistics
   if statistics_decay is not None and not 0 <= statistics_decay < 1:
     raise ValueError(
-      f"statistics_decay must be in [0, 1), got {statistics_decay!r}; pass 0.9, say"
+      f"statistics_decay must be in [0, 1), got {statistics_decay!r}; 0.9 is usual"
     )
   if keeps_statistics and query_loss_fn is not None:
     raise ValueError(
-      "query_loss_fn does not return statistics, got one with statistics_decay="
-      f"{statistics_decay!r}; change loss_fn. Evaluation takes a query loss of its own"
+      "query_loss_fn cannot be combined with statistics_decay="
+      f"{statistics_decay!r}, since it returns no statistics; change loss_fn instead. "
+      "Evaluation takes its own query loss"
     )
 
   def full_loss_fn(params: Params, batch: Batch, statistics: Any) -> tuple[Any, Any]:
@@ -246,8 +249,8 @@ def maml_plus_plus(
   def init(params: Any) -> MetaState:
     if isinstance(params, Variables) != keeps_statistics:
       raise ValueError(
-        "init takes Variables(params, statistics) with statistics_decay and parameters "
-        f"alone without, got {type(params).__name__} with statistics_decay="
+        "init takes Variables(params, statistics) with statistics_decay and plain "
+        f"parameters without it, got {type(params).__name__} with statistics_decay="
         f"{statistics_decay!r}; see jsharp.models.with_statistics"
       )
     statistics = None
@@ -327,25 +330,25 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
 
   multi_step_loss_steps: int = option(
     5000,
-    "Meta-steps over which the weights of the losses after each inner step move to the "
-    "last one; 0 for the last one alone. 5000 in its code.",
+    "Number of meta-steps over which the weight of the losses after each inner step "
+    "moves to the last loss; 0 uses only the last loss. 5000 in MAML++'s code.",
     check=at_least(0, "0 switches it off."),
   )
   first_order_steps: int = option(
     0,
-    "Meta-steps with the first-order gradient before the exact one; 0 in the code, 50 "
-    "epochs in the paper.",
+    "Number of meta-steps with the first-order gradient before the exact one is used; "
+    "0 in MAML++'s code, 50 epochs in the paper.",
     check=at_least(0, "0 switches it off."),
   )
   per_step_norm: bool = option(
     True,
-    "A normalisation scale and offset of its own for each inner step.",
+    "Learn a separate normalisation scale and offset for each inner step.",
   )
   running_statistics: bool = option(
     False,
     "Normalise at validation and test by running statistics kept per inner step, as in "
-    "the paper. Its code, and the default, use those of the batch, which did far "
-    "better with one example per class (docs/results.md).",
+    "the paper. The authors' code, and the default here, use the batch's statistics, "
+    "which did far better with one example per class (docs/results.md).",
   )
   learn_rates: bool = option(
     True, "Learn a rate per parameter array and inner step, from --inner_lr."
@@ -355,15 +358,15 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
     super().complete()
     if self.running_statistics and self.second_order != "stored":
       raise ValueError(
-        f"--second_order={self.second_order} goes with losses that keep no running "
-        "statistics; drop it, or --running_statistics"
+        f"--second_order={self.second_order} cannot be combined with "
+        "--running_statistics; drop one of them"
       )
 
   def check(self, network: Network) -> None:
     if self.running_statistics and network.has_norm and not network.looks_at_batch:
       raise ValueError(
-        "--running_statistics keeps those of batch normalisation, and this network "
-        "has another one; leave it out, or take --norm=batch"
+        "--running_statistics needs batch normalisation, and this network has another "
+        "normalisation; leave it out, or pass --norm=batch"
       )
     own = self.learn_rates
     if network.has_norm:
@@ -392,7 +395,7 @@ class MAMLPlusPlus(InnerLoop, NormOptions, SecondOrderOptions):
     init_fn, apply_fn = problem.functions(module, with_statistics)
 
     def predict(adapted: Any, inputs: Any, num_statistics: int | None = None) -> Any:
-      del num_statistics  # The statistics are not those of any batch.
+      del num_statistics  # Running statistics normalise, not the batch's.
       return apply_fn(adapted.params, inputs, statistics=adapted.statistics)[0]
 
     def algorithm(way: int) -> MetaAlgorithm:

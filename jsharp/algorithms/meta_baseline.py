@@ -7,10 +7,11 @@
 
 "Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning", arXiv 2003.04390.
 The embedding is first trained as an ordinary classifier of all base classes; the
-temperature begins at 10, as in the authors' code. Nothing is fitted by gradients. Cost
-of one meta-step and task: one gradient through the embedding of support and query set.
+temperature starts at 10, as in the authors' code. Nothing is fitted to a task by
+gradients. Cost of one meta-step and task: one gradient through the embedding of support
+and query set.
 
-Batch normalisation: as of `jsharp.protonet`; the authors' code normalises by running
+Batch normalisation: as in `jsharp.protonet`; the authors' code normalises by running
 averages at test, `--norm=frozen` here.
 """
 
@@ -58,7 +59,7 @@ def meta_baseline(
 ) -> MetaAlgorithm:
   """Builds Meta-Baseline; `init` takes `WithOwn(embedding's parameters, temperature)`.
 
-  A class without support examples is never predicted, see `jsharp.protonet`.
+  A class without support examples is never predicted; see `jsharp.protonet`.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`.
@@ -66,15 +67,15 @@ def meta_baseline(
     way: the number of classes of a task.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_by_cosine`; cross-entropy on the query set if None.
-    execution: how it is executed: tasks at a time.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `adapt` returns a
     `WithPrototypes` whose `params` are a `WithOwn`.
 
   Raises:
-    ValueError: if `way` is below 2; at the first trace, if the embedding is no matrix
-      or the support set is smaller than `way`.
+    ValueError: if `way` is below 2; at the first trace, if the embedding is not a
+      matrix or the support set is smaller than `way`.
 
   Example:
     >>> algorithm = meta_baseline(lambda w, x: w * x, optax.sgd(0.1), way=2)

@@ -5,10 +5,10 @@
     (params, rates) = outer_optimizer((params, rates), mean over tasks of
                                       grad_(params, rates)(query loss(adapted)))
 
-MAML that learns where the inner loop starts and, with one rate per parameter entry,
-its direction and step size too; a rate may become negative. The paper takes one inner
-step. Cost of one meta-step and task: MAML's; the rates' gradient is a product of two
-arrays that are there already. The state is twice the parameters.
+MAML that learns the initialisation of the inner loop and, with one rate per parameter
+entry, its direction and step size; a rate may become negative. The paper takes one
+inner step. Cost of one meta-step and task: MAML's; the rates' gradient is a product of
+two arrays that are computed anyway. The state is twice the parameters.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class WithRates(NamedTuple):
   Attributes:
     params: the model's parameters.
     rates: a pytree like `params`, with one rate per entry; None in place of the
-      leaves that the inner loop leaves alone.
+      leaves that the inner loop does not change.
   """
 
   params: Params
@@ -86,18 +86,18 @@ def meta_sgd(
     num_inner_steps: inner steps in training.
     inner_lr: the rates before the first meta-step: one number, or a range
       `(low, high)` from which each is drawn uniformly.
-    key: the key of that draw. None takes one of its own, always the same, that is
-      not `jax.random.key(0)`: parameters are often drawn with that.
+    key: the key of that draw. None uses a fixed key other than `jax.random.key(0)`,
+      since parameters are often drawn with the latter.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective;
       `loss_fn` on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes,
       which are those with rates; all if None.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
-    The bundle of pure functions. `init(params)` sets up a state whose `params` are
-    `WithRates`; `adapt(with_rates, support)` returns parameters of the model alone. Its
-    `optimizer` stands in front of the rates, as `inner_optimizer` does.
+    The bundle of pure functions. `init(params)` returns a state whose `params` is a
+    `WithRates`; `adapt(with_rates, support)` returns only parameters of the model. Its
+    `optimizer` makes the updates that the rates multiply, as `inner_optimizer` does.
 
   Raises:
     ValueError: if a count is out of range, or `inner_lr` is neither a finite number
@@ -162,7 +162,7 @@ class MetaSGD(InnerSteps, NormOptions, SecondOrderOptions):
 
   initial_rates: tuple[float, ...] = option(
     (0.005, 0.1),
-    "LOW,HIGH between which the learned rates start, uniformly.",
+    "Range LOW,HIGH from which the initial rates are drawn uniformly.",
     check=interval("needs two numbers LOW,HIGH with LOW <= HIGH, as in 0.005,0.1."),
   )
 

@@ -10,32 +10,32 @@
 
 "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", arXiv
 1903.03096, section 3. Before the first inner step it is a prototypical network, up to
-the term `-|features|^2` that all classes share; then body and head adapt as in MAML. No
-head is meta-learned, so one trained learner takes tasks of any number of classes.
+the term `-|features|^2`, which is the same for all classes; then body and head adapt as
+in MAML. No head is meta-learned, so one trained learner handles any number of classes.
 
 The meta-gradient is exact: it flows through every inner step and, as in the paper,
-through the prototypes that the head starts from. The authors' results are those of the
+through the prototypes that the head starts from. The authors' results use the
 first-order form, where inner gradients are constants and the prototypes are not: pass
 `inner_loss=jsharp.losses.first_order`. Cost of one meta-step and task: MAML's, and one
 more gradient on the support set, for the prototypes.
 
 The inner loss is the mean over support examples, as in the authors' code
 (github.com/google-research/meta-dataset), so a class with more examples has more weight
-in the inner steps; its prototype has not.
+in the inner steps, though not in the prototypes.
 
-Step sizes. The logits are squared distances between embeddings, and their scale is the
-embedding's: a flattened map of `n` numbers around 1 makes logits of order `n`. Two
+Step sizes. The logits are squared distances between embeddings, so their scale follows
+the embedding's: a flattened map of `n` numbers around 1 gives logits of order `n`. Two
 things follow, here as in the published code. With one example per class, each support
-example is its own prototype; where classes lie tens of nats apart the support gradient
+example is its own prototype; where classes are tens of nats apart the support gradient
 vanishes, and the learner is a prototypical network. With several examples, one step
 moves the logits by up to `inner_lr * |features|^2` through the weights alone, so a
 large embedding needs a small step: in short runs on 5-way 5-shot tasks of drawn
-characters, steps up to 1 served an average over space (32 numbers), while a flattened
+characters, steps up to 1 worked for a spatial average (32 numbers), while a flattened
 map of 288 numbers needed 0.01 or less. The default, 0.01, is the published code's too.
 Body and head take the same step, as in the paper.
 
-Batch normalisation: the support set is normalised as a batch of its own in prototypes
-and inner steps, query examples as the policy of `jsharp.normalization` says. The
+Batch normalisation: for prototypes and inner steps the support set is a batch of its
+own; query examples are normalised as the policy of `jsharp.normalization` says. The
 authors' code normalises the query set by the support set's statistics.
 """
 
@@ -88,11 +88,11 @@ def proto_maml(
   adapted_mask: Mask | None = None,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """Builds Proto-MAML; `init` takes and the state holds the embedding's parameters.
+  """Builds Proto-MAML; `init` and the state use the embedding's parameters.
 
   A class without support examples is never predicted: its logit is 1000 below the
-  lowest one of the other classes, and it has no part in the inner steps. Everything
-  stays finite, so `way` may be larger than the number of classes of some tasks.
+  lowest logit of the other classes, and it does not influence the inner steps.
+  Everything stays finite, so `way` may exceed the number of classes of some tasks.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
@@ -102,23 +102,22 @@ def proto_maml(
     outer_optimizer: any optax optimizer, Adam in the paper.
     way: the number of classes of a task.
     num_inner_steps: inner steps in training; with none it is a prototypical network.
-    inner_loss: `inner_loss(loss_fn) -> loss_fn`, what is made of the support loss
-      before the inner loop differentiates it: `jsharp.losses.first_order` for the
-      first-order form, `jsharp.core.recomputed` or `forward_over_reverse` for less
-      memory.
+    inner_loss: `inner_loss(loss_fn) -> loss_fn`, applied to the support loss before the
+      inner loop differentiates it: `jsharp.losses.first_order` for the first-order
+      form, `jsharp.core.recomputed` or `forward_over_reverse` for less memory.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_head`; cross-entropy on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves of the embedding that the inner
-      loop changes beside the head; all if None. The others are meta-learned all the
-      same.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+      loop changes in addition to the head; all if None. The other leaves are still
+      meta-learned.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `adapt` returns a `WithHead`.
 
   Raises:
-    ValueError: if a count is out of range; at the first trace, if the embedding is no
-      matrix or the support set is smaller than `way`.
+    ValueError: if a count is out of range; at the first trace, if the embedding is not
+      a matrix or the support set is smaller than `way`.
 
   Example:
     >>> import jax
@@ -170,12 +169,12 @@ class ProtoMAML(InnerLoop, NormOptions, SecondOrderOptions):
   name: ClassVar[str] = "proto_maml"
   classifies: ClassVar[bool] = True
   any_way: ClassVar[bool] = True
-  # MAML's step on Omniglot, 2, is too large for a head that is made of features.
+  # MAML's step size on Omniglot, 2, is too large for a head made from features.
   own_defaults: ClassVar[tuple[str, ...]] = ("inner_lr",)
 
   first_order: bool = option(
     False,
-    "Take inner gradients for constants in the meta-gradient, as in the authors' "
+    "Treat inner gradients as constants in the meta-gradient, as in the authors' "
     "results; the prototypes are differentiated either way.",
   )
 
@@ -183,8 +182,8 @@ class ProtoMAML(InnerLoop, NormOptions, SecondOrderOptions):
     super().complete()
     if self.first_order and self.second_order != "stored":
       raise ValueError(
-        f"--second_order={self.second_order} goes back through inner gradients, and "
-        "--first_order does not; drop one of them"
+        f"--second_order={self.second_order} differentiates through inner gradients, "
+        "and --first_order does not; drop one of them"
       )
 
   def make(self, problem: Problem) -> Made:
@@ -208,7 +207,7 @@ class ProtoMAML(InnerLoop, NormOptions, SecondOrderOptions):
     )
 
   def inner_loss(self, loss_fn: LossFn) -> LossFn:
-    """The support loss whose derivatives keep what the options say."""
+    """The support loss, with derivatives as `first_order` and `second_order` say."""
     return self.remembering(loss_fn)[0]
 
   def phases(self, support: int, query: int, sharpness: Sharpness) -> Phases:

@@ -5,19 +5,19 @@
     params = outer_optimizer(params, mean over tasks of
                              grad_params(cross-entropy(logits, query labels)))
 
-Nothing is fitted by gradients: the logits are those of a linear classifier on the
-embedding with weights `2 * prototypes[k]` and biases `-|prototypes[k]|^2`, but for a
-term that all classes share. Cost of one meta-step and task: one gradient through the
-embedding of support and query set.
+Nothing is fitted to a task by gradients. Up to a term that is the same for all classes,
+the logits are those of a linear classifier on the embedding with weights
+`2 * prototypes[k]` and biases `-|prototypes[k]|^2`. Cost of one meta-step and task: one
+gradient through the embedding of support and query set.
 
-Batch normalisation: the support set is embedded as a batch of its own when the
-prototypes are made, and query examples as the policy of `jsharp.normalization` says:
-as one batch of their own by default (transductive). The authors' code
+Batch normalisation: the prototypes are computed from the support set as a batch of its
+own. Query examples are embedded as the policy of `jsharp.normalization` says: by
+default as one batch of their own (transductive). The authors' code
 (github.com/jakesnell/prototypical-networks) differs: it embeds both sets in one batch
 in training and with running statistics at test.
 
-The paper trains with more classes per task than it is tested with (30-way and 20-way
-for 5-way 1-shot and 5-shot mini-ImageNet): give each its own constructor, the
+The paper trains with more classes per task than it tests with (30-way and 20-way for
+5-way 1-shot and 5-shot mini-ImageNet): build one algorithm for each `way`; the
 parameters are the same.
 """
 
@@ -51,7 +51,7 @@ from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
 
 class WithPrototypes(NamedTuple):
-  """What a prototypical network is after adaptation.
+  """A prototypical network after adaptation: an embedding and the class means.
 
   Attributes:
     params: the parameters of the embedding, unchanged.
@@ -72,11 +72,11 @@ def protonet(
   query_loss_fn: TaskLossFn | None = None,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """Builds a prototypical network; `adapt` gives a `WithPrototypes`.
+  """Builds a prototypical network; `adapt` returns a `WithPrototypes`.
 
   A class without support examples is never predicted: its logit is 1000 below the
-  lowest one of the other classes. Everything stays finite, so `way` may be larger
-  than the number of classes of some tasks.
+  lowest logit of the other classes. Everything stays finite, so `way` may exceed the
+  number of classes of some tasks.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
@@ -85,14 +85,14 @@ def protonet(
     way: the number of classes of a task.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_prototypes`; cross-entropy on the query set if None.
-    execution: how it is executed: tasks at a time, the memory dial.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
-    ValueError: if `way` is below 2; at the first trace, if the embedding is no matrix
-      or the support set is smaller than `way`.
+    ValueError: if `way` is below 2; at the first trace, if the embedding is not a
+      matrix or the support set is smaller than `way`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -125,17 +125,17 @@ def protonet(
 def predict_with_prototypes(apply_fn: ApplyFn) -> ApplyFn:
   """The prediction function of a prototypical network, for the policies and losses.
 
-  An embedding with batch normalisation normalises the `inputs` of one call together:
-  images that come one at a time are each normalised alone, and fewer are named right.
-  `jsharp.normalization.per_query` and `support_statistics` put the support set beside
-  them, and so does `Learner.classifier()`: an answer depends on no other image.
+  An embedding with batch normalisation normalises the `inputs` of one call together.
+  Images passed one at a time are each normalised alone, which lowers accuracy.
+  `jsharp.normalization.per_query` and `support_statistics` add the support set to the
+  batch, as `Learner.classifier()` does; an answer then depends on no other image.
 
   Args:
     apply_fn: the embedding.
 
   Returns:
     `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
-    of a `WithPrototypes`.
+    where `adapted` is a `WithPrototypes`.
 
   Example:
     >>> import jax.numpy as jnp

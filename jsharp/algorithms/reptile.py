@@ -4,22 +4,21 @@
       adapted = inner_optimizer(adapted, grad(loss of a mini-batch of the support set))
     params = outer_optimizer(params, mean over tasks of (params - adapted))
 
-The meta-gradient is where the inner loop went, with the sign turned, so
-`optax.sgd(1.0)` moves to the mean of the adapted parameters, and
+The meta-gradient is the negative of the inner loop's displacement, so `optax.sgd(1.0)`
+moves to the mean of the adapted parameters, and
 `optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps))` is the paper's annealed step.
 No derivative goes through the inner loop: its memory does not grow with the number of
 steps. Cost of one meta-step and task: `num_inner_steps` gradients of a mini-batch, and
 one query loss for the metrics.
 
-The authors' code (github.com/openai/supervised-reptile) and this file:
-
-- The code shuffles the support set anew for each pass; `mini_batches` is a fixed rule.
-  Samplers draw the examples of a class in random order, so a mini-batch is a random
-  one all the same.
-- The code never resets Adam's moments in training: each task, of the same meta-step
-  too, goes on with those of the task before, and evaluation starts from the last.
-  `keep_inner_state=True` is that for tasks that run abreast: all start from the
-  carried state, and the mean of what they end with is carried on.
+Differences from the authors' code (github.com/openai/supervised-reptile):
+- The code shuffles the support set for each pass; `mini_batches` is a fixed rule.
+  Samplers draw the examples of a class in random order, so a mini-batch is random
+  anyway.
+- The code never resets Adam's moments in training: each task, even within a meta-step,
+  continues with the moments of the task before, and evaluation starts from the last.
+  `keep_inner_state=True` is the equivalent for tasks that run in parallel: all start
+  from the carried state, and the mean of their final states is carried on.
 - The paper's settings: Adam with `b1=0`, five tasks, outer step 1 to 0. 5-way Omniglot:
   10 images per class in batches of 10, 5 steps at 1e-3, 100,000 meta-steps; 50 steps in
   batches of 5 at test.
@@ -63,7 +62,7 @@ from jsharp.types import (
 
 
 class WithInnerState(NamedTuple):
-  """What is carried from meta-step to meta-step with `keep_inner_state=True`.
+  """The meta-parameters and inner optimizer state of `keep_inner_state=True`.
 
   Attributes:
     params: the meta-learned parameters.
@@ -99,25 +98,25 @@ def reptile(
       set this is joint training.
     inner_batch_size: examples per inner step, see `mini_batches`; the whole support
       set if None.
-    keep_inner_state: whether the inner optimizer's state outlives the task. Then
-      `params` of the bundle's functions and of the state is a `WithInnerState`.
-      A whole number in the state, such as Adam's count, is the same for all tasks.
-    query_loss_fn: `(adapted, task) -> (loss, metrics)`, what the metrics measure;
-      `loss_fn` on the query set if None. Nothing is learned from it.
+    keep_inner_state: whether the inner optimizer's state is kept from task to task. The
+      `params` of the bundle's functions and of the state are then a `WithInnerState`.
+      An integer in the state, such as Adam's count, is the same for all tasks.
+    query_loss_fn: `(adapted, task) -> (loss, metrics)`, for the metrics; `loss_fn` on
+      the query set if None. Nothing is learned from it.
     adapted_mask: `params -> pytree of bool`, the leaves that the inner loop changes;
-      all if None. The others are not learned: they have no `params - adapted`.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+      all if None. The others are not learned, since `params - adapted` is zero.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`. Metrics are those of the query
-    set after adaptation. `adapt` also takes `batch_size=None`, the examples per inner
-    step, as in training if None. An `optimizer` that it is given starts anew for every
-    task, with `keep_inner_state` too.
+    The bundle of pure functions `init`, `step`, `adapt`. Metrics are measured on the
+    query set after adaptation. `adapt` also takes `batch_size=None`, the examples per
+    inner step; None means as in training. An `optimizer` passed to `adapt` starts from
+    its initial state for every task, even with `keep_inner_state`.
 
   Raises:
     ValueError: if a count is out of range; when called with mini-batches, if one is
-      larger than the support set, or leaves of the support set with an axis differ in
-      their number of rows.
+      larger than the support set, or if the support set's leaves differ in their number
+      of rows (scalars excepted).
 
   Example:
     >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
@@ -147,7 +146,7 @@ def reptile(
     loss, metrics = query_loss_fn(adapted, task)
     before, after = (inexact(point)[0] for point in (start.params, adapted))
     gradient = jax.tree.map(jnp.subtract, before, after)
-    # What has a mean, and what is the same for all tasks.
+    # Floating-point leaves are averaged; the others are the same for all tasks.
     averaged, others = inexact(inner_state if keep_inner_state else ())
     return (loss, gradient, averaged), ({"loss": loss, **metrics}, others)
 
@@ -214,23 +213,23 @@ class Reptile(InnerLoop):
 
   inner_batch_size: int | None = option(
     None,
-    "Support examples per inner step in training; a step takes the next ones in turn. "
-    "Default: all.",
+    "Support examples per inner step in training, taken in turn. Default: all.",
     check=at_least(1),
   )
   eval_inner_batch_size: int | None = option(
     None,
-    "The same at validation and test. Default: as --inner_batch_size.",
+    "Support examples per inner step at validation and test. Default: as "
+    "--inner_batch_size.",
     check=at_least(1),
   )
   keep_inner_state: bool = option(
     False,
-    "Hand the inner optimizer's state on from task to task, as its code does.",
+    "Keep the inner optimizer's state from task to task, as Reptile's code does.",
   )
 
   def make(self, problem: Problem) -> Made:
-    # What its inner loop leaves alone would never be learned: it has no mask. Nobody
-    # differentiates through its inner loop.
+    # No mask: Reptile never learns what its inner loop does not change. eps_root is 0
+    # because nothing differentiates through the inner loop.
     optimizers = self.optimizers(problem, self.inner_lr, eps_root=0.0)
     at_test = optimizers["at_test"]
     if self.eval_inner_batch_size is not None:

@@ -6,20 +6,20 @@
     params, log_penalty, scale, offset = outer_optimizer(..., mean over tasks of
                                            grad(cross-entropy(logits, query labels)))
 
-The fit is exact and so is the derivative through it. The system that is solved, by
-Cholesky, has the smaller of the two sides of X: with few support examples the form
-above (Woodbury), otherwise `W = (X' X + exp(log_penalty) I)^-1 X' Y`. Cost of one
-meta-step and task: one gradient through the embedding of support and query set, and
-O(min(n, dim)^3).
+The fit is exact and so is the derivative through it. Cholesky factorisation solves the
+smaller of two equivalent systems: with few support examples the form above (Woodbury),
+otherwise `W = (X' X + exp(log_penalty) I)^-1 X' Y`. Cost of one meta-step and task: one
+gradient through the embedding of support and query set, and O(min(n, dim)^3).
 
 The column of ones is the bias, penalised like the weights, as in the authors' code
-(github.com/bertinetto/r2d2). That code divides X and Y by sqrt(n), so that its
-penalty of 50 is `50 * n` here, and starts from a scale of 1e-4; the penalty there is
-learned only on request. `offset` is one number for all classes, as in the paper: a
-softmax does not see it, and Adam moves it on rounding errors, without effect.
+(github.com/bertinetto/r2d2). That code divides X and Y by sqrt(n), so its penalty of 50
+is `50 * n` here; it starts from a scale of 1e-4 and learns the penalty only on request.
+`offset` is one number for all classes, as in the paper: a softmax is invariant to it,
+and Adam moves it by rounding errors, without effect.
 
 Batch normalisation: the support set is embedded as a batch of its own, and query
-examples as the policy of `jsharp.normalization` says; the authors embed both in one.
+examples as the policy of `jsharp.normalization` says; the authors embed both sets in
+one batch.
 """
 
 import dataclasses
@@ -47,11 +47,11 @@ from jsharp.losses import batch_loss, cross_entropy
 from jsharp.tree import at_least_float32
 from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params, TaskLossFn
 
-_MAX_SIDE = 4096  # Beyond it the dense system costs more than any embedding.
+_MAX_SIDE = 4096  # A larger dense system costs more than any embedding.
 
 
 class WithRidge(NamedTuple):
-  """What is meta-learned.
+  """The meta-learned parameters of R2-D2.
 
   Attributes:
     params: the parameters of the embedding.
@@ -67,7 +67,7 @@ class WithRidge(NamedTuple):
 
 
 class FittedRidge(NamedTuple):
-  """What it is after adaptation.
+  """R2-D2 after adaptation: an embedding and a fitted ridge head.
 
   Attributes:
     params: the parameters of the embedding, unchanged.
@@ -93,32 +93,32 @@ def ridge(
   query_loss_fn: TaskLossFn | None = None,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """Builds R2-D2: `init` makes a `WithRidge`, `adapt` a `FittedRidge` of it.
+  """Builds R2-D2; `adapt` returns a `FittedRidge`.
 
-  `adapt` takes `state.params`, the `WithRidge`. A class without support
-  examples has the logit `offset` everywhere.
+  `init` takes the embedding's parameters; `state.params`, which `adapt` takes, is a
+  `WithRidge`. A class without support examples has the logit `offset` everywhere.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
       example that of `Conv4(num_outputs=None)`.
     outer_optimizer: any optax optimizer, `optax.adam(5e-3)` in the authors' code.
     way: the number of classes of a task.
-    penalty: ridge penalty to start from. In single precision keep it above 1e-7 of
-      the largest squared norm of a feature vector times the number of examples, or
-      equal examples can make the fit NaN.
-    scale: factor to start from; the regression's predictions are about 0 and 1, so 10
-      makes them a decided softmax.
-    offset: what is added to start with.
+    penalty: initial ridge penalty. In single precision keep it above 1e-7 times the
+      largest squared norm of a feature vector times the number of examples; otherwise
+      identical examples can make the fit NaN.
+    scale: initial factor; the regression's predictions are about 0 and 1, so 10 gives
+      a confident softmax.
+    offset: initial offset.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_ridge`; cross-entropy on the query set if None.
-    execution: how it is executed: tasks at a time, the memory dial.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`.
 
   Raises:
     ValueError: if `way` is below 2, `penalty` is not positive, or one of the starting
-      values is not finite; at the first trace, if the embedding is no matrix, the
+      values is not finite; at the first trace, if the embedding is not a matrix, the
       support set is smaller than `way`, or the system has more than 4096 rows.
 
   Example:
@@ -170,7 +170,7 @@ def predict_with_ridge(apply_fn: ApplyFn) -> ApplyFn:
 
   Returns:
     `predict(adapted, inputs, num_statistics=None) -> logits`, `[num_examples, way]`,
-    of a `FittedRidge`.
+    where `adapted` is a `FittedRidge`.
 
   Example:
     >>> predict = predict_with_ridge(lambda w, x: w * x)
@@ -201,7 +201,7 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
     penalty: positive scalar.
 
   Returns:
-    W, `[dim, num_outputs]` of that dtype; the system is solved in float32 at least.
+    W, `[dim, num_outputs]` of that dtype; the system is solved in float32 or wider.
 
   Raises:
     ValueError: if both `n` and `dim` are above 4096.
@@ -217,7 +217,7 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
     return weights.astype(features.dtype)
   penalty = jnp.asarray(penalty, features.dtype)
   if not isinstance(n, int):
-    # A symbolic dimension of `jax.export`: the side is chosen when the program runs.
+    # A symbolic dimension of `jax.export`: the system is chosen when the program runs.
     return jax.lax.cond(
       jnp.asarray(n) <= dim, _by_examples, _by_entries, features, targets, penalty
     )
@@ -231,14 +231,14 @@ def ridge_weights(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.
 
 
 def _by_examples(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
-  """`ridge_weights` by a system of as many rows as there are examples."""
+  """`ridge_weights` by a system with one row per example."""
   transposed = features.T
   dual = _solve(features, transposed, penalty, targets)
   return jnp.matmul(transposed, dual, precision="highest")
 
 
 def _by_entries(features: jax.Array, targets: jax.Array, penalty: Any) -> jax.Array:
-  """`ridge_weights` by a system of as many rows as a feature vector has entries."""
+  """`ridge_weights` by a system with one row per feature."""
   transposed = features.T
   projected = jnp.matmul(transposed, targets, precision="highest")
   return _solve(transposed, features, penalty, projected)

@@ -16,7 +16,7 @@ code (github.com/mominabbass/Sharp-MAML, 7 February 2023):
   perturbations of the first, its equation (14); the code, and the default,
   recomputes them.
 - `differentiate_perturbation`: whether the meta-gradient flows through the inner
-  perturbation. Not stated in the paper; the code does.
+  perturbation. Not stated in the paper; in the code it does.
 - `adaptive`: balls scaled by the parameters. Not in the paper; optional in the
   code, off by default.
 - `sharp_adaptation`: the inner loop at test. Not stated in the paper; the code
@@ -75,7 +75,7 @@ def sharp_maml(
 ) -> MetaAlgorithm:
   """Builds Sharp-MAML: low with `inner_rho`, up with `outer_rho`, both with both.
 
-  For other ascents build the chains yourself, for example
+  For other perturbations build the chains yourself, for example
   `maml(loss_fn, optax.chain(sharpness_aware(my_ascent), optax.sgd(0.1)), ...)`.
   First-order Sharp-MAML is `sharp_maml(first_order(loss_fn), ...)`.
 
@@ -93,10 +93,10 @@ def sharp_maml(
     reuse_perturbation: whether the second pass of Sharp-MAML both reuses the
       inner perturbations of the first, equation (14) of the paper, generalised
       to several inner steps: step by step.
-    sharp_adaptation: whether `adapt` takes SAM steps where it is given no optimizer;
+    sharp_adaptation: whether `adapt` takes SAM steps when no optimizer is passed to it;
       None for the authors' choice: low does, up and both do not.
     num_inner_steps: inner steps in training.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
     **options: further keyword arguments of `jsharp.algorithms.maml`.
 
   Returns:
@@ -104,7 +104,7 @@ def sharp_maml(
 
   Raises:
     ValueError: if neither radius is given, one is out of range, or an option
-      asks for an inner perturbation that is not there.
+      concerns an inner perturbation and `inner_rho` is None.
 
   Example:
     >>> from jsharp import Task
@@ -187,8 +187,8 @@ def sharp_maml(
   )
 
   def outer_grad_fn(point: Params, params: Params, tasks: Task) -> Any:
-    # The perturbation of the outer loop is a constant, so a change of params
-    # moves both: the point itself and where its inner perturbations come from.
+    # The perturbation of the outer loop is a constant, so a change of params moves
+    # both the point and the anchor of its inner perturbations.
     _, (by_point, by_anchor) = second_pass((point, params), tasks)
     return jax.tree.map(jnp.add, by_point, by_anchor)
 
@@ -206,10 +206,10 @@ def reusing_inner_loop(
   adapted_mask: Mask | None = None,
   execution: Execution = Execution(),
 ) -> AdaptFn:
-  """The inner loop of equation (14): SAM steps at one point, perturbed as at another.
+  """The inner loop of equation (14): SAM steps that reuse another loop's perturbations.
 
-  Two inner loops run abreast. The one from `anchor` takes ordinary SAM steps;
-  each of its perturbations is used by the one from `point` as well.
+  Two inner loops run in parallel. The loop from `anchor` takes ordinary SAM steps; the
+  loop from `point` uses the same perturbations.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
@@ -272,16 +272,16 @@ class _SharpMAML(MAML):
 
   reuse_perturbation: bool = option(
     False,
-    "sharp_maml_both: in the second pass take the inner perturbation of the first, as "
-    "in equation (14) of the paper, where the authors' code computes it anew.",
+    "sharp_maml_both: in the second pass reuse the inner perturbation of the first, as "
+    "in equation (14) of the paper; the authors' code recomputes it.",
   )
 
   def complete(self) -> None:
     super().complete()
     if self.reuse_perturbation and self.sharp != "both":
       raise ValueError(
-        f"--reuse_perturbation has no effect with --algorithm={self.name}: it takes "
-        "the inner perturbation in a second outer pass; drop it, or take "
+        f"--reuse_perturbation has no effect with --algorithm={self.name}: it reuses "
+        "the inner perturbation in a second outer pass; drop it, or use "
         "--algorithm=sharp_maml_both"
       )
 

@@ -6,10 +6,10 @@
     logits[k] = -|transformed(query) - centroids[k]|^2
 
 "SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning", arXiv
-1911.04623. The embedding is one that was trained as an ordinary classifier of all base
-classes. Nothing is learned by gradients: a meta-step embeds its tasks and takes the
-mean of their features into the centre, which is the mean over the images of all steps.
-The authors take each training image once; here tasks draw them.
+1911.04623. The embedding is first trained as an ordinary classifier of all base
+classes. Nothing is learned by gradients: a meta-step embeds its tasks and updates the
+centre, the mean feature of the images of all steps so far. The authors use each
+training image once; here the images are those of the sampled tasks.
 
 Transformations, `transform`: "centred_l2" is the paper's CL2N, "l2" its L2N, without a
 centre, and "none" its UN. Cost of one meta-step and task: a forward pass, a third of a
@@ -63,15 +63,15 @@ def simpleshot(
 ) -> MetaAlgorithm:
   """Builds SimpleShot; `init` takes `WithOwn(embedding's parameters, centre)`.
 
-  A step leaves the embedding as it is: `params.head`, `[dim]`, is the mean of the
-  features of all images so far. A class without support examples is never predicted,
-  see `jsharp.protonet`.
+  A step does not change the embedding. It updates `params.head`, `[dim]`, the mean of
+  the features of all images so far. A class without support examples is never
+  predicted; see `jsharp.protonet`.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`.
     way: the number of classes of a task.
-    transform: of the features, see above.
-    execution: how it is executed: tasks at a time.
+    transform: how features are transformed: "centred_l2", "l2" or "none".
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `adapt` returns a
@@ -79,7 +79,7 @@ def simpleshot(
 
   Raises:
     ValueError: if `way` is below 2 or there is no such transformation; at the first
-      trace, if the embedding is no matrix or the support set is smaller than `way`.
+      trace, if the embedding is not a matrix or the support set is smaller than `way`.
 
   Example:
     >>> algorithm = simpleshot(lambda w, x: w * x, way=2)
@@ -121,7 +121,7 @@ def simpleshot(
 
 
 def transformed(features: jax.Array, centre: jax.Array, transform: str) -> jax.Array:
-  """Features as centroids and distances are taken of.
+  """Centres features and scales them to unit length, as `transform` says.
 
   Args:
     features: `[num_examples, dim]`.
@@ -189,8 +189,8 @@ class SimpleShot(Algorithm):
 
   transform: Literal["none", "l2", "centred_l2"] = option(
     "centred_l2",
-    "Of simpleshot's features: none; l2, unit length; or centred_l2, unit length from "
-    "the mean of the training features.",
+    "How simpleshot transforms features. none: not at all; l2: to unit length; "
+    "centred_l2: to unit length after subtracting the mean training feature.",
   )
 
   def make(self, problem: Problem) -> Made:

@@ -3,9 +3,9 @@
     grads at params on the batch -> optimizer -> params
     statistics and metrics: those of the pass at params, whatever passes follow
 
-The bundle goes through `jsharp.training.loop.train` and
-`jsharp.evaluation.tasks.evaluate` as it is, with examples where those have tasks. The
-optimizer is called as everywhere in jsharp (`jsharp.core.descent`), so
+The bundle works with `jsharp.training.loop.train` and
+`jsharp.evaluation.tasks.evaluate`, with examples in place of tasks. The optimizer is
+called as everywhere in jsharp (`jsharp.core.descent`), so
 `optax.chain(jsharp.sam(0.05), optax.sgd(0.1))` is SAM.
 """
 
@@ -48,10 +48,10 @@ def supervised(
 ) -> MetaAlgorithm:
   """Minimises the mean loss of batches with any optax optimizer.
 
-  Metrics and statistics come from the pass at the parameters themselves; what a
-  normalisation layer averages at points that the optimizer tries (SAM's perturbed
-  ones, a line search) is thrown away. All passes of a step draw the same random
-  numbers, so that the optimizer compares losses of one and the same network.
+  Metrics and statistics come from the pass at the parameters themselves. Statistics
+  from other points that the optimizer evaluates (SAM's perturbed parameters, a line
+  search) are discarded. All passes of a step use the same random numbers, so the
+  optimizer compares losses of the same network.
 
   Args:
     loss_fn: `loss_fn(variables, batch, train) -> (metrics, statistics)`, metrics per
@@ -59,20 +59,20 @@ def supervised(
     optimizer: an optax optimizer; it is given `value=`, `grad=`, `value_fn=` and
       `grad_fn=`, the loss and its gradient on the same batch.
     centre: for an optimizer that moves perturbed parameters,
-      `centre(params, opt_state)`: those that are to be evaluated. The state then holds
-      them as its parameters and the perturbed ones beside the optimizer's state.
-    groups: for m-sharpness: the batch is divided, each group's gradient is taken at a
-      perturbation of its own, one group after the other, and the optimizer, without
-      SAM, is given their mean. What normalisation layers average is averaged.
-    weight_decay: adds half of it times the squared length of the parameters to the
-      loss, in all passes of a step and not to the metrics, as SAM's published code
-      does. So it takes part in the direction of a perturbation, where
-      `optax.add_decayed_weights` behind SAM does not.
-    hold: `hold(params)`, with `jax.lax.stop_gradient` around those that stand still.
-      They have then no gradient, of the loss or of the decay, and no part in a
-      perturbation. The optimizer has to leave them alone too.
+      `centre(params, opt_state)` returns the parameters to evaluate. The state then
+      holds these as its parameters, and the perturbed ones with the optimizer's state.
+    groups: for m-sharpness: the batch is divided into groups, each group's gradient is
+      taken at its own perturbation, one group after the other, and the optimizer, which
+      must not contain SAM, is given their mean. Statistics are averaged over groups.
+    weight_decay: adds half of it times the squared norm of the parameters to the loss,
+      in all passes of a step, as SAM's published code does, but not to the metrics. It
+      therefore influences the direction of a perturbation, which
+      `optax.add_decayed_weights` after SAM does not.
+    hold: `hold(params)`, which applies `jax.lax.stop_gradient` to frozen parameters.
+      They then have no gradient, neither of the loss nor of the decay, and are not
+      perturbed. The optimizer must not change them either.
     key: for a network that draws random numbers in training: the loss is then called
-      as `loss_fn(variables, batch, True, key of the step)`, with one for each group.
+      as `loss_fn(variables, batch, True, key of the step)`, with one key per group.
 
   Returns:
     The bundle. `init(variables)`; `step(state, batch)`, whose metrics are `[batch]`;
@@ -99,7 +99,7 @@ def supervised(
     opt_state = optimizer.init(trees.inexact(variables.params)[0])
     if centre is None:
       return MetaState(jnp.int32(0), variables, opt_state)
-    # A copy: a step's buffers are reused, and no two may be the same one.
+    # Copied, because a step donates its buffers, and no two may be the same.
     moved = jax.tree.map(jnp.array, variables.params)
     return MetaState(jnp.int32(0), variables, (moved, opt_state))
 
@@ -141,7 +141,7 @@ def supervised(
 def _in_groups(
   mean_loss: Callable[..., Any], groups: SharpGroups
 ) -> Callable[..., Any]:
-  """The mean over groups of what `value_and_grad` gives for each."""
+  """The mean over groups of the results of `value_and_grad`."""
   of_group = trees.value_and_grad(
     sharpen(mean_loss, groups.ascent, has_aux=True, second_order=groups.second_order),
     has_aux=True,
@@ -165,9 +165,9 @@ def _in_groups(
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
       if jnp.shape(leaf)[:1] != (size,):
         raise ValueError(
-          f"batch{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)} and no "
-          f"row for each of the {size} examples, so groups cannot be taken of it; give "
-          "one to every example, or make it a part of the loss"
+          f"batch{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)}, not one "
+          f"row for each of the {size} examples, so it cannot be divided into groups; "
+          "give it one row per example, or make it part of the loss"
         )
     count = size // groups.size
     data: Any = (jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch),)
@@ -216,7 +216,7 @@ def classifier(
     module: called as `module(inputs, train)`, with logits `[batch, num_classes]` as
       its result and no state but parameters and `batch_stats`. Random numbers that it
       draws in training come from its streams "dropout" and "shake".
-    transform: what is done to the module's function
+    transform: applied to the module's function
       `apply_fn(params, inputs, *, statistics, train, key) -> (logits, statistics)`,
       such as
       `lambda apply_fn: jsharp.precision.in_precision(apply_fn, "bfloat16")`.
@@ -249,8 +249,8 @@ def classifier_functions(
 
   Returns:
     `init_fn(key, inputs) -> Variables` and
-    `apply_fn(params, inputs, *, statistics, train, key) -> (logits, statistics)`; the
-    key of the module's random numbers may be None or left out: it then draws none.
+    `apply_fn(params, inputs, *, statistics, train, key) -> (logits, statistics)`. `key`
+    may be None or left out for a module that draws no random numbers.
 
   Example:
     >>> from jsharp.models import ResNet
@@ -289,19 +289,19 @@ def example_loss(
 ) -> ExampleLossFn:
   """Cross-entropy and accuracy of each example.
 
-  In evaluation, where there are more than five classes, also "top5_accuracy": whether
-  the class is among the five that the network finds most probable.
+  In evaluation with more than five classes, also "top5_accuracy": whether the class is
+  among the five most probable ones.
 
   Args:
     apply_fn: from `classifier_functions`.
-    label_smoothing: share of each training target that is spread evenly over all
+    label_smoothing: the fraction of each training target that is spread evenly over all
       classes (Szegedy et al. 2016, arXiv 1512.00567); 0 for none.
 
   Returns:
     The `loss_fn` that `classifier` returns. Targets are `[batch]` integers, or
-    `[batch, num_classes]` shares of the classes, as mixup makes; the accuracy is then
-    the share that the answered class has. It may be given a key as a fourth argument,
-    for a network that draws random numbers in training.
+    `[batch, num_classes]` class weights, as mixup produces; the accuracy is then the
+    weight of the predicted class. A network that draws random numbers in training needs
+    a key as fourth argument.
 
   Example:
     >>> loss_fn = example_loss(lambda params, x, *, statistics, train: (x, statistics))
@@ -341,11 +341,10 @@ def example_loss(
 def estimate_statistics(
   loss_fn: ExampleLossFn, variables: Variables, batches: Batch
 ) -> Any:
-  """Running averages that fit some parameters: the means over batches.
+  """Recomputes running averages for given parameters, as means over batches.
 
-  Between two trained networks, or a step away from one, the averages that training left
-  behind fit the activations no more (Izmailov et al. 2018, arXiv 1803.05407, section
-  3.2).
+  Between two trained networks, or a step away from one, the averages from training no
+  longer match the activations (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
 
   Args:
     loss_fn: from `classifier` or `example_loss`.
@@ -378,7 +377,7 @@ def estimate_statistics(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrdinaryTraining(Options):
-  """Epochs and batches of ordinary training, and its SGD.
+  """Epochs, batches and the SGD optimizer of ordinary training.
 
   Example:
     >>> OrdinaryTraining(momentum=1.0)
@@ -391,7 +390,7 @@ class OrdinaryTraining(Options):
   num_epochs: int = option(20, "Passes over the training images.", check=at_least(1))
   batch_size: int = option(
     32,
-    "Images per step; the rest of an epoch that fills no batch is dropped.",
+    "Images per step; an incomplete batch at the end of an epoch is dropped.",
     check=at_least(1),
   )
   lr: float = option(
@@ -400,7 +399,7 @@ class OrdinaryTraining(Options):
     check=positive("usual values lie between 0.01 and 0.5."),
   )
   schedule: Literal["cosine", "constant"] = option(
-    "cosine", "cosine: to 0 over the whole run, without warm-up; constant."
+    "cosine", "cosine: falls to 0 over the whole run, without warm-up; or constant."
   )
   momentum: float = option(
     0.9, "Momentum of SGD.", check=between(0, 1, "0.9 is usual.", below=True)
@@ -408,22 +407,24 @@ class OrdinaryTraining(Options):
   nesterov: bool = option(True, "Nesterov's momentum, as in SAM's code.")
   weight_decay: float = option(
     0.0005,
-    "Times the parameters, all of them, added to the gradient that SGD is given.",
+    "Weight decay: this factor times the parameters, all of them, is added to the "
+    "gradient that SGD receives.",
     check=at_least(0, "0.0005 is usual."),
   )
   decay_in_loss: bool = option(
     False,
     "Make the weight decay a part of the loss, in all passes of a step, as in SAM's "
-    "code; by default it is that of the unperturbed parameters, behind SAM.",
+    "code. By default the decay of the unperturbed parameters is added after SAM.",
   )
   label_smoothing: float = option(
     0.0,
-    "Share of each training target that is spread over all classes.",
+    "Label smoothing: the fraction of each training target that is spread over all "
+    "classes.",
     check=between(0, 1, "0.1 is usual.", below=True),
   )
   clip_gradient: float | None = option(
     None,
-    "Shortens that gradient to this length where it is longer; SAM's code has 5. "
+    "Clip the norm of the gradient that SGD receives to this value; SAM's code uses 5. "
     "Default: no clipping.",
     check=positive("leave the flag out to train without clipping."),
   )
@@ -434,8 +435,8 @@ class OrdinaryTraining(Options):
   def optimizer(self, num_steps: int) -> optax.GradientTransformation:
     """Weight decay, clipping and SGD, for a run of this many steps.
 
-    Behind a perturbation the decay is that of the unperturbed parameters, and the
-    perturbation does not follow it; with `decay_in_loss`, it is not here but a part of
+    In a chain after a perturbation, the decay is that of the unperturbed parameters and
+    does not influence the perturbation. With `decay_in_loss` it is not here but part of
     the loss, in both passes, as in SAM's code.
     """
     rate: Any = self.lr

@@ -8,16 +8,16 @@
                                   grad(cross-entropy(logits, query labels)))
 
 "How to Train Your MAML to Excel in Few-Shot Classification", arXiv 2106.16245, section
-5. MAML meta-learns a row of the head for each output, though which class of a task an
-output stands for is drawn at random: its accuracy depends on the order of the classes.
-Here all outputs begin alike, so the prediction for a class does not depend on its
-number, and one trained learner takes tasks of any number of classes.
+5. MAML meta-learns a row of the head for each output, although the class that an output
+stands for is drawn at random in each task: its accuracy depends on the order of the
+classes. Here all outputs start from the same row, so the prediction for a class does
+not depend on its number, and one trained learner handles any number of classes.
 
-The meta-gradient is exact, and the gradient by the row is that by the head's weights,
-summed over classes. There is no shared bias to learn: one number added to all logits
-changes no probability.
+The meta-gradient is exact. The gradient with respect to the row is the gradient with
+respect to the head's weights, summed over classes. There is no shared bias to learn:
+adding one number to all logits changes no probability.
 
-The authors begin with a pretrained ResNet-12 and take 5 to 20 inner steps at 0.05.
+The authors start from a pretrained ResNet-12 and take 5 to 20 inner steps at 0.05.
 Cost of one meta-step and task: MAML's.
 """
 
@@ -63,7 +63,7 @@ def unicorn_maml(
 ) -> MetaAlgorithm:
   """Builds UNICORN-MAML; `init` takes `WithOwn(embedding's parameters, row)`.
 
-  A class without support examples is never predicted, see `jsharp.proto_maml`.
+  A class without support examples is never predicted; see `jsharp.proto_maml`.
 
   Args:
     apply_fn: the embedding, `apply_fn(params, inputs) -> [num_examples, dim]`, for
@@ -73,20 +73,20 @@ def unicorn_maml(
     outer_optimizer: any optax optimizer, SGD with momentum in the paper.
     way: the number of classes of a task.
     num_inner_steps: inner steps in training.
-    inner_loss: `inner_loss(loss_fn) -> loss_fn`, what is made of the support loss
-      before the inner loop differentiates it, as of `jsharp.proto_maml`.
+    inner_loss: `inner_loss(loss_fn) -> loss_fn`, applied to the support loss before the
+      inner loop differentiates it, as in `jsharp.proto_maml`.
     query_loss_fn: `(adapted, task) -> (loss, metrics)` for the meta-objective, made
       with `predict_with_head`; cross-entropy on the query set if None.
     adapted_mask: `params -> pytree of bool`, the leaves of the embedding that the inner
-      loop changes beside the head; all if None.
-    execution: how it is executed: tasks at a time, inner steps in a loop or not.
+      loop changes in addition to the head; all if None.
+    execution: tasks at a time and form of the inner loop; see `jsharp.Execution`.
 
   Returns:
     The bundle of pure functions `init`, `step`, `adapt`; `adapt` returns a `WithHead`.
 
   Raises:
     ValueError: if a count is out of range; at the first trace, if the labels are not
-      those of `way` classes or the embedding is no matrix.
+      those of `way` classes or the embedding is not a matrix.
 
   Example:
     >>> algorithm = unicorn_maml(

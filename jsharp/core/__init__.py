@@ -1,4 +1,7 @@
-"""Both loops: adaptation, steps, objectives, links, and how they are computed."""
+"""The parts of both loops: adaptation, optimizer steps, objectives and optax links.
+
+Use them to build an algorithm of your own. `Execution` says how it is computed.
+"""
 
 from jsharp.core.adaptation import (
   adapted_value_and_grad,

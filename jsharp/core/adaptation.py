@@ -25,14 +25,15 @@ def split(
     params: any pytree.
     mask: `mask(params) -> pytree of bool`, or None for all leaves. A leaf without a
       derivative (an integer, a key, an activation function) is never adapted.
-    name: what the caller's argument is called, for the error.
+    name: the name of the caller's argument, for the error.
 
   Returns:
-    `(adapted, others)`, both like `params` with None in place of each leaf that is
-    in the other one; None counts as no leaf, so any optimizer takes the first.
+    `(adapted, others)`, both like `params`, with None in place of each leaf that the
+    other one holds; JAX does not count None as a leaf, so any optimizer accepts the
+    first.
 
   Raises:
-    ValueError: if the mask selects no leaf, or none of those has a derivative.
+    ValueError: if the mask selects no leaf, or no selected leaf has a derivative.
 
   Example:
     >>> split({"body": 1.0, "head": 2.0}, lambda params: {"body": False, "head": True})
@@ -53,7 +54,7 @@ def split(
       str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(params)
     }
     raise ValueError(
-      f"there is nothing to adapt: only floating-point leaves are, and params hold "
+      f"there is nothing to adapt: only floating-point leaves can be, and params has "
       f"{', '.join(sorted(kinds))}; pass them as floats"
     )
   adapted = jax.tree.map(lambda keep, x: x if keep else None, selected, params)
@@ -62,11 +63,11 @@ def split(
 
 
 def adapted_value_and_grad(loss_fn: LossFn, others: Params, batch: Any) -> Any:
-  """The gradient of a batch's loss with respect to the adapted leaves alone.
+  """The gradient of a batch's loss with respect to only the adapted leaves.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
-    others: the leaves that stay, as from `split`.
+    others: the leaves that do not change, as from `split`.
     batch: the data.
 
   Returns:
@@ -90,17 +91,17 @@ def repeated(
   num_steps: int,
   execution: Execution = Execution(),
 ) -> tuple[Any, Any]:
-  """Takes inner steps one after another: the one loop of all algorithms.
+  """Takes inner steps one after another: the loop that all algorithms share.
 
   Args:
-    step: `step(carry, i) -> (carry, seen)`; `i` is an integer where steps are unrolled,
-      and traced where they are a loop.
-    carry: what the first step gets.
+    step: `step(carry, i) -> (carry, seen)`; `i` is an integer if steps are unrolled,
+      and traced if they are a loop.
+    carry: the carry of the first step.
     num_steps: the number of steps.
-    execution: whether steps are unrolled, scanned or computed again on the way back.
+    execution: whether steps are unrolled, scanned or recomputed in the backward pass.
 
   Returns:
-    The last carry, and what every step saw, stacked; None if there is no step.
+    The last carry, and the `seen` of all steps, stacked; None if there is no step.
 
   Example:
     >>> carry, seen = repeated(lambda w, i: (w + i, 2 * w), jnp.float32(1), num_steps=3)
@@ -135,7 +136,7 @@ def optimised(
   see: Callable[[Any, Params, Any], Any] | None = None,
   execution: Execution = Execution(),
 ) -> tuple[Params, Any, Any]:
-  """Optimizer steps on a loss that may be another one at every step.
+  """Takes optimizer steps on a loss that may depend on the step.
 
   Args:
     optimizer: any optax optimizer.
@@ -143,13 +144,13 @@ def optimised(
     params: where to start.
     opt_state: the optimizer's state to start from; a new one if None.
     num_steps: the number of steps.
-    see: `see(i, params, aux)`, what to keep of step i: `params` are those after it and
-      `aux` is that of its loss. None keeps nothing.
+    see: `see(i, params, aux)`, what to record at step i, given the parameters after it
+      and the `aux` of its loss. None records nothing.
     execution: how the steps are repeated.
 
   Returns:
-    The parameters and the optimizer's state at the end, and `[num_steps, ...]` of what
-    was kept; None if there is no step.
+    The parameters and the optimizer's state at the end, and the records, stacked along
+    an axis `[num_steps, ...]`; None if there is no step.
 
   Example:
     >>> w, _, seen = optimised(
@@ -175,14 +176,14 @@ def optimised(
 
 
 def chosen_steps(num_steps: int | None, usual: int) -> int:
-  """The number of inner steps of one call of `adapt`.
+  """The number of inner steps for one call of `adapt`.
 
   Args:
-    num_steps: what the caller of `adapt` passed.
-    usual: the number to take if that is None.
+    num_steps: the argument of `adapt`.
+    usual: the number to use if that is None.
 
   Returns:
-    One of the two.
+    The number of steps.
 
   Raises:
     ValueError: if `num_steps` is neither None nor an integer of at least 0.
@@ -204,19 +205,19 @@ def inner_loop(
 ) -> AdaptFn:
   """Builds `adapt(params, support)`: `num_steps` optimizer steps on the support set.
 
-  It is a pure function, differentiable to any order; what a derivative sees of
-  each step is decided by the links of `optimizer`.
+  It is a pure function, differentiable to any order. The links of `optimizer` decide
+  what derivatives flow through: see `jsharp.stop_gradient`.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)` of one task.
-    optimizer: any optax optimizer. Its state starts anew per task. Those that divide by
-      the size of a gradient need a form that has a derivative at zero, or the
-      meta-gradient is NaN there: Adam and its kin `eps_root > 0`, a clip by norm that
-      of `jsharp.core`; docs/methods.md has them all.
+    optimizer: any optax optimizer. Its state starts anew for every task. An optimizer
+      that divides by the size of a gradient needs a form with a derivative at zero;
+      otherwise the meta-gradient is NaN there. For Adam and similar ones set
+      `eps_root > 0`; for clipping by norm use the links of `jsharp.core`. See
+      docs/methods.md for all cases.
     num_steps: the number of steps; 0 returns the parameters unchanged.
-    adapted_mask: which leaves are changed. The others are constants here: no
-      gradient is computed for them, and neither optimizer nor SAM link sees them
-      (they see None in their place).
+    adapted_mask: which leaves are changed. The others are constants here: no gradient
+      is computed for them, and the optimizer and SAM links get None in their place.
     execution: how the steps are repeated.
 
   Returns:
@@ -224,7 +225,7 @@ def inner_loop(
     keywords, both static, replace this function's arguments for one call.
 
   Raises:
-    ValueError: if `num_steps` is no integer of at least 0.
+    ValueError: if `num_steps` is not an integer of at least 0.
 
   Example:
     >>> loss_fn = lambda w, x: ((w - x) ** 2, {})

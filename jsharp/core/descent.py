@@ -1,4 +1,4 @@
-"""One step of optax: the lines that the inner and the outer loop share."""
+"""One optimizer step, shared by the inner and the outer loop."""
 
 import collections
 from collections.abc import Callable
@@ -25,14 +25,14 @@ def descend(
   *,
   grad_fn: Callable[[Params], Any] | None = None,
 ) -> tuple[Params, Any, Any]:
-  """Takes one optimizer step, with everything that any optax optimizer asks for.
+  """Takes one optimizer step, with every extra argument that optax optimizers use.
 
-  The optimizer is given `value=`, `grad=`, `value_fn=` and `grad_fn=`, so SAM
-  links, Polyak step sizes and line searches work at either loop; what it does
-  not use costs nothing once compiled.
+  The optimizer is given `value=`, `grad=`, `value_fn=` and `grad_fn=`, so SAM links,
+  Polyak step sizes and line searches work in either loop. Arguments that it does not
+  use cost nothing once compiled.
 
-  Leaves without a derivative (a counter, an activation function) stay as they are, and
-  the optimizer sees None in their place.
+  Leaves without a derivative (a counter, an activation function) do not change; the
+  optimizer gets None in their place.
 
   Args:
     optimizer: an optax optimizer, passed through
@@ -41,17 +41,17 @@ def descend(
       `jsharp.tree.value_and_grad`.
     params: where to step from.
     opt_state: the optimizer's state.
-    grad_fn: what links are given as `grad_fn`; the gradient of
-      `value_and_grad_fn` if None.
+    grad_fn: the `grad_fn` that links are given; the gradient of `value_and_grad_fn` if
+      None.
 
   Returns:
     The new params, the new optimizer state, and the metrics at `params`.
 
   Raises:
-    ValueError: if no leaf of `params` has a derivative; if the optimizer has a SAM link
-      at its end or behind what makes a step of the gradient, reshapes the parameters
-      around one, or takes other arguments than optax's optimizers do
-      (`optax.lookahead`, `optax.contrib.sam`).
+    ValueError: if no leaf of `params` has a derivative; if a SAM link is the last link
+      of the optimizer, comes after the link that turns the gradient into a step, or is
+      wrapped by one that reshapes the parameters; or if the optimizer's arguments
+      differ from those of optax's optimizers (`optax.lookahead`, `optax.contrib.sam`).
 
   Example:
     >>> sgd = optax.with_extra_args_support(optax.sgd(0.1))
@@ -64,8 +64,7 @@ def descend(
   _check_order(optimizer, params, opt_state)
   if jax.tree.leaves(constants) and not jax.tree.leaves(params):
     raise ValueError(
-      "params hold no floating-point leaf, so nothing would be learned; pass them as "
-      "floats"
+      "params has no floating-point leaf, so nothing would be learned; pass floats"
     )
 
   def at(point: Params) -> Params:
@@ -73,8 +72,8 @@ def descend(
 
   (loss, metrics), grads = value_and_grad_fn(at(params))
 
-  # optax's line searches pass every other extra argument on to value_fn and
-  # refuse those that it does not take.
+  # optax's line searches pass all their other extra arguments to value_fn, so it must
+  # accept them.
   def value_fn(point: Params, grad_fn: Any = None) -> Any:
     del grad_fn
     return value_and_grad_fn(at(point))[0][0]
@@ -97,13 +96,13 @@ def descend(
 def _of_like_params(
   grad_fn: Callable[[Params], Any], params: Params
 ) -> Callable[[Params], Any]:
-  """`grad_fn` that refuses what a wrapper around a link has made of `params`."""
+  """`grad_fn` that raises an error if a wrapper around a link reshaped `params`."""
 
   def checked(point: Params) -> Any:
     found: Any = jax.tree.structure(point)
     if found != jax.tree.structure(params):
       raise ValueError(
-        f"the optimizer asks for a gradient at {found}, and the parameters are "
+        f"the optimizer asks for a gradient at {found}, but the parameters are "
         f"{jax.tree.structure(params)}: a wrapper around SAM reshapes "
         "them. Put SAM in front of it: optax.chain(jsharp.sam(rho), "
         "optax.flatten(optimizer))"
@@ -114,18 +113,18 @@ def _of_like_params(
 
 
 def _check_links(opt_state: Any) -> None:
-  """Refuses optimizers that would go wrong, by the states of their links."""
+  """Rejects optimizers that would compute wrong steps, judged by their states."""
   others = (optax.LookaheadState, optax.contrib.SAMState)
   for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, others)):
     if isinstance(node, optax.LookaheadState):
       raise ValueError(
-        "optax.lookahead steps a pair of parameters, optax.LookaheadParams, and hands "
-        "no extra argument on, so it works in a loop of your own alone; take the "
-        "optimizer inside of it"
+        "optax.lookahead updates a pair of parameters, optax.LookaheadParams, and "
+        "forwards no extra arguments, so it works only in your own loop; use the "
+        "optimizer that it wraps"
       )
     if isinstance(node, optax.contrib.SAMState):
       raise ValueError(
-        "optax.contrib.sam takes neither value= nor grad_fn= as other links do; use "
+        "optax.contrib.sam does not take value= and grad_fn= as other links do; use "
         "optax.chain(jsharp.sam(rho), optimizer)"
       )
 
@@ -133,29 +132,29 @@ def _check_links(opt_state: Any) -> None:
 def _check_order(
   optimizer: optax.GradientTransformationExtraArgs, params: Params, opt_state: Any
 ) -> None:
-  """Refuses SAM links that do not stand in front of what makes a step."""
+  """Rejects SAM links that are not in front of the link that makes a step."""
   wrong = ""
   for chain in _chains(opt_state):
     is_sharp = [isinstance(link, SharpnessAwareState | LookState) for link in chain]
     if is_sharp[-1:] == [True]:
       wrong = (
-        "the last link of the optimizer is SAM, which hands on a gradient that nothing "
+        "the last link of the optimizer is SAM, which returns a gradient that nothing "
         "turns into a step: the loss would rise"
       )
     elif any(is_sharp[1:]) and _perturbs_downhill(optimizer, params):
       wrong = (
-        "a link in front of SAM makes a step of the gradient, so the perturbation "
+        "a link in front of SAM turns the gradient into a step, so the perturbation "
         "would go downhill"
       )
   if wrong:
     raise ValueError(
-      f"{wrong}. SAM stands in front: "
+      f"{wrong}. Put SAM in front: "
       "optax.chain(jsharp.sam(rho), optax.adamw(learning_rate))"
     )
 
 
 def _chains(state: Any) -> list[list[Any]]:
-  """The states of an optimizer's links in their order, for every part of the tree."""
+  """The states of an optimizer's links in order, for every chain within it."""
   for wrapped in ("inner_state", "inner_opt_state"):
     if hasattr(state, wrapped):
       return _chains(getattr(state, wrapped))
@@ -174,10 +173,10 @@ def _chains(state: Any) -> list[list[Any]]:
 def _perturbs_downhill(
   optimizer: optax.GradientTransformationExtraArgs, params: Params
 ) -> bool:
-  """Whether SAM in it asks for a gradient at a point where the loss is lower.
+  """Whether the optimizer's SAM link asks for a gradient where the loss is lower.
 
-  The sign of a step cannot be seen in a state, so the optimizer is tried on a plane of
-  few dimensions, once uphill and once downhill: noise goes one way in both.
+  A state does not show the sign of a step, so the optimizer is tried on a linear
+  function of a few dimensions and on its negative: noise moves the same way in both.
   """
   with jax.ensure_compile_time_eval(), jax.disable_jit():
 
@@ -187,14 +186,14 @@ def _perturbs_downhill(
     point = jax.tree.map(one, params)
     try:
       return all(_rise(optimizer, point, slope) < 0 for slope in (1, -1))
-    except Exception:  # A link that works in its own surroundings alone is not judged.
+    except Exception:  # A link that cannot run in isolation is not judged.
       return False
 
 
 def _rise(
   optimizer: optax.GradientTransformationExtraArgs, point: Params, slope: int
 ) -> float:
-  """How much higher a plane is where the optimizer asks for its gradient."""
+  """How much higher a linear function is where the optimizer asks for its gradient."""
   grads = jax.tree.map(lambda x: slope * jnp.ones_like(x), point)
   asked: list[Params] = []
 

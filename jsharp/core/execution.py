@@ -1,9 +1,8 @@
-"""How a computation is executed, as one value that is passed along.
+"""How a computation is executed, as one value that is passed as an argument.
 
-Nothing in the library looks at the machine to decide how to compute, but for the
-platform (CPU or accelerator). Programs ask
-`jsharp.training.devices.execution_for` once for what suits their machine and pass it
-on, so a trace depends on its arguments alone.
+Apart from the platform (CPU or accelerator), the library never inspects the machine to
+decide how to compute. Programs call `jsharp.training.devices.execution_for` once to get
+what suits their machine and pass it on, so a trace depends only on its arguments.
 """
 
 import dataclasses
@@ -18,30 +17,30 @@ InnerSteps = Literal["unrolled", "scanned", "recomputed"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-  """How a computation is executed, never what it computes: results agree to rounding.
+  """How a computation is executed; results agree up to rounding.
 
   The defaults suit an accelerator, and a CPU whose devices have several cores each.
 
   Attributes:
-    task_chunk: how many tasks are computed at a time, the memory dial. None takes what
-      suits the platform: one on a CPU, all elsewhere. "in_order" takes one at a time
-      and adds in the order of the tasks. See `jsharp.over_tasks`.
-    inner_steps: how inner steps are repeated. "unrolled" writes them one after
-      another, and scans where there are more than `max_unrolled`. "scanned" is a loop
-      with one body, which compiles faster and runs slower. "recomputed" is that loop
-      with each step computed again on the way back: where a device has one core, that
-      takes less time than to write and read what the step computed.
-    max_unrolled: the most steps that "unrolled" writes one after another. With more,
+    task_chunk: how many tasks are computed at a time; a smaller number needs less
+      memory. None chooses by platform: one on a CPU, all elsewhere. "in_order" takes
+      one at a time and adds in the order of the tasks. See `jsharp.over_tasks`.
+    inner_steps: how inner steps are repeated. "unrolled" unrolls them, or scans if
+      there are more than `max_unrolled`. "scanned" is a loop with one body, which
+      compiles faster and runs slower. "recomputed" is that loop with each step
+      recomputed in the backward pass: on a device with one core, this takes less time
+      than writing and reading the intermediate results.
+    max_unrolled: the largest number of steps that "unrolled" unrolls. Beyond it,
       compilation costs more than unrolling saves.
     convolution: the form of the network's convolutions. Algorithms do not read it: give
       it to the network, `Conv4(..., convolution=execution.convolution)`. See
       `jsharp.nn.conv2d`.
-    single_threaded: whether each device computes with one thread. On a CPU, products
-      are then not divided among threads, and an evaluation is divided among the
-      devices.
+    single_threaded: whether each device computes with one thread. On a CPU, matrix
+      products are then not divided among threads, and an evaluation is divided among
+      the devices.
 
   Raises:
-    ValueError: if a value is none of these.
+    ValueError: if a value is not one of these.
 
   Example:
     >>> import jax.numpy as jnp, optax
@@ -67,4 +66,4 @@ class Execution:
 
 
 PORTABLE = Execution(convolution="direct")
-"""The same operations on every platform and for any number of examples, for exports."""
+"""For exports: the same operations on every platform and for any number of examples."""

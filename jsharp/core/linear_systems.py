@@ -1,4 +1,4 @@
-"""Linear systems of which only products with the matrix are known."""
+"""Matrix-free solution of linear systems."""
 
 from typing import Any
 
@@ -12,18 +12,17 @@ from jsharp.types import Params
 def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Params:
   """Solves `matrix(x) = vector` approximately, from zero.
 
-  A fixed number of steps, so that tasks side by side cost the same. Unlike
-  `jax.scipy.sparse.linalg.cg`, which reads a NaN residual as a reason to stop and
-  returns the finite start, NaN in is NaN out. A zero vector gives zero. A zero
-  residual or a direction of no positive curvature ends the solution where it is: the
-  steps that are left change nothing. The vector's length does not matter, since it is
-  divided by it first.
+  The number of steps is fixed, so that tasks in a batch cost the same. NaN in is NaN
+  out, unlike `jax.scipy.sparse.linalg.cg`, which stops at a NaN residual and returns
+  the finite start. A zero vector gives zero. At a zero residual, or a direction without
+  positive curvature, the solution is final: the remaining steps change nothing. The
+  vector's length does not matter, since the vector is normalised first.
 
   Args:
     matrix: `x -> matrix times x`, symmetric and positive definite.
-    vector: the right side, any pytree.
-    num_steps: products with the matrix; as many as there are unknowns solve the
-      system, up to rounding.
+    vector: the right-hand side, any pytree.
+    num_steps: the number of products with the matrix; as many as there are unknowns
+      solve the system, up to rounding.
 
   Returns:
     The solution, like `vector`.
@@ -41,7 +40,7 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
     x, residual, direction, square = carry
     product = matrix(direction)
     curvature = inner_product(direction, product)
-    # Written so that a NaN goes on, and what is infinite becomes one.
+    # NaN propagates, and infinity becomes NaN.
     curvature = jnp.where(jnp.isinf(curvature), jnp.nan, curvature)
     goes_on = ~((curvature <= 0) | (square == 0))
     size = square / jnp.where(goes_on, curvature, 1)
@@ -54,7 +53,7 @@ def conjugate_gradients(matrix: Any, vector: Params, *, num_steps: int) -> Param
       add_scaled(residual, ratio, direction),
       new_square,
     )
-    # Nothing changes at a stop, so the next step comes to the same end.
+    # After a stop nothing changes, so the next step stops too.
     return jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), new, carry)
 
   zero = jax.tree.map(jnp.zeros_like, vector)

@@ -14,7 +14,7 @@ from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossF
 OverTasksFn = Callable[[Params, Task], tuple[Any, Any]]
 
 TASK_AXIS = "tasks"
-"""The mesh axis over which tasks are divided among devices."""
+"""The mesh axis along which tasks are divided among devices."""
 
 
 def on_query(loss_fn: Callable[[Params, Batch], Any]) -> TaskLossFn:
@@ -43,8 +43,8 @@ def after_adaptation(adapt: AdaptFn, query_loss_fn: TaskLossFn) -> TaskLossFn:
     query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
 
   Returns:
-    `task_loss_fn(params, task) -> (loss, metrics)`, where the metrics hold the
-    loss as `"loss"` too.
+    `task_loss_fn(params, task) -> (loss, metrics)`; the metrics include the loss as
+    `"loss"`.
 
   Example:
     >>> halve = lambda w, support: w / 2
@@ -90,7 +90,7 @@ def task_gradient(
       raise ValueError(
         "the meta-gradient goes through a lax.while_loop, which has no reverse-mode "
         "derivative: in a line search of the inner optimizer (optax.lbfgs, "
-        "scale_by_zoom_linesearch) or in the loss. Take optax.lbfgs(learning_rate, "
+        "scale_by_zoom_linesearch) or in the loss. Use optax.lbfgs(learning_rate, "
         "linesearch=None), or imaml or reptile, which do not differentiate inner steps"
       ) from error
 
@@ -100,28 +100,28 @@ def task_gradient(
 def over_tasks(
   task_fn: Callable[[Params, Task], tuple[Any, Any]], *, chunk: Chunk = None
 ) -> OverTasksFn:
-  """Maps a function of one task over many: a mean of one part, all of the other.
+  """Maps a function over tasks; averages its first result and collects its second.
 
-  The only place where tasks are batched. Given the value and gradient of a task
-  loss, it averages *per-task* gradients, `mean(vmap(grad))`: the same
-  mathematics as `grad(mean(vmap))` without the latter's redundant convolutions.
-  Memory is that of one chunk, whatever the number of tasks. Sums are taken in float32
-  at least, whatever the dtype of a leaf.
+  All batching of tasks goes through this function. Given the value and gradient of a
+  task loss, it averages *per-task* gradients, `mean(vmap(grad))`: mathematically equal
+  to `grad(mean(vmap))`, without its redundant convolutions. Memory use depends on the
+  chunk, not on the number of tasks. Sums are taken in float32 or wider, whatever the
+  dtype of a leaf.
 
   Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
-  every device is given its part of the tasks, all of the same size and in the order
-  of the axis; the mean, and what is collected, are then those of all tasks, the same
-  on every device, and have no derivative: take gradients inside `task_fn`.
+  every device gets its part of the tasks, all of the same size and in the order of the
+  axis. The mean and the collected results then cover all tasks, are the same on every
+  device, and have no derivative: take gradients inside `task_fn`.
 
   Args:
     task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
-    chunk: how many tasks are batched by `vmap` at a time; the chunks run one
-      after another and the last one may be smaller. None takes what suits the
-      backend: 1 on a CPU, all tasks elsewhere. Results agree to rounding. "in_order"
-      takes one task at a time and adds in the order of the tasks: the same bits on any
-      number of devices of a kind, if the compiler is kept from contracting products
-      and sums (`XLA_FLAGS=--xla_cpu_max_isa=AVX` on x86). The averaged part of every
-      task is held until then.
+    chunk: how many tasks `vmap` batches at a time; the chunks run one after another and
+      the last one may be smaller. None chooses by backend: 1 on a CPU, all tasks
+      elsewhere. Results agree up to rounding. "in_order" takes one task at a time and
+      adds in the order of the tasks: results are then bitwise equal on any number of
+      devices of one kind, if the compiler is kept from fusing multiplications and
+      additions (`XLA_FLAGS=--xla_cpu_max_isa=AVX` on x86). It holds the part to be
+      averaged of every task in memory.
 
   Returns:
     `mapped(params, tasks) -> (averaged, collected)`: the mean over tasks of the
@@ -129,8 +129,9 @@ def over_tasks(
     `[num_tasks, ...]` of the second.
 
   Raises:
-    ValueError: if `chunk` is none of these; when called, if there is no task or the
-      arrays of `tasks` have different leading axes; by derivatives on several devices.
+    ValueError: if `chunk` is not one of these; when called, if there is no task or the
+      arrays of `tasks` have different leading axes; when differentiated on several
+      devices.
 
   Example:
     >>> mapped = over_tasks(lambda w, task: (w * task, task + 1), chunk=2)
@@ -198,8 +199,8 @@ def over_tasks(
 def sum_over_devices(tree: Any) -> Any:
   """The sum over the mesh axis "tasks", as one message per dtype, in that dtype.
 
-  Between processes a message takes far longer to arrive than a network's parameters to
-  be sent, and each array would be one.
+  Between processes, the latency of a message far exceeds the time to send a network's
+  parameters, and each array would be a separate message.
 
   Args:
     tree: a pytree of arrays, inside a `jax.shard_map` over that axis.
@@ -216,7 +217,7 @@ def sum_over_devices(tree: Any) -> Any:
   """
   leaves, structure = jax.tree.flatten(tree)
   sums = list(leaves)
-  # In the order of the leaves: that of a set may be another in each process.
+  # In the order of the leaves: the order of a set may differ between processes.
   for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
     places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
     vector = jnp.concatenate([leaves[i].ravel() for i in places])
@@ -228,22 +229,22 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def _num_devices() -> int:
-  """Among how many devices the tasks are divided where this is traced."""
+  """The number of devices among which tasks are divided in the current trace."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
 
 
 @jax.custom_jvp
 def _constant(tree: Any) -> Any:
-  """Refuses derivatives: that of a sum over devices would be another on each."""
+  """Forbids derivatives: the derivative of a sum over devices would differ on each."""
   return tree
 
 
 @_constant.defjvp
 def _refuse(primals: Any, tangents: Any) -> Any:
   raise ValueError(
-    "over_tasks has no derivative where tasks are divided among devices; take the "
-    "gradient inside task_fn, as over_tasks(jax.value_and_grad(...))"
+    "over_tasks has no derivative if tasks are divided among devices; take the "
+    "gradient inside task_fn, as in over_tasks(jax.value_and_grad(...))"
   )
 
 
@@ -266,13 +267,13 @@ def _in_order(task_fn: Any, params: Params, tasks: Task) -> tuple[Any, Any]:
 
 
 def _widened(x: Any) -> jax.Array:
-  """What is added up, in a dtype in which the sum of many is right."""
+  """Converts to a dtype that is wide enough for a sum over many tasks."""
   wide = trees.at_least_float32(jnp.result_type(x))
   return jnp.asarray(x) if jnp.result_type(x) == wide else jnp.asarray(x, wide)
 
 
 def _mean(total: Any, num_tasks: int, dtypes: Any) -> Any:
-  """The mean of what was widened, in the dtypes that it had where they are inexact."""
+  """The mean, converted back to the original dtypes where these are inexact."""
 
   def one(x: jax.Array, dtype: Any) -> jax.Array:
     mean = x / num_tasks
@@ -286,7 +287,7 @@ def _num_tasks(tasks: Task) -> int:
   stack = "jax.tree.map(lambda *x: jnp.stack(x), *tasks)"
   if type(tasks) in (list, tuple) and all(isinstance(t, Task) for t in tasks):
     raise ValueError(
-      f"tasks is a {type(tasks).__name__} of {len(tasks)}, and must be one Task whose "
+      f"tasks is a {type(tasks).__name__} of {len(tasks)}, but must be one Task whose "
       f"arrays have a leading axis [num_tasks, ...]; stack them: {stack}"
     )
   axes = {
@@ -300,7 +301,7 @@ def _num_tasks(tasks: Task) -> int:
       for path, axis in list(axes.items())[:4]
     )
     raise ValueError(
-      "tasks must be arrays [num_tasks, ...] with one num_tasks >= 1 for all, and "
-      f"{found or 'there is none'}; stack a list of tasks with {stack}"
+      "tasks must be arrays [num_tasks, ...] with the same num_tasks >= 1 for all, but "
+      f"{found or 'there is no array'}; stack a list of tasks with {stack}"
     )
   return lengths.pop()[0]

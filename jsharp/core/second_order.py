@@ -1,20 +1,22 @@
-"""Losses whose gradient keeps less for a derivative of its own.
+"""Losses whose gradients store less for second derivatives.
 
-A meta-gradient goes back through inner gradients. Left to JAX, each of them keeps all
-that its forward and its backward pass computed until then: memory grows with the number
-of inner steps, and with the largest layer. Two loss transforms keep the parameters and
-the batch instead, for every algorithm that goes back through inner gradients:
+A meta-gradient differentiates through inner gradients. By default, JAX stores
+everything that the forward and backward pass of each inner gradient compute until the
+meta-gradient needs it: memory grows with the number of inner steps and with the largest
+layer. Two loss transforms store only the parameters and the batch instead. They work
+with every algorithm that differentiates through inner gradients:
 
-- `recomputed`: the gradient is computed anew on the way back, one inner step at a time.
-- `forward_over_reverse`: what goes back through a gradient is a Hessian-vector product,
-  and the Hessian is symmetric, so it is the directional derivative of the gradient: no
-  pass goes back through a backward pass, and one gradient with its tangents is all that
-  is ever held (arXiv 2505.00793).
+- `recomputed`: the backward pass recomputes the gradient, one inner step at a time.
+- `forward_over_reverse`: the derivative of a gradient, applied to a cotangent, is a
+  Hessian-vector product. The Hessian is symmetric, so the product is the directional
+  derivative of the gradient, in forward mode. Nothing is propagated backwards through a
+  backward pass, and only one gradient with its tangents is held at a time (arXiv
+  2505.00793).
 
-The inner loop's iterates are what remains, one copy of the adapted parameters and of
-the optimizer's state per step. (On a CPU, jax 0.10 finds the second computation to be
-the first where inner steps are unrolled, up to ten of them, and keeps what both share.)
-ANIL, which looks into the loss for what depends on the head alone, and iMAML, which
+What remains in memory are the inner loop's iterates: one copy of the adapted parameters
+and of the optimizer's state per step. (On a CPU, jax 0.10 merges the second computation
+with the first if inner steps are unrolled, up to ten of them, and stores what both
+share.) ANIL, which analyses how the loss depends on the head, and iMAML, which
 multiplies by Hessians itself, need the plain loss.
 """
 
@@ -32,7 +34,7 @@ from jsharp.types import LossFn, Metrics, Params
 
 
 def recomputed(loss_fn: LossFn) -> LossFn:
-  """The same loss; a derivative of its gradient computes that gradient anew.
+  """The same loss; differentiating its gradient recomputes that gradient.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
@@ -42,7 +44,7 @@ def recomputed(loss_fn: LossFn) -> LossFn:
     step. Metrics are constants to derivatives.
 
   Raises:
-    ValueError: by the loss's derivative with respect to the batch, which it has not.
+    ValueError: when differentiated with respect to the batch.
 
   Example:
     >>> loss_fn = recomputed(lambda w, batch: (w**3, {}))
@@ -59,21 +61,21 @@ def recomputed(loss_fn: LossFn) -> LossFn:
 
 
 def forward_over_reverse(loss_fn: LossFn) -> LossFn:
-  """The same loss; a derivative of its gradient is a Hessian-vector product.
+  """The same loss; differentiating its gradient takes Hessian-vector products.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`, twice differentiable in
-      forward over reverse mode. Where a `jax.custom_vjp` in it has no such derivative,
-      the product is reverse over reverse, as with `recomputed`.
+      forward-over-reverse mode. If a `jax.custom_vjp` in it has no such derivative, the
+      product is computed reverse over reverse, as with `recomputed`.
 
   Returns:
     A loss function of the same kind, for inner loops: its gradient has a reverse-mode
-    derivative, and no forward-mode one. Where the meta-objective itself is
+    derivative, but no forward-mode derivative. If the meta-objective itself is
     differentiated in forward mode, pass the plain loss as `query_loss_fn`. Metrics are
     constants to derivatives.
 
   Raises:
-    ValueError: by derivatives with respect to the batch, which it has not.
+    ValueError: when differentiated with respect to the batch.
 
   Source:
     Kemaev et al. 2025, arXiv 2505.00793.
@@ -88,7 +90,7 @@ def forward_over_reverse(loss_fn: LossFn) -> LossFn:
 
 
 def _of_variables(loss_fn: LossFn, transform: Callable[[LossFn], LossFn]) -> LossFn:
-  """`transform(loss_fn)`, with leaves that have no derivative as constants."""
+  """`transform(loss_fn)`, which treats leaves without a derivative as constants."""
   of_all = transform(loss_fn)
 
   def transformed(params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
@@ -121,8 +123,8 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
     structure: Any = jax.tree.structure(params)
     directions = structure.flatten_up_to(direction)
     moved = [i for i, v in enumerate(directions) if not isinstance(v, SymbolicZero)]
-    # Without it the compiler would find the forward pass below to be the one above,
-    # and keep what that computed.
+    # Without the barrier the compiler would merge the forward pass below with the one
+    # above, and store its intermediate results.
     leaves, batch, along = jax.lax.optimization_barrier(
       (leaves, batch, [directions[i] for i in moved])
     )
@@ -153,7 +155,7 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
 def symmetric_product(
   gradient_fn: Callable[[Any], Any], point: Any, vector: Any
 ) -> Any:
-  """The Hessian whose gradient is given, times a vector.
+  """The Hessian-vector product of the function whose gradient is given.
 
   Args:
     gradient_fn: `point -> gradient`, the direction of ascent.
@@ -161,8 +163,8 @@ def symmetric_product(
     vector: like `point`.
 
   Returns:
-    The product, forward over reverse; reverse over reverse where a `jax.custom_vjp`
-    refuses that, which is the same since a Hessian is symmetric.
+    The product, forward over reverse, or reverse over reverse if a `jax.custom_vjp`
+    has no forward mode; the two are equal because a Hessian is symmetric.
 
   Example:
     >>> float(symmetric_product(jax.grad(lambda w: w**3), 2.0, 1.0))
@@ -202,17 +204,17 @@ def _by_reverse(gradient_fn: Callable[[Any], Any], point: Any) -> Callable[[Any]
 
 
 def traced(fn: Callable[[Any], Any], point: Any) -> tuple[Callable[[Any], Any], bool]:
-  """A function that is traced once, and whether it has a forward-mode derivative.
+  """Traces a function once, and reports whether it has a forward-mode derivative.
 
-  A `jax.custom_vjp` has none. Inside of `jax.jit` that is found out too late to do
-  something else: not when the derivative is traced, but when it is compiled.
+  A `jax.custom_vjp` has none. Inside `jax.jit` JAX reports this too late to choose
+  another way: when the derivative is compiled, not when it is traced.
 
   Args:
     fn: a function of one pytree of arrays.
     point: where it is traced.
 
   Returns:
-    The traced function, and whether it has.
+    The traced function, and whether it has a forward-mode derivative.
 
   Example:
     >>> double, has_forward_mode = traced(lambda x: 2 * x, jnp.float32(1.0))
@@ -233,7 +235,7 @@ def _has_custom_vjp(jaxpr: Any) -> bool:
   for equation in jaxpr.eqns:
     if equation.primitive.name.startswith("custom_vjp_call"):
       return True
-    # A condition holds a tuple of them, a loop one with its constants.
+    # A conditional holds a tuple of jaxprs, a loop one jaxpr with its constants.
     for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
       if _is_jaxpr(inner) and _has_custom_vjp(getattr(inner, "jaxpr", inner)):
         return True
@@ -245,7 +247,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _with_gradient(loss_fn: LossFn, gradient: Callable[..., Any]) -> LossFn:
-  """`loss_fn` whose gradient `gradient` computes, `-> ((loss, metrics), grads)`."""
+  """`loss_fn` with its gradient computed by `gradient -> ((loss, metrics), grads)`."""
 
   @jax.custom_vjp
   def with_gradient(params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
@@ -269,7 +271,7 @@ def _constants(batch: Any, name: str) -> Any:
   if any(leaf.perturbed for leaf in jax.tree.leaves(batch)):
     raise ValueError(
       f"{name} has no derivative with respect to the batch; pass jax.lax.stop_gradient("
-      "batch), or use the loss function as it was"
+      "batch), or use the original loss function"
     )
   return _values(batch)
 

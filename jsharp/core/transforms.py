@@ -1,4 +1,4 @@
-"""Small optax links that both loops use."""
+"""Optax links that are useful in both loops."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,11 @@ from jsharp._checks import check_positive
 
 
 def stop_gradient() -> optax.GradientTransformation:
-  """Treats what arrives as a constant in every derivative taken later.
+  """Treats the updates as constants in derivatives; their values do not change.
 
-  In front of an inner optimizer it makes MAML first-order (FOMAML); behind an
-  ascent it keeps the perturbation out of the meta-gradient:
-  `optax.chain(jsharp.sam_ascent(0.05), jsharp.stop_gradient())`. Values do not
-  change.
+  In front of an inner optimizer it makes MAML first-order (FOMAML). After an ascent it
+  excludes the perturbation from the meta-gradient:
+  `optax.chain(jsharp.sam_ascent(0.05), jsharp.stop_gradient())`.
 
   Returns:
     A stateless link.
@@ -38,13 +37,13 @@ def stop_gradient() -> optax.GradientTransformation:
 
 
 def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
-  """`optax.clip_by_global_norm` that has a derivative at a zero gradient.
+  """`optax.clip_by_global_norm` with a derivative at a zero gradient.
 
-  There it is the identity, and so is its derivative; optax's is NaN, and with it the
-  meta-gradient through an inner step.
+  At zero its derivative is the identity. The derivative of optax's link is NaN there,
+  which makes the meta-gradient through an inner step NaN.
 
   Args:
-    max_norm: the largest length of all leaves together.
+    max_norm: the largest norm of all leaves together.
 
   Returns:
     A stateless link.
@@ -71,7 +70,7 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
 
 
 def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
-  """`optax.clip_by_block_rms` that has a derivative at a zero gradient.
+  """`optax.clip_by_block_rms` with a derivative at a zero gradient.
 
   Args:
     threshold: the largest root mean square of the entries of a leaf.
@@ -100,13 +99,13 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
 
 
 def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3) -> optax.GradientTransformation:
-  """`optax.adaptive_grad_clip` that has a derivative at a zero gradient or parameter.
+  """`optax.adaptive_grad_clip` with a derivative at a zero gradient or parameter.
 
   Args:
-    clipping: the largest ratio of the length of a unit's gradient to that of its
-      parameters. A unit is a vector, a column of a matrix or of `[in, heads, out]`, or
-      what makes one output channel of a convolution.
-    eps: what the length of the parameters is taken for where it is less.
+    clipping: the largest ratio between the norm of a unit's gradient and the norm of
+      its parameters. A unit is a vector, a column of a matrix or of `[in, heads, out]`,
+      or the kernel of one output channel of a convolution.
+    eps: lower bound on the norm of the parameters.
 
   Returns:
     A stateless link; its `update` needs `params`.
@@ -139,14 +138,14 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3) -> optax.GradientTransfor
 
 
 def _shortened(g: jax.Array, size: jax.Array, limit: Any) -> jax.Array:
-  """`g * limit / size` where its size is above the limit, and otherwise `g`."""
+  """`g * limit / size` if the size is above the limit, otherwise `g`."""
   above = size > limit
   factor = jnp.where(above, limit / jnp.where(above, size, 1), 1)
   return g * factor.astype(g.dtype)
 
 
 def _of_units(x: jax.Array) -> jax.Array:
-  """The length of each unit as optax divides a leaf, with a derivative at zero."""
+  """The norm of each unit, as optax defines units, with a derivative at zero."""
   axes = (
     None if jnp.squeeze(x).ndim <= 1 else 0 if x.ndim < 4 else tuple(range(x.ndim))[:-1]
   )
@@ -157,11 +156,11 @@ def _of_units(x: jax.Array) -> jax.Array:
 
 
 def learned_rates(rates: Any) -> optax.GradientTransformation:
-  """Multiplies every update by a rate of its own, which may be meta-learned.
+  """Multiplies every update by its own rate, which may be meta-learned.
 
-  Behind `optax.sgd(1.0)` the rates are step sizes: one per leaf, or one per entry as
-  in Meta-SGD. Derivatives flow into `rates`, so build the link where the rates are
-  arguments of what is differentiated.
+  After `optax.sgd(1.0)` the rates are step sizes: one per leaf, or one per entry as in
+  Meta-SGD. Derivatives flow into `rates`, so build the link inside the function that is
+  differentiated with respect to them.
 
   Args:
     rates: a pytree like the updates; each leaf broadcasts to its update's shape. None
@@ -206,8 +205,8 @@ def learned_step_rates(rates: Any) -> optax.GradientTransformation:
       updates have None.
 
   Returns:
-    A link that counts its steps. Past the last row the updates are NaN: a trace
-    cannot refuse them, so whoever knows the number of steps checks it.
+    A link that counts its steps. Beyond the last row the updates are NaN, since a
+    traced function cannot raise an error; the caller should check the number of steps.
 
   Example:
     >>> link = learned_step_rates(jnp.array([0.5, 2.0]))

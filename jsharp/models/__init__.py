@@ -1,6 +1,8 @@
-"""Networks as Linen modules, and the bridge to pure functions.
+"""Networks as Linen modules, and their conversion to pure functions.
 
-One line exports one name.
+`as_functions` turns a module, such as `Conv4`, `ResNet12` or `MLP`, into the pair
+`init_fn`, `apply_fn` that algorithms take. Masks such as `part_mask` select parts of
+the parameters.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,7 @@
-"""Layers that are right and fast at every order of derivative."""
+"""Layers whose derivatives of every order are correct and fast.
+
+Convolution, max-pooling and normalisation, as functions and Flax Linen modules.
+"""
 
 from jsharp.nn.batch_norm import BatchNorm
 from jsharp.nn.convolution import conv2d

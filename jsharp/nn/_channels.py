@@ -1,4 +1,4 @@
-"""What the normalisation layers share: statistics per channel, and their use."""
+"""Per-channel statistics and normalisation, shared by the normalisation layers."""
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +11,26 @@ from jsharp.tree import at_least_float32
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and (biased) variance over all axes but the last, `[channels]` each.
 
-  Both are sums over `x` less the mean of its first row, which moves neither: centring
-  by the mean itself reads and writes the array once more at every order of derivative,
-  and the mean of squares less the square of the mean loses all digits where a mean is
-  far above the deviation. No row of `n` is further from the mean than `sqrt(n - 1)`
-  deviations, so the rounding of the sums is magnified by `n` at worst, and not at all
-  where the rows are alike. The variance is never taken smaller than that rounding, so
-  not below zero. Dtypes narrower than float32 are summed in float32, and their mean and
-  variance stay float32.
+  Both are computed from sums over `x` minus the mean of its first row, a shift that
+  changes neither result. Centring by the mean itself would read and write the array
+  once more at every order of derivative; the mean of squares minus the square of the
+  mean would lose all digits where the mean is far larger than the deviation. No row of
+  `n` is further from the mean than `sqrt(n - 1)` deviations, so the rounding error of
+  the sums is magnified by at most `n`, and not at all if the rows are similar. The
+  variance is never smaller than this rounding error, so it is never negative. Dtypes
+  narrower than float32 are summed in float32, and their mean and variance stay float32.
 
   Raises:
     ValueError: if there is no row.
   """
   if not x.size:
     raise ValueError(
-      f"x has shape {x.shape}, and of nothing there are no statistics; pass at least "
-      "one row"
+      f"x has shape {x.shape}, and an empty array has no statistics; pass at least one "
+      "row"
     )
   axes = tuple(range(x.ndim - 1))
   x = x.astype(at_least_float32(x.dtype))
-  # The result does not depend on it, so neither do its derivatives.
+  # The result does not depend on `near`, so neither do its derivatives.
   near = lax.stop_gradient(x[0].mean(axes[:-1]))
   centred = x - _like(near, x)
   return moments_of_sums(near, centred.mean(axes), jnp.square(centred).mean(axes))
@@ -57,10 +57,10 @@ def normalise(
 ) -> jax.Array:
   """`(x - mean) / sqrt(variance + epsilon) * scale + offset`, per channel.
 
-  With `pool`, `max_pool` of that: each window's element is chosen before, so that all
-  else is done for a quarter of the elements, at every order of derivative. Where `x`
-  is narrower than float32, all is computed in the dtype of the statistics, and the
-  result is rounded to that of `x`.
+  With `pool`, `max_pool` of the result: the maximum of each window is selected first,
+  so everything else is computed for a quarter of the elements, at every order of
+  derivative. If `x` is narrower than float32, the computation uses the dtype of the
+  statistics, and the result is rounded to the dtype of `x`.
   """
   dtype = x.dtype
   wide = variance.dtype if jnp.finfo(dtype).bits < 32 else dtype
@@ -72,8 +72,8 @@ def normalise(
     shift += offset.astype(wide)
   if pool:
     x = max_pool(x, sign=factor)
-  # One multiplication and addition per element: every order of derivative reads
-  # the array less often than if it were centred first.
+  # One multiplication and addition per element: this reads the array less often, at
+  # every order of derivative, than centring it first.
   return (x.astype(wide) * _like(factor, x) + _like(shift, x)).astype(dtype)
 
 

@@ -10,15 +10,15 @@ from jsharp.tree import at_least_float32
 
 
 def num_chunks(n: int, size: int, limit: int) -> int:
-  """The smallest divisor of `n` that makes chunks of `limit` or less, at most `n`.
+  """The smallest divisor of `n` that gives chunks of size `limit` or less, at most `n`.
 
-  Of a number that is known only when the program runs, a symbolic dimension of
-  `jax.export`, it need not be a divisor: `split` then fills the last chunk with zeros.
+  If `n` is a symbolic dimension of `jax.export`, the result need not be a divisor:
+  `split` then pads the last chunk with zeros.
 
   Args:
     n: number of examples.
-    size: of one example.
-    limit: what stays in the cache.
+    size: the size of one example.
+    limit: the size that stays in the cache.
   """
   if not isinstance(n, int):
     return n if size >= limit else -(-n * size // limit)
@@ -32,7 +32,7 @@ def sum_of_chunks(
   g: jax.Array,
   chunks: int,
 ) -> jax.Array:
-  """The sum of `function(x, g)` over equal parts, taken in float32 at least."""
+  """The sum of `function(x, g)` over equal parts, in float32 or wider."""
   if chunks == 1:
     return function(x, g)
   parts = tuple(split(a, chunks) for a in (x, g))
@@ -47,7 +47,7 @@ def sum_of_chunks(
 
 
 def split(x: jax.Array, chunks: int) -> jax.Array:
-  """`[n, ...]` as `[chunks, n / chunks, ...]`, the last chunk filled with zeros."""
+  """`[n, ...]` as `[chunks, n / chunks, ...]`, the last chunk padded with zeros."""
   n, *rest = x.shape
   size = -(-n // chunks)
   if not isinstance(n, int):
@@ -56,6 +56,6 @@ def split(x: jax.Array, chunks: int) -> jax.Array:
 
 
 def merge(x: jax.Array, n: int) -> jax.Array:
-  """`[chunks, size, ...]` as `[n, ...]`, what `split` took apart."""
+  """`[chunks, size, ...]` as `[n, ...]`, the inverse of `split`."""
   x = x.reshape(-1, *x.shape[2:])
   return x if isinstance(n, int) else x[:n]

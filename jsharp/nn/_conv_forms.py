@@ -1,24 +1,24 @@
-"""How the three maps of a convolution are computed: direct, im2col or Winograd's.
+"""How the three maps of a convolution are computed: direct, im2col or Winograd.
 
-A convolution `y = conv(x, w)` is bilinear. With a number per example `n`, input
-channel `c` and output channel `o`, its operands are `x [n, c]`, `w [c, o]` and
+A convolution `y = conv(x, w)` is bilinear. Without the spatial axes, with example `n`,
+input channel `c` and output channel `o`, its operands are `x [n, c]`, `w [c, o]` and
 `y [n, o]`, and the three maps
 
     forward(x, w) -> y,    input_gradient(g, w) -> x,    weight_gradient(x, g) -> w
 
-(`g` shaped as `y`) are the transposes of one another. Every array here carries
-one more leading axis, `groups`: independent convolutions of the same shape, which
-is what `jax.vmap` over both operands makes of one convolution.
+(`g` shaped like `y`) are transposes of one another. Every array here has one more
+leading axis, `groups`: independent convolutions of the same shape, which `jax.vmap`
+over both operands produces.
 
-`direct` hands the map to `lax.conv_general_dilated`, always in the dimension order
-batch, height, width, channels: XLA:CPU has a fast path for this order only, also
-inside loops. `im2col` is strided slices, concatenations and matrix products. `shifted`
-is the weight gradient of stride 1 as one matrix product: with `kh` copies of `x` that
-are shifted by rows and `kw` copies of `g` that are shifted by columns, side by side as
-channels, the products of all copies of the one with all copies of the other, summed
-over pixels, are the weights' gradients. It copies `kh + kw` maps where im2col copies
-`kh * kw`. `winograd` (`jsharp.nn._winograd`) is for 3x3 kernels at stride 1 and needs
-fewer multiplications. The last two are for CPUs, and "direct" elsewhere.
+`direct` calls `lax.conv_general_dilated`, always in the dimension order batch, height,
+width, channels: XLA:CPU has a fast path for this order only, also inside loops.
+`im2col` uses strided slices, concatenations and matrix products. `shifted` is the
+weight gradient at stride 1 as one matrix product: `kh` copies of `x`, shifted by rows,
+and `kw` copies of `g`, shifted by columns, are concatenated along the channels; the
+products of all copies of `x` with all copies of `g`, summed over pixels, are the
+weights' gradients. It copies `kh + kw` maps where im2col copies `kh * kw`. `winograd`
+(`jsharp.nn._winograd`) is for 3x3 kernels at stride 1 and needs fewer multiplications.
+The last two are used on CPUs only; elsewhere they are computed as `direct`.
 """
 
 from typing import NamedTuple
@@ -31,22 +31,22 @@ from jsharp.nn import _winograd
 from jsharp.nn._chunks import num_chunks, sum_of_chunks
 
 FEW_CHANNELS = 3
-"""Fewer channels than this make too thin a product per kernel row."""
+"""With fewer channels than this, the matrix product per kernel row is too narrow."""
 
 MANY_CHANNELS = 8
-"""From so many input channels on the shifted form is the fastest on a CPU."""
+"""At or above this many input channels the shifted form is the fastest on a CPU."""
 
 WINOGRAD_CHANNELS = 16
-"""With fewer channels than this on either side the transforms cost too much."""
+"""With fewer input or output channels than this, the transforms cost too much."""
 
 WINOGRAD_SIDE = 6
-"""On maps with a shorter side too many of the tiles are half empty."""
+"""On maps with a shorter side, too many tiles are partly empty."""
 
 _CHUNK_PIXELS = 9000
-"""More output pixels than this leave a CPU's cache in the direct weight gradient."""
+"""More output pixels than this exceed a CPU's cache in the direct weight gradient."""
 
 _CHUNK_ENTRIES = 1_000_000
-"""More entries of copies than this leave a CPU's cache in the shifted one."""
+"""More entries of shifted copies than this exceed a CPU's cache."""
 
 
 class Geometry(NamedTuple):
@@ -55,10 +55,10 @@ class Geometry(NamedTuple):
   Attributes:
     size: height and width of the input map.
     kernel: height and width of the kernel.
-    stride: step between two outputs, both directions alike.
+    stride: step between two outputs, the same in both directions.
     form: "direct", "im2col" or "winograd".
-    weight_form: that of the weight gradient: one of these or "shifted".
-    precision: as `jax.default_matmul_precision` has it, None for JAX's default.
+    weight_form: the form of the weight gradient: one of these or "shifted".
+    precision: a value of `jax.default_matmul_precision`; None for JAX's default.
   """
 
   size: tuple[int, int]
@@ -80,7 +80,7 @@ class Geometry(NamedTuple):
 
   @property
   def padding(self) -> list[tuple[int, int]]:
-    """Zeros before and after the input map, as XLA's SAME has them."""
+    """Zeros before and after the input map, as in XLA's SAME padding."""
     totals = [
       max(dilated - 1 + kernel - size, 0)
       for dilated, kernel, size in zip(
@@ -118,7 +118,7 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Ar
     "shifted": _shifted_weight_gradient,
     "winograd": _on_cpu(_winograd.weight_gradient, _whole_weight_gradient),
   }[geometry.weight_form]
-  # Without the barrier XLA computes x and g anew inside the transposed copies.
+  # Without the barrier XLA recomputes x and g inside the transposed copies.
   x, g = lax.optimization_barrier((x, g))
   return _per_group(lambda x, g: form(x, g, geometry), x, g, geometry.weight_form)
 
@@ -235,7 +235,7 @@ def _im2col_forward(x, w, geometry):
 def _im2col_input_gradient(g, w, geometry):
   c, o = w.shape[2:]
   if geometry.stride == 1:
-    # Odd kernels with stride 1 pad alike on both sides.
+    # Odd kernels with stride 1 have the same padding on both sides.
     return _im2col_forward(g, w[::-1, ::-1].swapaxes(2, 3), geometry)
   columns = jnp.tensordot(g, w.reshape(-1, o), axes=((3,), (1,)))
   columns = columns.reshape(*g.shape[:3], *geometry.kernel, c)
@@ -256,7 +256,7 @@ def _im2col_input_gradient(g, w, geometry):
 
 def _im2col_weight_gradient(x, g, geometry):
   c, o = x.shape[-1], g.shape[-1]
-  # The product transposes its first operand: let that be the one with fewer columns.
+  # The product transposes its first operand, so this is the one with fewer columns.
   pixels = (0, 1, 2)
   rows = [
     jnp.tensordot(part, g, axes=(pixels, pixels))
@@ -268,9 +268,10 @@ def _im2col_weight_gradient(x, g, geometry):
 
 
 def _patches(x, geometry):
-  """What each output pixel sees: arrays `[n, oh, ow, taps * c]`, in kernel order.
+  """The input patch of each output pixel: arrays `[n, oh, ow, taps * c]`.
 
-  One array per kernel row (less to copy), or one in all if there are few channels.
+  In kernel order: one array per kernel row, which copies less, or a single array if
+  there are few channels.
   """
   x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
   n, _, _, c = x.shape

@@ -1,4 +1,4 @@
-"""A convolution, its statistics and its pooling, without the map between them."""
+"""A convolution with statistics and pooling, without storing the full map."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,17 @@ from jsharp.tree import at_least_float32
 from jsharp.types import Convolution
 
 _LARGE = 2_000_000
-"""A map of more entries than this is not in a CPU's cache when it is read again."""
+"""A map of more entries than this has left a CPU's cache when it is read again."""
 
 _CHUNK_ENTRIES = 500_000
 
 
 def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
-  """Whether `moments_and_pool` is faster here than a convolution and then the rest.
+  """Whether `moments_and_pool` is faster than a convolution followed by the rest.
 
-  So it is on a CPU for large maps of few input channels, first layers: there the
-  convolution, which is computed anew for the derivative, costs less than memory. For a
-  number of examples that is not known yet (a symbolic dimension of `jax.export`) the
-  answer is no.
+  It is on a CPU, for large maps with few input channels, as in first layers: there,
+  recomputing the convolution for the derivative costs less than the memory traffic. The
+  answer is no if the number of examples is a symbolic dimension of `jax.export`.
 
   Args:
     x: `[n, height, width, in_channels]`.
@@ -49,9 +48,9 @@ def moments_and_pool(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`moments` and `max_pool` of `conv2d(x, w)`, a chunk of examples at a time.
 
-  Which of a window's elements wins depends on the sign of the normalisation's factor
-  alone, not on the statistics, so one pass finds both. Derivatives of every order go
-  through the same chunks and compute the convolution anew, so the map is never whole.
+  The maximum of a window depends only on the sign of the normalisation's factor, not on
+  the statistics, so one pass computes both. Derivatives of every order use the same
+  chunks and recompute the convolution, so the full map is never stored.
 
   Args:
     x: `[n, height, width, in_channels]`.

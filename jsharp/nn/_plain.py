@@ -1,8 +1,8 @@
-"""Functions without the primitives of this package, for tools that know JAX's alone.
+"""Functions without this package's primitives, for tools that know only JAX's.
 
-The layers here have primitives of their own, so that every order of derivative is fast.
-A converter to another format (`jsharp.learners`' ONNX models) sees a primitive that it
-does not know. `in_plain_operations` replaces each by the arithmetic behind it.
+The layers here define their own JAX primitives, so that every order of derivative is
+fast. A converter to another format (such as the ONNX export of `jsharp.learners`) does
+not know these primitives. `in_plain_operations` replaces each one by plain arithmetic.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,20 @@ import jax
 from jax.extend import core
 
 ARITHMETIC: dict[core.Primitive, Callable[..., Any]] = {}
-"""What computes each primitive; filled where they are made."""
+"""The function that computes each primitive; filled where primitives are defined."""
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-"""Parameters that hold what a call, a `jax.jit` or a custom derivative, computes."""
+"""Parameters that hold the jaxpr of a call, a `jax.jit` or a custom derivative."""
 
 _LOOPS = ("cond", "scan", "while")
 
 
 def in_plain_operations(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The same function in JAX's own primitives; its derivatives are JAX's too.
+  """The same function in JAX's own primitives, with JAX's own derivatives.
 
   Args:
-    function: pure, of arrays. Inside of its loops and branches nothing is replaced.
+    function: a pure function of arrays. Nothing is replaced inside its loops and
+      branches.
 
   Returns:
     A function of the same arguments.

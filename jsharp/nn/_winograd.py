@@ -2,18 +2,18 @@
 
 For stride 1. Four neighbouring outputs of a 1-D convolution with three taps are the
 products of six transformed inputs with six transformed taps, summed with the weights
-of a third transform. Done along rows and columns, 16 outputs are 36 products, each the
-same matrix product over channels for every tile (arXiv 1509.09308). The weight gradient
-goes back through the same steps: products of transformed inputs and of output gradients
-under the transposed output transform, summed over tiles, then the kernel's transform
-transposed. The result is that of a direct convolution but for rounding, at every size:
-where four does not divide a side, the last tiles are part empty. Arrays are
-`x [n, h, w, c]`, `w [3, 3, c, o]` and `g [n, h, w, o]`, float32 or wider.
+of a third transform. Applied along rows and columns, 16 outputs need 36 products, each
+the same matrix product over channels for every tile (arXiv 1509.09308). The weight
+gradient uses the transposes of the same steps: products of transformed inputs with
+output gradients under the transposed output transform, summed over tiles, then the
+transposed kernel transform. The result equals a direct convolution up to rounding, at
+every size: if a side is not divisible by four, the last tiles are partly empty. Arrays
+are `x [n, h, w, c]`, `w [3, 3, c, o]` and `g [n, h, w, o]`, float32 or wider.
 
-The transforms are values of polynomials at six points, and back (Toom and Cook's). The
-points decide how much rounding is magnified. In place of the usual 0, 1, -1, 2, -2 and
-infinity these have +-sqrt(1/2) and +-sqrt(2): half the error, five times that of a
-direct convolution in float32 (`benchmarks/winograd_points.py`).
+The transforms evaluate polynomials at six points and interpolate from them (Toom-Cook).
+The points decide how much rounding errors are magnified. Instead of the usual 0, 1, -1,
+2, -2 and infinity, +-sqrt(1/2) and +-sqrt(2) are used: half the error, which is five
+times the error of a direct convolution in float32 (`benchmarks/winograd_points.py`).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 """Beside infinity."""
 
 _CHUNK_ENTRIES = 300_000
-"""More transformed entries than this leave a CPU's cache."""
+"""More transformed entries than this exceed a CPU's cache."""
 
 _BATCHED = ((0,), (0,))
 
@@ -40,12 +40,12 @@ _ROW_BY_ROW = jax.__version_info__ < (0, 11)
 def transforms(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The matrices of F(m, 3) for a 1-D convolution of `m + 2` inputs.
 
-  `output @ ((kernel @ taps) * (input @ x))` are the `m` outputs, where `m` is one less
-  than the number of points: inputs and taps are taken as polynomials, to be multiplied
-  by their values at the points and at infinity, and all is transposed.
+  `output @ ((kernel @ taps) * (input @ x))` are the `m` outputs, where `m` is the
+  number of points minus one. The algorithm is the transpose of multiplying two
+  polynomials by their values at the points and at infinity.
 
   Args:
-    points: different numbers.
+    points: distinct numbers.
 
   Returns:
     The transforms of the input `[m + 2, m + 2]`, of the kernel `[m + 2, 3]` and of the
@@ -91,7 +91,7 @@ def forward(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
-  """Transposes `forward` in `x`: the convolution with the kernel turned around."""
+  """Transposes `forward` in `x`: the convolution with the flipped kernel."""
   return forward(g, w[::-1, ::-1].swapaxes(2, 3))
 
 
@@ -109,12 +109,12 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _num_tiles(shape):
-  """Along height and width."""
+  """The number of tiles along height and width."""
   return -(-shape[1] // _TILE), -(-shape[2] // _TILE)
 
 
 def _tile_entries(shape, channels):
-  """Transformed entries of one example."""
+  """The number of transformed entries of one example."""
   rows, columns = _num_tiles(shape)
   return len(_INPUT) ** 2 * rows * columns * channels
 
@@ -122,8 +122,9 @@ def _tile_entries(shape, channels):
 def _combine(matrix, parts, axis):
   """`sum_k matrix[:, k] * parts[k]`, the rows along a new axis.
 
-  One loop over the result, where a sum of its own for every row would be as many small
-  loops and a copy of what they wrote. Before jax 0.11 that one loop is the slower way.
+  XLA compiles this to one loop over the result; a separate sum for every row would give
+  one small loop per row, and a copy of their results. Before jax 0.11 the single loop
+  is slower.
   """
   if _ROW_BY_ROW:
     return jnp.stack([_sum_of(row, parts) for row in matrix], axis)
@@ -143,7 +144,7 @@ def _sum_of(weights, parts):
 
 
 def _write(x):
-  """Otherwise XLA computes `x` anew at each of its uses."""
+  """A barrier around `x`; without it XLA recomputes `x` at each use."""
   return lax.optimization_barrier(x)
 
 

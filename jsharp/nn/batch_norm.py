@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics of the batch at hand, and no state."""
+"""Stateless batch normalisation, by the statistics of the current batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,14 +18,14 @@ Moments = tuple[jax.Array, jax.Array]
 class KeptStatistics:
   """Statistics that one pass through a network keeps for later passes.
 
-  It goes where `num_statistics` goes. Made without statistics, it has every `BatchNorm`
-  normalise by its batch and keeps each mean and variance; made with those of an earlier
-  pass, it has the layers normalise by them, in the order in which they are called. So
-  query examples are normalised by the support set without computing it again:
-  `jsharp.normalization.support_statistics`, in two steps.
+  Pass it as `num_statistics`. If it was created without statistics, every `BatchNorm`
+  normalises by its batch, and each mean and variance is stored. If it was created with
+  the statistics of an earlier pass, the layers normalise by these, in call order. So
+  query examples can be normalised by the support set without processing the support set
+  again: `jsharp.normalization.support_statistics` in two steps.
 
   Args:
-    layers: what an earlier pass has kept; None for a pass that keeps.
+    layers: the statistics that an earlier pass stored; None for a pass that stores.
 
   Attributes:
     layers: a mean and a variance, `[channels]` each, for every call of a layer.
@@ -45,7 +45,7 @@ class KeptStatistics:
     self._given = None if layers is None else iter(self.layers)
 
   def moments(self, x: jax.Array) -> Moments:
-    """Those of the batch, which are then kept; or the next of those that were given."""
+    """Computes and stores the batch's moments, or returns the next given ones."""
     if self._given is not None:
       return next(self._given)
     self.layers.append(moments(x))
@@ -53,21 +53,21 @@ class KeptStatistics:
 
 
 class BatchNorm(nn.Module):
-  """Normalises by the current batch's statistics, at train and at test alike.
+  """Normalises by the current batch's statistics, in training and at test.
 
   There are no running averages, so a model with this layer is a pure function of
   its parameters and inputs. Mean and (biased) variance are taken over all axes but
   the last. Parameters: "scale" and "offset", `[channels]` each.
 
-  The collection "statistics" is for callers that keep averages themselves: applied with
-  it mutable, the layer writes its batch's "mean" and mean "square" there, `[channels]`
-  each; given it as constant, it normalises by them and never looks at the batch. (The
-  mean of squares, because averages over batches then give the variance of all that was
-  seen; averaged variances leave out how the batches' means differ. The variance is then
-  a difference that loses digits where a channel's |mean| is far above its deviation: in
-  float32 one digit is left at a ratio of 1,000. It is never taken smaller than the
-  dtype's eps times the square.)
-  `jsharp.models.with_statistics` makes functions of both.
+  The collection "statistics" is for callers that keep averages themselves. If it is
+  mutable, the layer writes its batch's "mean" and mean "square" there, `[channels]`
+  each. If it is constant, the layer normalises by these and ignores the batch. (It
+  holds the mean of squares, because averages over batches then give the variance over
+  all data; averaged variances would leave out the differences between the batches'
+  means. The variance is then a difference that loses digits where a channel's |mean| is
+  far larger than its deviation: at a ratio of 1,000 one digit is left in float32. It is
+  never smaller than the dtype's eps times the square.)
+  `jsharp.models.with_statistics` turns both uses into functions.
 
   Attributes:
     use_scale: whether to learn a scale.
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
     epsilon: added to the variance.
     pool: whether to max-pool 2x2 windows of the result (`jsharp.nn.max_pool`). The
       statistics are those of the whole map.
-    convolution: how `kernel` is convolved with, see `jsharp.nn.conv2d`.
+    convolution: the form of the convolution with `kernel`, see `jsharp.nn.conv2d`.
     scale_init: initialiser of "scale".
 
   Example:
@@ -111,9 +111,9 @@ class BatchNorm(nn.Module):
       num_statistics: if given, mean and variance come from the first
         `num_statistics` rows only, so that support examples can normalise the
         query examples behind them. Or `KeptStatistics` of another pass.
-      kernel: if given, what is normalised is `jsharp.nn.conv2d(x, kernel)`, whose map
-        is not held whole where `pool` is set and that is faster, unless `convolution`
-        is "direct".
+      kernel: if given, normalises `jsharp.nn.conv2d(x, kernel)` instead of `x`. With
+        `pool`, the convolved map is not stored in full where that is faster, unless
+        `convolution` is "direct".
 
     Returns:
       An array like `x`, or like the convolved one; pooled, with `pool`.
@@ -176,6 +176,6 @@ class BatchNorm(nn.Module):
     """Mean and variance from the collection."""
     mean: jax.Array = self.get_variable("statistics", "mean")
     square: jax.Array = self.get_variable("statistics", "square")
-    # Below this the difference is nothing but rounding.
+    # Below this the difference is only rounding error.
     floor = jnp.finfo(square.dtype).eps * square
     return mean, jnp.maximum(square - jnp.square(mean), floor)

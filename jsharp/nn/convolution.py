@@ -1,8 +1,8 @@
 """A 2-D convolution that is closed under differentiation.
 
-Of the derivatives of `lax.conv_general_dilated`, the gradient with respect to the
-input of the *weight gradient* falls off XLA:CPU's fast path, and it is exactly the
-one that second-order meta-learning adds. Here the three maps of a convolution
+Among the derivatives of `lax.conv_general_dilated`, the derivative of the *weight
+gradient* with respect to the input leaves XLA:CPU's fast path, and it is exactly the
+one that second-order meta-learning needs. Here the three maps of a convolution
 (`jsharp.nn._conv_forms`) are three primitives, each the transpose of the other two,
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
@@ -38,12 +38,12 @@ def conv2d(
       the dtype of `x`.
     stride: step between two outputs in both directions.
     convolution: how all three maps are computed, with equal results up to rounding.
-      "direct" is XLA's convolution, "im2col" takes matrix products, and "winograd"
-      takes fewer multiplications; it is for 3x3 kernels at stride 1, and direct where
-      there is no CPU. "auto" chooses by shape and platform between the first two.
-      "auto_winograd" is "auto" with Winograd's form wherever the shape suits it. That
-      is the fastest where each device of a CPU has one core: XLA is slow at dividing
-      the many small products among threads.
+      "direct" is XLA's convolution, "im2col" uses matrix products, and "winograd" uses
+      fewer multiplications; it is for 3x3 kernels at stride 1, and is computed as
+      "direct" on platforms other than the CPU. "auto" chooses between the first two by
+      shape and platform. "auto_winograd" is "auto" with Winograd's form wherever the
+      shape suits it, which is the fastest if each device of a CPU has one core: XLA is
+      slow at dividing the many small products among threads.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -99,12 +99,12 @@ def _check(x, w, stride, convolution):
   if convolution == "winograd" and (stride > 1 or w.shape[:2] != (3, 3)):
     raise ValueError(
       'conv2d: convolution="winograd" is for 3x3 kernels at stride 1; got w '
-      f'{w.shape} and stride={stride}. Pass "auto_winograd" to take it where it can be.'
+      f'{w.shape} and stride={stride}. Pass "auto_winograd" to use it where it applies.'
     )
 
 
 def _choose(x, w, stride, convolution):
-  """The form of a convolution and that of its weight gradient."""
+  """The form of a convolution and the form of its weight gradient."""
   if convolution in _FORMS:
     return convolution, convolution
   if stride > 1:
@@ -122,7 +122,7 @@ def _suits_winograd(x, w):
     w.shape[:2] == (3, 3)
     and min(w.shape[2:]) >= _conv_forms.WINOGRAD_CHANNELS
     and min(x.shape[1:3]) >= _conv_forms.WINOGRAD_SIDE
-    and x.dtype.itemsize >= 4  # Of narrower dtypes the transforms would lose digits.
+    and x.dtype.itemsize >= 4  # The transforms of narrower dtypes would lose digits.
   )
 
 
@@ -144,18 +144,18 @@ def _map_primitive(name, function, shape, *, axes):
   """A bilinear primitive for one of the three maps, without its transposes.
 
   Args:
-    name: of the primitive, as seen in a jaxpr.
+    name: the primitive's name, as shown in a jaxpr.
     function: the arithmetic.
-    shape: `shape(a_shape, b_shape, geometry)`, of the result.
-    axes: which axis holds which letter, for both operands and the result.
+    shape: `shape(a_shape, b_shape, geometry)`, the shape of the result.
+    axes: the axis of each letter, for both operands and the result.
 
   Returns:
     The primitive.
   """
 
   def computed(a, b, *, geometry):
-    # That of where the convolution was traced, wherever it and its transposes are
-    # compiled: as for XLA's own convolution.
+    # The precision that applied when the convolution was traced, even if it and its
+    # transposes are compiled elsewhere, as for XLA's own convolution.
     with jax.default_matmul_precision(geometry.precision), jax.named_scope("conv2d"):
       return function(a, b, geometry=geometry)
 
@@ -176,8 +176,8 @@ def _map_primitive(name, function, shape, *, axes):
       size = a.shape[a_dim]
       a, b = _fold(a, a_dim, 0), _fold(b, b_dim, 0)
       return _unfold(primitive.bind(a, b, geometry=geometry), size, 0), 0
-    # Only one operand is batched: its batch is more examples or more channels of
-    # the same convolution, along the letter that the result shares with it alone.
+    # Only one operand is batched: its batch becomes more examples or more channels of
+    # the same convolution, along the letter that only it shares with the result.
     if a_dim is not None:
       (letter,) = a_axes.keys() - b_axes.keys()
       size, a = a.shape[a_dim], _fold(a, a_dim, a_axes[letter])
@@ -220,7 +220,7 @@ _weight_gradient = _map_primitive(
   axes=(_X, _Y, _W),
 )
 
-# Rules get the cotangent and both operands, the undefined one in its place.
+# Rules get the cotangent and both operands; one of the operands is undefined.
 ad.defbilinear(
   _forward,
   lambda g, x, w, **kw: _input_gradient.bind(g, w, **kw),

@@ -1,4 +1,4 @@
-"""Normalisation by fixed statistics, which came with pretrained parameters."""
+"""Normalisation by the fixed statistics of pretrained parameters."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from jsharp.tree import at_least_float32
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation whose statistics no longer change.
+  """Batch normalisation by fixed statistics.
 
-  The running averages of pretraining are parameters here, "mean" and "variance",
-  `[channels]` each, beside "scale" and "offset". They have no gradient, so no loop
-  moves them. Initial ones are 0 and 1.
+  The running averages of pretraining are parameters here: "mean" and "variance",
+  `[channels]` each, in addition to "scale" and "offset". They have no gradient, so no
+  loop changes them. Their initial values are 0 and 1.
 
   Attributes:
     epsilon: added to the variance.

@@ -1,4 +1,4 @@
-"""Normalisation of each example by groups of its channels."""
+"""Group normalisation."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from jsharp.tree import at_least_float32
 class GroupNorm(nn.Module):
   """Normalises each example by the statistics of groups of its channels.
 
-  Mean and (biased) variance are those of one example, over space and the channels of
-  one group (Wu and He 2018, arXiv 1803.08494). So an output depends on no other
+  Mean and (biased) variance are taken over space and the channels of one group, for
+  each example (Wu and He 2018, arXiv 1803.08494). So an output depends on no other
   example, and transductive and inductive prediction agree. Parameters: "scale" and
   "offset", `[channels]` each.
 
   Attributes:
-    group_size: channels of a group, or their greatest common divisor with the channels
-      there are; 16 is one of the paper's two settings. None for one group of all
+    group_size: channels per group; the greatest common divisor with the number of
+      channels is used. 16 is one of the paper's two settings. None for one group of all
       channels, which is layer normalisation (Ba et al. 2016, arXiv 1607.06450).
     epsilon: added to the variance.
     scale_init: initialiser of "scale".

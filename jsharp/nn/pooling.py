@@ -1,4 +1,4 @@
-"""Max-pooling whose derivatives are right and fast at every order."""
+"""Max-pooling whose derivatives are correct and fast at every order."""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ from jsharp.nn._plain import ARITHMETIC
 def max_pool(x: jax.Array, *, sign: jax.Array | None = None) -> jax.Array:
   """Max-pools 2x2 windows with stride 2; an odd last row or column is dropped.
 
-  The winners are found once, as numbers. What follows is linear, picks of winners and
-  their transposes, at every order of derivative. A reshape followed by `max` over two
-  axes is silently wrong in second-order meta-gradients under `jit`: its derivative
-  compares the forward maximum with a recomputed operand. At a tie the derivative
-  belongs to one of the tied elements, first the upper, then the left. A NaN in a window
-  is passed on.
+  The position of each window's maximum is found once. Everything else, at every order
+  of derivative, is linear: selecting the elements at these positions, and the transpose
+  of that. A reshape followed by `max` over two axes is silently wrong in second-order
+  meta-gradients under `jit`: its derivative compares the forward maximum with a
+  recomputed operand. At a tie the derivative goes to one of the tied elements: the
+  upper one, then the left one. A NaN in a window propagates.
 
   Args:
     x: `[..., height, width, channels]`, height and width at least 2.
-    sign: `[channels]`; where it is negative the smallest of a window is taken. So
-      `max_pool(x, sign=factor) * factor` is `max_pool(x * factor)`, for a quarter of
-      the multiplications. None: the largest everywhere.
+    sign: `[channels]`; where it is negative, the minimum of a window is taken. So
+      `max_pool(x, sign=factor) * factor` is `max_pool(x * factor)` with a quarter of
+      the multiplications. None takes the maximum everywhere.
 
   Returns:
     `[..., height // 2, width // 2, channels]`.
@@ -47,7 +47,7 @@ def max_pool(x: jax.Array, *, sign: jax.Array | None = None) -> jax.Array:
 
 
 def _winners(x, sign):
-  """Which of a window's elements wins: 0, 1 above, 2, 3 below; 0 and 2 at the left."""
+  """The position of each window's maximum: 0, 1 in the upper row, 2, 3 in the lower."""
   (above_left, above_right), (left, right) = _windows(x)
   largest = None
   if sign is not None:
@@ -69,7 +69,7 @@ def _winners(x, sign):
     jnp.where(left_above, zero, two),
     jnp.where(right_above, one, three),
   )
-  # Otherwise XLA finds them anew wherever they are used.
+  # Without the barrier XLA recomputes them wherever they are used.
   return lax.optimization_barrier(winners)
 
 
@@ -86,7 +86,7 @@ def _pick_winners(x, winners, *, size):
 
 
 def _put_winners(g, winners, *, size):
-  """Transposes `_pick_winners`: each window's number at its winner, else zero."""
+  """Transposes `_pick_winners`: each window's value at its maximum, zero elsewhere."""
   g, winners = (jnp.expand_dims(a, (-4, -2)) for a in (g, winners))
   own = jnp.arange(4, dtype=jnp.uint8).reshape(*(1,) * (g.ndim - 5), 1, 2, 1, 2, 1)
   placed = jnp.where(winners == own, g, jnp.zeros_like(g))
@@ -98,7 +98,7 @@ def _put_winners(g, winners, *, size):
 
 
 def _linear(name, function, shape):
-  """A primitive that is linear in its first operand; the second are the winners."""
+  """A primitive that is linear in its first operand; the second holds the winners."""
   primitive = Primitive(name)
   primitive.def_impl(jax.jit(function, static_argnames="size"))
   primitive.def_abstract_eval(
@@ -133,7 +133,7 @@ _put = _linear("max_pool_put", _put_winners, lambda winners, size: size)
 
 
 def _transposes(primitive, transpose):
-  """Says how a primitive is differentiated, given that it is linear."""
+  """Defines the derivatives of a linear primitive by its transpose."""
 
   def derivative(primals, tangents, *, size):
     # The winners are integers: if anything has a tangent, it is the first operand.

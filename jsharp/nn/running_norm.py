@@ -20,7 +20,7 @@ class RunningBatchNorm(nn.Module):
   `[channels]` each. With few-shot tasks use `BatchNorm`, which has no state.
 
   Attributes:
-    momentum: share of the old average that a training pass keeps.
+    momentum: the fraction of the old average that a training pass keeps.
     epsilon: added to the variance.
     scale_init: initialiser of "scale".
 
@@ -45,8 +45,8 @@ class RunningBatchNorm(nn.Module):
 
     Args:
       x: `[batch, ..., channels]`, float.
-      train: whether to normalise by the batch and to move the averages, which the
-        caller then has to make mutable.
+      train: whether to normalise by the batch and update the averages; the collection
+        must then be mutable.
 
     Returns:
       An array like `x`.

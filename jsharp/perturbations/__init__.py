@@ -1,6 +1,7 @@
 """Sharpness-aware minimisation as optax links, ascents and a loss transformation.
 
-One line exports one name.
+Links such as `sam`, `asam` and `gsam` go in front of any optax optimizer. Ascents such
+as `sam_ascent` turn a gradient into a perturbation; `sharpen` applies one to a loss.
 """
 
 from typing import TYPE_CHECKING

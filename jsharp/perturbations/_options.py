@@ -1,4 +1,4 @@
-"""What every sharpness-aware optimizer is described by."""
+"""Base classes for the options of sharpness-aware optimizers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class SharpGroups(NamedTuple):
   """m-sharpness (Foret et al. 2021, arXiv 2010.01412, section 4.1).
 
   Attributes:
-    ascent: gradient in, perturbation out, without state: `jsharp.sam_ascent(0.05)`.
+    ascent: gradient in, perturbation out; stateless, such as `jsharp.sam_ascent(0.05)`.
     size: m, the number of examples that share a perturbation.
     second_order: as for `jsharp.sharpen`.
   """
@@ -27,7 +27,7 @@ class SharpGroups(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharpOptimizer(Options):
-  """A way to make any optimizer sharpness-aware, or to leave it plain."""
+  """The options of a way to make an optimizer sharpness-aware, or to leave it plain."""
 
   kind: ClassVar[str] = "sharpness-aware optimizer"
   role: ClassVar[Role] = Role.TRAINING
@@ -38,7 +38,8 @@ class SharpOptimizer(Options):
     """The sharpness-aware form of an optimizer.
 
     Args:
-      optimizer: takes the step, with weight decay, clipping and momentum.
+      optimizer: the optimizer that takes the step, including weight decay, clipping
+        and momentum.
       steps_per_epoch: converts epochs to steps.
 
     Returns:
@@ -47,26 +48,26 @@ class SharpOptimizer(Options):
     raise NotImplementedError
 
   def num_gradients(self, num_steps: int, *, steps_per_epoch: int) -> int:
-    """The gradients that `num_steps` steps compute."""
+    """The number of gradients that `num_steps` steps compute."""
     return num_steps
 
   @property
   def groups(self) -> SharpGroups | None:
-    """Groups of examples with a perturbation each, in place of a link, or None."""
+    """The settings of m-sharpness, which replaces the link; None for no groups."""
     return None
 
   @property
   def centre(self) -> Callable[[Params, Any], Params] | None:
-    """`centre(params, opt_state)`: what to evaluate where perturbed parameters move.
+    """`centre(params, opt_state)`, the unperturbed parameters to evaluate.
 
-    None where the parameters are what to evaluate.
+    None if the optimizer's parameters are unperturbed.
     """
     return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perturbed(SharpOptimizer):
-  """Options of everything that perturbs within a ball."""
+  """Options of optimizers that perturb within a ball."""
 
   rho: float = option(
     0.05,
@@ -80,17 +81,15 @@ class Perturbed(SharpOptimizer):
 class SharpLink(Perturbed):
   """Options of the links that take a second gradient, at the perturbed parameters."""
 
-  sam_every: int = option(
-    1, "Steps from one perturbed step to the next.", check=at_least(1)
-  )
+  sam_every: int = option(1, "Perturb only every this many steps.", check=at_least(1))
   sam_start: float = option(
     0.0,
-    "Epochs without perturbation at the start; parts of an epoch are possible.",
+    "Epochs without perturbation at the start; may be fractional.",
     check=at_least(0),
   )
 
   def link(self) -> optax.GradientTransformation:
-    """The link that stands before the optimizer and perturbs on every step."""
+    """The link to put in front of the optimizer; it perturbs on every step."""
     raise NotImplementedError
 
   def wrap(

@@ -1,4 +1,4 @@
-"""A loss as a function of its variables, which may be called more than once."""
+"""A loss as a function of its variables that can be called more than once."""
 
 import sys
 from collections.abc import Callable
@@ -13,21 +13,22 @@ from jsharp.types import Params
 def passes(
   loss_fn: Callable[..., Any], params: Params, args: Any, kwargs: Any
 ) -> tuple[Params, Callable[[Params], Any], Callable[[Any], None]]:
-  """Frees a loss of the leaves without a derivative and of what it writes.
+  """Makes a loss a pure function of its differentiable leaves.
 
-  A Flax NNX model writes into itself: averages of batch normalisation, the count of a
-  generator. Every pass gets a model and arguments of its own, which begin alike, so two
-  passes draw one dropout mask; what one of them has written is for the caller to keep.
+  A Flax NNX model mutates itself: averages of batch normalisation, the count of a
+  random generator. Every pass gets its own copy of model and arguments in the same
+  initial state, so two passes draw the same dropout mask. The caller decides which
+  pass's mutations to keep.
 
   Args:
     loss_fn: `loss_fn(params, *args, **kwargs)`.
     params: any pytree, or an NNX model, whose variables are then its `nnx.Param`s.
-    args: further arguments, in which there may be NNX objects too.
+    args: further arguments; they may contain NNX objects too.
     kwargs: likewise.
 
   Returns:
-    The variables; `run(variables) -> (what loss_fn returns, written)`; and
-    `keep(written)`, which writes it into `params` and the arguments.
+    The variables; `run(variables) -> (result of loss_fn, written)`; and
+    `keep(written)`, which writes the mutations into `params` and the arguments.
 
   Example:
     >>> loss_fn = lambda model, x: model[0](x * model[1])
@@ -47,7 +48,7 @@ def passes(
 
 
 def _is_nnx_model(params: Params) -> bool:
-  nnx = sys.modules.get("flax.nnx")  # Who holds one has imported it.
+  nnx = sys.modules.get("flax.nnx")  # Imported if `params` is an NNX model.
   if nnx is None or not isinstance(params, nnx.Pytree):
     return False
 
@@ -62,7 +63,7 @@ def _nnx_passes(
 ) -> tuple[Params, Callable[[Params], Any], Callable[[Any], None]]:
   from flax import nnx
 
-  # NNX's own split: a layer that is used twice is one layer in every pass too.
+  # NNX's own split keeps shared layers shared in every pass.
   graph, weights, rest = nnx.split(params, nnx.Param, ...)  # type: ignore[misc]
   variables, constants = trees.inexact(weights)
   arguments, further = nnx.split((args, kwargs))

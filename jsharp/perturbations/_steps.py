@@ -1,4 +1,4 @@
-"""Counting steps: which ones are sharp."""
+"""Selecting the steps on which a link is applied."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jsharp._checks import check_count
 def on_steps(
   link: optax.GradientTransformation, *, start: int, every: int
 ) -> optax.GradientTransformation:
-  """The link on step `start` and on every `every`-th step after it."""
+  """Applies a link on step `start` and on every `every`-th step after it."""
   if not start and every == 1:
     return link
   return optax.conditionally_transform(
@@ -20,7 +20,7 @@ def on_steps(
 
 
 def check_static_count(name: str, value: Any, *, minimum: int = 1) -> None:
-  """Refuses a number that is no count; lets traced ones pass.
+  """Checks that a number is a count, unless it is traced.
 
   A traced count, as from `optax.inject_hyperparams`, has no value yet.
   """

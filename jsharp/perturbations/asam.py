@@ -15,15 +15,16 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
   """Adaptive SAM: `e = rho * T^2 g / |T g|` with `T = |w| + eta` (two gradients).
 
-  The ball does not change when weights are rescaled without changing the function.
-  Its radius is relative, about ten times SAM's: 0.5 on CIFAR-10 and 1 on CIFAR-100
-  (Kwon et al. 2021, arXiv 2102.11600). The authors' code leaves biases at `T = 1`; for
-  that, `conjugate(sam_ascent(rho), by)` takes any `by(params)`.
+  The ball follows rescalings of the weights, so the sharpness within it is the same for
+  weights that compute the same function. The radius is relative, about ten times SAM's:
+  0.5 on CIFAR-10 and 1 on CIFAR-100 (Kwon et al. 2021, arXiv 2102.11600). The authors'
+  code uses `T = 1` for biases; for that, pass your own `by(params)` to
+  `conjugate(sam_ascent(rho), by)`.
 
   Args:
     rho: the radius, relative to the parameters.
     p: the norm of the ball, in `[1, inf]`.
-    eta: offset, in units of the parameters.
+    eta: offset of `T`, in units of the parameters.
 
   Returns:
     A link for `optax.chain`.

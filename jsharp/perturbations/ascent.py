@@ -5,8 +5,8 @@ The perturbation solves `argmax <g, e>` over a ball `|e|_p <= rho`. With
 
     e = rho * sign(g) * |g|^(q-1) / (|g|_q^q)^(1/p)
 
-over all leaves together. A change of geometry is a conjugation: with a map `T`
-of the parameters the ball is `|e / T|_p <= rho` and `e = T * ball(T * g)`; ASAM
+with norms over all leaves together. A change of geometry is a conjugation: with a map
+`T` of the parameters the ball is `|e / T|_p <= rho` and `e = T * ball(T * g)`; ASAM
 (Kwon et al. 2021, arXiv 2102.11600) has `T = |w| + eta`. The maximum has the
 value `rho * |T g|_q`.
 """
@@ -26,20 +26,19 @@ from jsharp.perturbations.geometry import conjugate
 def scale_to_ball(
   p: Any = 2.0, *, per_leaf: bool = False
 ) -> optax.GradientTransformation:
-  """Maps a gradient to the point of the unit p-ball that it points at most.
+  """Maps a gradient to the point of the unit p-ball with the largest inner product.
 
-  The result does not change with the gradient's scale, down to the smallest
-  and up to the largest representable gradient. At a zero gradient the value
-  and its derivative are zero; a NaN stays a NaN. It is differentiable wherever
-  the formula is. For `p=1` the whole radius goes to the largest coordinate
-  (shared equally among ties), for `p=inf` every coordinate gets its sign.
-  Complex entries count with their modulus and keep their phase: hand it the conjugate
-  of JAX's gradient, as optax's own links expect.
+  The result does not depend on the gradient's scale, from the smallest to the largest
+  representable gradient. At a zero gradient the value and its derivative are zero; a
+  NaN stays a NaN. It is differentiable wherever the formula is. For `p=1` the whole
+  radius goes to the largest coordinate (shared equally among ties), for `p=inf` every
+  coordinate becomes its sign. Complex entries enter with their modulus and keep their
+  phase: pass the conjugate of JAX's gradient, as for optax's own links.
 
   Args:
     p: the norm, in `[1, inf]`; a number or a traced scalar.
-    per_leaf: whether every leaf has a ball of its own (layer-wise SAM), rather
-      than all leaves together as one vector.
+    per_leaf: whether every leaf has its own ball (layer-wise SAM), instead of one ball
+      for all leaves as one vector.
 
   Returns:
     A stateless transformation of the updates.
@@ -72,14 +71,14 @@ def _scaled(leaves: list[jax.Array], p: Any) -> list[jax.Array]:
   if isinstance(p, int | float) and p == 2:
     return trees.unit(leaves)
   wide, dtype = trees.widen(leaves)
-  # The perturbation has degree zero in g, so the scale may be held constant:
-  # its derivative is exactly zero.
+  # The perturbation is homogeneous of degree zero in g, so the scale may be treated as
+  # a constant: its derivative is exactly zero.
   scale = jax.lax.stop_gradient(trees.largest_entry(wide, dtype))
   is_zero = scale == 0
   # The reciprocal of a huge scale would be flushed to zero: shrink both first.
   root = 2.0 ** (jnp.finfo(dtype).maxexp // 2)
   shrink = jnp.where(scale > root, jnp.asarray(1 / root, dtype), 1)
-  # An infinite entry is no direction: scale * 0 makes the divisor a NaN.
+  # An infinite entry has no direction: scale * 0 makes the divisor a NaN.
   divisor = jnp.where(is_zero, jnp.ones_like(scale), scale * shrink) + scale * 0
   scaled = [g * shrink.astype(g.dtype) / divisor.astype(g.dtype) for g in wide]
   points = _unit_ball(
@@ -98,8 +97,7 @@ def _unit_ball(g: list[jax.Array], p: Any, dtype: Any) -> list[jax.Array]:
     return sum((jnp.sum(t).astype(dtype) for t in terms), jnp.zeros((), dtype))
 
   def over(terms: list[jax.Array], size: jax.Array) -> list[jax.Array]:
-    # No division by zero, not even in the branch that is thrown away: its
-    # derivative would be NaN.
+    # No division by zero, even in the unused branch: its derivative would be NaN.
     size = jnp.where(size == 0, jnp.ones_like(size), size)
     return [t / size.astype(t.dtype) for t in terms]
 
@@ -136,10 +134,10 @@ def sam_ascent(
   """SAM's perturbation of radius `rho`: the solution of `argmax <g, e>` in a ball.
 
   Args:
-    rho: the radius, in units of the parameters (adaptive: relative to them); a
+    rho: the radius, in units of the parameters (if adaptive, relative to them); a
       number, a traced scalar or an optax schedule.
     p: the norm of the ball, in `[1, inf]`.
-    per_leaf: whether every leaf has a ball of radius `rho` of its own.
+    per_leaf: whether every leaf has its own ball of radius `rho`.
     adaptive: whether the ball is ASAM's, `|e / (|w| + eta)|_p <= rho`.
     eta: ASAM's offset, in units of the parameters. ASAM's authors use 0.01 on
       weights; Sharp-MAML's code uses 0.

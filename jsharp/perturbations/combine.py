@@ -1,4 +1,4 @@
-"""What becomes of the clean gradient `g` and the sharp one `s`: `combine(g, s)`."""
+"""Combinations of the clean gradient `g` and the sharp gradient `s`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jsharp.tree import length, orthogonal_part, unit
 
 Combine = Callable[[Any, Any], Any]
-"""`combine(clean, sharp) -> gradient`, three pytrees of one structure."""
+"""`combine(clean, sharp) -> gradient`, three pytrees of the same structure."""
 
 
 def interpolate(weight: Any) -> Combine:
   """`g + weight * (s - g)`: 0 is the clean gradient, 1 is SAM.
 
-  Between them it penalises the gradient's norm (Zhao et al. 2022, arXiv 2202.03599);
-  `weight = gamma / (1 - gamma)` is WSAM (Yue et al. 2023, arXiv 2305.15817).
+  A weight between them penalises the gradient's norm (Zhao et al. 2022, arXiv
+  2202.03599); `weight = gamma / (1 - gamma)` is WSAM (Yue et al. 2023, arXiv
+  2305.15817).
 
   Args:
     weight: a number or a traced scalar.
@@ -40,9 +41,9 @@ def interpolate(weight: Any) -> Combine:
 def oppose(alpha: Any) -> Combine:
   """GSAM: `s - alpha * (the part of g that is orthogonal to s)`.
 
-  The sharp loss falls by `s`; the step against the orthogonal part lets the clean loss
-  rise towards it, so the surrogate gap between the two closes (Zhuang et al. 2022,
-  arXiv 2203.08065).
+  The step along `s` lowers the perturbed loss. The orthogonal part raises the clean
+  loss without changing the perturbed loss to first order, which narrows the surrogate
+  gap between the two (Zhuang et al. 2022, arXiv 2203.08065).
 
   Args:
     alpha: a number or a traced scalar; 0 is SAM.
@@ -63,9 +64,9 @@ def oppose(alpha: Any) -> Combine:
 
 
 def renormalize() -> Combine:
-  """`s * |g| / |s|`: the sharp direction with the clean length.
+  """`s * |g| / |s|`: the sharp gradient rescaled to the norm of the clean gradient.
 
-  The rescaling keeps SAM stable in an ill-conditioned valley (Tan et al. 2024, arXiv
+  The rescaling keeps SAM stable in ill-conditioned valleys (Tan et al. 2024, arXiv
   2401.07250).
 
   Returns:

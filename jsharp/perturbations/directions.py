@@ -1,7 +1,7 @@
-"""What stands before the ball, or around it: averages over steps, devices, ascents.
+"""Links that change the direction of an ascent: running means, device means, repeats.
 
-Each is an optax link that changes where an ascent points; `optax.centralize`,
-`optax.add_noise` and `optax.scale_by_adam` serve in the same place.
+They are optax links to put in front of `scale_to_ball` or around an ascent;
+`optax.centralize`, `optax.add_noise` and `optax.scale_by_adam` work in the same place.
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ class RunningMeanState(NamedTuple):
 def follow_running_mean(decay: Any) -> optax.GradientTransformation:
   """Replaces the gradient by its running mean, VaSSO's direction.
 
-  `d_t = decay * d_{t-1} + (1 - decay) * g_t` from `d_0 = g_0` on (Li and Giannakis
-  2023, arXiv 2309.15639, whose theta is `1 - decay`).
+  `d_t = decay * d_{t-1} + (1 - decay) * g_t` with `d_0 = g_0` (Li and Giannakis 2023,
+  arXiv 2309.15639, whose theta is `1 - decay`).
 
   Args:
     decay: weight of the past, in `[0, 1)`; 0 changes nothing.
 
   Returns:
-    A link to stand before the ball.
+    A link to put in front of the ball.
 
   Raises:
-    ValueError: if `decay` is a number outside of `[0, 1)`.
+    ValueError: if `decay` is a number outside `[0, 1)`.
 
   Example:
     >>> link = follow_running_mean(0.5)
@@ -54,22 +54,22 @@ def follow_running_mean(decay: Any) -> optax.GradientTransformation:
 
 
 def leave_running_mean(decay: Any, *, sigma: Any = 1.0) -> optax.GradientTransformation:
-  """Takes the running mean out of the gradient, F-SAM's direction.
+  """Subtracts the running mean from the gradient, F-SAM's direction.
 
   `d_t = g_t - sigma * m_{t-1}`, `m_t = decay * m_{t-1} + (1 - decay) * g_t`. The mean
-  stands for the full-batch gradient, so what is left is the batch's own noise (Li et
-  al. 2024, arXiv 2403.12350). As in the authors' code the first direction is `g_0`
+  estimates the full-batch gradient, so the difference is the batch's own noise (Li et
+  al. 2024, arXiv 2403.12350). As in the authors' code, the first direction is `g_0`
   itself and `m_0 = g_0`.
 
   Args:
     decay: weight of the past, in `[0, 1)`.
-    sigma: share of the mean that is taken out; 0 changes nothing.
+    sigma: the fraction of the mean that is subtracted; 0 changes nothing.
 
   Returns:
-    A link to stand before the ball.
+    A link to put in front of the ball.
 
   Raises:
-    ValueError: if `decay` is a number outside of `[0, 1)`.
+    ValueError: if `decay` is a number outside `[0, 1)`.
 
   Example:
     >>> link = leave_running_mean(0.5)
@@ -86,7 +86,7 @@ def leave_running_mean(decay: Any, *, sigma: Any = 1.0) -> optax.GradientTransfo
 def _with_running_mean(
   decay: Any, direction: Callable[..., jax.Array]
 ) -> optax.GradientTransformation:
-  """A link that hands on `direction(gradient, past, mean)`; `past` starts at zero."""
+  """A link that returns `direction(gradient, past, mean)`; `past` starts at zero."""
   if isinstance(decay, int | float) and not 0 <= decay < 1:
     raise ValueError(
       f"decay must lie in [0, 1), got {decay!r}; pass for example decay=0.9"
@@ -118,10 +118,11 @@ def _like(value: Any, x: jax.Array) -> jax.Array:
 def pmean(axis_name: Any) -> optax.GradientTransformation:
   """Averages over a named axis of `jax.shard_map`, `jax.vmap` or `jax.pmap`.
 
-  As the first link of an ascent it decides whose perturbation SAM takes: without it
-  every device perturbs by its own batch (m-sharpness with a device's batch as m), with
-  an axis of a mesh the devices along it share one, with all axes it is the full
-  batch's. Inside `jax.shard_map` a gradient with respect to replicated parameters is
+  As the first link of an ascent it decides which examples determine SAM's perturbation.
+  Without it, every device perturbs by its own batch (m-sharpness, where m is the batch
+  per device). With one axis of a mesh, the devices along it share a perturbation; with
+  all axes, the full batch does. Inside `jax.shard_map` a gradient with respect to
+  replicated parameters is
   already the sum over the devices; `jax.lax.pcast(params, axes, to="varying")` gives
   each device its own.
 
@@ -139,7 +140,7 @@ def pmean(axis_name: Any) -> optax.GradientTransformation:
   """
 
   def mean(g: jax.Array) -> jax.Array:
-    # A sum in half precision overflows or stops growing where the mean does not.
+    # In half precision the sum may overflow or stop growing although the mean fits.
     wide = g.astype(trees.at_least_float32(g.dtype))
     return jax.lax.pmean(wide, axis_name).astype(g.dtype)
 
@@ -149,15 +150,15 @@ def pmean(axis_name: Any) -> optax.GradientTransformation:
 def repeat(
   ascent: optax.GradientTransformation, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Several ascent steps: each starts where the one before ended, with a new gradient.
+  """Repeats an ascent: each step starts where the last one ended, with a new gradient.
 
-  The perturbation is their sum, so with radius `rho` each it stays within
-  `num_steps * rho` (Foret et al. 2021, arXiv 2010.01412, appendix C.5, found no gain).
-  It costs `num_steps - 1` gradients more than `ascent`.
+  The perturbation is the sum of the steps, so with radius `rho` per step its norm is at
+  most `num_steps * rho` (Foret et al. 2021, arXiv 2010.01412, appendix C.5, found no
+  gain). It costs `num_steps - 1` gradients more than `ascent`.
 
   Args:
     ascent: the ascent of one step.
-    num_steps: how many; 1 changes nothing.
+    num_steps: the number of steps; 1 changes nothing.
 
   Returns:
     The ascent; its `update` needs `params` and `grad_fn`.

@@ -1,4 +1,4 @@
-"""F-SAM (Li et al. 2024): only a batch's own noise perturbs."""
+"""F-SAM (Li et al. 2024): perturbs along the batch's own noise only."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -21,12 +21,13 @@ def friendly_sam(
 ) -> optax.GradientTransformationExtraArgs:
   """F-SAM: the ascent of `g - sigma * (running mean of g)` (two gradients).
 
-  Only the batch's own noise perturbs (Li et al. 2024, arXiv 2403.12350; their code
-  calls the decay lambda and takes 0.6 on CIFAR-100). Keeps one copy of the gradient.
+  The perturbation follows only the batch's own noise (Li et al. 2024, arXiv 2403.12350;
+  their code calls the decay lambda and uses 0.6 on CIFAR-100). Keeps one copy of the
+  gradient.
 
   Args:
     rho: the radius; a number, a traced scalar or a schedule.
-    sigma: share of the mean that is taken out; 0 is SAM.
+    sigma: the fraction of the mean that is subtracted; 0 is SAM.
     decay: of the running mean, in `[0, 1)`.
     p: the norm of the ball, in `[1, inf]`.
 
@@ -49,12 +50,12 @@ def friendly_sam(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FriendlySAM(SharpLink):
-  """SAM along the gradient without its running mean."""
+  """SAM along the gradient minus its running mean."""
 
   name: ClassVar[str] = "friendly_sam"
 
   sigma: float = option(
-    1.0, "Share of the running mean that is taken out; 0 is SAM.", check=finite()
+    1.0, "Fraction of the running mean that is subtracted; 0 is SAM.", check=finite()
   )
   decay: float = option(
     0.9,

@@ -1,4 +1,4 @@
-"""The geometry of an ascent: the same ball, in coordinates bent by the parameters."""
+"""The geometry of an ascent: the same ball, in coordinates scaled by the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,12 @@ def conjugate(
 ) -> optax.GradientTransformationExtraArgs:
   """Runs an ascent in another geometry: `T * inner(T * g)` with `T = by(params)`.
 
-  Derivatives flow through `T`. A mask of zeros and ones confines the
-  perturbation to a part of the parameters.
+  Derivatives flow through `T`. If `T` is a mask of zeros and ones, the perturbation is
+  confined to a part of the parameters.
 
   Args:
     inner: an ascent.
-    by: `by(params) -> T`, a pytree of the structure of `params`.
+    by: `by(params) -> T`, a pytree with the structure of `params`.
 
   Returns:
     The ascent for the ball `|e / T| <= rho`.
@@ -59,9 +59,9 @@ def restrict(
 ) -> optax.GradientTransformationExtraArgs:
   """Confines an ascent to a part of the parameters: one ball in that subspace.
 
-  Elsewhere the perturbation is zero. (`optax.masked` would pass the raw gradient
-  on as a perturbation there.) With the normalisation layers as the part it is SAM-ON
-  (Mueller et al. 2023, arXiv 2306.04226).
+  Elsewhere the perturbation is zero. (`optax.masked` would return the raw gradient as
+  the perturbation there.) Restricted to the normalisation layers it is SAM-ON (Mueller
+  et al. 2023, arXiv 2306.04226).
 
   Args:
     inner: an ascent.

@@ -23,7 +23,7 @@ def gsam(
 
   Args:
     rho: the radius; a number, a traced scalar or a schedule.
-    alpha: how strongly the surrogate gap is closed; 0 is SAM. A schedule goes in by
+    alpha: how strongly the surrogate gap is reduced; 0 is SAM. For a schedule, use
       `optax.inject_hyperparams(gsam)(alpha=schedule)`.
     p: the norm of the ball, in `[1, inf]`.
 
@@ -52,7 +52,7 @@ class GSAM(SharpLink):
   name: ClassVar[str] = "gsam"
 
   alpha: float = option(
-    0.4, "How strongly the surrogate gap is closed; 0 is SAM.", check=at_least(0)
+    0.4, "How strongly the surrogate gap is reduced; 0 is SAM.", check=at_least(0)
   )
 
   def link(self) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""SAM on some steps only: every k-th one, or the late ones."""
+"""SAM on some steps only: every k-th step, or the last ones."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from jsharp.perturbations.sam import sam
 def sam_every(
   rho: optax.ScalarOrSchedule = 0.05, *, every: Any = 5, p: Any = 2.0
 ) -> optax.GradientTransformationExtraArgs:
-  """SAM on every k-th step, the plain gradient between (1 + 1/k gradients a step).
+  """SAM on every k-th step, the plain gradient otherwise (1 + 1/k gradients per step).
 
-  Steps 0, k, 2k, ... are sharp. Any other link does the same by
+  Steps 0, k, 2k, ... are sharp. For any other link, use
   `optax.conditionally_transform(link, lambda step: step % k == 0)`. Inside `jax.vmap`
-  with a step counter per element both branches are computed and nothing is saved.
+  with a step counter per element, both branches are computed and nothing is saved.
 
   Args:
     rho: the radius; a schedule counts the sharp steps only.
@@ -44,10 +44,10 @@ def sam_every(
 def late_sam(
   rho: optax.ScalarOrSchedule = 0.05, *, start: Any, p: Any = 2.0
 ) -> optax.GradientTransformationExtraArgs:
-  """The plain gradient until step `start`, SAM from there on.
+  """The plain gradient before step `start`, SAM from then on.
 
-  A few sharp epochs at the end come close to SAM from the beginning (Zhou et al. 2025,
-  arXiv 2410.10373).
+  A few epochs of SAM at the end of training come close to SAM throughout (Zhou et al.
+  2025, arXiv 2410.10373).
 
   Args:
     rho: the radius; a schedule counts the sharp steps only.

@@ -1,4 +1,4 @@
-"""LE-SAM: a radius that raises the loss by a given amount."""
+"""LE-SAM: a perturbation that raises the loss by a given amount."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ def le_sam(
 ) -> optax.GradientTransformationExtraArgs:
   """LE-SAM: a radius that raises the loss by `sigma` to first order (two gradients).
 
-  `rho = min(sigma / |g|_q, max_rho)`, so a flat place is perturbed far and a steep one
-  little (arXiv 2605.10183).
+  `rho = min(sigma / |g|_q, max_rho)`, so the radius is large where the loss is flat and
+  small where it is steep (arXiv 2605.10183).
 
   Args:
-    sigma: the rise of the loss, in its units.
+    sigma: the increase of the loss, in units of the loss.
     max_rho: the largest radius.
     p: the norm of the ball, in `[1, inf]`.
 

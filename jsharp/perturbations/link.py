@@ -29,28 +29,28 @@ def sharpness_aware(
 ) -> optax.GradientTransformationExtraArgs:
   """Replaces the gradient by the gradient at the perturbed parameters.
 
-  `s = grad_fn(params + e)` with `e` from `ascent`. Links before it change the
-  direction of the perturbation, links after it see the sharp gradient. It is
-  exact under `jit`, `vmap` and `grad`: derivatives of any order flow through
-  the perturbation, unless the ascent ends in `jsharp.stop_gradient()`.
+  `s = grad_fn(params + e)` with `e` from `ascent`. Links before it change the direction
+  of the perturbation; links after it receive the sharp gradient. It is exact under
+  `jit`, `vmap` and `grad`: derivatives of any order flow through the perturbation,
+  unless the ascent ends in `jsharp.stop_gradient()`.
 
   Args:
     ascent: gradient in, perturbation to add out, for example `sam_ascent(0.05)`.
-    combine: `combine(clean, sharp) -> gradient`; the clean gradient is what reached
-      the link. None hands on the sharp gradient alone.
-    second_order: whether the sharp gradient is that of `w -> loss(w + e(w))`, `s + (de
-      / dw)^T s`, in place of `s` alone. Foret et al. (2021, appendix C.4) leave the
+    combine: `combine(clean, sharp) -> gradient`, where the clean gradient is the link's
+      input. None returns the sharp gradient.
+    second_order: whether to return the gradient of `w -> loss(w + e(w))`, which is `s +
+      (de / dw)^T s`, instead of `s` alone. Foret et al. (2021, appendix C.4) leave the
       second term out and found the test error to be lower without it. It costs a
-      product with the Hessian, about two gradients more.
+      Hessian-vector product, about two gradients more.
 
   Returns:
-    A link whose `update` needs `params` and
-    `grad_fn: params -> grads` of the same batch. One more gradient per step. It stands
-    before the optimizer: what it hands on is a gradient.
+    A link whose `update` needs `params` and `grad_fn: params -> grads` of the same
+    batch. It costs one more gradient per step. Put it in front of the optimizer: it
+    returns a gradient.
 
   Raises:
-    ValueError: from `update`, if `params` or `grad_fn` is missing, or what `grad_fn`
-      returns is not like the gradient that reached the link.
+    ValueError: from `update`, if `params` or `grad_fn` is missing, or if the result of
+      `grad_fn` differs from the link's input in structure, shapes or dtypes.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -82,7 +82,7 @@ def sharpness_aware(
       return ascent.update(direction, state.ascent, params, grad_fn=grad_fn, **extra)
 
     if second_order:
-      # What the links before this one did to the gradient is a constant.
+      # The change that earlier links made to the gradient is treated as a constant.
       change = jax.tree.map(jnp.subtract, updates, grad_fn(params))
 
       def ascend_from(point: Any) -> tuple[Any, Any]:
@@ -103,7 +103,7 @@ def sharpness_aware(
 
 
 def own_params(params: Any) -> Any:
-  """The parameters that a gradient belongs to, where `optax.lookahead` has two of them.
+  """The parameters that gradients are taken at; `optax.lookahead` has two sets of them.
 
   Example:
     >>> own_params(optax.LookaheadParams(fast=1.0, slow=2.0)), own_params(3.0)
@@ -113,9 +113,9 @@ def own_params(params: Any) -> Any:
 
 
 def where_updated(updates: Any, params: Any, grad_fn: Any) -> tuple[Any, Any]:
-  """The parameters that have a gradient, and `grad_fn` as a function of them alone.
+  """The parameters that have a gradient, and `grad_fn` as a function of only these.
 
-  Libraries whose models are pytrees with other leaves (Equinox) give None as the
+  Libraries whose models are pytrees with other leaves (Equinox) return None as the
   gradient of a counter or an activation function.
 
   Example:
@@ -142,27 +142,27 @@ def where_updated(updates: Any, params: Any, grad_fn: Any) -> tuple[Any, Any]:
       for has in (True, False)
     )
   except ValueError:
-    return params, grad_fn  # Of another structure altogether: JAX says where.
+    return params, grad_fn  # The structures differ: JAX will report where.
   return there, lambda point: grad_fn(trees.join(point, rest))
 
 
 def sharp_gradient(
   grad_fn: Callable[[Any], Any], params: Any, perturbation: Any, *, like: Any
 ) -> Any:
-  """The gradient at the perturbed parameters, if it is one.
+  """The gradient at the perturbed parameters, checked against the link's input.
 
   Args:
     grad_fn: `params -> grads`.
     params: the parameters.
-    perturbation: what to add.
-    like: the gradient that reached the link.
+    perturbation: what to add to the parameters.
+    like: the gradient that the link received.
 
   Returns:
     `grad_fn(params + perturbation)`.
 
   Raises:
-    ValueError: if it differs from `like` in structure, shapes or dtypes: it would be
-      added to the wrong leaves, or broadcast.
+    ValueError: if it differs from `like` in structure, shapes or dtypes; it would then
+      be added to the wrong leaves, or broadcast.
 
   Example:
     >>> float(sharp_gradient(lambda w: 2 * w, jnp.array(1.0), 0.5, like=jnp.array(2.0)))
@@ -173,17 +173,17 @@ def sharp_gradient(
   except Exception as error:
     if isinstance(params, jax.Array) and params.ndim == 1:
       error.add_note(
-        "SAM saw all parameters as one vector; if optax.flatten stands around SAM, put "
-        "it behind: optax.chain(jsharp.sam(rho), optax.flatten(optimizer))"
+        "SAM got all parameters as one vector; if optax.flatten is wrapped around SAM, "
+        "put SAM in front of it: optax.chain(jsharp.sam(rho), optax.flatten(optimizer))"
       )
     raise
   wanted, found = _leaves(like), _leaves(sharp)
   if wanted != found:
     only = dict(wanted.items() - found.items()), dict(found.items() - wanted.items())
     raise ValueError(
-      "grad_fn must return a gradient like the one that update got, got "
-      f"{_words(only[1])} where {_words(only[0])} is expected; return the gradient "
-      "alone and in its dtype, as jax.grad(loss) does, without a value or an aux: "
+      "grad_fn must return a gradient like the one passed to update, got "
+      f"{_words(only[1])} where {_words(only[0])} is expected; return only the "
+      "gradient, in its dtype, as jax.grad(loss) does, without a value or aux: "
       "jax.value_and_grad(loss)(w)[1], jax.grad(loss, has_aux=True)(w)[0]"
     )
   return sharp
@@ -206,15 +206,15 @@ def _words(leaves: dict[str, Any]) -> str:
 
 
 def check_update_arguments(params: Any, grad_fn: Any) -> None:
-  """Refuses an `update` without what a second gradient needs.
+  """Checks that `update` was given what a second gradient needs.
 
   Args:
     params: the parameters, or None.
     grad_fn: `params -> grads`, or None.
 
   Raises:
-    ValueError: if one of them is None, or if `params` is a part only, inside of
-      `optax.masked` or `optax.partition`; it says what to do.
+    ValueError: if one of them is None, or if `params` is incomplete, inside
+      `optax.masked` or `optax.partition`; the message says what to do.
 
   Example:
     >>> check_update_arguments(1.0, lambda w: 2 * w)
@@ -228,9 +228,10 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
     raise ValueError(
       f"SAM needs a gradient at the perturbed parameters, got {missing}=None; call "
       "tx.update(grads, state, params, grad_fn=jax.grad(loss)), with the loss of this "
-      "batch. If you do, a wrapper around SAM keeps it (optax.lookahead, MultiSteps, "
-      "split_real_and_imaginary): put SAM in front, optax.chain(jsharp.sam(rho), "
-      "wrapper(optimizer)). For a trainer that cannot, see jsharp.sharpen"
+      "batch. If you already do, a wrapper around SAM drops it (optax.lookahead, "
+      "MultiSteps, split_real_and_imaginary): put SAM in front, "
+      "optax.chain(jsharp.sam(rho), wrapper(optimizer)). For a trainer that cannot "
+      "pass grad_fn, see jsharp.sharpen"
     )
   if any(
     isinstance(node, optax.MaskedNode)
@@ -239,8 +240,8 @@ def check_update_arguments(params: Any, grad_fn: Any) -> None:
     )
   ):
     raise ValueError(
-      "SAM stands inside optax.masked or optax.partition, where it sees a part of the "
-      "parameters and grad_fn needs them all; put the mask into the ascent: "
+      "SAM is inside optax.masked or optax.partition, where it gets only a part of the "
+      "parameters, but grad_fn needs all of them; put the mask into the ascent: "
       "jsharp.sharpness_aware(jsharp.perturbations.restrict(jsharp.sam_ascent(rho), "
       "to=mask)), or optax.partition of ascents"
     )

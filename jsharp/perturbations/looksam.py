@@ -1,4 +1,4 @@
-"""LookSAM (Liu et al. 2022): a second gradient on every k-th step only."""
+"""LookSAM (Liu et al. 2022): a second gradient only on every k-th step."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -27,8 +27,8 @@ class LookState(NamedTuple):
   Attributes:
     step: int32, steps taken.
     ascent: state of the ascent.
-    flat: unit direction, the part of the last sharp gradient that is orthogonal to
-      the clean one; zero if there was none.
+    flat: the part of the last sharp gradient that is orthogonal to the clean gradient,
+      scaled to unit length; zero if there was none.
   """
 
   step: jax.Array
@@ -43,19 +43,19 @@ def looksam(
   alpha: Any = 0.7,
   p: Any = 2.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """LookSAM: a second gradient on every k-th step only (1 + 1/k gradients a step).
+  """LookSAM: a second gradient only on every k-th step (1 + 1/k gradients per step).
 
-  On steps 0, k, 2k, ... it hands on the sharp gradient `s` and keeps the direction `v`
-  of `s - (s . g / |g|^2) g`; in between it hands on `g + alpha * |g| * v / |v|` (Liu et
-  al. 2022, arXiv 2203.02714; k = 5 and alpha = 0.7 on ImageNet, less on CIFAR). Where
-  `v` is zero to rounding (`s` parallel to `g`), nothing is added. Keeps one copy of the
-  gradient. Inside `jax.vmap` with a step counter per element both
-  branches are computed and nothing is saved.
+  On steps 0, k, 2k, ... it returns the sharp gradient `s` and stores the direction `v`
+  of `s - (s . g / |g|^2) g`; on the other steps it returns `g + alpha * |g| * v / |v|`
+  (Liu et al. 2022, arXiv 2203.02714; k = 5 and alpha = 0.7 on ImageNet, less on CIFAR).
+  If `v` is zero up to rounding (`s` parallel to `g`), nothing is added. Keeps one copy
+  of the gradient. Inside `jax.vmap` with a step counter per element, both branches are
+  computed and nothing is saved.
 
   Args:
     rho: the radius; a schedule counts the sharp steps only.
     every: k; 1 is SAM.
-    alpha: weight of the direction that is used again.
+    alpha: weight of the reused direction.
     p: the norm of the ball, in `[1, inf]`.
 
   Returns:
@@ -130,16 +130,12 @@ def _coarsest(tree: Any, default: jax.Array) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LookSAM(SharpLink):
-  """SAM that uses a sharp direction again for some steps."""
+  """SAM that reuses a sharp direction for several steps."""
 
   name: ClassVar[str] = "looksam"
 
-  alpha: float = option(
-    0.7, "Weight of the direction that is used again.", check=at_least(0)
-  )
-  sam_every: int = option(
-    5, "Steps from one perturbed step to the next.", check=at_least(1)
-  )
+  alpha: float = option(0.7, "Weight of the reused direction.", check=at_least(0))
+  sam_every: int = option(5, "Perturb only every this many steps.", check=at_least(1))
 
   def link(self) -> optax.GradientTransformation:
     return looksam(self.rho, every=self.sam_every, alpha=self.alpha, p=self.p)

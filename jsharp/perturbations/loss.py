@@ -1,4 +1,4 @@
-"""SAM as a transformation of the loss, for trainers that take nothing else."""
+"""SAM as a transformation of the loss, for trainers that accept only a loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,40 +20,40 @@ def sharpen(
 ) -> Callable[..., Any]:
   """Gives a loss SAM's gradient: same value and aux, sharp derivative.
 
-  `sharpen(loss_fn, ascent)(params, *args)` is `loss_fn(params, *args)`, but its
-  derivative is that of `loss_fn` at `params + e`, with `e` from `ascent` and the clean
-  gradient. So `jax.value_and_grad`, flax's `TrainState`, `nnx`,
-  `optax.microbatching` and any trainer take a SAM step without knowing it, and
-  metrics and batch statistics (in `aux`) are those of the clean pass. Derivatives of
-  the derivative are exact, through the perturbation too, unless the ascent ends in
-  `jsharp.stop_gradient()`; so it serves as an inner loss of meta-learning.
+  `sharpen(loss_fn, ascent)(params, *args)` equals `loss_fn(params, *args)`, but its
+  derivative is the derivative of `loss_fn` at `params + e`, where `ascent` computes `e`
+  from the clean gradient. So `jax.value_and_grad`, flax's `TrainState`, `nnx`,
+  `optax.microbatching` and any other trainer take SAM steps unchanged, and metrics and
+  batch statistics (in `aux`) come from the clean pass. Higher derivatives are exact,
+  including those through the perturbation, unless the ascent ends in
+  `jsharp.stop_gradient()`; so it can be the inner loss of meta-learning.
 
   Leaves of `params` without a derivative, such as an activation function of an Equinox
-  model, are constants. A Flax NNX model and its arguments, generators among them, begin
-  both passes alike, so that they draw the same dropout mask; what the clean pass writes
-  into them (averages of batch normalisation, counts) stays written. Beside parameters
-  that are no NNX model it is lost.
+  model, are constants. A Flax NNX model and its arguments, including random generators,
+  are in the same state at the start of both passes, so both draw the same dropout mask.
+  What the clean pass writes into them (averages of batch normalisation, counts) is
+  kept, but only if `params` is an NNX model.
 
-  Value and derivative disagree on purpose: a line search on it means nothing. With
+  Value and derivative deliberately disagree, so do not use it with a line search. With
   respect to `*args` and everything that `loss_fn` closes over, the derivative of the
-  value is taken at the perturbed parameters and with the perturbation held; that of
-  `aux` is the clean one.
+  value is taken at the perturbed parameters, with the perturbation as a constant; the
+  derivative of `aux` is the clean one.
 
   Args:
     loss_fn: `loss_fn(params, *args, **kwargs) -> loss`, or `(loss, aux)`.
-    ascent: gradient in, perturbation to add out, without state: `sam_ascent(0.05)`. Its
-      radius may be a traced value, and so be meta-learned.
+    ascent: a stateless ascent, gradient in, perturbation to add out:
+      `sam_ascent(0.05)`. Its radius may be traced, and therefore meta-learned.
     has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.grad`.
-    second_order: whether the derivative is that of `w -> loss(w + e(w))`, through the
-      perturbation, see `sharpness_aware`; about two gradients more.
+    second_order: whether to differentiate `w -> loss(w + e(w))` through the
+      perturbation too, see `sharpness_aware`; about two gradients more.
 
   Returns:
-    A function like `loss_fn`. Its gradient costs two gradients, and is JAX's: conjugate
-    it for an optimizer where it is complex.
+    A function like `loss_fn`. Its gradient costs two gradients and follows JAX's
+    convention: conjugate it for an optimizer if it is complex.
 
   Raises:
     ValueError: when it is called, if `ascent` has state, such as a schedule's count or
-      a running mean; those need the link `sharpness_aware` in an optimizer.
+      a running mean; these need the link `sharpness_aware` in an optimizer.
 
   Example:
     >>> import jax.numpy as jnp
@@ -74,7 +74,7 @@ def sharpen(
       loss, aux = found if has_aux else (found, None)
       return loss, (aux, written)
 
-    # Values that others differentiate with respect to become arguments: a custom
+    # Closed-over values that may be differentiated become arguments: a custom
     # derivative must not close over them.
     closed, hoisted = jax.closure_convert(with_aux, variables)
     loss, (aux, written) = _with_sharp_derivative(closed, ascent, state, second_order)(
@@ -87,12 +87,12 @@ def sharpen(
 
 
 def _empty_state(ascent: optax.GradientTransformation, params: Params) -> Any:
-  """The state of an ascent that has none; refuses any other."""
+  """The empty state of an ascent; raises an error if the ascent has state."""
   state = ascent.init(params)
   if jax.tree.leaves(state):
     raise ValueError(
-      "ascent keeps state from step to step, which a function of the parameters "
-      "cannot; pass a fixed radius, or for SAM itself use it as a link: "
+      "ascent keeps state from step to step, but sharpen returns a function of the "
+      "parameters; pass a fixed radius, or use the ascent in an optimizer: "
       "optax.chain(jsharp.sharpness_aware(ascent), optimizer)"
     )
   return state
@@ -135,11 +135,12 @@ def functional_sam(
   output_loss_fn: Callable[[Any], jax.Array],
   ascent: optax.GradientTransformation,
 ) -> Callable[[Params], tuple[jax.Array, Any]]:
-  """Functional-SAM: the network's Jacobian is perturbed, the loss's slope is not.
+  """Functional-SAM: perturbs the network's Jacobian but not the loss's gradient.
 
-  With `F` the network and `l` the loss of its outputs the gradient is `J_F(w + e)^T
+  With `F` the network and `l` the loss of its outputs, the gradient is `J_F(w + e)^T
   l'(F(w))`, where SAM has `J_F(w + e)^T l'(F(w + e))` (Singh et al. 2025, "Avoiding
-  spurious sharpness minimization broadens applicability of SAM"). Two gradients.
+  spurious sharpness minimization broadens applicability of SAM"). It costs two
+  gradients.
 
   Args:
     net_fn: `net_fn(params) -> outputs`, for this batch.
@@ -147,8 +148,8 @@ def functional_sam(
     ascent: as for `sharpen`, without state.
 
   Returns:
-    `value_and_grad(params) -> (loss, gradient)`, the gradient conjugated where it is
-    complex, as optax expects it.
+    `value_and_grad(params) -> (loss, gradient)`; a complex gradient is conjugated, as
+    optax expects it.
 
   Raises:
     ValueError: when it is called, if `ascent` has state.

@@ -1,4 +1,4 @@
-"""SAM with one gradient: the parameters themselves stand at the perturbed point."""
+"""SAM with one gradient per step: the parameters themselves are perturbed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class ShiftedState(NamedTuple):
   """State of `momentum_sam`.
 
   Attributes:
-    base: state of the optimizer inside.
+    base: state of the wrapped optimizer.
     ascent: state of the perturbation's radius; zero bytes unless it is a schedule.
-    perturbation: what the parameters are shifted by, like the parameters.
+    perturbation: the shift of the parameters, a pytree like them.
   """
 
   base: Any
@@ -36,14 +36,14 @@ def momentum_sam(
   *,
   p: Any = 2.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """Momentum-SAM: SAM along the optimizer's own step, for one gradient a step.
+  """Momentum-SAM: SAM along the optimizer's last update, with one gradient per step.
 
-  The parameters that go in and out stand at `w + e`, where `w` is what the optimizer
-  works on and `e = rho * u / |u|` goes along its last update `u`; with momentum SGD
-  that is `-rho * v / |v|` of its momentum `v` (Becker et al. 2024, arXiv 2401.12033;
+  The parameters that the training loop sees are `w + e`, where `w` is what the wrapped
+  optimizer updates and `e = rho * u / |u|` follows its last update `u`; for momentum
+  SGD with momentum `v` this is `-rho * v / |v|` (Becker et al. 2024, arXiv 2401.12033;
   rho 0.3, and 3 on CIFAR-100). So the gradient that any training loop computes is
-  already the sharp one. Evaluate and deploy at `centre(params, opt_state)`. Unlike the
-  links it stands around the optimizer; its `update` needs `params` and no `grad_fn`.
+  already the sharp gradient. Evaluate and deploy at `centre(params, opt_state)`. Unlike
+  the links, it wraps the optimizer; its `update` needs `params` and no `grad_fn`.
 
   Args:
     optimizer: any optax optimizer.
@@ -96,11 +96,11 @@ def centre(params: Any, opt_state: Any) -> Any:
   """The parameters without the perturbation of `momentum_sam`.
 
   Args:
-    params: as the optimizer left them.
-    opt_state: its state, in which `momentum_sam` may stand anywhere.
+    params: the parameters after the optimizer's last update.
+    opt_state: its state, which contains the state of `momentum_sam` at any place.
 
   Returns:
-    What to evaluate, save and deploy.
+    The parameters to evaluate, save and deploy.
 
   Raises:
     ValueError: if `opt_state` holds no `momentum_sam` or more than one.
@@ -128,7 +128,7 @@ def centre(params: Any, opt_state: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MomentumSAM(Perturbed):
-  """SAM along the optimizer's own step, with one gradient per step."""
+  """SAM along the optimizer's last update, with one gradient per step."""
 
   name: ClassVar[str] = "momentum_sam"
 

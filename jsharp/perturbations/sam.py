@@ -1,4 +1,4 @@
-"""SAM (Foret et al. 2021), the second gradient of every other variant here."""
+"""SAM (Foret et al. 2021), which the other variants here modify."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -20,14 +20,14 @@ def sam(
   eta: float = 0.0,
   second_order: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sharpness-aware minimisation: `s` at `e = rho * g / |g|` (two gradients a step).
+  """Sharpness-aware minimisation: the gradient at `w + rho * g / |g|` (two per step).
 
   Source: Foret et al. 2021, arXiv 2010.01412; `p` is the norm of their equation 2.
 
   Args:
     rho: the radius of the ball; a number, a traced scalar or a schedule.
     p: the norm of the ball, in `[1, inf]`.
-    per_leaf: whether every leaf has a ball of its own.
+    per_leaf: whether every leaf has its own ball.
     adaptive: ASAM's geometry; see also `asam`.
     eta: ASAM's offset.
     second_order: whether to differentiate through the perturbation, see
@@ -74,23 +74,24 @@ class SAM(SharpLink):
   )
   second_order: bool = option(
     False,
-    "Differentiate through the perturbation as well, which the paper's appendix C.4 "
-    "found to be worse; about two gradients more.",
+    "Differentiate through the perturbation too, which the paper's appendix C.4 found "
+    "to be worse; costs about two more gradients.",
   )
 
   perturbation_batch_size: int | None = option(
     None,
-    "m-sharpness: so many images of a batch share a perturbation, and each group has "
-    "one of its own, computed one after the other. Default: the whole batch.",
+    "m-sharpness: the number of images that share a perturbation. Each group of this "
+    "size in a batch gets its own perturbation, one group after the other. Default: "
+    "the whole batch.",
     check=at_least(1),
   )
 
   def complete(self) -> None:
-    """Refuses groups on some steps only."""
+    """Rejects groups combined with perturbation on some steps only."""
     if self.perturbation_batch_size and (self.sam_every > 1 or self.sam_start):
       raise ValueError(
-        "--perturbation_batch_size perturbs in every step; leave --sam_every and "
-        "--sam_start out"
+        "--perturbation_batch_size perturbs on every step; leave out --sam_every and "
+        "--sam_start"
       )
 
   @property
@@ -118,5 +119,5 @@ class SAM(SharpLink):
 
   def num_gradients(self, num_steps: int, *, steps_per_epoch: int) -> int:
     total = super().num_gradients(num_steps, steps_per_epoch=steps_per_epoch)
-    # A product with the Hessian costs about two gradients.
+    # A Hessian-vector product costs about two gradients.
     return total + 2 * (total - num_steps) * self.second_order

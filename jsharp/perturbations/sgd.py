@@ -1,4 +1,4 @@
-"""The plain gradient, as a choice beside the sharpness-aware ones."""
+"""The plain gradient, as an alternative to the sharpness-aware optimizers."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,7 +10,7 @@ from jsharp.perturbations._options import SharpOptimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(SharpOptimizer):
-  """The optimizer as it is, one gradient per step.
+  """The optimizer without perturbation, one gradient per step.
 
   Example:
     >>> SGD().num_gradients(10, steps_per_epoch=5)

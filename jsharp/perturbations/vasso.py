@@ -17,9 +17,9 @@ def vasso(
 ) -> optax.GradientTransformationExtraArgs:
   """VaSSO: the ascent of `d = decay * d + (1 - decay) * g` (two gradients).
 
-  The running mean steadies the perturbation against a batch's noise (Li and Giannakis
-  2023, arXiv 2309.15639, whose theta is `1 - decay`; 0.9 in their code). Keeps one copy
-  of the gradient.
+  The running mean makes the perturbation less sensitive to a batch's noise (Li and
+  Giannakis 2023, arXiv 2309.15639, whose theta is `1 - decay`; 0.9 in their code).
+  Keeps one copy of the gradient.
 
   Args:
     rho: the radius; a number, a traced scalar or a schedule.

@@ -1,4 +1,4 @@
-"""WSAM (Yue et al. 2023): sharpness with a weight."""
+"""WSAM (Yue et al. 2023): weighted sharpness."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -15,16 +15,17 @@ from jsharp.perturbations.link import sharpness_aware
 def wsam(
   rho: optax.ScalarOrSchedule = 0.05, *, gamma: Any = 0.5, p: Any = 2.0
 ) -> optax.GradientTransformationExtraArgs:
-  """WSAM: `g + gamma / (1 - gamma) * (s - g)`, sharpness with a weight (two gradients).
+  """WSAM: `g + gamma / (1 - gamma) * (s - g)`, weighted sharpness (two gradients).
 
-  `gamma = 0.5` is SAM, less leans to the clean gradient, more overshoots. This is the
-  coupled form of Yue et al. 2023 (arXiv 2305.15817): the optimizer sees the sum. Their
-  decoupled form takes the base step with `g` and the sharpness term outside of the
-  optimizer; it is not offered.
+  `gamma = 0.5` is SAM; smaller values weigh the clean gradient more, larger ones
+  extrapolate beyond SAM. This is the coupled form of Yue et al. 2023 (arXiv
+  2305.15817): the optimizer receives the sum. Their decoupled form, which takes the
+  base step with `g` and adds the sharpness term outside the optimizer, is not
+  available.
 
   Args:
     rho: the radius; a number, a traced scalar or a schedule.
-    gamma: in `[0, 1)`.
+    gamma: the weight of the sharpness, in `[0, 1)`.
     p: the norm of the ball, in `[1, inf]`.
 
   Returns:

@@ -255,7 +255,7 @@ class WeightsTest(parameterized.TestCase):
     ({"inner_lr": "0.1"}, "inner_lr must be a finite number, got '0.1'"),
     (
       {"statistics_decay": 0.9, "query_loss_fn": loss_fn},
-      "query_loss_fn does not return statistics",
+      "query_loss_fn cannot be combined",
     ),
   )
   def test_bad_options_are_named(self, options, message):

@@ -199,7 +199,7 @@ class RefusedOptimizersTest(parameterized.TestCase):
       (
         f"sam_behind_{name}",
         optax.chain(front, link, optax.identity()),
-        "in front of SAM makes a step.*downhill",
+        "in front of SAM turns the gradient into a step.*downhill",
       )
       for name, front, link in (
         ("adamw", optax.adamw(0.1), jsharp.sam(0.1)),

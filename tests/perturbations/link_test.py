@@ -224,7 +224,7 @@ class SamTest(parameterized.TestCase):
     with self.assertRaises(TypeError) as caught:
       tx.update(w, tx.init(w), w, grad_fn=jax.grad(lambda w: jnp.sum(w["a"])))
     notes = " ".join(caught.exception.__notes__)
-    self.assertIn("optax.flatten stands around SAM", notes)
+    self.assertIn("optax.flatten is wrapped around SAM", notes)
 
 
 if __name__ == "__main__":

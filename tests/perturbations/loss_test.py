@@ -192,7 +192,7 @@ class SharpenTest(parameterized.TestCase):
       jsharp.sam_ascent(optax.constant_schedule(0.1)),
       optax.chain(perturbations.follow_running_mean(0.9), jsharp.sam_ascent(0.1)),
     ):
-      with self.assertRaisesRegex(ValueError, "use it as a link"):
+      with self.assertRaisesRegex(ValueError, "use the ascent in an optimizer"):
         jsharp.sharpen(problems.loss, ascent)(self.w, self.data)
     stateful = jsharp.sam_ascent(optax.constant_schedule(0.1))
     with self.assertRaisesRegex(ValueError, "fixed radius"):

@@ -124,7 +124,7 @@ class OptionsTest(parameterized.TestCase):
     self.assertEqual((size, second_order), (4, False))
     self.assertIsNone(CLASSES["sam"]().groups)
     for steps in ({"sam_every": 2}, {"sam_start": 1.0}):
-      with self.assertRaisesRegex(ValueError, "perturbs in every step; leave"):
+      with self.assertRaisesRegex(ValueError, "perturbs on every step; leave"):
         CLASSES["sam"](perturbation_batch_size=4, **steps)
 
   def test_only_momentum_sam_moves_perturbed_parameters(self):
