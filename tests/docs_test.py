@@ -12,7 +12,12 @@ import jsharp
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+FOLDERS = (".", "how_to")
+PAGES = sorted(
+  path.relative_to(DOCS).as_posix()
+  for folder in FOLDERS
+  for path in (DOCS / folder).glob("*.md")
+)
 TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p}" for p in PAGES)]
 
 
@@ -40,7 +45,8 @@ class DocsTest(parameterized.TestCase):
   @parameterized.parameters(*PAGES)
   def test_links_exist(self, page):
     named = re.findall(r"\]\(([^)#:]+)\)", (DOCS / page).read_text())
-    self.assertEqual([name for name in named if not (DOCS / name).exists()], [])
+    folder = (DOCS / page).parent
+    self.assertEqual([name for name in named if not (folder / name).exists()], [])
 
   @parameterized.parameters(*TEXTS)
   def test_names_of_the_library_exist(self, page):

@@ -29,8 +29,11 @@ class SiteTest(absltest.TestCase):
 
   def test_every_page_is_in_the_contents(self):
     index = (ROOT / "docs" / "index.md").read_text()
-    listed = set(re.findall(r"(?m)^([a-z_]+)$", index))
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    listed = set(re.findall(r"(?m)^([a-z_/]+)$", index))
+    docs = ROOT / "docs"
+    found = [*docs.glob("*.md"), *docs.glob("how_to/*.md")]
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in found}
+    pages -= {"index"}
     self.assertEqual(pages - listed, set())
 
   def test_it_is_built_without_a_warning(self):
