@@ -241,7 +241,7 @@ def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     raise
   except Exception as error:  # Damaged bytes can fail in any way.
     raise ValueError(
-      f"{path} is damaged ({error}); name another step, or restore a copy of it"
+      f"{path} is damaged ({error}); name another step, or restore it from a copy"
     ) from error
   if metadata["format"] != _leaf_archive.FORMAT:
     raise ValueError(

@@ -130,7 +130,7 @@ def read(
     dtypes and bits as saved, each writable, contiguous and little-endian.
 
   Raises:
-    ValueError: if a file is damaged, was changed, is no regular file, or has a later
+    ValueError: if a file is damaged, was changed, is not a regular file, or has a later
       format. The message names the file, the array where one is damaged, and the fix.
     OSError: if a file is missing or cannot be read.
 

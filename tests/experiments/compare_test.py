@@ -127,7 +127,7 @@ class PlanTest(parameterized.TestCase):
     ('outer_optimizer = "sgd"', "inner_lr = -1", "methods.reptile: .*inner_lr=-1"),
     ('outer_optimizer = "sgd"', "num_cg_steps = 3", "num_cg_steps has no effect"),
     ('outer_optimizer = "sgd"', "eval_tasks = 9", "methods.reptile is tested on"),
-    ("validations = 1", "seeds_side_by_side = true", "is for images"),
+    ("validations = 1", "seeds_side_by_side = true", "supports only images"),
     ("validations = 1", "validations = 0", "validations=0: must .* at least 1"),
     ("validations = 1", "validations = ", "is no TOML file"),
     ("validations = 1", "validations = true", "validations=True: must be a whole nu"),
@@ -375,7 +375,7 @@ class CompareTest(parameterized.TestCase):
       self.assertEqual(path.read_text(), f"[{signal.SIGTERM.real}]")
       self.assertEqual((path.parent / "ready").read_text(), "True")  # Own session.
     stopping, interrupted = err.splitlines()
-    self.assertIn("stopping: the runs save what they have", stopping)
+    self.assertIn("stopping: the runs are saving", stopping)
     self.assertIn("the same command goes on", interrupted)
 
   def test_a_run_that_cannot_start_is_an_error(self):
@@ -566,7 +566,7 @@ class CompareTest(parameterized.TestCase):
   def test_bad_command_lines_are_named(self):
     for more, message in (
       ({"plan": self.out / "nothing.toml"}, "--plan=/.*nothing.toml: No such file"),
-      ({"plan": "/dev/zero"}, "/dev/zero is no regular file"),
+      ({"plan": "/dev/zero"}, "/dev/zero is not a regular file"),
       ({"plan": "~/no/plan.toml"}, f"--plan={pathlib.Path.home()}/no/plan.toml: No s"),
       ({"set": "num_tasks"}, "--set=num_tasks must look like flag=value"),
       ({"set": "num_tasks=0"}, "methods.maml: .*num_tasks=0"),

@@ -320,7 +320,7 @@ class LandscapeTest(parameterized.TestCase):
         "kept no path.*random, or train it anew:\n.*keep_path",
       ),
       (straight, "--plane=path", "straight has kept spans no plane; .*eval_every"),
-      (straight, "--dimensions=1", "no line; take --dimensions=2"),
+      (straight, "--dimensions=1", "not a line; use --dimensions=2"),
       (straight, "--orthogonal", "leave --orthogonal out"),
       (straight, "--keep_vectors", "leave --keep_vectors out"),
     ):
@@ -439,7 +439,7 @@ class LandscapeTest(parameterized.TestCase):
   @parameterized.parameters(
     ("--grid=0", "grid=0: .*at least 1"),
     ("--extent=-1", "extent=-1.0: must be positive"),
-    ("--radii=a", "radii.*needs positive numbers"),
+    ("--radii=a", "radii.*must be positive numbers"),
     ("--trace_samples=1", "trace_samples=1: .*at least 2"),
     ("--objective=both", "objective"),
   )

@@ -40,7 +40,7 @@ class MemoryBudgetTest(parameterized.TestCase):
 
   @parameterized.parameters("much", "-1", "0", "8 TB")
   def test_what_is_no_size_is_refused(self, text):
-    with self.assertRaisesRegex(ValueError, f"--memory_budget={text} is no size"):
+    with self.assertRaisesRegex(ValueError, f"--memory_budget={text} is not a size"):
       memory_budget.in_bytes(text)
 
   def test_the_fastest_that_fits_is_chosen(self):

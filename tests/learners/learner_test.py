@@ -221,7 +221,7 @@ class DescriptionTest(parameterized.TestCase):
     class Plain(Conv4Options):
       with_context = Conv4Options.__mro__[1].with_context
 
-    with self.assertRaisesRegex(ValueError, "cavia needs a network with a place"):
+    with self.assertRaisesRegex(ValueError, "cavia needs a network with a context"):
       learners.build(of_images(CAVIA(), network=Plain()))
 
 
