@@ -168,7 +168,7 @@ class EvaluateTest(parameterized.TestCase):
     (["--dataset=omniglot"], "protonet0", "--data_dir"),
     (["--way=1"], "protonet0", "way"),
     (["--eval_name=../escape"], "protonet0", "eval_name"),
-    ([], "nowhere", "holds no learner"),
+    ([], "nowhere", "does not contain a learner"),
   )
   def test_refuses(self, arguments, model, message):
     code, out, err = self.call(*arguments, model=model)

@@ -128,7 +128,7 @@ class PredictTest(parameterized.TestCase):
   def test_unknown_learners_are_refused_with_those_that_come_with_jsharp(self):
     code, _, err = self.call(self.root / "new", model="/nowhere")
     self.assertEqual(code, 2)
-    self.assertIn("holds no learner", err)
+    self.assertIn("does not contain a learner", err)
 
   def test_as_a_program(self):
     done = subprocess.run(

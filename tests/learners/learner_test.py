@@ -188,7 +188,7 @@ class LearnerTest(parameterized.TestCase):
 class DescriptionTest(parameterized.TestCase):
   @parameterized.parameters(ProtoNet(), Ridge())
   def test_classifiers_are_refused_for_a_regression(self, algorithm):
-    with self.assertRaisesRegex(ValueError, f"{algorithm.name} classifies, and this"):
+    with self.assertRaisesRegex(ValueError, f"{algorithm.name} classifies, but this"):
       of_sines(algorithm)
 
   @parameterized.parameters(

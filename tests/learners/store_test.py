@@ -364,9 +364,9 @@ class DamageTest(_Folder):
   def test_sizes_are_compared_before_anything_is_read(self):
     content = self.contents[WEIGHTS]
     (self.path / WEIGHTS).write_bytes(content + b"\0")
-    self._refused(f"{len(content) + 1} bytes, its header says {len(content)}")
+    self._refused(f"{len(content) + 1} bytes, but its header says {len(content)}")
     os.truncate(self.path / WEIGHTS, 2**40)  # 1 TiB of nothing
-    self._refused(f"{2**40} bytes, its header says {len(content)}")
+    self._refused(f"{2**40} bytes, but its header says {len(content)}")
     (self.path / WEIGHTS).write_bytes((2**24 + 1).to_bytes(8, "little") + content[8:])
     self._refused("header has 16777217 bytes, at most 16777216")
     os.truncate(self.path / CONFIG, 2**20 + 1)
@@ -376,9 +376,9 @@ class DamageTest(_Folder):
     ('"kind": "A"', '"kind": "C"', "does not match"),
     (f'"version": "{jsharp.__version__}"', '"version": "9.9"', "does not match"),
     ('"rate": 0.25', '"rate": 0.250', "does not match"),
-    ('"rate": 0.25', '"rate": NaN', "NaN is no finite number"),
-    ('"rate": 0.25', '"rate": -Infinity', "-Infinity is no finite number"),
-    ('"rate": 0.25', '"rate": 1e999', "1e999 is no finite number"),
+    ('"rate": 0.25', '"rate": NaN', "NaN is not a finite number"),
+    ('"rate": 0.25', '"rate": -Infinity', "-Infinity is not a finite number"),
+    ('"rate": 0.25', '"rate": 1e999', "1e999 is not a finite number"),
     ('"rate": 0.25', '"rate": 0.25, "kind": "A"', "the key 'kind' occurs twice"),
     ('"format": 1', '"format": 1, "format": 1', "the key 'format' occurs twice"),
     ('"format": 1', '"format": true', "format is True"),
