@@ -215,7 +215,7 @@ def _foreign(kind: str, name: str) -> type[Options]:
   ]
   if not found:
     raise ValueError(
-      f"{name} does not describe a {kind}: derive a frozen dataclass from "
+      f"{name} describes no {kind}: derive a frozen dataclass from "
       f"{_BASES[kind]} and name that class, or give it name = {attribute!r}"
     )
   return _named(found[0], name)

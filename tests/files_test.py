@@ -103,14 +103,14 @@ class FilesTest(parameterized.TestCase):
       _files.open_own(fifo)
     with self.path.open("wb") as file:
       file.truncate(2**40)
-    with self.assertRaisesRegex(FileError, "file has 1,099,511,627,776 bytes, at most"):
+    with self.assertRaisesRegex(FileError, "file has 1,099,511,627,776 bytes, more"):
       read_table(self.path)
 
   def test_a_link_that_leads_nowhere_is_not_taken_for_no_file(self):
     self.assertIsNone(_files.read_bytes_if_there(self.path.with_name("no"), most=9))
     self.path.with_name("dangling").symlink_to("nowhere")
     with self.assertRaisesRegex(
-      FileError, "dangling is a link to nowhere, which is no"
+      FileError, "dangling is a link to nowhere, which does no"
     ):
       _files.read_bytes_if_there(self.path.with_name("dangling"), most=9)
 

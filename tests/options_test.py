@@ -120,7 +120,7 @@ class JsonTest(parameterized.TestCase):
     ),
     (lambda c: c["shape"].update(rho=-1), "run.json.shape: rho=-1.0: must be positive"),
     (lambda c: c.update(steps="10"), "run.json: steps='10': must be a whole number"),
-    (lambda c: c.update(machine=None), "run.json.machine must be a table"),
+    (lambda c: c.update(machine=None), "run.json.machine must be a JSON object"),
   )
   def test_anything_else_is_refused_with_its_place(self, damage, message):
     content = options.to_json(Run(shape=Ball()))

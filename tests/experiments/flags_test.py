@@ -490,7 +490,10 @@ class HostileWordsTest(parameterized.TestCase):
     for content, message in (
       (b"\xff\xfe\x00", "file is not UTF-8 text"),
       (b"--shot=1\n\0", "file is not text: it contains NUL bytes"),
-      (b"#" * (2**20 + 1), "file has 1,048,577 bytes, at most 1,048,576 are read"),
+      (
+        b"#" * (2**20 + 1),
+        "file has 1,048,577 bytes, more than the limit of 1,048,576",
+      ),
     ):
       file.write_bytes(content)
       self.assertIn(message, self._refusal(f"--flagfile={file}"))

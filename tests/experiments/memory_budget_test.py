@@ -68,7 +68,7 @@ class MemoryBudgetTest(parameterized.TestCase):
       code, _, err = run("sinusoid", other, *SINES, "--memory_budget=1000")
       self.assertEqual(code, 2)
       self.assertRegex(
-        err, "1,000 bytes, and the leanest .*forward_over_reverse.*needs"
+        err, "1,000 bytes, but the smallest .*forward_over_reverse.*needs"
       )
       code, _, err = run(
         "sinusoid", other, *SINES, "--memory_budget=1GiB", "--task_chunk=2"

@@ -208,7 +208,7 @@ class RoundTripTest(_Folder):
     ({"a": np.float32(1)}, r"config\['a'\]"),
     ({"a": "\ud800"}, r"config\['a'\]"),
     ({"jsharp": 1}, "rename key 'jsharp'"),
-    ({"a": "x" * 2**20}, "config has .* bytes, at most 1048576"),
+    ({"a": "x" * 2**20}, "config has .* bytes, but at most 1048576"),
     ({"a": eval("[" * 90 + "]" * 90), "b": {}}, None),
   )
   def test_what_a_config_cannot_hold(self, config, message):
@@ -240,7 +240,7 @@ class RoundTripTest(_Folder):
     ("a", np.ones(1, "i4,f4"), "array 'a' is"),
     ("a", np.ones(1, ml_dtypes.float8_e4m3fn), "array 'a' is float8_e4m3fn"),
     ("a", np.ones(1, "M8[s]"), "array 'a' is datetime64"),
-    ("x" * 2**24, np.ones(1), "header has .* bytes, at most 16777216"),
+    ("x" * 2**24, np.ones(1), "header has .* bytes, but at most 16777216"),
   )
   def test_what_an_array_cannot_be(self, name, array, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -368,7 +368,7 @@ class DamageTest(_Folder):
     os.truncate(self.path / WEIGHTS, 2**40)  # 1 TiB of nothing
     self._refused(f"{2**40} bytes, but its header says {len(content)}")
     (self.path / WEIGHTS).write_bytes((2**24 + 1).to_bytes(8, "little") + content[8:])
-    self._refused("header has 16777217 bytes, at most 16777216")
+    self._refused("header has 16777217 bytes, but at most 16777216")
     os.truncate(self.path / CONFIG, 2**20 + 1)
     self._refused(str(self.path / CONFIG), "1048577 bytes, at most 1048576")
 
