@@ -1,4 +1,4 @@
-"""Programs: one question per file, run with `python -m experiments.NAME`."""
+"""Experiments: each module answers one question; run `python -m experiments.NAME`."""
 
 from jsharp import _early
 

@@ -1,4 +1,4 @@
-"""What runs on tasks and ordinary runs have of their own in a comparison."""
+"""The differences between few-shot runs and ordinary runs in a comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TaskRuns:
     """The meta-steps that a budget pays for.
 
     Raises:
-      ValueError: if it pays for less than one, or the algorithm has no price.
+      ValueError: if it pays for less than one, or the algorithm defines no cost.
     """
     if not run.algorithm.meta_learns:
       return 1
@@ -36,7 +36,7 @@ class TaskRuns:
 
   @staticmethod
   def flags(num_steps: int, validations: int, seeds: Sequence[int]) -> dict[str, int]:
-    """What a run of this length is given."""
+    """The flags of a run of this length."""
     every = max(1, num_steps // validations)
     return {"num_seeds": len(seeds), "num_steps": num_steps, "eval_every": every}
 
@@ -61,7 +61,7 @@ class TaskRuns:
 class OrdinaryRuns:
   """Runs of ordinary training: their length is a number of epochs.
 
-  A budget in "epochs" is that many passes over the training images; one in
+  A budget in "epochs" is a number of passes over the training images. A budget in
   "gradient_epochs" counts the gradients of each image, two for a step of SAM, so that
   200 epochs of SAM and 400 of SGD cost the same.
   """
@@ -73,14 +73,14 @@ class OrdinaryRuns:
 
   @classmethod
   def amount(cls, run: OrdinaryRun, budget: Budget, rate: float | None = None) -> int:
-    """The whole epochs that a budget pays for.
+    """The number of whole epochs that a budget pays for.
 
     Raises:
       ValueError: if it pays for less than one.
     """
     epochs = int(budget.amount)
     if budget.unit == "gradient_epochs":
-      # Costs grow with every epoch; an epoch costs one gradient of each image at least.
+      # Costs grow with every epoch, by at least one gradient per image.
       low, high = 0, epochs
       while low < high:
         middle = (low + high + 1) // 2
@@ -98,14 +98,14 @@ class OrdinaryRuns:
 
   @staticmethod
   def gradients(run: OrdinaryRun, num_epochs: int) -> float:
-    """Gradients of each training image in so many epochs."""
-    fine = 1000  # Steps to an epoch: a start may lie between two.
+    """Gradients per training image in a number of epochs."""
+    fine = 1000  # Steps per epoch, since SAM may start within an epoch.
     counted = run.algorithm.num_gradients(num_epochs * fine, steps_per_epoch=fine)
     return counted / fine
 
   @staticmethod
   def flags(num_epochs: int, validations: int, seeds: Sequence[int]) -> dict[str, int]:
-    """What a run of this length is given."""
+    """The flags of a run of this length."""
     return {"num_epochs": num_epochs, "eval_every": max(1, num_epochs // validations)}
 
   @staticmethod
@@ -134,6 +134,6 @@ def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def kind_of(experiment: Any) -> Kind:
-  """The kind of an experiment's runs, by what its program chooses."""
+  """The kind of an experiment's runs, judged by its program's choices."""
   kinds = {choice.kind for choice in experiment.program.choices().values()}
   return TaskRuns if "algorithm" in kinds else OrdinaryRuns

@@ -1,4 +1,4 @@
-"""What a comparison consists of, read from a TOML file and checked before it starts."""
+"""The plan of a comparison, read from a TOML file and checked before it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TABLES = ("budget", "common", "methods")
 _NOT_FLAGS = ("seeds", "budget_factor")
 _MAX_BYTES = 2**20
 OWN = ("run_dir", "seed", "num_seeds", "num_steps", "num_epochs", "eval_every")
-"""The flags of a run that the comparison sets itself."""
+"""The flags of runs that the comparison sets itself."""
 
 
 def _different(seeds: tuple[int, ...]) -> bool:
@@ -36,34 +36,33 @@ def _different(seeds: tuple[int, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header(Options):
-  """What a plan says outside its tables."""
+  """The keys of a plan outside its tables."""
 
-  experiment: str = option("", "Whose runs are compared, such as omniglot.")
+  experiment: str = option("", "The experiment to compare runs of, such as omniglot.")
   baseline: str | None = option(
-    None, "The method that differences are taken from; the first one.", identity=False
+    None, "The method to compare with; by default the first one.", identity=False
   )
   seeds: tuple[int, ...] = option(
     (0,),
-    "Of training; the test tasks are the same for all. A method may have its own.",
+    "Training seeds; the test tasks are the same for all. A method may have its own.",
     check=Check(
       _different, "must be different numbers, at most 1000, from 0 to 2147483647."
     ),
     identity=False,
   )
   seeds_side_by_side: bool = option(False, "Train a method's seeds in one run.")
-  validations: int = option(10, "Validations of a run.", check=at_least(1))
+  validations: int = option(10, "Number of validations in a run.", check=at_least(1))
 
 
 class Method(NamedTuple):
   """One method of a comparison.
 
   Attributes:
-    flags: what its runs are started with, by name, but for those that the comparison
-      sets itself.
-    seeds: of training.
-    budget_factor: how many budgets each of its runs may spend.
-    teacher: the method whose run of the same seed gives the training labels, if any.
-    run: the description of its first run, whose directory and length are not known.
+    flags: the flags of its runs by name, without those that the comparison sets itself.
+    seeds: the training seeds.
+    budget_factor: the multiple of the budget that each of its runs may spend.
+    teacher: the method whose run of the same seed provides the training labels, if any.
+    run: the description of its first run, without its directory and length.
   """
 
   flags: dict[str, Any]
@@ -78,12 +77,12 @@ class Plan:
   """A grid of methods and seeds at one budget.
 
   Attributes:
-    header: what the plan says outside its tables.
-    experiment: whose runs are compared.
-    kind: of these runs.
-    baseline: the method that differences are taken from.
-    budget: of every run, times its method's `budget_factor`.
-    methods: by name, a teacher before those that it teaches.
+    header: the keys of the plan outside its tables.
+    experiment: the experiment whose runs are compared.
+    kind: the kind of these runs.
+    baseline: the method that the others are compared with.
+    budget: the budget of every run, to be multiplied by its method's `budget_factor`.
+    methods: the methods by name; a teacher precedes the methods that it teaches.
   """
 
   header: Header
@@ -101,7 +100,7 @@ class Plan:
     return [(f"{method}-seed{seed}", (seed,)) for seed in seeds]
 
   def stages(self) -> list[list[str]]:
-    """The methods by what they wait for: a teacher's stage comes first."""
+    """The methods in stages: a teacher's stage comes first."""
     depths: dict[str, int] = {}
     for name, method in self.methods.items():
       depths[name] = 0 if method.teacher is None else depths[method.teacher] + 1
@@ -113,11 +112,11 @@ class Plan:
 
     Args:
       method: its name.
-      rate: for a budget in minutes, tasks per second, as a run of the method measured
-        it in its last phase, counting the tasks of all its seeds.
+      rate: for a budget in minutes: tasks per second, measured in the last phase of a
+        run of the method, counting the tasks of all its seeds.
 
     Raises:
-      ValueError: if it pays for less than one, or the method has no price.
+      ValueError: if it pays for less than one, or the method defines no cost.
     """
     run: Any = self.methods[method].run
     factor = self.methods[method].budget_factor
@@ -130,7 +129,7 @@ class Plan:
       raise ValueError(f"methods.{method}: {error}") from error
 
   def record(self) -> dict[str, Any]:
-    """All that decides what is trained and tested, ready for JSON; no directories."""
+    """Everything that determines training and test, as JSON; no directories."""
     record = {**options.identity(self.header), "budget": list(self.budget)}
     for name, method in self.methods.items():
       record[f"seeds.{name}"] = list(method.seeds)
@@ -141,7 +140,7 @@ class Plan:
     return record
 
   def flags_of(self, method: str) -> dict[str, Any]:
-    """The values of all flags that make a method what it is, ready for JSON."""
+    """The values of all flags that identify a method, as JSON."""
     values = self.experiment.program.flags_of(
       options.select(
         self.methods[method].run,
@@ -156,18 +155,19 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
 
   Args:
     path: the TOML file.
-    overrides: flags that are set for all methods, in place of those of the file.
+    overrides: flags that are set for all methods, replacing those of the file.
 
   Raises:
-    ValueError: naming the key, its value and the fix.
+    ValueError: if the plan is invalid; the message names the key, its value and the
+      fix.
   """
   try:
     content = tomllib.loads(_files.read_bytes(path, most=_MAX_BYTES).decode())
   except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise ValueError(f"{path} is no TOML file: {error}") from error
+    raise ValueError(f"{path} is not a TOML file: {error}") from error
   except OSError as error:
     raise ValueError(
-      f"--plan={path}: {error.strerror}; give the TOML file of the comparison"
+      f"--plan={path}: {error.strerror}; pass the TOML file of the comparison"
     ) from error
   known = {field.name for field in options.fields(Header)}
   unknown = sorted(content.keys() - known - set(_TABLES))
@@ -177,7 +177,7 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
   common, tables = content.get("common", {}), content.get("methods", {})
   _check_tables(common, tables, overrides)
 
-  from experiments._compare_kinds import kind_of  # Only now: they import JAX.
+  from experiments._compare_kinds import kind_of  # Imported late: it imports JAX.
   from jsharp.evaluation.budget import Budget
 
   experiment = _experiment(header.experiment)
@@ -206,11 +206,11 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     where = f"methods.{name}"
     given, run, unread = _describe(plan.experiment, where, typed, common)
     vain = [flag for flag in own if flag in unread and given.changed(flag)]
-    _require(not vain, f"{where}: {vain} have no effect: nothing there reads them")
+    _require(not vain, f"{where}: {vain} have no effect there; drop them")
     read = {k: v for k, v in {**common, **own}.items() if k not in unread}
     plan.methods[name] = Method(read, seeds, _factor(name, table), teacher, run)
     left_out.append(unread)
-  # A flag that no method reads is refused, as in the table of a method.
+  # A flag that no method uses is an error, as in the table of a method.
   for flag in common.keys() & set.intersection(*left_out):
     typed = {**plan.methods[plan.baseline].flags, flag: common[flag]}
     _describe(plan.experiment, "common", typed, {})
@@ -224,7 +224,7 @@ def _require(holds: Any, message: str) -> None:
 
 
 def _check_tables(common: Any, methods: Any, overrides: Mapping[str, Any]) -> None:
-  """Refuses tables and entries of another kind than a plan has."""
+  """Checks the types of a plan's tables and entries."""
   example = 'write [methods.maml] and below it algorithm = "maml"'
   is_table = isinstance(methods, dict)
   _require(is_table, f"methods must be a table, got {methods!r}; {example}")
@@ -243,8 +243,8 @@ def _check_tables(common: Any, methods: Any, overrides: Mapping[str, Any]) -> No
       listed = value if isinstance(value, list) else [value]
       _require(
         all(isinstance(entry, str | int | float) for entry in listed),
-        f"{key}.{name} must be a number, a text, true, false or a list of numbers or "
-        f"texts, got {value!r}; write it as the flag --{name} takes it",
+        f"{key}.{name} must be a number, a string, true, false or a list of numbers or "
+        f"strings, got {value!r}; write it as the flag --{name} takes it",
       )
 
 
@@ -256,13 +256,13 @@ def _seeds(name: str, table: Mapping[str, Any], header: Header) -> tuple[int, ..
     raise ValueError(f"methods.{name}.{error}") from error
   _require(
     not header.seeds_side_by_side or seeds == tuple(range(seeds[0], seeds[-1] + 1)),
-    f"seeds_side_by_side needs seeds in a row for {name}, got {seeds}",
+    f"seeds_side_by_side needs consecutive seeds for {name}, got {seeds}",
   )
   return seeds
 
 
 def _factor(name: str, table: Mapping[str, Any]) -> float:
-  """How many budgets a method may spend, checked."""
+  """The multiple of the budget that a method may spend, checked."""
   factor = table.get("budget_factor", 1)
   _require(
     type(factor) in (int, float) and 0 < factor <= 1000,
@@ -284,7 +284,7 @@ def _teacher(
     return None
   _require(
     relabel in above,
-    f"methods.{name}.relabel is {relabel!r}, which must stand above it; move "
+    f"methods.{name}.relabel is {relabel!r}, which must come before it; move "
     f"[methods.{relabel}] up",
   )
   missing = sorted(set(seeds) - set(above[relabel].seeds))
@@ -313,7 +313,7 @@ def _describe(
   typed: Mapping[str, Any],
   background: Mapping[str, Any],
 ) -> tuple[Given, MetaRun | OrdinaryRun, set[str]]:
-  """The description that flags ask for, and those that nothing in it reads."""
+  """The description that flags define, and the flags without effect."""
   try:
     given = experiment.program.parse(
       words(typed), flags.FlagValues(), background=words(background)
@@ -325,7 +325,7 @@ def _describe(
 
 
 def _check_methods(plan: Plan) -> None:
-  """Refuses methods without a price, and seeds and test tasks unlike the baseline's."""
+  """Checks the methods' costs, and that seeds and test tasks match the baseline's."""
   tests = {}
   for name, method in plan.methods.items():
     shared = options.select(method.run, lambda field: field.shared)
@@ -347,6 +347,6 @@ def _check_methods(plan: Plan) -> None:
     )
     _require(
       not differ,
-      f"methods.{name} is tested on tasks of {this}, the baseline of {others}; put "
+      f"methods.{name} is tested on tasks of {this}, but the baseline of {others}; put "
       "these flags in [common]",
     )

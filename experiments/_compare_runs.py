@@ -1,4 +1,4 @@
-"""What a comparison keeps in its directory: its plan, its speeds, its tables."""
+"""The files of a comparison's directory: its plan, its speeds, its tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Start = Callable[[str, str, list[str]], int]
 
 
 def claim(plan: Plan, out: pathlib.Path) -> list[str]:
-  """Notes the plan in its directory; returns what differs from the plan noted before.
+  """Saves the plan in its directory; returns the differences from an earlier plan.
 
-  A plan with further methods or seeds takes the place of that one.
+  A plan with additional methods or seeds replaces the earlier one.
 
   Raises:
     OSError: if it cannot be read or written.
@@ -38,7 +38,7 @@ def claim(plan: Plan, out: pathlib.Path) -> list[str]:
     table, _, rest = key.partition(".")
     before, now = noted.get(key), record.get(key)
     if table == "seeds" and before and now and not plan.header.seeds_side_by_side:
-      now = now[: len(before)]  # Side by side they are one run.
+      now = now[: len(before)]  # Seeds side by side are one run.
     if before != now and rest.partition(".")[0] not in new:
       differing.append(key)
   if not differing:
@@ -47,13 +47,13 @@ def claim(plan: Plan, out: pathlib.Path) -> list[str]:
 
 
 def amounts(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | None:
-  """Meta-steps or epochs by method; for minutes from its speed, measured once.
+  """Meta-steps or epochs of each method; for minutes from a speed measured once.
 
   Returns:
-    By method; None if a speed could not be measured.
+    The number of each method; None if a speed could not be measured.
 
   Raises:
-    ValueError: if a speed of other flags or seeds is kept.
+    ValueError: if the saved speed belongs to other flags or seeds.
   """
   if plan.budget.unit != "minutes":
     return {method: plan.amount(method) for method in plan.methods}
@@ -71,7 +71,7 @@ def amounts(plan: Plan, out: pathlib.Path, start: Start) -> dict[str, int] | Non
     entry = measured[method]
     if not isinstance(entry, dict) or {name: entry.get(name) for name in own} != own:
       raise ValueError(
-        f"{kept} holds a speed of {method} with other flags or seeds; delete it and "
+        f"{kept} has a speed of {method} with other flags or seeds; delete it and "
         f"{out / 'pilots'}, or choose another --out"
       )
     rate = entry["tasks_per_second"]
@@ -111,8 +111,8 @@ def report(
 
   Args:
     plan: the comparison.
-    steps: meta-steps or epochs by method.
-    runs: by method the directories of its runs; without those that are unfinished.
+    steps: meta-steps or epochs of each method.
+    runs: the directories of each method's finished runs.
     out: the directory to write to.
   """
   from jsharp.evaluation import comparison
@@ -137,7 +137,7 @@ def report(
   over = plan.kind.tested.removeprefix("test ")
   lines = [comparison.markdown(rows, measure=measure, scale=scale, over=over), ""]
   if baseline is None:
-    lines += [f"The baseline {plan.baseline} has no results: no differences.", ""]
+    lines += [f"The baseline {plan.baseline} has no results, so no differences.", ""]
   kind = plan.kind
   first = next(iter(runs))
   num_tested = kind.num_tested(cast(Any, plan.methods[first].run), ended[first])
@@ -146,7 +146,7 @@ def report(
     f"95 % intervals: over {num_tested} {kind.tested} (1.96 standard errors), and over "
     "the training seeds (Student's t). Differences are paired by "
     f"{over.removesuffix('s')} and by seed; bold where "
-    "both intervals leave out zero.",
+    "both intervals exclude zero.",
     "",
     f"| {' | '.join(('method', *kind.costs))} |",
     "|---" * (1 + len(kind.costs)) + "|",

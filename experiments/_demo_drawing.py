@@ -1,9 +1,9 @@
 """Strokes and uploaded files as the images that a learner was trained on.
 
-People draw anywhere on an empty page and at any size. The drawings of a dataset are
-alike in both, and in the width of their strokes. So a drawing is moved to the middle,
-scaled if it is smaller or larger than usual, and inked with the pen of the training
-data. docs/demo.md says what that is worth.
+People draw anywhere on an empty page and at any size. The drawings of a dataset have a
+similar position, size and stroke width. So a drawing is centred, scaled if it is
+smaller or larger than usual, and drawn with the stroke width of the training data.
+docs/demo.md has the effect on accuracy.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from jsharp.data import _formats, _modes, _pixels
 
 MAX_PIXELS = 64_000_000
-"""Pixels of an uploaded picture; decoding takes up to four bytes for each."""
+"""Maximum pixels of an uploaded picture; decoding takes up to four bytes for each."""
 
 MAX_SIDE = 1024
-"""Longest side of a picture that is named; uploads are made smaller first."""
+"""Maximum side of a picture to recognise; uploads are reduced first."""
 
 MAX_POINTS = 5000
-"""Points of one drawing."""
+"""Maximum points of one drawing."""
 
-_SMALL_SIDE = 256  # an upload's shorter side; learners see 84 pixels or fewer
+_SMALL_SIDE = 256  # An upload's shorter side; learners use 84 pixels or fewer.
 _SUPERSAMPLING = 8
 
 
 class Hand(NamedTuple):
-  """How drawings of a dataset look; lengths are shares of the image's side.
+  """The look of a dataset's drawings; lengths are fractions of the image's side.
 
   Attributes:
     pen: width of a stroke.
@@ -50,11 +50,11 @@ HANDS = {
   "omniglot": Hand(0.047, 0.6, 0.7),
   "characters": Hand(0.0625, 0.76, 0.86),
 }
-"""By the name of the dataset."""
+"""The look of drawings, by the name of the dataset."""
 
 
 class RefusedError(ValueError):
-  """A request that cannot be answered; the message is for the person at the page."""
+  """A request that cannot be answered; the message is shown to the user."""
 
 
 def render(
@@ -65,10 +65,10 @@ def render(
   Args:
     strokes: each `[num_points, 2]`, x to the right and y down, in units of the pad.
     size: height and width of the image in pixels.
-    hand: how its drawings look.
+    hand: the look of its drawings.
 
   Returns:
-    uint8 `[height, width, 1]`: 255 times the share of ink in each pixel.
+    uint8 `[height, width, 1]`: 255 times the fraction of ink in each pixel.
 
   Example:
     >>> dot = render([np.array([[0.1, 0.2]])], size=(5, 5), hand=Hand(0.2, 0.6, 0.7))
@@ -81,7 +81,7 @@ def render(
   low, high = points.min(axis=0), points.max(axis=0)
   length = float((high - low).max())
   scale = 1.0
-  if length > hand.pen:  # a dot stays a dot
+  if length > hand.pen:  # A dot stays a dot.
     wanted = min(max(length, hand.smallest - hand.pen), hand.largest - hand.pen)
     scale = wanted / length
   side = _SUPERSAMPLING * max(size)
@@ -91,7 +91,7 @@ def render(
   for stroke in strokes:
     placed = ((stroke - (low + high) / 2) * scale + 0.5) * side
     draw.line([tuple(point) for point in placed], fill=255, width=width)
-    for x, y in placed:  # round joints and ends
+    for x, y in placed:  # Round joints and ends.
       box = (x - width / 2, y - width / 2, x + width / 2, y + width / 2)
       draw.ellipse(box, fill=255)
   height, width = size
@@ -108,7 +108,8 @@ def strokes_of(value: Any) -> list[np.ndarray]:
     Each stroke as float `[num_points, 2]`.
 
   Raises:
-    RefusedError: it is nothing like that, empty, or longer than `MAX_POINTS`.
+    RefusedError: if it has another form, is empty, or has more than `MAX_POINTS`
+      points.
 
   Example:
     >>> strokes_of([[[0.5, 0.25]]])[0].tolist()
@@ -134,17 +135,18 @@ def strokes_of(value: Any) -> list[np.ndarray]:
 
 
 def upload(data: bytes, name: str) -> bytes:
-  """An uploaded picture, upright and small enough to be sent with every request.
+  """Rotates an uploaded picture upright and reduces it, to be sent with every request.
 
   Args:
     data: the encoded picture, of any format that jsharp reads.
-    name: what the person calls it, for the message.
+    name: the file name, for the message.
 
   Returns:
     A PNG, gray or in colour, its shorter side at most 256 pixels.
 
   Raises:
-    RefusedError: it is no picture, damaged, or of more than `MAX_PIXELS` pixels.
+    RefusedError: if it is not a picture, is damaged, or has more than `MAX_PIXELS`
+      pixels.
   """
   from PIL import Image
 
@@ -160,9 +162,9 @@ def upload(data: bytes, name: str) -> bytes:
     ) from error
   except (_formats.WrongFormatError, _modes.WrongModeError) as error:
     raise RefusedError(str(error)) from error
-  except Exception as error:  # a damaged picture can make Pillow raise anything
+  except Exception as error:  # Pillow can raise anything for a damaged picture.
     raise RefusedError(
-      f"{name} is damaged or no picture. Choose one in {_formats.NAMES}."
+      f"{name} is damaged or not a picture. Choose one in {_formats.NAMES}."
     ) from error
   picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   scale = min(1.0, _SMALL_SIDE / min(picture.size), MAX_SIDE / max(picture.size))
@@ -178,13 +180,13 @@ def photograph(value: Any) -> np.ndarray:
   """A picture of a request, checked.
 
   Args:
-    value: what `upload` returned, in base64.
+    value: the result of `upload`, in base64.
 
   Returns:
     uint8 `[height, width, channels]`, 1 or 3 channels.
 
   Raises:
-    RefusedError: it is nothing like that.
+    RefusedError: if it is anything else.
   """
   try:
     data = base64.b64decode(value, validate=True)
@@ -195,20 +197,20 @@ def photograph(value: Any) -> np.ndarray:
   except RefusedError:
     raise
   except Exception as error:
-    raise RefusedError(f"a picture is no PNG in base64: {error}") from error
+    raise RefusedError(f"a picture is not a PNG in base64: {error}") from error
 
 
 def inked(pixels: np.ndarray, hand: Hand) -> np.ndarray:
-  """A picture of a drawing as light ink in the middle of a dark square.
+  """Converts a picture of a drawing to light ink, centred in a dark square.
 
   Args:
     pixels: uint8 `[height, width, channels]`, 1 or 3 channels, of a dark drawing on a
-      light ground or the other way round.
-    hand: how the learner's drawings look.
+      light background or the other way round.
+    hand: the look of the learner's drawings.
 
   Returns:
-    uint8 `[side, side, 1]`: the ground 0, the strongest ink 255, and the ink as
-    large as drawings usually are. A picture without any ink is all ground.
+    uint8 `[side, side, 1]`: background 0, strongest ink 255, and the ink scaled to the
+    usual size of drawings. A picture without ink is all background.
 
   Example:
     >>> page = np.full((20, 20, 3), 255, np.uint8)
@@ -219,7 +221,7 @@ def inked(pixels: np.ndarray, hand: Hand) -> np.ndarray:
   from PIL import Image
 
   gray = pixels.mean(axis=-1)
-  # Ink covers the smaller part of a drawing, so its median pixel is ground.
+  # Ink covers less than half of a drawing, so its median pixel is background.
   distance = np.abs(gray - np.median(gray))
   ink = distance / max(distance.max(), 1.0)
   rows, columns = (np.flatnonzero((ink > 0.4).any(axis=axis)) for axis in (1, 0))
@@ -239,7 +241,7 @@ def inked(pixels: np.ndarray, hand: Hand) -> np.ndarray:
 
 
 def data_url(image: np.ndarray) -> str:
-  """An image as an address that holds it.
+  """Encodes an image as a data URL.
 
   Args:
     image: uint8 `[height, width, channels]`, 1 or 3 channels.

@@ -1,8 +1,8 @@
-"""What the demo answers: names of pictures, from examples.
+"""The demo's answers: class probabilities of pictures, given examples.
 
-A request carries everything that its answer needs. What is kept between requests is one
-classifier for each learner, with a digest of the examples that it was fitted to: a
-drawing that grows is named without fitting again.
+A request contains everything that its answer needs. Between requests one classifier per
+learner is kept, with a digest of the examples that it was fitted to, so that a drawing
+in progress is recognised without fitting again.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ MAX_EXAMPLES = 250
 
 
 class Choice:
-  """A learner that the page can choose.
+  """A learner that can be chosen on the page.
 
   Attributes:
-    name: as it was given.
-    looks: what its images look like.
+    name: its name, as given.
+    looks: how its images are prepared.
     takes: "drawings" or "photographs".
-    hand: how its drawings look.
-    max_classes: the most classes that it tells apart here.
+    hand: the look of its drawings.
+    max_classes: the largest number of classes that it distinguishes here.
     about: its algorithm and its data, in words.
   """
 
   def __init__(self, name: str, learner: Any):
-    """Takes a few-shot learner of images.
+    """Wraps a few-shot learner of images.
 
     Raises:
-      ValueError: if the learner is another one.
+      ValueError: if the learner is of another kind.
     """
     from jsharp.learners import Learner
 
@@ -54,8 +54,8 @@ class Choice:
       or about.input_shape[2] not in (1, 3)
     ):
       raise ValueError(
-        f"--model={name} is no few-shot classifier of images; give one, such as a run "
-        "of experiments.omniglot or experiments.miniimagenet"
+        f"--model={name} is not a few-shot classifier of images; name one, such as a "
+        "run of experiments.omniglot or experiments.miniimagenet"
       )
     self.name = name
     self.looks: Looks = about.looks
@@ -77,12 +77,12 @@ class Choice:
     return is_drawn, self.max_classes == MAX_CLASSES, "omniglot" in self.about
 
   def for_page(self) -> dict[str, Any]:
-    """What the page has to know, for JSON."""
+    """The facts for the page, as JSON values."""
     shown = ("name", "about", "takes", "max_classes")
     return {**{key: getattr(self, key) for key in shown}, "pen": self.hand.pen}
 
   def image(self, picture: Any) -> np.ndarray:
-    """A picture of a request as the learner sees it.
+    """Prepares a picture of a request for the learner.
 
     Args:
       picture: an object with "strokes" or with "photo"; see `Recogniser.answer`.
@@ -91,7 +91,7 @@ class Choice:
       uint8 `[height, width, channels]`.
 
     Raises:
-      RefusedError: if it is no such picture.
+      RefusedError: if it is anything else.
     """
     from jsharp.data import pictures
 
@@ -114,7 +114,7 @@ class Choice:
 
     Args:
       classes: pictures of a request, a sequence for each class.
-      query: what is named, from `image`.
+      query: the image to recognise, from `image`.
 
     Returns:
       `[len(classes)]`.
@@ -130,22 +130,22 @@ class Choice:
 
 
 class Recogniser:
-  """Names pictures by the learners that it was given, one request at a time.
+  """Recognises pictures with several learners, one request at a time.
 
   Attributes:
     choices: the learners by name.
   """
 
   def __init__(self, learners: Mapping[str, Any], *, sort: bool = False):
-    """Takes learners by name.
+    """Wraps learners by name.
 
     Args:
-      learners: from `jsharp.load`, the one that the page begins with first.
-      sort: whether to put those that take drawings, any number of classes and real
+      learners: from `jsharp.load`; the page starts with the first.
+      sort: whether to put learners for drawings, any number of classes and real
         handwriting first.
 
     Raises:
-      ValueError: if one is no few-shot classifier of images.
+      ValueError: if one is not a few-shot classifier of images.
     """
     choices = [Choice(name, learner) for name, learner in learners.items()]
     if sort:
@@ -153,20 +153,20 @@ class Recogniser:
     self.choices = {choice.name: choice for choice in choices}
 
   def answer(self, request: Any) -> dict[str, Any]:
-    """Names the picture of a request.
+    """Recognises the picture of a request.
 
     Args:
       request: an object with "learner", a name; "classes", a list of lists of pictures;
-        and "query", a picture, or None to get ready for one. A picture is
+        and "query", a picture, or None to prepare for one. A picture is
         `{"strokes": ...}`, each stroke a list of points `[x, y]` from 0 to 1, or
-        `{"photo": ...}`, what `drawing.upload` returned in base64.
+        `{"photo": ...}`, the result of `drawing.upload` in base64.
 
     Returns:
       "probabilities", one for each class; "seen", the query as the learner sees it; and
-      "milliseconds". Nothing without a query.
+      "milliseconds". Empty without a query.
 
     Raises:
-      RefusedError: saying what is wrong with the request.
+      RefusedError: if the request is invalid; the message says why.
     """
     started = time.perf_counter()
     if not isinstance(request, Mapping):
@@ -190,10 +190,10 @@ class Recogniser:
     }
 
   def warm_up(self, name: str) -> None:
-    """Compiles a learner's program for the three classes that a page begins with.
+    """Compiles a learner's program for the three classes that a page starts with.
 
     Args:
-      name: of the learner.
+      name: the learner's name.
     """
     classes = [[{"strokes": [[[x, 0.0], [0.5, 1.0]]]}] for x in (0.0, 0.5, 1.0)]
     self.answer({"learner": name, "classes": classes})
@@ -209,8 +209,8 @@ def _checked(classes: Any, choice: Choice) -> list[list[Any]]:
     raise RefusedError("classes must be a list of lists of pictures.")
   if not 2 <= len(classes) <= choice.max_classes:
     raise RefusedError(
-      f"There are {len(classes)} classes; {choice.name} tells 2 to "
-      f"{choice.max_classes} apart."
+      f"There are {len(classes)} classes, but {choice.name} distinguishes 2 to "
+      f"{choice.max_classes}."
     )
   if not all(classes):
     raise RefusedError("Every class needs an example.")

@@ -1,9 +1,8 @@
-"""The demo's server: the page, uploads and names, for this computer alone.
+"""The demo's server: page, uploads and recognition, for this computer only.
 
-It listens on the loopback address. That does not keep out the other pages that are open
-in the browser, since they can send requests to any address. So a request must name this
-server as its host, which stops a name that an attacker points at 127.0.0.1, and the
-page that sends it, where it is known, must be this server's own.
+It listens on the loopback address. Other pages open in the browser can still send
+requests to it. So the Host header of a request must name this server, which prevents
+DNS rebinding, and the Origin header, if present, must be this server's own.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from experiments._demo_drawing import RefusedError
 from experiments._demo_recognition import Recogniser
 
 MAX_BODY = 16 * 2**20
-"""Bytes of one request: the photograph of a phone, or a hundred reduced ones."""
+"""Maximum bytes of a request: one photograph of a phone, or a hundred reduced ones."""
 
-_MAX_DROPPED = 4 * MAX_BODY  # read and dropped, so that the refusal can be read
-_MAX_WAITING = 8  # requests; a page sends one at a time
+_MAX_DROPPED = 4 * MAX_BODY  # Read and discarded, so that the client gets the error.
+_MAX_WAITING = 8  # Requests; a page sends one at a time.
 _HOSTS = ("127.0.0.1", "localhost")
 _POLICY = (
   "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -39,7 +38,7 @@ _POLICY = (
 
 
 class _StatusError(Exception):
-  """A refusal with a status of its own."""
+  """An error with its own HTTP status."""
 
   def __init__(self, status: int, text: str):
     super().__init__(text)
@@ -50,13 +49,13 @@ def application(recogniser: Recogniser, page: str) -> Starlette:
   """The demo as an ASGI application.
 
   Args:
-    recogniser: names pictures.
-    page: the page, with `{{nonce}}` where its styles and scripts have their nonce.
+    recogniser: recognises pictures.
+    page: the page, with `{{nonce}}` in place of the nonce of its styles and scripts.
 
   Returns:
     The application: `GET /`, `GET /learners`, `POST /upload?name=FILE` with the file as
-    its body, and `POST /name` with what `Recogniser.answer` takes, as JSON. A refusal
-    is an object with "error", a text for the person at the page.
+    its body, and `POST /name` with the request of `Recogniser.answer` as JSON. An error
+    is an object with "error", a message for the user.
   """
   server = _Server(recogniser, page)
   return Starlette(
@@ -112,11 +111,11 @@ class _Server:
   async def _computed(
     self, request: Request, function: Callable[..., Any], *arguments: Any
   ) -> Any:
-    """What a function returns, on a thread, one call after another.
+    """Runs a function on a thread, one call at a time.
 
     Raises:
       _StatusError: if too many requests wait.
-      ClientDisconnect: if nobody waits for the answer any more.
+      ClientDisconnect: if the client no longer waits for the answer.
     """
     if self._num_waiting >= _MAX_WAITING:
       raise _StatusError(503, "The server is busy; try again in a moment.")
@@ -131,7 +130,7 @@ class _Server:
 
 
 class _Guard:
-  """Refuses requests of other hosts and pages; adds what every answer declares."""
+  """Rejects requests for other hosts or from other pages; adds response headers."""
 
   def __init__(self, app: Any):
     self._app = app
@@ -155,7 +154,7 @@ class _Guard:
     host, origin = headers.get("host", ""), headers.get("origin")
     answer: Any = self._app
     if host.partition(":")[0] not in _HOSTS:
-      text = f"This server answers to {' and '.join(_HOSTS)} alone, not to {host!r}."
+      text = f"This server answers only to {' and '.join(_HOSTS)}, not to {host!r}."
       answer = _refusal(403, text)
     elif origin not in (None, f"http://{host}"):
       answer = _refusal(403, f"Requests from the page of {origin!r} are refused.")
@@ -187,7 +186,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-  return _refusal(500, "The server failed; the terminal that runs it says why.")
+  return _refusal(500, "The server failed; the terminal that runs it shows why.")
 
 
 def _refusal(status: int, text: str) -> Response:

@@ -1,4 +1,4 @@
-"""Few-shot experiments: what those on images share, and what all of them share."""
+"""Code and flags shared by few-shot experiments."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ def image_experiment(
   """An experiment on few-shot tasks of images.
 
   Args:
-    name: as it is called.
-    defaults: of its flags.
-    summary: what `--help` begins with.
+    name: its name.
+    defaults: the defaults of its flags.
+    summary: the beginning of `--help`.
   """
   dataset = Choice(
     "dataset",
     "dataset",
-    "What to learn from: omniglot, miniimagenet, tieredimagenet, cifar_fs, fc100, cub, "
+    "The dataset: omniglot, miniimagenet, tieredimagenet, cifar_fs, fc100, cub, "
     "characters (drawn by jsharp itself, needs no files), image_folder (any "
     "split/class/image or class/image), tfds:NAME (already prepared by "
-    "tensorflow-datasets), domains (several of them, --domains) or your own as "
+    "tensorflow-datasets), domains (several datasets, see --domains) or your own as "
     "module:Class.",
     None,
   )
   test_dataset = Choice(
     "dataset",
     "test_dataset",
-    "Tests on this dataset in place of --dataset: training and validation stay as they "
-    "are. Its images are resized and converted to those of --dataset. Values as for "
+    "Test on this dataset instead of --dataset; training and validation do not change. "
+    "Its images are resized and converted to match those of --dataset. Values as for "
     "--dataset.",
     None,
   )
   network = Choice(
     "network",
     "model",
-    "conv4: four convolutions with max-pooling; conv4_strided: with stride 2 in place "
-    "of pooling, the fast one; resnet12: the deep one, --widths; wide_resnet and "
-    "imagenet_resnet (ResNet-18 by default): others, --depth; mlp: the net without "
+    "The network. conv4: four convolutions with max-pooling; conv4_strided: with "
+    "stride 2 instead of pooling, the fastest; resnet12: a deep network, see --widths; "
+    "wide_resnet and imagenet_resnet (ResNet-18 by default): see --depth; mlp: without "
     "convolutions, 256-128-64-64; or your own as module:Class.",
     "conv4",
     hidden=("sine_mlp", "policy"),
@@ -105,10 +105,10 @@ def figures_by_step(
   """The test figures of a run that is measured after each inner step.
 
   Args:
-    name: of the figures, `test_NAME_by_step`.
+    name: NAME in the figures' name `test_NAME_by_step`.
     values: `[num_tasks, num_steps + 1]`.
-    metrics: what is written for each task.
-    num_tasks: how many tasks.
+    metrics: the metrics that are written for each task.
+    num_tasks: the number of tasks.
   """
   from jsharp.evaluation import mean_and_ci95
 

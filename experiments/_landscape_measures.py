@@ -1,4 +1,4 @@
-"""What is computed of each run: its path, the points of its picture, its figures."""
+"""The computations for each run: its path, the points of its picture, its figures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Records:
-  """What was computed so far, by the numbers of the runs: a line of metrics.jsonl each.
+  """The results computed so far for each run, as lines of metrics.jsonl.
 
   Args:
-    directory: where they are kept.
+    directory: the run directory that holds them.
   """
 
   def __init__(self, directory: RunDirectory):
@@ -38,7 +38,7 @@ class Records:
     return not self._all
 
   def add(self, number: int, values: Mapping[str, Any]) -> None:
-    """Keeps what was computed of a run; what is not finite is written as a word."""
+    """Saves results of a run; non-finite numbers are written as strings."""
     record = {"run": number, **jsonable(values)}
     self._directory.append_metrics(record)
     self._all.append(json.loads(json.dumps(record)))
@@ -48,23 +48,23 @@ class Records:
     return [record for record in self._all if record.get("run") == number]
 
   def path(self, number: int) -> Mapping[str, Any] | None:
-    """Where a run's path lies in its plane, None where it kept none.
+    """A run's path in its plane; None if it saved no path.
 
-    `steps` and `coordinates` of its points, and `share`: how much of their summed
-    squared distances from the parameters that are drawn lies in the plane.
+    `steps` and `coordinates` of its points, and `share`: the fraction of their summed
+    squared distances from the drawn parameters that lies in the plane.
     """
     found = [record["path"] for record in self.of(number) if "path" in record]
     return found[0] if found else None
 
   def rows(self, number: int) -> dict[int, Mapping[str, Any]]:
-    """The rows of a run's picture: of a plane metrics `[grid]`, means over tasks.
+    """The rows of a run's picture: for a plane metrics `[grid]`, means over tasks.
 
     A line is one row, `[grid, num_tasks]`.
     """
     return {record["row"]: record for record in self.of(number) if "row" in record}
 
   def figures(self, number: int) -> dict[str, dict[str, float]]:
-    """The figures of a run's sharpness, and of its gap."""
+    """The sharpness figures of a run, and its gap."""
     return {
       record["measure"]: {
         name: float(value)
@@ -85,7 +85,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What has to be computed, and how far it is."""
+  """The computations to do, and their progress."""
 
   landscape: Landscape
   plane: Plane
@@ -96,12 +96,12 @@ class Work:
 
   @property
   def drawn(self) -> Sequence[Run]:
-    """The runs that have a panel: of a plane through several only the first one."""
+    """The runs with a panel; for a plane through several runs only the first one."""
     return self.runs[:1] if self.plane.joins_runs else self.runs
 
   def complete(self) -> None:
-    """Computes what is missing; an interruption keeps what was computed until then."""
-    for number, run in enumerate(self.drawn):  # Before all else: axes depend on it.
+    """Computes what is missing; results so far survive an interruption."""
+    for number, run in enumerate(self.drawn):  # First, since the axes depend on it.
       has_points = run.files.has_path or self.plane.joins_runs
       is_wanted = has_points and not self.plane.is_line
       if is_wanted and not self.records.of(number):
@@ -113,9 +113,9 @@ class Work:
         self.records.add(number, values)
 
   def _projected(self, run: Run) -> dict[str, Any] | None:
-    """What `Records.path` returns.
+    """The path as returned by `Records.path`.
 
-    None if all points of the path are damaged and the plane is another one.
+    None if all points of the path are damaged and the plane does not need them.
     """
     measured = _landscape_runs.load(run, self.landscape)
     path = self._points(measured)
@@ -129,17 +129,17 @@ class Work:
         raise
       if self.plane.joins_runs:
         raise ValueError(
-          "--plane=minima: the parameters of these runs lie on one line; take others"
+          "--plane=minima: the parameters of these runs lie on one line; use others"
         ) from error
       raise ValueError(
-        f"--plane=path: the path that {run.files.path} has kept spans no plane; train "
-        "it anew with a smaller --eval_every, or take --plane=random"
+        f"--plane=path: the path saved in {run.files.path} does not span a plane; "
+        "train again with a smaller --eval_every, or use --plane=random"
       ) from error
     coordinates = seen.coordinates.tolist()
     return {"steps": list(path), "coordinates": coordinates, "share": seen.share}
 
   def _points(self, measured: Measured) -> dict[Any, Any]:
-    """What the plane shows of the run: its path, or the plane's other two points."""
+    """The points of the run's plane: its path, or the plane's other two points."""
     if not self.plane.joins_runs:
       return measured.path()
     load, others = _landscape_runs.load, self.runs[1:]
@@ -147,7 +147,7 @@ class Work:
     return found if len(found) == 2 else found | {"start": measured.start()}
 
   def _missing(self, number: int) -> Iterator[dict[str, Any]]:
-    """The records of one run that are not there yet, one after another."""
+    """The missing records of one run, one after another."""
     run, records, num_rows = self.runs[number], self.records, self.plane.num_rows
     rows = [row for row in range(num_rows) if row not in records.rows(number)]
     rows = rows if run in self.drawn else []
@@ -184,9 +184,9 @@ class Work:
     path = self.records.path(number)
     if not self.plane.is_random and (path is None or list(points) != path["steps"]):
       raise ValueError(
-        f"--runs: the path that {self.runs[number].files.path} has kept is no more the "
-        "one that this picture was begun with; put its files back, or draw anew with "
-        "another --out"
+        f"--runs: the path saved in {self.runs[number].files.path} is not the one that "
+        "this picture was started with; restore its files, or start over with another "
+        "--out"
       )
     axes = self.records.axes(self.plane, len(self.drawn))[number]
     key = jax.random.key(self.landscape.seed)
@@ -204,7 +204,7 @@ class Work:
     return row_fn
 
   def _figures(self) -> dict[str, Callable[[Measured], dict[str, float]]]:
-    """Every figure of the table by its name."""
+    """The figures of the table by name."""
     key = jax.random.fold_in(jax.random.key(self.landscape.seed), 2)
     figures: dict[str, Any] = {"gap": lambda measured: measured.gap(self.stop)}
     for name, measure in self.measures.by_name(key).items():

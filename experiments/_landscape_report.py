@@ -1,4 +1,4 @@
-"""What `experiments.landscape` leaves behind: arrays, tables, pictures."""
+"""The output of `experiments.landscape`: arrays, tables, pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jsharp.training import RunDirectory
 if TYPE_CHECKING:
   from experiments.landscape import Landscape
 
-_LEAST_SHARE = 0.1  # A path of which a plane shows less is not drawn on it.
+_LEAST_SHARE = 0.1  # If a plane explains less of a path, the path is not drawn.
 _PRINCIPAL = ("first principal direction", "second principal direction")
 _WHAT = {
   "meta": "Query loss after adaptation",
@@ -69,7 +69,7 @@ def write(
       undrawn = "" if _is_drawn(path) else "; it is not drawn"
       tell(f"{name}: {_percent(path['share'])} of its path in the plane{undrawn}")
   if landscape.measure:
-    kept = not plane.joins_runs  # Its points are no path.
+    kept = not plane.joins_runs  # The points of such a plane are not a path.
     _write_figures(directory, landscape, runs, records, paths=kept)
     written += ["sharpness.json", "sharpness.md"]
   tell(f"{directory.path}/: {', '.join(written)}")
@@ -83,7 +83,7 @@ def _grid(records: Records, number: int, name: str) -> np.ndarray:
 
 
 def _what(landscape: Landscape, runs: Sequence[Run]) -> str:
-  """Whose landscape it is, and over what it is averaged."""
+  """The loss of the landscape, and what it is averaged over."""
   unit = runs[0].unit
   loss = _WHAT[landscape.objective] if unit == "task" else "Cross-entropy"
   plural = "" if landscape.num_tasks == 1 else "s" if unit == "task" else "es"
@@ -106,7 +106,7 @@ def _draw_planes(
   axes: tuple[np.ndarray, np.ndarray],
   paths: Mapping[str, Mapping[str, Any] | None],
 ) -> list[str]:
-  """Draws planes: the same random one for all runs, or each run's own."""
+  """Plots planes: the same random plane for all runs, or each run's own."""
   headings = {name: _heading(name, path) for name, path in paths.items()}
   drawn = {
     headings[name]: np.array(path["coordinates"])
@@ -138,9 +138,9 @@ def _draw_minima(
   axes: tuple[np.ndarray, np.ndarray],
   paths: Mapping[str, Mapping[str, Any] | None],
 ) -> list[str]:
-  """Draws the plane through three points, and their names."""
+  """Plots the plane through three points, and their names."""
   ((first, others),) = paths.items()
-  assert others is not None  # Computed before all else.
+  assert others is not None  # Computed first.
   places = zip(others["steps"], others["coordinates"], strict=True)
   marks = {first: np.zeros(2)} | {name: np.array(place) for name, place in places}
   heading = f"through {', '.join(marks)}"
@@ -153,7 +153,7 @@ def _draw_minima(
 
 
 def _heading(name: str, path: Mapping[str, Any] | None) -> str:
-  """What stands above a panel: the run, and what is to be seen of its path."""
+  """The heading of a panel: the run, and how much of its path is shown."""
   if not path:
     return name
   shown = _percent(path["share"])
@@ -164,7 +164,7 @@ def _heading(name: str, path: Mapping[str, Any] | None) -> str:
 
 
 def _is_drawn(path: Mapping[str, Any]) -> bool:
-  """Whether a plane shows enough of a path for its picture to say something."""
+  """Whether a plane explains enough of a path to draw it."""
   return path["share"] >= _LEAST_SHARE
 
 
@@ -180,7 +180,7 @@ def _write_figures(
   *,
   paths: bool,
 ) -> None:
-  """Writes and prints figures per run, and over runs the rank correlations."""
+  """Writes and prints figures per run, and rank correlations over runs."""
   figures = {run.name: records.figures(number) for number, run in enumerate(runs)}
   found = [records.path(number) if paths else None for number in range(len(runs))]
   shares = [path["share"] if path else None for path in found]
@@ -200,7 +200,7 @@ def _write_figures(
     "environment": report.environment(),
   }
   directory.write_json("sharpness.json", report.jsonable(content))
-  cells = ["not kept" if share is None else _percent(share) for share in shares]
+  cells = ["not saved" if share is None else _percent(share) for share in shares]
   further = {"path within the plane": cells} if any(found) else {}
   table = analysis.sharpness_table(figures, correlations, further=further)
   gap = f"classes, {landscape.gap_tasks} tasks each"

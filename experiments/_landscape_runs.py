@@ -1,4 +1,4 @@
-"""Finished runs that are compared, and what is measured of each."""
+"""The finished runs to compare, and what is measured for each."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 _NUM_ESTIMATING = 20
-"""Training batches from which running averages are estimated."""
+"""The number of training batches from which running averages are estimated."""
 
 
 class Run(NamedTuple):
-  """A finished run that is drawn.
+  """A finished run to draw.
 
   Attributes:
-    name: unique among the runs that are compared, for titles and tables.
-    files: what its directory says.
-    description: what was run.
+    name: a name for titles and tables, unique among the compared runs.
+    files: the content of its directory.
+    description: its description.
   """
 
   name: str
@@ -43,11 +43,11 @@ class Run(NamedTuple):
 
   @property
   def unit(self) -> str:
-    """What losses are averaged over."""
+    """The unit that losses are averaged over."""
     return "batch" if isinstance(self.description, OrdinaryRun) else "task"
 
   def step(self, checkpoint: str) -> int:
-    """The meta-steps that the "best" or the "last" parameters took."""
+    """The meta-step of the "best" or the "last" parameters."""
     return self.files.best_step if checkpoint == "best" else self.files.last_step
 
 
@@ -55,8 +55,8 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
   """Reads finished runs that can be compared.
 
   Raises:
-    ValueError: if one is missing, unfinished, of another kind, given twice, cannot be
-      drawn as asked for, or its tasks or network differ from those of the first one.
+    ValueError: if a run is missing, unfinished, of another kind, given twice, or cannot
+      be drawn as requested, or if its tasks or network differ from the first run's.
   """
   try:
     found = [training.read_run(directory) for directory in landscape.runs]
@@ -80,33 +80,33 @@ def read(landscape: Landscape, plane: Plane) -> list[Run]:
 
 
 def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) -> Run:
-  """A run by itself, refused where it cannot be drawn."""
+  """Checks that a run can be drawn."""
   path, description = files.path, files.description
   if isinstance(description, OrdinaryRun):
     if landscape.objective != "meta" or plane.plane == "path":
       raise ValueError(
-        f"{path} is a run of ordinary training, which has one loss and keeps no path; "
-        "leave --objective and --plane=path out"
+        f"{path} is a run of ordinary training, which has one loss and saves no path; "
+        "leave out --objective and --plane=path"
       )
     name = f"{description.algorithm.name}, seed {description.run.seed}"
     return Run(name, files, description)
   if not isinstance(description, FewShotRun):
     raise ValueError(
-      f"{path} is a run of experiments.{files.experiment}; landscapes are "
-      "drawn of few-shot tasks of images and of ordinary training"
+      f"{path} is a run of experiments.{files.experiment}, but landscapes support "
+      "only few-shot tasks of images and ordinary training; name another run"
     )
   algorithm, seed = description.algorithm, description.run.seed
   if (count := description.training.num_seeds) > 1:
     raise ValueError(
-      f"{path} holds {count} seeds side by side; train the seeds to be drawn "
+      f"{path} has {count} seeds in one run; train the seeds to be drawn "
       "without --num_seeds"
     )
   if landscape.measure and (reason := algorithm.without_derivative()):
     raise ValueError(f"{path} is a run of {algorithm.name}, {reason}; pass --nomeasure")
   if plane.plane == "path" and not files.has_path:
     raise ValueError(
-      f"{path} has kept no path (no checkpoints/path_*.npz) to lay a plane "
-      "through; take --plane=random, or train it anew:\n  python -m "
+      f"{path} has no saved path (no checkpoints/path_*.npz) for a plane; use "
+      "--plane=random, or train again:\n  python -m "
       f"experiments.{files.experiment} --flagfile={path / 'flags.txt'} --keep_path "
       "--run_dir=ELSEWHERE"
     )
@@ -116,7 +116,7 @@ def _checked(files: training.FinishedRun, landscape: Landscape, plane: Plane) ->
 
 
 def _check_minima(runs: list[Run]) -> None:
-  """Refuses runs through which no plane goes."""
+  """Checks that the runs define a plane."""
   seeds = {run.description.run.seed for run in runs}
   tuned = [
     str(run.files.path)
@@ -128,24 +128,24 @@ def _check_minima(runs: list[Run]) -> None:
     return
   found = f"{len(runs)} of the seeds {', '.join(map(str, sorted(seeds)))}"
   if tuned:
-    found += f", and {', '.join(tuned)} began with what another run had learned"
+    found += f", and {', '.join(tuned)} started from what another run had learned"
   raise ValueError(
-    "--plane=minima goes through three runs, or through two of one seed and their "
-    f"initial parameters; there are {found}"
+    "--plane=minima needs three runs, or two runs of the same seed with common initial "
+    f"parameters; there are {found}"
   )
 
 
 class Measured(NamedTuple):
-  """What is measured of one run.
+  """The functions to measure for one run.
 
   Attributes:
-    params: the point around which is measured.
+    params: the parameters to measure around.
     loss: `loss(params) -> scalar`, the mean over the tasks.
     metrics: `metrics(params) -> {"loss": [num_tasks], ...}`.
     gap: `gap(stop) -> {"train_loss", "test_loss", "loss_gap", ...}`.
-    path: `path() -> {step: params}`, what the run kept of its way, oldest first.
-    start: `start() -> params`, the initial ones.
-    elsewhere: `metrics` for parameters far away: running averages are estimated anew.
+    path: `path() -> {step: params}`, the run's saved trajectory, oldest first.
+    start: `start() -> params`, the initial parameters.
+    elsewhere: `metrics` for distant parameters: re-estimates running averages.
   """
 
   params: Params
@@ -158,7 +158,7 @@ class Measured(NamedTuple):
 
 
 def load(run: Run, landscape: Landscape) -> Measured:
-  """Loads the learner of a run and puts together what is measured of it.
+  """Loads the learner of a run and builds the functions to measure.
 
   Raises:
     ValueError: if its data have changed, its checkpoint is missing or does not fit, or
@@ -175,8 +175,8 @@ def load(run: Run, landscape: Landscape) -> Measured:
   _check_data(fingerprints, files, placement.data_dir)
   execution = execution_for(task_chunk=description.machine.task_chunk)
   loaded = _loaded(run, landscape.checkpoint)
-  assert isinstance(loaded, learners.Learner)  # A few-shot run has nothing else.
-  # Values stay what they were in training; derivatives become those of the values.
+  assert isinstance(loaded, learners.Learner)  # As in every few-shot run.
+  # Values are as in training; derivatives become exact.
   exact = _built(loaded.description.exact(), execution=execution)
   learner = exact.replace(loaded.params)
   tasks = description.tasks
@@ -241,8 +241,8 @@ def _data(
   return placed(splits, placement.images), fingerprints
 
 
-# One object for runs that differ in nothing but their seed, so that their code is
-# compiled once.
+# One object for runs that differ only in their seed, so that their code is compiled
+# once.
 _built = functools.lru_cache(maxsize=8)(learners.build)
 _evaluator = functools.lru_cache(maxsize=8)(evaluation.evaluator)
 
@@ -253,7 +253,7 @@ def _tasks(tasks: Tasks, seed: int, split: Any) -> Callable[..., Any]:
 
 
 def _loaded(run: Run, checkpoint: str) -> learners.AnyLearner:
-  """What a run has trained, with the parameters that are drawn."""
+  """The learner of a run, with the parameters to draw."""
   path, step = run.files.path, run.step(checkpoint)
   is_saved = checkpoint == "best" and (path / "config.json").is_file()
   try:
@@ -271,18 +271,18 @@ def _check_data(
 ) -> None:
   if found != {name: files.fingerprints.get(name) for name in found}:
     raise ValueError(
-      f"--runs: the data in {data_dir} are not those that {files.path} was "
-      "trained on; pass the directory of those as --data_dir"
+      f"--runs: the data in {data_dir} differ from those that {files.path} was "
+      "trained on; pass the directory of the original data as --data_dir"
     )
 
 
 def _load_ordinary(
   run: Run, description: OrdinaryRun, landscape: Landscape
 ) -> Measured:
-  """As `load`, for ordinary training: batches of images in place of tasks.
+  """As `load`, for ordinary training: batches of images instead of tasks.
 
-  The loss is that of evaluation: the running averages at the parameters that are drawn
-  are constants.
+  The loss is that of evaluation, with the running averages at the drawn parameters as
+  constants.
   """
   data_dir = landscape.data_dir or description.files.data_dir
   splits = _labelled(description.data, data_dir, description.preparation)
@@ -352,7 +352,7 @@ _labelled = functools.lru_cache(maxsize=1)(load_splits)
 def _loss_fns(
   description: learners.ClassifierDescription,
 ) -> tuple[ExampleLossFn, TaskLossFn]:
-  """Of each example, and `batch_loss_fn(params, (batch, statistics))`: the means."""
+  """The loss per example, and `batch_loss_fn(params, (batch, statistics))`, means."""
   loss_fn = learners.build_classifier(description).loss_fn
 
   def batch_loss_fn(params: Params, item: Any) -> tuple[jax.Array, Metrics]:

@@ -1,11 +1,11 @@
-"""The way from a command line to a result, the same for every experiment that trains.
+"""From a command line to a result, for every experiment that trains.
 
 Exit codes: 0 done; 1 training failed; 2 bad flags, data or run directory; 75 another
-process holds the run directory, or those of a distributed run were lost; 130, 143 and
-129 interrupted by Ctrl-C, SIGTERM and SIGHUP (the same command goes on).
+process uses the run directory, or the other processes of a distributed run were lost;
+130, 143 and 129 interrupted by Ctrl-C, SIGTERM and SIGHUP (the same command resumes).
 
-JAX is imported only once the flags are known to be good, so that `--help` and
-refusals are quick.
+JAX is imported only after the flags were checked, so that `--help` and error messages
+are fast.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ _LEARNER = ("config.json", "model.safetensors")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-  """What an experiment is made of once its description and its data are known.
+  """The parts of an experiment, built from its description and its data.
 
   Attributes:
     algorithm: the meta-learner.
     params: its initial parameters.
     sample_tasks: `sample_tasks(step, data) -> tasks`.
-    data: what `sample_tasks` reads.
-    loop: keyword arguments of `jsharp.train`: how long, how many tasks.
-    validate: `validate(params, stop) -> metrics`, means over the validation tasks;
-      None where there are none, then the last parameters are tested.
-    score: the validation metric, or a function of them, that is best when largest.
-    chosen_by: in words, what decides which parameters are tested.
-    test: `test(trained, stop) -> figures` for `result.json`; the number of test tasks
-      among them, and under "per_task" the metrics `[num_tasks]` of `test_tasks.csv`.
-    fingerprints: of the data, by split: other data make another run.
-    protocol: what, beside versions and device, a reader of the figures must know.
-    learners: `learners(params) -> {folder: learner}`, what the run saves at its end;
-      the folder "" is the run's own.
-    pictures: `pictures(params) -> {file name: Matplotlib figure}`, what is drawn of the
-      tested parameters beside the curves.
-    cause: `cause(error, params)`, why a meta-step that was not finite was none, in
-      words, where the tasks or the last parameters tell; None where they do not.
-    title: of the curves.
+    data: the pytree that `sample_tasks` reads.
+    loop: keyword arguments of `jsharp.train`, such as steps and tasks.
+    validate: `validate(params, stop) -> metrics`, means over the validation tasks; None
+      if there are none, then the last parameters are tested.
+    score: the validation metric, or a function of all metrics; larger is better.
+    chosen_by: how the tested parameters are chosen, in words.
+    test: `test(trained, stop) -> figures` for `result.json`, including the number of
+      test tasks, and under "per_task" the metrics `[num_tasks]` of `test_tasks.csv`.
+    fingerprints: the fingerprints of the data, by split: other data make another run.
+    protocol: the facts to report with the figures, in addition to versions and device.
+    learners: `learners(params) -> {folder: learner}`, the learners that the run saves
+      at its end; the folder "" is the run's own directory.
+    pictures: `pictures(params) -> {file name: Matplotlib figure}`, plots of the tested
+      parameters in addition to the curves.
+    cause: `cause(error, params)`, a message on why a meta-step was not finite, if the
+      tasks or the last parameters show it; otherwise None.
+    title: the title of the curves.
     curves: further keyword arguments of `plot_curves`.
-    unit: what a step takes several of.
+    unit: the name of what a step processes, such as "tasks".
   """
 
   algorithm: MetaAlgorithm
@@ -91,12 +91,12 @@ class Parts:
 
 
 class Measure(NamedTuple):
-  """The test figure that comparisons of an experiment's runs read.
+  """The test figure that comparisons of an experiment's runs use.
 
   Attributes:
-    column: of `test_tasks.csv`; None for the last one.
-    scale: what it is multiplied by in tables; 100 for percent.
-    label: what tables call it.
+    column: the column of `test_tasks.csv`; None for the last one.
+    scale: its factor in tables; 100 for percent.
+    label: its name in tables.
   """
 
   column: str | None = "accuracy"
@@ -112,10 +112,10 @@ class Experiment:
     program: its flags.
     describe: `describe(parts) -> description`, from what `Given.build` returns: a
       `jsharp.training.runs.AnyRun`.
-    words: `words(description)`, what the default run directory is named after.
+    words: `words(description)`, the words of the default run directory's name.
     build: `build(description, execution) -> Parts`.
-    leaner: whether it can be told a memory budget.
-    measure: what comparisons read.
+    leaner: whether it supports a memory budget.
+    measure: the figure that comparisons use.
   """
 
   program: Program
@@ -127,12 +127,12 @@ class Experiment:
 
   @property
   def name(self) -> str:
-    """As it is called: `python -m experiments.NAME`."""
+    """Its name, as in `python -m experiments.NAME`."""
     return self.program.name
 
 
 def main(experiment: Experiment) -> None:
-  """Runs an experiment as the program that was called; does not return."""
+  """Runs an experiment with this process's command line; does not return."""
   sys.exit(start(experiment, sys.argv[1:], flags.FLAGS))
 
 
@@ -149,15 +149,15 @@ def start(
 
 
 def described(experiment: Experiment, given: Given) -> Any:
-  """The description that a command line asks for, its run directory included.
+  """The description that a command line defines, including its run directory.
 
   Raises:
-    ValueError: for flags that were typed and have no effect, or contradict each other.
+    ValueError: for typed flags that have no effect, or that contradict each other.
   """
   description, left_out = describe(experiment, given)
   if left_out:
     names = ", ".join(f"--{flag}" for flag in left_out)
-    say(f"{experiment.name}: left out, nothing chosen here reads them: {names}")
+    say(f"{experiment.name}: ignored, since they have no effect here: {names}")
   if description.run.run_dir is None:
     words = [word for word in experiment.words(description) if word]
     plain = json.dumps(identity(experiment, description), sort_keys=True)
@@ -169,10 +169,10 @@ def described(experiment: Experiment, given: Given) -> Any:
 
 
 def describe(experiment: Experiment, given: Given) -> tuple[Any, list[str]]:
-  """The description that a command line asks for, and the flags that it left out.
+  """The description that a command line defines, and the flags that were ignored.
 
   Raises:
-    ValueError: for flags that were typed and have no effect, or contradict each other.
+    ValueError: for typed flags that have no effect, or that contradict each other.
   """
   left_out = given.unread()
   parts = given.build()
@@ -186,16 +186,16 @@ def describe(experiment: Experiment, given: Given) -> tuple[Any, list[str]]:
 
 
 def identity(experiment: Experiment, description: Options) -> dict[str, Any]:
-  """What makes a run this run and no other, ready for strict JSON."""
+  """The identity of a run, as strict JSON values."""
   return {"experiment": experiment.name, **descriptions.identity(description)}
 
 
 def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
-  """Trains, tests and reports, or shows again what a finished run reported.
+  """Trains, tests and reports; for a finished run it prints the report again.
 
   Args:
-    experiment: which.
-    description: what is run.
+    experiment: the experiment.
+    description: the description of the run.
     flags_text: the flags, for `flags.txt`.
 
   Returns:
@@ -256,12 +256,12 @@ def run(experiment: Experiment, description: Any, flags_text: str = "") -> int:
 
 
 def _with_devices(description: Any) -> Any:
-  """Refuses devices that are not there or cannot share the tasks evenly.
+  """Checks that the devices exist and can share the tasks evenly.
 
-  Where their number was not given, it becomes what it is.
+  If their number was not given, it is set.
 
   Raises:
-    ValueError: naming the flag and the nearest number that can.
+    ValueError: if they do not; the message names the flag and the nearest valid number.
   """
   import jax
 
@@ -285,10 +285,10 @@ def _with_devices(description: Any) -> Any:
 
 
 def _fitting(experiment: Experiment, description: Any, execution: Execution) -> Parts:
-  """Builds a run, leaner and leaner, until its training step fits the budget.
+  """Builds a run with less and less memory until its training step fits the budget.
 
   Raises:
-    ValueError: if the leanest way does not fit.
+    ValueError: if the smallest variant does not fit.
   """
   from jsharp.training import memory_budget
 
@@ -313,7 +313,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
       parts.protocol["memory"] = facts
       return parts
   raise ValueError(
-    f"--memory_budget={machine.memory_budget} is {budget:,} bytes, and the leanest "
+    f"--memory_budget={machine.memory_budget} is {budget:,} bytes, but the smallest "
     f"training step, {words}, needs {needed:,}; raise it, or make the model, the tasks "
     "or the data smaller"
   )
@@ -322,7 +322,7 @@ def _fitting(experiment: Experiment, description: Any, execution: Execution) -> 
 def _write_description(
   experiment: Experiment, description: Options, parts: Parts, directory: RunDirectory
 ) -> None:
-  """Keeps what the run is, for whoever reads its checkpoints before it has ended."""
+  """Writes the run's description, for readers of its checkpoints before it ends."""
   from jsharp.learners import to_json
 
   directory.write_json(
@@ -345,7 +345,7 @@ def _train(
   directory: RunDirectory,
   execution: Execution,
 ) -> int:
-  """Trains (or goes on training), tests the best checkpoint, saves and reports."""
+  """Trains or resumes, tests the best checkpoint, saves and reports."""
   from jsharp import learners
   from jsharp._files import FileError
   from jsharp.training import (
@@ -363,9 +363,9 @@ def _train(
     try:
       if (last := checkpoints.last_step()) > parts.loop["num_steps"]:
         raise FileError(
-          f"run_dir={directory.path} has taken {last} steps already, more than the "
-          f"{parts.loop['num_steps']} that are asked for; ask for as many or more, or "
-          "give another run_dir"
+          f"run_dir={directory.path} has already taken {last} steps, more than "
+          f"num_steps={parts.loop['num_steps']}; pass at least {last}, or another "
+          "run_dir"
         )
       trained = train(
         parts.algorithm,
@@ -387,7 +387,7 @@ def _train(
       if trained.interrupted:
         return _interrupted(experiment, description, stop)
       if not is_first():
-        return 0  # The first one tests; the others wait for it as they end.
+        return 0  # The first process tests; the others wait for it at exit.
       tell(f"testing the checkpoint of step {trained.best_step}")
       figures = parts.test(trained, stop)
       digests = {}
@@ -419,7 +419,7 @@ def _report(
   trained: TrainingResult,
   figures: dict[str, Any],
 ) -> int:
-  """Writes the result, then what is drawn from it, and shows it."""
+  """Writes the result, then the plots, and prints it."""
   from jsharp._files import save_figure
   from jsharp.evaluation import curves, report
 
@@ -458,7 +458,7 @@ def _report(
 
 
 def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
-  """Prints the protocol card and where the run lies; returns exit code 0."""
+  """Prints the protocol card and the run's directory; returns exit code 0."""
   from jsharp.evaluation import report
 
   tell(report.protocol_card(result))
@@ -478,7 +478,7 @@ def show(result: Mapping[str, Any], path: pathlib.Path) -> int:
 def _interrupted(experiment: Experiment, description: Any, stop: StopSignal) -> int:
   say(
     f"{experiment.name}: interrupted, everything is saved in "
-    f"{description.run.run_dir}; go on with the same command:\n"
+    f"{description.run.run_dir}; resume with the same command:\n"
     f"  {shlex.join(sys.orig_argv)}"
   )
   return stop.exit_code
@@ -487,7 +487,7 @@ def _interrupted(experiment: Experiment, description: Any, stop: StopSignal) -> 
 def _finished_result(
   experiment: Experiment, description: Any, run_dir: pathlib.Path
 ) -> dict[str, Any] | None:
-  """The result of a run that has done all that is asked for, or None."""
+  """The result of a run that is finished as requested, or None."""
   from jsharp import _files
 
   path = run_dir / "result.json"
@@ -502,17 +502,17 @@ def _finished_result(
     for name, digest in _kept(result).items():
       path = run_dir / name
       if not path.exists() or _sha256(path) != digest:
-        raise _files.FileError(f"{path} is missing, damaged or from elsewhere")
+        raise _files.FileError(f"{path} is missing, damaged or from another run")
   except _files.FileError as error:
-    say(f"{experiment.name}: {error}. It is made anew")
+    say(f"{experiment.name}: {error}. It is created again")
     return None
-  except OSError:  # What is wrong with the directory is said when it is opened.
+  except OSError:  # Errors of the directory are reported when it is opened.
     return None
   return result
 
 
 def _kept(result: Mapping[str, Any]) -> dict[str, str]:
-  """The SHA-256 of each file that belongs to a result and can be made anew."""
+  """The SHA-256 of each file that belongs to a result and can be recreated."""
   table = result.get("test_tasks_sha256")
   found = {} if table is None else {"test_tasks.csv": table}
   learners = result.get("learners_sha256")

@@ -1,4 +1,4 @@
-r"""Methods side by side: a grid of methods and seeds at one budget, from one command.
+r"""Comparison of methods: a grid of methods and seeds at one budget, from one command.
 
 Does sharpness help, and by more than chance?
 
@@ -6,11 +6,11 @@ Does sharpness help, and by more than chance?
 
 The plan names the experiment, the methods with their flags, the seeds and the budget:
 meta-steps, gradients of single examples or minutes of training; epochs or gradients of
-each image for ordinary training. Every run is an
-ordinary run in DIRECTORY/runs with checkpoints of its own; the same command goes on
-where it was interrupted and trains nothing twice. Written are comparison.md and .csv
-(means with 95 percent intervals over tasks and over seeds, paired differences from the
-baseline on the same test tasks) and comparison.png.
+each image for ordinary training. Every run is a normal run in DIRECTORY/runs with its
+own checkpoints; the same command resumes an interrupted comparison and trains nothing
+twice. It writes comparison.md and .csv (means with 95 percent intervals over tasks and
+over seeds, paired differences from the baseline on the same test tasks) and
+comparison.png.
 """
 
 import functools
@@ -42,7 +42,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_multi_string(
     "set",
     [],
-    "A flag of all runs in place of the plan's, as in --set=num_tasks=8 "
+    "A flag for all runs that replaces the plan's, as in --set=num_tasks=8 "
     "--set=eval_way=10,20.",
     flag_values=f,
   )
@@ -72,7 +72,7 @@ def run(flag_values: flags.FlagValues, start: Start | None = None) -> int:
       return _run(plan, out, start, flag_values.jobs)
     except programs.Interrupted as interrupted:
       programs.stop_and_wait(stop, lambda what: say(f"{NAME}: stopping: {what}"))
-      say(f"{NAME}: interrupted; all is saved in {out}, the same command goes on.")
+      say(f"{NAME}: interrupted; all is saved in {out}, the same command resumes it.")
       return 128 + interrupted.args[0]
     except (ValueError, OSError) as error:
       stop()
@@ -80,7 +80,7 @@ def run(flag_values: flags.FlagValues, start: Start | None = None) -> int:
 
 
 def _asked(flag_values: flags.FlagValues) -> tuple[Plan, pathlib.Path]:
-  """The plan and its directory, which is this plan's from now on."""
+  """The plan and its directory, which is claimed for the plan."""
   for name in ("plan", "out"):
     if flag_values[name].value is None:
       raise ValueError(f"--{name} is missing; --help has an example")
@@ -103,8 +103,8 @@ def _asked(flag_values: flags.FlagValues) -> tuple[Plan, pathlib.Path]:
     raise ValueError(f"--out={out}: {what}; choose another directory") from error
   if differing:
     raise ValueError(
-      f"--out={out} holds another comparison, see plan.json there; it differs in "
-      f"{', '.join(differing)}: choose another directory, or go back to its plan"
+      f"--out={out} has another comparison, see plan.json there; it differs in "
+      f"{', '.join(differing)}; choose another directory, or use its plan"
     )
   return plan, out
 
@@ -164,7 +164,7 @@ def _say_once(line: str) -> None:
 
 
 def _is_held(run_dir: str) -> bool:
-  """Whether a run goes on that a comparison which was killed left behind."""
+  """Whether a run of a comparison that was killed is still running."""
   from jsharp.training.run_directory import holder
 
   process = holder(run_dir)
@@ -174,12 +174,12 @@ def _is_held(run_dir: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-  """Runs the comparison that the command line asks for."""
+  """Runs the comparison of a command line; returns the exit code."""
   open_streams()
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   if len(arguments) > 1:
-    message = f"{arguments[1]!r} is no flag; flags start with --."
+    message = f"{arguments[1]!r} is not a flag; flags start with --."
     return _program.refuse(NAME, message)
   return run(flags.FLAGS)
 

@@ -1,12 +1,12 @@
-r"""A page to draw on: new characters from one drawing each, named as you draw.
+r"""A page to draw on: new characters from one drawing each, recognised as you draw.
 
   python -m experiments.demo
   python -m experiments.demo --model=runs/A,runs/B --port=8100
 
 Draw one example each of a few characters that the learner has never seen, name them,
-and draw another: its name and the probabilities follow the pen. Learners of colour
-images take photographs instead. The page is served to this computer alone, sends
-nothing anywhere and loads nothing from elsewhere. It needs starlette and uvicorn:
+and draw another: its name and the probabilities update as you draw. Learners of colour
+images take photographs instead. The page is served to this computer only, and neither
+sends nor loads anything elsewhere. It needs starlette and uvicorn:
 
   python -m pip install -e ".[demo]"
 """
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
 
 _ADDRESS = "127.0.0.1"
 PAGE = pathlib.Path(__file__).with_name("demo.html")
-"""What the browser shows."""
+"""The page that the browser shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Options):
-  """Which learners the page offers, and where it is served."""
+  """The learners that the page offers, and its port."""
 
   role: ClassVar[Role] = Role.MACHINE
 
   model: tuple[str, ...] | None = option(
     None,
-    "Learners to choose from, separated by commas: names of shipped ones, run "
-    "directories or saved learners. Default: all shipped ones, first one of Omniglot "
-    "that takes any number of classes.",
+    "Learners to choose from, separated by commas: names of shipped learners, run "
+    "directories or saved learners. Default: all shipped learners, starting with one "
+    "of Omniglot that supports any number of classes.",
   )
   port: int = option(
     8028,
-    "Port of the page on 127.0.0.1; 0 for any that is free.",
+    "Port of the page on 127.0.0.1; 0 for any free port.",
     check=between(0, 65535),
   )
   open_browser: bool = option(True, "Open the page in the browser.")
   compilation_cache_dir: str = option(
     "~/.cache/jsharp/xla",
-    "As for training: compiled programs, for you alone. Empty: no cache.",
+    "Directory for compiled programs, as in training; private to you. Empty: no cache.",
   )
 
 
@@ -69,7 +69,7 @@ PROGRAM = Program("demo", (Group("demo", {"demo": Demo}),), {}, __doc__ or "")
 def start(arguments: Sequence[str], values: flags.FlagValues) -> int:
   """Serves the page until it is stopped; returns the exit code.
 
-  Codes are 0 for stopped by Ctrl-C and 2 for refused.
+  Codes are 0 after Ctrl-C and 2 for bad arguments.
   """
   return _program.call(PROGRAM, arguments, values, lambda given: run(**given.build()))
 
@@ -93,7 +93,7 @@ def run(demo: Demo) -> int:
   except (ValueError, OSError) as error:
     return _program.refuse("demo", _program.message(error))
   except KeyboardInterrupt:
-    pass  # asyncio raises it after a Ctrl-C or returns, as it happens.
+    pass  # After Ctrl-C asyncio either raises it or returns.
   say("demo: stopped.")
   return 0
 
@@ -117,14 +117,14 @@ def listener(port: int) -> socket.socket:
     if error.errno == errno.EACCES:
       why = "is reserved for the system"
     raise ValueError(
-      f"--port={port} {why}; choose another, or --port=0 for any that is free"
+      f"--port={port} {why}; choose another, or --port=0 for any free port"
     ) from error
   return opened
 
 
 def _recogniser(demo: Demo) -> Recogniser:
-  """Loads the learners; compiles the first one's program, so that the page is quick."""
-  # Only now: they import JAX.
+  """Loads the learners; compiles the first one's program, so that the page is fast."""
+  # Imported late: they import JAX.
   import jsharp
   from experiments._demo_recognition import Recogniser
   from jsharp import training
@@ -138,7 +138,7 @@ def _recogniser(demo: Demo) -> Recogniser:
       "--flagfile=experiments/flagfiles/quickstart.txt --run_dir=runs/quickstart\n"
       "  python -m experiments.demo --model=runs/quickstart"
     )
-  # What compiles fastest: every new number of examples is a program of its own.
+  # Fast compilation matters: every new number of examples needs a new program.
   execution = jsharp.Execution(inner_steps="scanned", convolution="direct")
   learners = {name: jsharp.load(name, execution=execution) for name in names}
   recogniser = Recogniser(learners, sort=demo.model is None)
@@ -152,7 +152,7 @@ def server(recogniser: Recogniser) -> Any:
   """The demo's server.
 
   Args:
-    recogniser: names pictures.
+    recogniser: recognises pictures.
 
   Returns:
     A `uvicorn.Server`, for `run(sockets=[listener(port)])`.
@@ -184,7 +184,7 @@ def _serve(recogniser: Recogniser, at: socket.socket, *, open_browser: bool) -> 
 
 
 def _has_screen() -> bool:
-  """Whether a browser would have a window, and not take over the terminal."""
+  """Whether a browser would open a window instead of taking over the terminal."""
   return sys.platform in ("darwin", "win32") or bool(
     os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
   )

@@ -1,7 +1,7 @@
-r"""The loss landscape around trained networks, and how sharp it is.
+r"""The loss landscape around trained networks, and its sharpness.
 
-Do the sharpness-aware runs lie in flatter places, and do flatter ones generalise
-better? Finished runs are measured on the same tasks and drawn side by side.
+Do sharpness-aware runs end in flatter regions, and do flatter ones generalise better?
+Finished runs are measured on the same tasks and drawn side by side.
 
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/A-and-B
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/lines \
@@ -11,10 +11,10 @@ better? Finished runs are measured on the same tasks and drawn side by side.
   python -m experiments.landscape --runs=runs/A,runs/B --out=landscapes/minima \
     --plane=minima
 
-A run is a directory that an experiment on few-shot tasks of images has finished, such
-as experiments.omniglot, or experiments.supervised, where batches of images take the
-place of tasks. The same command goes on where it was interrupted; with another
---ceiling it draws the pictures again. docs/landscapes.md says what is measured.
+A run is the directory of a finished experiment on few-shot tasks of images, such as
+experiments.omniglot, or of experiments.supervised, where batches of images replace
+tasks. The same command resumes interrupted work; with another --ceiling it draws the
+pictures again. docs/landscapes.md says what is measured.
 """
 
 from __future__ import annotations
@@ -41,63 +41,65 @@ _COUNT = at_least(1, "give a number of at least 1.")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Landscape(Options):
-  """Which runs are drawn and measured, and on which tasks."""
+  """The runs to draw and measure, and the tasks."""
 
   role: ClassVar[Role] = Role.TESTING
 
   runs: tuple[str, ...] = option(
     help="Directories of finished runs, separated by commas.",
-    check=Check(bool, "there is no run; give directories separated by commas."),
+    check=Check(bool, "there is no run; pass directories separated by commas."),
     role=Role.MACHINE,
   )
   out: str = option(
-    help="Directory for the pictures, the numbers and what was computed so far.",
+    help="Directory for the pictures, the figures and intermediate results.",
     role=Role.MACHINE,
   )
   checkpoint: Literal["best", "last"] = option(
     "best",
-    "Which parameters: the best ones of the validation, which the run was tested with, "
-    "or the last ones.",
+    "Parameters to draw. best: those with the best validation, which the run was "
+    "tested with; last: the last ones.",
   )
   objective: Literal["meta", "task", "adapted"] = option(
     "meta",
-    "Whose landscape. meta: the query loss after adaptation, as a function of the "
-    "meta-parameters; task: their query loss without adaptation; adapted: the query "
-    "loss around each task's own adapted parameters.",
+    "Loss of the landscape. meta: the query loss after adaptation, as a function of "
+    "the meta-parameters; task: their query loss without adaptation; adapted: the "
+    "query loss around each task's own adapted parameters.",
   )
-  split: Literal["train", "val", "test"] = option("test", "Classes of the tasks.")
-  num_tasks: int = option(20, "Tasks that are averaged.", check=_COUNT)
+  split: Literal["train", "val", "test"] = option(
+    "test", "Split whose classes tasks are drawn from."
+  )
+  num_tasks: int = option(20, "Number of tasks to average over.", check=_COUNT)
   seed: int = option(
     0, "Seed of tasks, directions and random vectors.", check=between(0, 2**31 - 1)
   )
-  measure: bool = option(True, "Measure sharpness too, and not only draw.")
+  measure: bool = option(True, "Measure sharpness in addition to drawing.")
   gap_tasks: int = option(
     200,
-    "Tasks of the training and of the test classes for the gap.",
+    "Number of tasks of training and of test classes for the generalisation gap.",
     check=at_least(2, "a standard error needs at least 2."),
   )
   ceiling: float | None = option(
     None,
-    "Values above are drawn at this height.",
+    "Draw larger values at this height.",
     check=positive("usual losses lie between 0.1 and 10."),
     identity=False,
   )
   task_chunk: int | None = option(
     None,
-    "Tasks computed at once: memory against speed. Default: 1 on a CPU, all on an "
-    "accelerator.",
+    "Tasks computed at a time: fewer need less memory, more can be faster. Default: 1 "
+    "on a CPU, all on an accelerator.",
     check=_COUNT,
     role=Role.MACHINE,
     identity=True,
   )
   data_dir: str | None = option(
     None,
-    "Where the data lie now, if not where they were in training.",
+    "Directory of the data, if it has changed since training.",
     role=Role.MACHINE,
   )
   compilation_cache_dir: str = option(
     "~/.cache/jsharp/xla",
-    "As for training: compiled programs, for you alone. Empty: no cache.",
+    "Directory for compiled programs, as in training; private to you. Empty: no cache.",
     role=Role.MACHINE,
   )
 
@@ -117,7 +119,7 @@ PROGRAM = Program(
 def start(arguments: Sequence[str], values: flags.FlagValues) -> int:
   """Measures, draws and reports as a command line says; returns the exit code.
 
-  Codes are those of `experiments._program`: 0 done, 2 refused, 130 and 143
+  Codes are those of `experiments._program`: 0 done, 2 bad arguments, 130 and 143
   interrupted.
   """
   return _program.call(PROGRAM, arguments, values, lambda given: run(**given.build()))
@@ -137,7 +139,7 @@ def run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
 
 
 def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
-  # Only now: they import JAX.
+  # Imported late: they import JAX.
   from experiments import _landscape_measures, _landscape_report, _landscape_runs
   from jsharp import training
 
@@ -160,12 +162,12 @@ def _run(landscape: Landscape, plane: Plane, measures: Measures) -> int:
       work.complete()
     except training.StopRequested:
       say(
-        f"landscape: interrupted, what was computed is saved in {landscape.out}; go on "
-        f"with the same command:\n  {shlex.join(sys.orig_argv)}"
+        f"landscape: interrupted, intermediate results are saved in {landscape.out}; "
+        f"resume with the same command:\n  {shlex.join(sys.orig_argv)}"
       )
       return stop.exit_code
     except (ValueError, OSError):
-      if records.is_empty():  # Nothing holds on to these settings yet.
+      if records.is_empty():  # Nothing depends on these settings yet.
         (directory.path / "run.json").unlink()
       raise
     _landscape_report.write(directory, landscape, plane, runs, work.drawn, records)

@@ -1,15 +1,15 @@
 r"""Few-shot recognition of photographs (mini-ImageNet).
 
-How well does a network that has seen one or five photographs of each of 5 new
-classes name further ones?
+How well does a network classify photographs of 5 new classes after seeing one or five
+examples of each?
 
   python -m experiments.miniimagenet --data_dir=DIRECTORY \
     --flagfile=experiments/flagfiles/sharp_maml_both_miniimagenet_5way_1shot.txt
 
 The defaults are MAML's published 5-way 1-shot setting, 48.7 +- 1.8 percent in the
 paper (Finn, Abbeel and Levine, 2017); Sharp-MAML both reports 50.3 (Abbas et al.,
-2022). 60,000 meta-steps of 4 tasks is work for a GPU: docs/performance.md has the
-measured tasks per second of a CPU.
+2022). 60,000 meta-steps of 4 tasks need a GPU; docs/performance.md has measured speeds
+on a CPU.
 """
 
 from experiments import _program

@@ -1,14 +1,14 @@
-r"""Few-shot control: walking to a goal that is never seen.
+r"""Few-shot control: walking to a goal that is never observed.
 
-How much does a policy earn after 0, 1, 2 and 3 gradient steps on its own trajectories
-towards a new goal, of which it is told by its rewards alone?
+How high is the return of a policy after 0, 1, 2 and 3 gradient steps on its own
+trajectories towards a new goal, which it knows only from its rewards?
 
   python -m experiments.navigation \
     --flagfile=experiments/flagfiles/maml_navigation.txt
 
-Finn, Abbeel and Levine (2017, section 5.3 and figure 4) walk to goals in a square. The
+Finn, Abbeel and Levine (2017, section 5.3 and figure 4) use goals in a square. The
 algorithms are those of the other experiments, unchanged: the loss rolls the policy out.
-Minutes on two CPU cores.
+A run takes minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 _ENVIRONMENT = Choice(
   "environment",
   "environment",
-  "navigation: a point in the plane; half_cheetah_dir and half_cheetah_vel: brax's "
-  "half-cheetah by direction and by velocity (the extra brax); or your own as "
-  "module:Class.",
+  "The environment. navigation: a point in the plane; half_cheetah_dir and "
+  "half_cheetah_vel: brax's half-cheetah by direction and by velocity (needs the extra "
+  "brax); or your own as module:Class.",
   "navigation",
 )
 _UPDATE = Choice(
   "outer update",
   "outer_update",
-  "What a meta-step does with its trajectories. one_step: a step of --outer_optimizer; "
-  "trpo: the longest natural gradient step within --max_kl; ppo: several steps of "
-  "--outer_optimizer with clipped likelihood ratios, as in ProMP.",
+  "Outer update on the trajectories of a meta-step. one_step: a step of "
+  "--outer_optimizer; trpo: the longest natural gradient step within --max_kl; ppo: "
+  "several steps of --outer_optimizer with clipped likelihood ratios, as in ProMP.",
   "one_step",
   strict=True,
 )
@@ -92,7 +92,7 @@ def build(description: ControlRun, execution: Execution) -> Parts:
   stepping = [judge(number) for number in range(usual_steps + 1)]
 
   def draw(step: Any, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
-    del data  # a task is made of its key alone
+    del data  # A task depends only on its key.
     index, count = part
     num_tasks = training.num_tasks // count
     return sample_many(

@@ -1,7 +1,7 @@
 r"""Few-shot recognition of handwritten characters (Omniglot).
 
-How well does a network that has seen one or five drawings of each of 5 or 20 new
-characters name further drawings of them?
+How well does a network recognise 5 or 20 new characters after seeing one or five
+drawings of each?
 
   python -m experiments.omniglot --data_dir=DIRECTORY \
     --flagfile=experiments/flagfiles/maml_omniglot_5way_1shot.txt
@@ -9,7 +9,7 @@ characters name further drawings of them?
 
 The defaults are MAML's published 5-way 1-shot setting, 98.7 +- 0.4 percent in the
 paper (Finn, Abbeel and Levine, 2017), in 60,000 meta-steps; docs/performance.md
-has the measured tasks per second. The quickstart needs no data and takes minutes.
+has measured speeds. The quickstart needs no data and takes minutes.
 """
 
 from experiments import _program

@@ -1,7 +1,7 @@
 r"""Few-shot regression of sine waves.
 
-How close does a small network come to a sine wave of unknown amplitude and phase
-after a few gradient steps on five or ten of its points?
+How closely does a small network fit a sine wave of unknown amplitude and phase after a
+few gradient steps on five or ten of its points?
 
   python -m experiments.sinusoid \
     --flagfile=experiments/flagfiles/maml_sinusoid_5shot.txt
@@ -68,7 +68,7 @@ def build(description: SineRun, execution: Execution) -> Parts:
   eval_shape: dict[str, Any] = {"shot": tasks.shot, "query_shot": tasks.eval_query_shot}
 
   def draw(step: Any, data: None, part: tuple[Any, int] = (0, 1)) -> Any:
-    del data  # a sine wave is made of its key alone
+    del data  # A sine wave depends only on its key.
     index, count = part
     num_tasks = training.num_tasks // count
     return sinusoid.sample_tasks(

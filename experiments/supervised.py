@@ -1,7 +1,7 @@
 r"""Ordinary classification with any sharpness-aware optimizer.
 
-How much lower is the test error, and how much flatter the minimum, with SAM in front
-of SGD?
+How much do sharpness-aware optimizers such as SAM lower the test error, and how much
+flatter are their minima than those of plain SGD?
 
   python -m experiments.supervised
   python -m experiments.supervised --data_dir=DIRECTORY \
@@ -9,7 +9,7 @@ of SGD?
 
 The defaults need no data and take about a minute: a small network on characters drawn
 by jsharp itself. On CIFAR-10 a WRN-28-10 has an error of 2.7 +- 0.1 percent with SAM
-and 3.5 +- 0.1 without (Foret, Kleiner, Mobahi and Neyshabur, 2021): work for a GPU.
+and 3.5 +- 0.1 without (Foret, Kleiner, Mobahi and Neyshabur, 2021), which needs a GPU.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _DATASET = Choice(
   "labelled dataset",
   "dataset",
-  "characters (drawn by jsharp itself, needs no files; of each class 15 drawings for "
-  "training and 5 for testing), cifar10, cifar100 (their Python archives), "
+  "The dataset: characters (drawn by jsharp itself, needs no files; 15 drawings per "
+  "class for training and 5 for testing), cifar10, cifar100 (their Python archives), "
   "image_folder (train/CLASS/IMAGE and test/CLASS/IMAGE, the same classes in both), "
   "imagenet (photographs of any size, streamed from folders, tar files or records), "
   "tfds:NAME (already prepared by tensorflow-datasets, as tfds:cifar10), base:NAME "
@@ -45,16 +45,17 @@ _DATASET = Choice(
 _ALGORITHM = Choice(
   "sharpness-aware optimizer",
   "algorithm",
-  "sgd with momentum, or a sharpness-aware algorithm in front of it.",
+  "The optimizer: sgd with momentum, or a sharpness-aware algorithm in front of it.",
   "sam",
   strict=True,
 )
 _NETWORK = Choice(
   "classifier network",
   "model",
-  "resnet: the small one for CIFAR, 16-32-64 channels; wide_resnet: pre-activation; "
-  "shake_shake: two branches mixed at random; pyramid_net: growing channels, with "
-  "ShakeDrop where asked for; imagenet_resnet: for photographs of 224 pixels; conv4, "
+  "The network. resnet: small, for CIFAR, 16-32-64 channels; wide_resnet: "
+  "pre-activation; shake_shake: two branches mixed at random; pyramid_net: growing "
+  "channels, optionally with ShakeDrop; imagenet_resnet: for photographs of 224 "
+  "pixels; conv4, "
   "conv4_strided, resnet12: few-shot backbones, for --init_from of a few-shot program; "
   "or your own as module:Class.",
   "resnet",
@@ -200,7 +201,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
 def _measurements(
   description: OrdinaryRun, splits: Splits, learner: Classifier, execution: Execution
 ) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, list[float]]]]:
-  """Two functions: the metrics of each example, and eigenvalues of the Hessian."""
+  """Two functions: metrics per example, and eigenvalues of the Hessian."""
   from jsharp.algorithms.supervised import examples_evaluator
   from jsharp.data import examples, streams
   from jsharp.evaluation import evaluate, evaluate_stream

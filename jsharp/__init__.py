@@ -1,17 +1,17 @@
-"""jsharp: functional few-shot meta-learning in JAX, sharpness-aware at either loop.
+"""jsharp: functional few-shot meta-learning in JAX, sharpness-aware in either loop.
 
-Both loops are optax: the links in the two chains decide which algorithm it is.
+Both loops are optax chains: the links in the two chains determine the algorithm.
 
     maml(loss_fn, optax.sgd(a), optax.adam(b), num_inner_steps=5)
     sharp_maml(..., inner_rho=5e-4, outer_rho=5e-4)       # SAM at both levels
     optax.chain(jsharp.sam(0.05), optax.adamw(1e-3))      # SAM in any optax chain
 
-`import jsharp` is enough to use any public module: `jsharp.models.Conv4`,
-`jsharp.data.characters`. It imports a module, and JAX with it, when one of its names
-is first used.
+`import jsharp` gives access to every public module, such as `jsharp.models.Conv4` and
+`jsharp.data.characters`. Modules, and JAX with them, are imported when one of their
+names is first used.
 """
 
-from jsharp import _early as _early  # Before what takes long to import.
+from jsharp import _early as _early  # Before slow imports.
 
 # isort: split
 import functools
@@ -40,7 +40,7 @@ _MODULES = (
   "types",
 )
 
-# A constructor stands in a file of its own name, in one of these packages.
+# A constructor is defined in the file of the same name, in one of these packages.
 _CONSTRUCTORS = ("algorithms", "perturbations")
 
 # The module that each other name is imported from.
@@ -73,7 +73,7 @@ _MODULE_OF = {
   "Task": "jsharp.types",
 }
 
-if TYPE_CHECKING:  # The same names for type checkers and editors.
+if TYPE_CHECKING:  # The same names, for type checkers and editors.
   from jsharp import algorithms as algorithms
   from jsharp import analysis as analysis
   from jsharp import control as control
@@ -133,7 +133,7 @@ else:
     if origin is None:
       raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(origin), name)
-    globals()[name] = value  # Python now finds it without this function.
+    globals()[name] = value  # From now on Python finds it without this function.
     return value
 
   def __dir__() -> list[str]:
@@ -141,7 +141,7 @@ else:
 
   @functools.cache
   def _constructors() -> dict[str, str]:
-    """Per name the module that defines a constructor of this name."""
+    """The module of each constructor, by the constructor's name."""
     found = {}
     for package in _CONSTRUCTORS:
       for path in (pathlib.Path(__file__).parent / package).glob("[!_]*.py"):

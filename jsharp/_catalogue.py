@@ -1,10 +1,9 @@
-"""What can be chosen by name: found by scanning the library, no list to keep.
+"""Everything that can be chosen by name, found by scanning the library.
 
-A description stands in the file of what it describes, beside code that needs JAX. For
-a program's `--help` and for refusing wrong flags at once, `outline` reads the
-descriptions of a module from its source: only the classes derived from
-`jsharp.options.Options`, without their methods, and the constants that they name.
-`find` imports the real one.
+A description is in the same file as the code that it describes, which needs JAX. So
+that `--help` and errors about flags are fast, `outline` reads the descriptions of a
+module from its source: only the classes derived from `jsharp.options.Options`, without
+their methods, and the constants that they name. `find` imports the real class.
 """
 
 import ast
@@ -33,13 +32,13 @@ _PACKAGES = {
 
 @functools.cache
 def outline(module: str) -> dict[str, Any]:
-  """The descriptions of a module and what they name, read without importing it.
+  """The descriptions in a module and the names they use, without importing it.
 
   Args:
-    module: dotted name of a module of jsharp.
+    module: the dotted name of a module of jsharp.
 
   Returns:
-    By name. Classes have every field and class attribute and no method.
+    The values by name. Classes have all fields and class attributes but no methods.
 
   Example:
     >>> outline("jsharp.algorithms.ridge")["Ridge"].name
@@ -49,7 +48,7 @@ def outline(module: str) -> dict[str, Any]:
 
 
 class _Outline:
-  """The reading of one module."""
+  """The outline of one module."""
 
   def __init__(self, module: str):
     path = _ROOT.joinpath(*module.split(".")[1:])
@@ -71,13 +70,13 @@ class _Outline:
           self.assigned[name] = node.value
         case ast.ClassDef() if any(map(self._is_description, node.bases)):
           self._define(node)
-    if is_package:  # What it hands on under its own name.
+    if is_package:  # Names that the package re-exports.
       for name, (origin, _) in self.imported.items():
         if origin.startswith(module):
           self._name(name)
 
   def _name(self, name: str) -> Any:
-    """The value of a name that a description uses; None for what is not read."""
+    """The value of a name that a description uses; None if it is not read."""
     if name not in self.found:
       if name in self.assigned:
         expression = self.assigned[name]
@@ -113,7 +112,7 @@ class _Outline:
 def _resolve(module: str, name: str) -> Any:
   if module == "jsharp.options" or not module.startswith("jsharp"):
     if module.partition(".")[0] not in sys.stdlib_module_names | {"jsharp"}:
-      return None  # Nothing heavy: a description names none of it.
+      return None  # A slow import; descriptions do not use it.
     found = importlib.import_module(module)
     return getattr(found, name) if name else found
   return outline(module).get(name)
@@ -121,7 +120,7 @@ def _resolve(module: str, name: str) -> Any:
 
 @functools.cache
 def outlines(kind: str) -> dict[str, type[Options]]:
-  """Everything of one kind that the library has, by name, without importing it.
+  """All descriptions of one kind in the library, by name, without importing them.
 
   Args:
     kind: "algorithm", "network", "dataset", ...
@@ -148,15 +147,15 @@ def find(kind: type[Options] | str, name: str) -> type[Options]:
   """The class of a description.
 
   Args:
-    kind: of which kind, or the base class of that kind.
-    name: as `outlines` has it, or `module:attribute` for one of your own: the
-      description's class, or what a description in that module is called after.
+    kind: the kind, or the base class of that kind.
+    name: a name from `outlines`, or `module:attribute` for your own: the attribute is
+      the description's class, or the object that a description in that module names.
 
   Returns:
     The class, imported.
 
   Raises:
-    ValueError: if there is none; the message names the fix.
+    ValueError: if there is no such class; the message names the fix.
 
   Example:
     >>> find("algorithm", "maml").__name__
@@ -170,8 +169,8 @@ def find(kind: type[Options] | str, name: str) -> type[Options]:
     return _foreign(kind, name)
   if key not in known:
     raise ValueError(
-      f"there is no {kind} {name!r}; choose one of {', '.join(known)}, or name one of "
-      "your own as module:Class"
+      f"there is no {kind} {name!r}; choose one of {', '.join(known)}, or name your "
+      "own as module:Class"
     )
   found: Any = real(known[key].__module__, known[key].__name__)
   return found if key == name else _named(found, name)
@@ -189,7 +188,7 @@ def real(module: str, name: str) -> type[Options]:
 
 @functools.cache
 def _named(cls: Any, name: str) -> type[Options]:
-  """The class with a name of its own, as a frozen dataclass still is."""
+  """A subclass with another name, still a frozen dataclass."""
   return type(cls.__name__, (cls,), {"name": name, "__module__": cls.__module__})
 
 
@@ -202,7 +201,7 @@ def _foreign(kind: str, name: str) -> type[Options]:
   except (ImportError, AttributeError) as error:
     fix = "put the directory of its file on PYTHONPATH and name it as module:Class"
     if getattr(error, "name", None) != module_name.partition(".")[0]:
-      fix = "mend its file, or name another class of it"
+      fix = "fix that file, or name another class in it"
     raise ValueError(
       f"the {kind} {name} cannot be imported ({error}); {fix}"
     ) from error
@@ -217,7 +216,7 @@ def _foreign(kind: str, name: str) -> type[Options]:
   if not found:
     raise ValueError(
       f"{name} describes no {kind}: derive a frozen dataclass from "
-      f"jsharp's {_BASES[kind]} and name that class, or give it name = {attribute!r}"
+      f"{_BASES[kind]} and name that class, or give it name = {attribute!r}"
     )
   return _named(found[0], name)
 

@@ -18,7 +18,7 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     `value` as an `int`.
 
   Raises:
-    ValueError: if it is no integer or too small.
+    ValueError: if it is not an integer or is too small.
 
   Example:
     >>> check_count("num_inner_steps", 5)
@@ -34,18 +34,18 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-  """Returns `value` if it is one of a few words.
+  """Returns `value` if it is one of the choices.
 
   Args:
     name: the argument's name, for the message.
     value: what the caller passed.
-    choices: the words.
+    choices: the allowed values.
 
   Returns:
     `value`.
 
   Raises:
-    ValueError: if it is none of them.
+    ValueError: if it is not one of them.
 
   Example:
     >>> check_choice("inner_steps", "scanned", ("unrolled", "scanned"))
@@ -60,35 +60,38 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def check_chunk(name: str, value: Any) -> None:
-  """Refuses what is no number of tasks to be computed at a time.
+  """Checks a number of tasks to be computed at a time.
 
   Args:
     name: the argument's name, for the message.
     value: what the caller passed.
 
   Raises:
-    ValueError: if it is neither a count nor None nor "in_order".
+    ValueError: if it is not a count, None or "in_order".
 
   Example:
     >>> check_chunk("task_chunk", 4)
     >>> check_chunk("task_chunk", "in_order")
   """
   if isinstance(value, str) and value != "in_order":
-    raise ValueError(f'{name} must be a count, None or "in_order", got {value!r}')
+    raise ValueError(
+      f'{name} must be an integer of at least 1, None or "in_order", got {value!r}; '
+      f"pass {name}=None for the default"
+    )
   if value is not None and not isinstance(value, str):
     check_count(name, value)
 
 
 def check_positive(name: str, value: Any, *, example: float) -> Any:
-  """Returns `value` if it is a finite number above 0; lets arrays pass.
+  """Returns `value` if it is a finite number above 0; accepts any array.
 
   Args:
     name: the argument's name, for the message.
-    value: a number, or an array, which is not looked at.
+    value: a number, or an array, which is not checked.
     example: a usual value, for the message.
 
   Returns:
-    A number as a `float`, anything else as it is.
+    A number as a `float`, anything else unchanged.
 
   Raises:
     ValueError: if `value` is a number of at most zero, infinite or NaN.
@@ -115,15 +118,15 @@ def check_rates(
 
   Args:
     name: the argument's name, for the message.
-    value: a number, or a pair of numbers. Arrays without axes pass unseen.
+    value: a number, or a pair of numbers. Scalar arrays are not checked.
     is_range_allowed: whether it may be a pair.
 
   Returns:
-    `(low, high)`, equal for a single number. Numbers come back as `float`.
+    `(low, high)`, equal for a single number. Numbers are converted to `float`.
 
   Raises:
-    ValueError: if `value` is anything else, if a number is infinite or NaN, or the
-      ends are the wrong way round.
+    ValueError: if `value` is anything else, if a number is infinite or NaN, or if `low`
+      is above `high`.
 
   Example:
     >>> check_rates("inner_lr", 0.1)
@@ -150,12 +153,12 @@ def check_rates(
 
 
 def check_nonnegative(name: str, value: Any) -> None:
-  """Refuses a negative or non-finite number; lets arrays and schedules pass.
+  """Rejects a negative or non-finite number; accepts any array or schedule.
 
   Args:
     name: the argument's name, for the message.
-    value: a number, or something whose value is not known yet (a traced
-      array, a schedule), which is not looked at.
+    value: a number, or an object whose value is not known yet (a traced array, a
+      schedule), which is not checked.
 
   Raises:
     ValueError: if `value` is a number below zero, infinite or NaN.

@@ -1,6 +1,6 @@
-"""Signals that come while a program imports its modules: there is nothing to save yet.
+"""Signals that arrive while a program imports its modules, with nothing to save yet.
 
-It stands before all other imports. Python alone takes a twentieth of a second before.
+Import this module first. Python itself takes a twentieth of a second before that.
 """
 
 import os
@@ -17,20 +17,21 @@ if hasattr(signal, "SIGHUP"):
   DEFAULTS[signal.SIGHUP] = signal.SIG_DFL
 
 heard: list[int] = []
-"""The signals that came before there was anything to save."""
+"""The signals that arrived before there was anything to save."""
 
 
 class Ended(KeyboardInterrupt):
-  """A signal ended the program where nothing had to be saved; `args[0]` is it."""
+  """A signal (`args[0]`) ended the program when there was nothing to save."""
 
 
 def check() -> None:
-  """Ends the program if a signal has come.
+  """Ends the program if a signal has arrived.
 
-  What a signal raises is lost where it meets a bare `except` or a destructor.
+  An exception raised by a signal handler can be swallowed by a bare `except` or a
+  destructor, so call this afterwards.
 
   Raises:
-    Ended: then.
+    Ended: if a signal has arrived.
 
   Example:
     >>> check()
@@ -40,17 +41,17 @@ def check() -> None:
 
 
 def listen(package: str) -> None:
-  """Ends the process at a signal without a traceback, if it is a program of a package.
+  """Makes signals end the process without a traceback, if it runs a package's program.
 
   Args:
-    package: one of jsharp's own, which calls this as it is imported.
+    package: one of jsharp's own packages, which calls this when it is imported.
 
   Example:
-    >>> listen("jsharp")  # This is no `python -m jsharp.PROGRAM`.
+    >>> listen("jsharp")  # No effect: this is not `python -m jsharp.PROGRAM`.
   """
   words = sys.orig_argv
   module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-  # The interpreter has this in place of the file's name while it imports the package.
+  # While it imports the package, the interpreter has "-m" in place of the file's name.
   is_started = sys.argv[:1] == ["-m"]
   if is_started and module and module[0].partition(".")[0] == package:
     for number, default in DEFAULTS.items():
@@ -59,7 +60,7 @@ def listen(package: str) -> None:
 
 
 def leave() -> None:
-  """Leaves signals to who hears them from now on.
+  """Restores the default handlers that `listen` replaced.
 
   Example:
     >>> leave()
@@ -70,10 +71,10 @@ def leave() -> None:
 
 
 def ended_by(number: int, frame: FrameType | None) -> NoReturn:
-  """Ends the program: a handler of signals where nothing has to be saved.
+  """Ends the program: a signal handler for when there is nothing to save.
 
-  Within an import it ends at once. What is raised there can abort the process with a
-  dump of its stack (extension modules that are being set up) or be swallowed.
+  During an import it ends the process at once, since an exception raised there can
+  abort the process with a stack dump (in extension modules) or be swallowed.
 
   Raises:
     Ended: anywhere else, so that temporary files are removed.

@@ -1,4 +1,4 @@
-"""What a package exports, read off its own imports: no second list to keep."""
+"""The exports of a package, derived from its own imports."""
 
 import types
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""One strict reader and one writer for all files that jsharp keeps.
+"""Strict reading and atomic writing of all files that jsharp keeps.
 
-Reading takes regular files only, of bounded size, and compares a digest where the file
-has one. Writing replaces a file atomically and never follows a link.
+Only regular files of bounded size are read, and a digest is verified if the file has
+one. Writing replaces a file atomically and never follows a link.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 MAX_TABLE_BYTES = 2**28
-"""The size up to which a JSON file is read; a result with a million tasks fits."""
+"""The largest JSON file that is read; a result with a million tasks fits."""
 
 _DIGEST = "sha256"
 # The digest's own key may be what is damaged; its value still looks like a digest.
@@ -27,25 +27,25 @@ _LAST_ENTRY = re.compile(rb'"[0-9a-f]{64}"\s*}\s*\Z')
 
 
 class FileError(ValueError):
-  """A file that is damaged, too large, or not of the kind that is read there."""
+  """A file that is damaged, too large, or of the wrong kind."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-  """Creates or replaces a file, all or nothing.
+  """Creates or replaces a file atomically.
 
-  The bytes go to a new file `path` + `.tmp` and are synchronised to the disk, the
-  file is renamed, and the directory entry is synchronised. A link in either place is
-  replaced and not followed. When writing fails (a full disk), `path` is untouched and
-  the temporary file is gone. After a kill the temporary file may remain; the next write
-  of `path` removes it.
+  The bytes are written to a new file `path` + `.tmp` and synchronised to the disk, the
+  file is renamed, and the directory entry is synchronised. A link at either path is
+  replaced, not followed. If writing fails (a full disk), `path` is unchanged and the
+  temporary file is removed. If the process is killed the temporary file may remain; the
+  next write of `path` removes it.
 
   Args:
     path: the file to write; its directory must exist.
     content: all of its bytes.
 
   Raises:
-    OSError: if writing fails. The message names `path`; the class and the errno
-      are those of the failure.
+    OSError: if writing fails, with the class and errno of the failure. The message
+      names `path`.
 
   Example:
     >>> import tempfile
@@ -70,17 +70,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
       temporary.unlink()
     raise type(error)(
       error.errno,
-      f"cannot write {path} ({error.strerror}); what was there before is intact. "
+      f"cannot write {path} ({error.strerror}); its earlier content is intact. "
       "Check the free space and the permissions of its directory",
     ) from error
 
 
 @contextlib.contextmanager
 def opened_to_append(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-  """Opens a file for appending; creates it where it is missing.
+  """Opens a file for appending; creates it if it is missing.
 
-  A link is not followed. A file with a second name (a hard link) is copied first, so
-  the other name keeps its content.
+  A symbolic link is not followed. A file with a second name (a hard link) is copied
+  first, so the other name keeps its content.
 
   Args:
     path: the file; its directory must exist.
@@ -90,7 +90,7 @@ def opened_to_append(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
   Raises:
     OSError: if it is a link or cannot be written; the message names it.
-    FileError: if it is no regular file.
+    FileError: if it is not a regular file.
 
   Example:
     >>> import tempfile
@@ -125,7 +125,7 @@ def open_own(path: str | os.PathLike[str]) -> BinaryIO:
 
   Raises:
     OSError: if it is a link or cannot be opened.
-    FileError: if it is no regular file.
+    FileError: if it is not a regular file.
 
   Example:
     >>> import tempfile
@@ -144,7 +144,7 @@ def open_own(path: str | os.PathLike[str]) -> BinaryIO:
   status = os.fstat(descriptor)
   if not stat.S_ISREG(status.st_mode):
     os.close(descriptor)
-    raise FileError(f"{path} is no regular file; remove it")
+    raise FileError(f"{path} is not a regular file; remove it")
   if status.st_nlink > 1:
     os.close(descriptor)
     write_atomically(path, read_bytes(path, most=MAX_TABLE_BYTES))
@@ -157,19 +157,19 @@ def open_regular(path: str | os.PathLike[str], *, most: int) -> BinaryIO:
 
   Args:
     path: the file, or a link to it.
-    most: the bytes that it may have.
+    most: the largest allowed size in bytes.
 
   Returns:
     The open file.
 
   Raises:
     OSError: if it is missing or cannot be read.
-    FileError: if it is a device, a FIFO or a socket, or has more bytes.
+    FileError: if it is a device, a FIFO or a socket, or is too large.
 
   Example:
     >>> open_regular("/dev/null", most=100)
     Traceback (most recent call last):
-    jsharp._files.FileError: /dev/null is no regular file; put the file itself there
+    jsharp._files.FileError: /dev/null is not a regular file; replace it by the ...
   """
 
   def opener(name: str, flags: int) -> int:
@@ -179,11 +179,11 @@ def open_regular(path: str | os.PathLike[str], *, most: int) -> BinaryIO:
   try:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
-      raise FileError(f"{path} is no regular file; put the file itself there")
+      raise FileError(f"{path} is not a regular file; replace it by the file itself")
     if status.st_size > most:
       raise FileError(
-        f"{path} has {status.st_size:,} bytes, at most {most:,} are read; check that "
-        "it is the file that is meant"
+        f"{path} has {status.st_size:,} bytes, more than the limit of {most:,}; check "
+        "that it is the right file"
       )
   except BaseException:
     file.close()
@@ -196,7 +196,7 @@ def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
 
   Args:
     path: the file, or a link to it.
-    most: the bytes that it may have.
+    most: the largest allowed size in bytes.
 
   Raises:
     OSError: if it is missing or cannot be read.
@@ -210,18 +210,18 @@ def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
   """
   with open_regular(path, most=most) as file:
     size = os.fstat(file.fileno()).st_size
-    content = file.read(size + 1)  # One more: some systems announce 0 bytes.
+    content = file.read(size + 1)  # One more: some file systems report 0 bytes.
     if len(content) <= size:
       return content
-  raise FileError(f"{path} has more bytes than it announces; copy it to a regular file")
+  raise FileError(f"{path} has more bytes than it reports; copy it to a regular file")
 
 
 def read_bytes_if_there(path: str | os.PathLike[str], *, most: int) -> bytes | None:
-  """Reads a regular file; None where there is nothing.
+  """Reads a regular file; None if it does not exist.
 
   Raises:
     OSError: if it cannot be read.
-    FileError: as for `open_regular`, and for a link that leads nowhere.
+    FileError: as for `open_regular`, and for a dangling link.
 
   Example:
     >>> read_bytes_if_there("/nowhere/at/all", most=100) is None
@@ -237,7 +237,7 @@ def read_bytes_if_there(path: str | os.PathLike[str], *, most: int) -> bytes | N
 
 
 def composed(name: str) -> str:
-  """A name with composed accents; macOS writes them apart from their letters.
+  """A name with composed accents (Unicode NFC); macOS stores them decomposed.
 
   Example:
     >>> composed("e" + chr(0x301)) == chr(0xE9)
@@ -247,11 +247,11 @@ def composed(name: str) -> str:
 
 
 def names_in(directory: str | os.PathLike[str]) -> list[str]:
-  """The names in a directory, sorted; none where there is no directory.
+  """The sorted names in a directory; empty if the directory does not exist.
 
   Raises:
     OSError: if it cannot be read.
-    FileError: for a link that leads nowhere.
+    FileError: for a dangling link.
 
   Example:
     >>> names_in("/nowhere/at/all")
@@ -265,17 +265,17 @@ def names_in(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def refuse_dangling(path: str | os.PathLike[str]) -> None:
-  """Refuses a link that leads nowhere: what it stands for is out of sight, not absent.
+  """Rejects a dangling link, whose target may exist but is not reachable now.
 
   Raises:
-    FileError: naming it.
+    FileError: if the path is a dangling link; the message names it.
 
   Example:
     >>> refuse_dangling("/nowhere")
   """
   if os.path.islink(path) and not os.path.exists(path):
     raise FileError(
-      f"{path} is a link to {os.readlink(path)}, which is not there; bring that back, "
+      f"{path} is a link to {os.readlink(path)}, which does not exist; restore that, "
       "or remove the link"
     )
 
@@ -285,14 +285,14 @@ def write_json(
   content: dict[str, Any],
   write: Callable[[str | os.PathLike[str], bytes], None] = write_atomically,
 ) -> None:
-  """Creates or replaces a file of strict JSON, all or nothing.
+  """Creates or replaces a file of strict JSON atomically.
 
   Its last key, `sha256`, is the digest of the rest as `json.dumps` writes it.
 
   Args:
     path: the file to write; its directory must exist.
-    content: a table of numbers, strings, None, and lists and tables of them.
-    write: what writes the bytes.
+    content: a dict of numbers, strings, None, and lists and dicts of them.
+    write: the function that writes the bytes.
 
   Raises:
     OSError: if writing fails.
@@ -306,21 +306,21 @@ def write_json(
     {'steps': 3}
   """
   if _DIGEST in content:
-    raise ValueError(f"the key {_DIGEST!r} has another use; rename it")
+    raise ValueError(f"the key {_DIGEST!r} is reserved; rename it")
   sealed = {**content, _DIGEST: _digest(content)}
   write(path, (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads a JSON file that holds a table, and compares its digest if it has one.
+  """Reads a JSON object from a file, and verifies its digest if it has one.
 
   Returns:
-    The table without its digest. Files of earlier versions have none.
+    The dict without its digest. Files of earlier versions have none.
 
   Raises:
     OSError: if it cannot be read.
-    FileError: if it is no JSON, no table, or does not match its digest; the message
-      names it.
+    FileError: if it is not a JSON object or does not match its digest; the message
+      names the file.
 
   Example:
     See `write_json`.
@@ -338,26 +338,26 @@ def parse_table(text: bytes, *, where: object) -> dict[str, Any]:
   Example:
     >>> parse_table(b"[3]", where="a.json")
     Traceback (most recent call last):
-    jsharp._files.FileError: a.json is damaged: it holds no table
+    jsharp._files.FileError: a.json is damaged: it is not a JSON object
   """
   try:
     content = json.loads(text)
     if not isinstance(content, dict):
-      raise ValueError("it holds no table")
+      raise ValueError("it is not a JSON object")
     digest = content.pop(_DIGEST, None)
     expected = _digest(content) if digest is not None else None
   except (ValueError, RecursionError) as error:
     raise FileError(f"{where} is damaged: {error}") from error
   if digest != expected or (digest is None and _LAST_ENTRY.search(text)):
     raise FileError(
-      f"{where} is damaged: its SHA-256 differs; restore a copy of it (if you have "
+      f"{where} is damaged: its SHA-256 differs; restore it from a copy (if you have "
       f'edited it, remove its last key, "{_DIGEST}")'
     )
   return content
 
 
 def digest_of(identity: dict[str, Any]) -> str:
-  """What tells a run from others: 16 hexadecimal digits of its identity.
+  """The digest of a run's identity: 16 hexadecimal digits.
 
   Example:
     >>> digest_of({"way": 5, "shot": 1}) == digest_of({"shot": 1, "way": 5})
@@ -367,7 +367,7 @@ def digest_of(identity: dict[str, Any]) -> str:
 
 
 def short_digest(content: dict[str, Any]) -> str:
-  """The first 16 hexadecimal digits of a table's digest.
+  """The first 16 hexadecimal digits of a dict's digest.
 
   Example:
     >>> len(short_digest({"step": 1}))
@@ -381,17 +381,17 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def parse_csv(content: bytes, *, where: object) -> tuple[list[str], list[list[str]]]:
-  r"""Parses a table of comma-separated values with one line of names.
+  r"""Parses comma-separated values with a header line.
 
   Args:
-    content: UTF-8 text with any line ends.
+    content: UTF-8 text with any line endings.
     where: the name of the file, for errors.
 
   Returns:
     The names of the columns, and the rows; each has a value for every column.
 
   Raises:
-    FileError: if it is another text; the message names the line and the fix.
+    FileError: if it is not valid CSV; the message names the line and the fix.
 
   Example:
     >>> parse_csv(b"a,b\r1,2\r", where="x.csv")
@@ -400,9 +400,7 @@ def parse_csv(content: bytes, *, where: object) -> tuple[list[str], list[list[st
   try:
     text = content.decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise FileError(
-      f"{where} is no text in UTF-8 ({error}); save it as UTF-8"
-    ) from error
+    raise FileError(f"{where} is not UTF-8 text ({error}); save it as UTF-8") from error
   reader = csv.reader(io.StringIO(text, newline=None))
   names: list[str] = []
   rows = []
@@ -413,19 +411,20 @@ def parse_csv(content: bytes, *, where: object) -> tuple[list[str], list[list[st
       elif row and len(row) != len(names):
         raise FileError(
           f"line {reader.line_num} of {where} has {len(row)} values for "
-          f"{len(names)} columns; restore a copy of it"
+          f"{len(names)} columns; restore it from a copy"
         )
       elif row:
         rows.append(row)
   except csv.Error as error:
     raise FileError(
-      f"line {reader.line_num} of {where} is no CSV ({error}); restore a copy of it"
+      f"line {reader.line_num} of {where} is not valid CSV ({error}); restore it from "
+      "a copy"
     ) from error
   return names, rows
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], *, dpi: int) -> None:
-  """Writes a Matplotlib figure as `write_atomically` writes.
+  """Writes a Matplotlib figure atomically.
 
   Args:
     figure: the figure.

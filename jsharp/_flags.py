@@ -1,8 +1,8 @@
-"""From descriptions to flags and back: names, defaults, help and refusals.
+"""Conversion of descriptions to flags and back: names, defaults, help and errors.
 
-A program names the descriptions that it is made of. Their options become absl flags;
-the values of the flags become the descriptions again. Nothing heavy is imported until
-then: `--help` and refusals read descriptions by `jsharp._catalogue`.
+A program lists the descriptions that it consists of. Their options become absl flags,
+and the values of the flags become descriptions again. Only then is anything slow
+imported: `--help` and errors read descriptions by `jsharp._catalogue`.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ class Choice(NamedTuple):
   """A description that is chosen by name.
 
   Attributes:
-    kind: what it is, as `jsharp._catalogue` knows it.
-    flag: the flag that names it.
-    help: of that flag.
-    default: its default; None where it may be left out.
-    hidden: names that make no sense in this program.
+    kind: the kind of description, as in `jsharp._catalogue`.
+    flag: the flag that selects it.
+    help: the help text of that flag.
+    default: the flag's default; None if it may be left out.
+    hidden: names that do not apply to this program.
     aliases: other names of the flag.
-    strict: whether an option of another one that is typed by hand is refused, so that
-      nobody believes in an effect that is not there, and not left out with a line.
+    strict: whether options of the other choices are errors if typed by hand, since they
+      have no effect; otherwise they are ignored with a message.
   """
 
   kind: str
@@ -57,9 +57,9 @@ class Group(NamedTuple):
   """Flags that belong together.
 
   Attributes:
-    title: what they belong to, a heading of the help.
-    parts: per attribute of the program's description a class, as "module:Class" or,
-      where it needs nothing heavy, itself; or a `Choice`.
+    title: the heading in the help.
+    parts: for each attribute of the program's description its class, as "module:Class"
+      or, if importing it is fast, the class itself; or a `Choice`.
   """
 
   title: str
@@ -71,10 +71,10 @@ class Program:
   """The flags of one program.
 
   Attributes:
-    name: as it is called.
+    name: the program's name.
     groups: its flags.
-    defaults: its own defaults, in place of those of the descriptions.
-    summary: what `--help` begins with.
+    defaults: its own defaults, which replace those of the descriptions.
+    summary: the beginning of `--help`.
   """
 
   name: str
@@ -83,7 +83,7 @@ class Program:
   summary: str
 
   def parts(self) -> Iterator[tuple[str, Part]]:
-    """Every attribute of its description and what makes it."""
+    """The attributes of its description, each with its class or choice."""
     for group in self.groups:
       yield from group.parts.items()
 
@@ -96,7 +96,7 @@ class Program:
 
     Args:
       values: where they are defined.
-      foreign: names such as `module:Class` whose options are wanted too.
+      foreign: names such as `module:Class` whose options are defined too.
     """
     for choice in self.choices().values():
       _define_choice(choice, values)
@@ -107,7 +107,7 @@ class Program:
   def owners(
     self, foreign: Sequence[str] = ()
   ) -> dict[str, list[tuple[type[Options], Field]]]:
-    """Per flag the descriptions that have such an option."""
+    """The descriptions with an option of the flag's name, for each flag."""
     found: dict[str, list[tuple[type[Options], Field]]] = {}
     for _, part in self.parts():
       for cls in _classes(part, foreign):
@@ -122,20 +122,20 @@ class Program:
     *,
     background: Sequence[str] = (),
   ) -> "Given":
-    """Defines the flags, parses a command line and tells where its flags came from.
+    """Defines the flags, parses a command line and records where flags came from.
 
     Args:
       arguments: the words after the program's name.
       values: where flags are defined and parsed.
-      background: words read before them, as those of a flagfile are: what nothing
-        reads of them is no error.
+      background: words that are read first, like those of a flagfile: flags without
+        effect among them are not an error.
 
     Returns:
-      What was given.
+      The parsed command line.
 
     Raises:
-      flags.Error: for a flag that is unknown or refused.
-      ValueError: for a description of one's own that cannot be imported.
+      flags.Error: for a flag that is unknown or has an invalid value.
+      ValueError: for a user's own description that cannot be imported.
     """
     words = ["program", *background, *arguments]
     expanded = values.read_flags_from_files(words, force_gnu=False)
@@ -148,11 +148,11 @@ class Program:
     typed = {name for name in by_hand if by_hand[name].present}
     present = {
       name for name in by_hand if values[name].present
-    }  # `values` may hold absl's own flags too.
+    }  # `values` may contain absl's own flags too.
     return Given(self, values, frozenset(present), frozenset(typed), tuple(rest[1:]))
 
   def flags_of(self, selected: Mapping[str, Any]) -> dict[str, Any]:
-    """Values from `jsharp.options.select` of its description, by names of flags."""
+    """The values that `jsharp.options.select` returned, by the names of the flags."""
     choices = self.choices()
     found: dict[str, Any] = {}
     for path, value in selected.items():
@@ -161,7 +161,7 @@ class Program:
     return found
 
   def _chosen(self, words: Sequence[str]) -> dict[str, str | None]:
-    """The names that a command line chooses, read before its flags are defined."""
+    """The choices on a command line, read before its flags are defined."""
     probe = flags.FlagValues()
     for choice in self.choices().values():
       for flag in (choice.flag, *choice.aliases):
@@ -170,7 +170,7 @@ class Program:
     return {flag: probe[flag].value for flag in probe}
 
   def help(self, words: Sequence[str]) -> str:
-    """The help text: every flag by what it belongs to, of one algorithm."""
+    """The help text: all flags by group, with the options of the chosen algorithm."""
     chosen = self._chosen(words)
     foreign = _foreign(chosen.values())
     lines = [self.summary.strip(), ""]
@@ -214,11 +214,11 @@ class Given(NamedTuple):
   """A parsed command line.
 
   Attributes:
-    program: whose flags they are.
-    values: the values.
+    program: the program.
+    values: the values of its flags.
     present: names of the flags that were given.
     typed: those that were typed by hand, not read from a flagfile.
-    rest: words that are no flags.
+    rest: words that are not flags.
   """
 
   program: Program
@@ -228,17 +228,17 @@ class Given(NamedTuple):
   rest: tuple[str, ...]
 
   def name_of(self, choice: Choice) -> str | None:
-    """What was chosen."""
+    """The chosen name."""
     for flag in (*choice.aliases, choice.flag):
       if flag in self.present:
         return self.values[flag].value
     return self.program.defaults.get(choice.flag, choice.default)
 
   def value(self, field: Field, own_defaults: Sequence[str] = ()) -> Any:
-    """The value of an option: given, the program's default, or its own.
+    """The value of an option: as given, or the program's or the option's default.
 
     Raises:
-      ValueError: if it has none.
+      ValueError: if it has no value.
     """
     default = self.program.defaults.get(field.name, field.default)
     if field.name in own_defaults:
@@ -250,15 +250,15 @@ class Given(NamedTuple):
     return _converted(field, self.values[field.name].value)
 
   def changed(self, name: str) -> bool:
-    """Whether a flag has another value than its default."""
+    """Whether a flag's value differs from its default."""
     return self.values[name].value != self.values[name].default
 
   def unread(self) -> list[str]:
-    """Flags that were given and that nothing chosen reads.
+    """Given flags that have no effect with what was chosen.
 
     Raises:
       ValueError: if one of them belongs to a strict choice and was typed by hand, with
-        another value than its default.
+        a value other than its default.
     """
     read = set()
     foreign = _foreign(map(self.name_of, self.program.choices().values()))
@@ -284,11 +284,11 @@ class Given(NamedTuple):
     readers = ", ".join(cls.name for cls, _ in owners)
     return (
       f"--{name} has no effect with --{choice.flag}={self.name_of(choice)}; it belongs "
-      f"to {readers}: drop the one or change the other"
+      f"to {readers}: drop --{name} or change --{choice.flag}"
     )
 
   def build(self) -> dict[str, Any]:
-    """The descriptions, by the attribute that each fills; imports what they need.
+    """Builds the descriptions, by attribute; imports what they need.
 
     Raises:
       ValueError: naming the option, its value and the fix.
@@ -319,7 +319,7 @@ class Given(NamedTuple):
 
 
 def _foreign(names: Iterable[str | None]) -> list[str]:
-  """Those of names that stand outside of the library, as module:Class."""
+  """The names that refer to classes outside the library, as module:Class."""
   return [name for name in names if name and ":" in name]
 
 
@@ -357,14 +357,14 @@ def _classes(part: Part, foreign: Sequence[str]) -> list[type[Options]]:
     try:
       found = _catalogue.find(part.kind, name)
     except ValueError:
-      continue  # Of another kind; what names nothing at all is refused by `build`.
+      continue  # Of another kind; `build` reports names that do not exist.
     if found.name not in known and not any(_is_named(cls, name) for cls in own):
       own.append(found)
   return own
 
 
 def _is_named(cls: type[Options], name: str | None) -> bool:
-  """Whether a class is that of a name; `tfds:` is that of every `tfds:NAME`."""
+  """Whether a name selects a class; `tfds:NAME` selects `tfds:`."""
   prefix = cls.name.endswith(":") and name is not None and name.startswith(cls.name)
   return cls.name == name or prefix
 
@@ -391,7 +391,7 @@ def _define_choice(choice: Choice, values: flags.FlagValues) -> None:
     flags.register_validator(
       flag,
       accepts,
-      message=f"choose one of {', '.join(names)}, or your own as module:Class.",
+      message=f"choose one of {', '.join(names)}, or name your own as module:Class.",
       flag_values=values,
     )
 
@@ -428,7 +428,7 @@ def _define_option(
 
 
 def _accepted(same_name: list[Field], value: Any) -> bool:
-  """Whether a value of a flag suits one of the options of its name."""
+  """Whether a flag's value is valid for one of the options of its name."""
   for field in same_name:
     try:
       fitted(field, _converted(field, value))
@@ -439,19 +439,19 @@ def _accepted(same_name: list[Field], value: Any) -> bool:
 
 
 def _converted(field: Field, value: Any) -> Any:
-  """A flag's value as the option holds it: a list flag holds texts."""
+  """Converts a flag's value to the option's type: a list flag holds strings."""
   if typing.get_origin(field.type) is not tuple or value is None:
     return value
   (kind, *_) = typing.get_args(field.type)
   try:
     return tuple(kind(entry) for entry in value)
   except ValueError as error:
-    fix = field.check.message if field.check else f"needs {kind.__name__}s"
+    fix = field.check.message if field.check else f"must be a list of {kind.__name__}"
     raise ValueError(f"{field.name}={','.join(value)}: {fix}") from error
 
 
 def _without_flagfiles(arguments: Sequence[str]) -> list[str]:
-  """The words of a command line that do not name a flagfile."""
+  """The words of a command line without its flagfiles."""
   kept, skip = [], False
   for word in arguments:
     bare = word.lstrip("-")
@@ -492,7 +492,7 @@ def _wrap(text: str) -> list[str]:
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
-  """Flags by name as the words of a command line."""
+  """Formats flags as the words of a command line."""
   found = []
   for name, value in values.items():
     if isinstance(value, bool):
@@ -504,43 +504,43 @@ def words(values: Mapping[str, Any]) -> list[str]:
 
 
 def check_words(words: Sequence[str]) -> None:
-  """Refuses words that cannot be written down, and flagfiles that are none.
+  """Checks that words are UTF-8 and that their flagfiles can be read.
 
   Args:
-    words: of a command line.
+    words: the words of a command line.
 
   Raises:
-    ValueError: for a word that is not UTF-8, a flagfile that is no regular file of
-      text, too large or one of too many; the message names it.
+    ValueError: for a word that is not UTF-8, a flagfile that is not a regular text file
+      or is too large, or too many flagfiles; the message names it.
     OSError: for a flagfile that cannot be read.
 
   Example:
     >>> check_words(["--flagfile=/dev/zero"])
     Traceback (most recent call last):
-    jsharp._files.FileError: /dev/zero is no regular file; put the file itself there
+    jsharp._files.FileError: /dev/zero is not a regular file; replace it by the ...
   """
   for word in words:
     if word != word.encode(errors="replace").decode():
-      raise ValueError(f"{word!r} is not UTF-8; rename what it names")
+      raise ValueError(f"{word!r} is not UTF-8; rename the file or directory")
   files: dict[str, None] = {}
   waiting = _flagfiles(words)
   while waiting:
     path = os.path.expanduser(waiting.pop())
-    if path in files or not os.path.lexists(path):  # The latter is refused later.
+    if path in files or not os.path.lexists(path):  # absl reports missing files.
       continue
     files[path] = None
     if len(files) > _MOST_FLAGFILES:
       raise _files.FileError(
-        f"{next(iter(files))} names more than {_MOST_FLAGFILES} flagfiles, the last "
+        f"{next(iter(files))} includes more than {_MOST_FLAGFILES} flagfiles, the last "
         f"one {path}; put their flags into fewer files"
       )
     content = _files.read_bytes(path, most=_MAX_FLAGFILE_BYTES)
     try:
       lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-      raise _files.FileError(f"{path} is no text in UTF-8: {error}") from error
+      raise _files.FileError(f"{path} is not UTF-8 text: {error}") from error
     if "\0" in content.decode():
-      raise _files.FileError(f"{path} is no text: it holds zero bytes")
+      raise _files.FileError(f"{path} is not text: it contains NUL bytes")
     waiting += _flagfiles([line.strip() for line in lines])
 
 
@@ -556,11 +556,11 @@ def _flagfiles(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _heard() -> Iterator[None]:
-  """Ends the program on SIGTERM and SIGHUP as on Ctrl-C, unless more is installed.
+  """Ends the program on SIGTERM and SIGHUP as on Ctrl-C, unless it has other handlers.
 
-  Without a handler they would leave temporary files behind, and the first process of a
-  container would not hear them at all. A plain KeyboardInterrupt that comes through
-  `exec`, as in imports, would make Python kill itself at its end, whatever the code.
+  Without a handler these signals would leave temporary files behind, and the first
+  process of a container would ignore them. A plain KeyboardInterrupt raised inside
+  `exec`, as during imports, would make Python kill itself at exit, whatever the code.
   """
   mended = []
   if threading.current_thread() is threading.main_thread():
@@ -585,14 +585,14 @@ def call(
   *,
   takes_words: bool = False,
 ) -> int:
-  """Calls a program with a command line: helps, refuses or hands on what was given.
+  """Runs a program with a command line: prints help or an error, or calls `then`.
 
   Args:
-    program: which.
+    program: the program.
     arguments: the words after its name.
     values: where flags are defined and parsed.
-    then: what it does; a ValueError from it is a refusal.
-    takes_words: whether it takes words that are no flags.
+    then: what the program does; a ValueError from it is reported as a bad argument.
+    takes_words: whether it accepts words that are not flags.
 
   Returns:
     The exit code.
@@ -615,8 +615,9 @@ def _call(
   takes_words: bool,
 ) -> int:
   name = program.name
-  # On many machines XLA warns of every cached program that it is of another machine,
-  # for features that only say what is fast (openxla/xla#44565). Read before JAX starts.
+  # On many machines XLA warns that every cached program was compiled for another
+  # machine, because of features that only affect tuning (openxla/xla#44565). XLA reads
+  # this variable when JAX starts.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     if any(word in ("-h", "--help", "-help", "--helpfull") for word in arguments):
@@ -624,9 +625,9 @@ def _call(
       return 0
     given = program.parse(arguments, values)
     if given.rest and not takes_words:
-      return refuse(name, f"{given.rest[0]!r} is no flag; flags start with --.")
+      return refuse(name, f"{given.rest[0]!r} is not a flag; flags start with --.")
     if "verbosity" not in values or not values["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)  # absl shows JAX's chatter otherwise
+      logging.set_verbosity(logging.WARNING)  # absl would show JAX's info messages.
     return then(given)
   except flags.Error as error:
     return refuse(name, f"{error}\n--help lists every flag.")
@@ -638,7 +639,7 @@ def _call(
 
 
 def message(error: Exception) -> str:
-  """An exception's message, without the number that `OSError` puts before it."""
+  """An exception's message, without the errno that `OSError` puts in front."""
   if not isinstance(error, OSError) or not error.strerror:
     return str(error)
   named = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -646,6 +647,6 @@ def message(error: Exception) -> str:
 
 
 def refuse(name: str, text: str) -> int:
-  """Says why nothing was done; returns exit code 2."""
+  """Prints why nothing was done; returns exit code 2."""
   say(f"{name}: {text}")
   return 2

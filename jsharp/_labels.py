@@ -1,4 +1,4 @@
-"""Labels of classes as targets."""
+"""Class labels as targets."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def as_known(labels: Any) -> Any:
-  """Labels as an array whose values stay known inside of `jit`, if they are.
+  """Labels as an array whose values stay known inside `jit`, if they are known.
 
   Example:
     >>> as_known([0, 1]).tolist()
@@ -18,12 +18,12 @@ def as_known(labels: Any) -> Any:
 
 
 def one_hot(labels: jax.Array, way: int, dtype: Any = jnp.float32) -> jax.Array:
-  """Labels as targets: a 1 in the column of the class, and no label left out unseen.
+  """One-hot encodes labels; a label out of range is an error or NaN.
 
-  A row of zeros, as `jax.nn.one_hot` gives for a label that is no class, is a loss of
-  zero: a task of more classes than the model has outputs would look learned. Values
-  are known outside of `jit`, `vmap` and their kin, where such a label is an error.
-  Inside, its row is NaN, and so are the loss and its gradient.
+  `jax.nn.one_hot` returns a row of zeros for a label out of range, which gives a loss
+  of zero: a task with more classes than the model has outputs would look learned.
+  Outside `jit`, `vmap` and similar transformations, where values are known, such a
+  label is an error. Inside them its row is NaN, and so are the loss and its gradient.
 
   Args:
     labels: `[num_examples]` integers.
@@ -34,8 +34,8 @@ def one_hot(labels: jax.Array, way: int, dtype: Any = jnp.float32) -> jax.Array:
     `[num_examples, way]` of that dtype.
 
   Raises:
-    ValueError: if the labels are no integers, or one of them is known to be negative or
-      `way` or more.
+    ValueError: if the labels are not integers, or one of them is known to be outside
+      `[0, way)`.
 
   Example:
     >>> jax.jit(lambda labels: one_hot(labels, 2))(jnp.arange(3)).tolist()
@@ -46,10 +46,10 @@ def one_hot(labels: jax.Array, way: int, dtype: Any = jnp.float32) -> jax.Array:
   """
   if jnp.issubdtype(labels.dtype, jnp.inexact):
     raise ValueError(
-      f"labels must be integers, the number of each example's class, got {labels.dtype}"
+      f"labels must be integers, the index of each example's class, got {labels.dtype}"
     )
   if not isinstance(labels, jax.core.Tracer) and labels.size:
-    # NumPy, as inside of jit the operations of jnp are traced on known arrays too.
+    # NumPy, because inside jit operations of jnp are traced even on known arrays.
     numbers = np.asarray(labels)
     low, high = numbers.min(), numbers.max()
     if low < 0 or high >= way:
@@ -57,10 +57,10 @@ def one_hot(labels: jax.Array, way: int, dtype: Any = jnp.float32) -> jax.Array:
         f"labels must be in [0, {way}), the classes of the model, got {low} to {high}; "
         "number the classes from 0, and give the model as many outputs as there are"
       )
-  # Numbers of a class may be more than a narrow dtype holds.
+  # `way` may exceed the range of a narrow dtype.
   if labels.dtype.itemsize < 4:
     labels = labels.astype(jnp.int32)
   known = (labels >= 0) & (labels < way)
-  # A factor NaN beside the loss would not do: compiled, zero times it is zero.
+  # Multiplying the loss by NaN would not work: compiled code folds zero times NaN to 0.
   rows = jax.nn.one_hot(labels, way, dtype=dtype)
   return jnp.where(known[:, None], rows, jnp.nan)

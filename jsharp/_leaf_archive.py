@@ -1,11 +1,11 @@
-"""The files of checkpoints: leaves to bytes and back, every digest compared.
+"""The files of checkpoints: leaves to bytes and back, with every digest verified.
 
 A file holds one `.npy` member per leaf, named by its place in the tree
 (`params/conv_0/kernel`), so that `numpy.load` opens it anywhere, and
 `metadata.json`: the step, the caller's record, and shape, dtype and SHA-256 of
-every leaf; `metadata.sha256` is the digest of that. A checkpoint of a run also says
-which one, by a digest of its identity. Nothing is pickled. Types that
-NumPy does not have (bfloat16) are stored as unsigned integers of their width.
+every leaf; `metadata.sha256` is the digest of that. A checkpoint also has a digest of
+its run's identity. Nothing is pickled. Types that NumPy lacks (bfloat16) are stored as
+unsigned integers of the same width.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ import numpy as np
 FORMAT = 1
 
 MAX_BYTES = 2**36
-"""The size up to which a file is read."""
+"""The largest file that is read."""
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-  """The leaves of a tree as arrays, by their place in it."""
+  """The leaves of a tree as arrays, by their path."""
   named: dict[str, np.ndarray] = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     name = name_of(path)
     array = np.asarray(_without_key_type(leaf))
     if not _is_known(array.dtype):
-      raise ValueError(f"leaf '{name}' ({array.dtype}) is no array of numbers")
+      raise ValueError(f"leaf '{name}' ({array.dtype}) is not an array of numbers")
     if name in named:
-      raise ValueError(f"two leaves are called '{name}'; rename one of them")
+      raise ValueError(f"two leaves have the name '{name}'; rename one of them")
     named[name] = array
   return named
 
@@ -53,7 +53,7 @@ def _without_key_type(leaf: Any) -> Any:
 
 
 def _is_known(dtype: np.dtype) -> bool:
-  """Whether the dtype's name says everything about it."""
+  """Whether the dtype's name determines the dtype."""
   try:
     return not dtype.hasobject and jnp.dtype(dtype.name) == dtype
   except TypeError:
@@ -101,16 +101,16 @@ def read(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Reads and verifies a file; any exception means that it is damaged.
 
-  Of a file in a format that is not ours, or of another run, only the metadata are read.
+  If the file has another format or belongs to another run, only its metadata are read.
 
   Args:
-    file: the file, open.
-    step: that its name says.
-    run: the digest of its run's identity; None to read that of any run.
+    file: the open file.
+    step: the step in the file's name.
+    run: the digest of the run's identity; None to read a file of any run.
   """
   try:
     return _read(file, step, run)
-  except OSError as error:  # A bad disk, or an impossible place in the file.
+  except OSError as error:  # A bad disk, or an invalid offset in the file.
     raise ValueError(f"it cannot be read: {error}") from error
 
 
@@ -131,7 +131,7 @@ def _read(
     if metadata["format"] != FORMAT or is_of_another(metadata, run):
       return metadata, {}
     if metadata["step"] != step:
-      raise ValueError(f"it holds step {metadata['step']}, its name says {step}")
+      raise ValueError(f"it holds step {metadata['step']}, but its name says {step}")
     for name, expected in metadata["leaves"].items():
       try:
         member = io.BytesIO(archive.read(f"{name}.npy"))
@@ -146,12 +146,12 @@ def _read(
 
 
 def is_of_another(metadata: dict[str, Any], run: str | None) -> bool:
-  """Whether a file belongs to another run; earlier versions did not say to which."""
+  """Whether a file belongs to another run; files of earlier versions do not say."""
   return run is not None and metadata.get("run", run) != run
 
 
 def fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
-  """Puts the arrays into the template's structure, each leaf compared with it."""
+  """Puts the arrays into the template's structure, after comparing each leaf."""
   leaves, structure = jax.tree_util.tree_flatten_with_path(template)
   names = [name_of(place) for place, _ in leaves]
   if set(names) != set(arrays):
@@ -173,7 +173,7 @@ def fill(template: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> An
     if not isinstance(expected, jax.Array | jax.ShapeDtypeStruct):
       filled.append(array)
       continue
-    # A copy: JAX may otherwise share, and later donate, memory that NumPy owns.
+    # Copied, since JAX may otherwise share, and later donate, memory that NumPy owns.
     leaf = jnp.array(array, copy=True)
     if isinstance(expected, jax.Array) and data is not expected:
       leaf = jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(expected))

@@ -1,4 +1,4 @@
-"""Printing that never ends a program: its reader may be gone and its disk full."""
+"""Printing that never fails, even if the reader is gone or the disk is full."""
 
 import contextlib
 import os
@@ -37,16 +37,16 @@ def _print(text: str, file: TextIO | None) -> None:
 
 
 def silence(file: TextIO) -> None:
-  """Sends what a file still buffers, and all that follows, to nowhere.
+  """Discards a file's buffer and everything written to it later.
 
-  Python would otherwise try again as it ends, and exit with a code of its own.
+  Otherwise Python would try to flush it again at exit, and set its own exit code.
 
   Args:
     file: standard output or standard error.
 
   Example:
     >>> import io
-    >>> silence(io.StringIO())  # has no descriptor
+    >>> silence(io.StringIO())  # No effect without a file descriptor.
   """
   with contextlib.suppress(OSError, ValueError, AttributeError):
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -57,9 +57,9 @@ def silence(file: TextIO) -> None:
 def open_streams() -> None:
   """Makes the standard streams safe to write to.
 
-  One that is closed (`2>&-`) becomes /dev/null. The next file that the program opens
-  would get its number otherwise, and messages would be written into it. A character
-  that the terminal lacks is written as an escape.
+  A closed stream (`2>&-`) becomes /dev/null. Otherwise the next file that the program
+  opens would get its descriptor, and messages would be written into that file.
+  Characters that the terminal cannot encode are written as escapes.
 
   Example:
     >>> open_streams()
@@ -68,7 +68,7 @@ def open_streams() -> None:
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free.
+      os.open(os.devnull, os.O_RDWR)  # It gets the lowest free descriptor.
     if getattr(sys, name) is None:
       stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
       setattr(sys, name, stream)

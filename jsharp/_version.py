@@ -1,3 +1,3 @@
-"""The version, apart from everything that could be imported with it."""
+"""The version, in a module without other imports."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """`python -m jsharp.evaluate`: measures trained learners on any data.
 
-It cannot be imported, because `jsharp.evaluate` is the function
+This module cannot be imported, because `jsharp.evaluate` is the function
 `jsharp.evaluation.evaluate`.
 """
 

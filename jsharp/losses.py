@@ -1,8 +1,8 @@
-"""Criteria, and how a criterion and a model make a loss function.
+"""Criteria, and loss functions made from a criterion and a model.
 
-A criterion is `criterion(outputs, targets) -> (loss, metrics)`, a mean over
-examples. `batch_loss` joins it to a model: `loss_fn(params, batch)`.
-`first_order` is a loss whose gradient is a constant to later derivatives.
+A criterion is `criterion(outputs, targets) -> (loss, metrics)`, a mean over examples.
+`batch_loss` combines it with a model to `loss_fn(params, batch)`. `first_order` makes a
+loss whose gradient is a constant in further derivatives.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Metr
 
   Args:
     logits: `[num_examples, way]`.
-    labels: `[num_examples]` integers in `[0, way)`. Others are refused where their
-      values are known; compiled, they make the loss and its gradient NaN.
+    labels: `[num_examples]` integers in `[0, way)`. Other labels raise an error if
+      their values are known; in compiled code they make the loss and its gradient NaN.
 
   Returns:
-    The mean loss in nats, and `{"accuracy": fraction right}`.
+    The mean loss in nats, and `{"accuracy": fraction of correct predictions}`.
 
   Raises:
-    ValueError: if the shapes do not fit, or a label is known to be no class.
+    ValueError: if the shapes do not fit, or a label is known to be out of range.
 
   Example:
     >>> loss, metrics = cross_entropy(jnp.zeros((2, 5)), jnp.array([0, 3]))
@@ -61,7 +61,7 @@ def squared_error(
     targets: the same shape.
 
   Returns:
-    The mean over all entries, and no metrics beside it.
+    The mean over all entries, and no metrics.
 
   Raises:
     ValueError: if the shapes differ (broadcasting would hide a mistake).
@@ -101,10 +101,10 @@ def batch_loss(apply_fn: ApplyFn, criterion: Criterion) -> LossFn:
 
 
 def first_order(loss_fn: LossFn) -> LossFn:
-  """The same loss and gradient, with every second derivative taken as zero.
+  """The same loss and gradient, with all second derivatives set to zero.
 
-  An inner loop on it is first-order whatever its optimizer does with the
-  gradient, SAM links included, while learned step sizes keep their derivative.
+  An inner loop on it is first-order whatever its optimizer does with the gradient,
+  including SAM links, while learned step sizes keep their derivatives.
 
   Args:
     loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.

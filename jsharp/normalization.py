@@ -1,17 +1,18 @@
-"""Whose statistics normalise a query example: named policies.
+"""Policies that decide whose statistics normalise a query example.
 
-Models here normalise with the statistics of the batch they are given and keep
-no state. What that batch is decides what a number means:
+Models here normalise by the statistics of the batch they are given and keep no state.
+The choice of that batch decides what an accuracy means:
 
 - `transductive`: the whole query set at once, as in MAML, MAML++ and
-  Sharp-MAML. The model sees the unlabelled query set; worth about three points
-  on mini-ImageNet (Reptile, Nichol et al. 2018, arXiv 1803.02999, table 1).
+  Sharp-MAML. The model sees the unlabelled query set, which is worth about three
+  percentage points on mini-ImageNet (Reptile, Nichol et al. 2018, arXiv 1803.02999,
+  table 1).
 - `support_statistics`: the support set's mean and variance. Inductive.
-- `per_query`: each query example alone beside the support set; Reptile's
+- `per_query`: each query example alone, in one batch with the support set; Reptile's
   "non-transductive". Inductive, and works with any `apply_fn`.
 
-Every policy maps `apply_fn` to `predict(params, task) -> outputs` of the query
-set; `query_loss` makes a task loss of it.
+Every policy maps `apply_fn` to `predict(params, task) -> outputs` for the query set;
+`query_loss` turns this into a task loss.
 """
 
 from collections.abc import Callable
@@ -52,8 +53,8 @@ def support_statistics(apply_fn: ApplyFn) -> PredictFn:
 
   Args:
     apply_fn: `apply_fn(params, inputs, num_statistics=n) -> outputs`, where the
-      normalisation statistics come from the first `n` rows alone. The models of
-      `jsharp.models` take it.
+      normalisation statistics come from only the first `n` rows. The models of
+      `jsharp.models` accept `num_statistics`.
 
   Returns:
     `predict(params, task) -> outputs`, `[num_query, ...]`.
@@ -76,15 +77,15 @@ def support_statistics(apply_fn: ApplyFn) -> PredictFn:
 
 
 def per_query(apply_fn: ApplyFn) -> PredictFn:
-  """Predicts each query example alone beside the support set.
+  """Predicts each query example alone, in one batch with the support set.
 
   Args:
     apply_fn: `apply_fn(params, inputs) -> outputs`.
 
   Returns:
-    `predict(params, task) -> outputs`, `[num_query, ...]`. The cost is
-    `num_query * (num_support + 1)` examples, one query example at a time, so
-    the memory is that of `num_support + 1`.
+    `predict(params, task) -> outputs`, `[num_query, ...]`. It processes `num_query *
+    (num_support + 1)` examples, for one query example at a time, in the memory of
+    `num_support + 1`.
 
   Example:
     >>> from jsharp.types import Batch
@@ -104,7 +105,7 @@ def per_query(apply_fn: ApplyFn) -> PredictFn:
 
 
 def query_loss(predict: PredictFn, criterion: Any) -> TaskLossFn:
-  """The loss of a task's query set under a policy.
+  """The loss on a task's query set under a policy.
 
   Args:
     predict: `predict(params, task) -> outputs`, one of the policies above.

@@ -1,4 +1,4 @@
-"""Typed, checked options: what describes algorithms, networks, datasets and runs.
+"""Typed, checked options that describe algorithms, networks, datasets and runs.
 
 A description is a frozen dataclass derived from `Options`. Each field is an `option`
 with a type, a default, a help text, a check and one role. Flags, the identity of a run,
@@ -10,8 +10,8 @@ the protocol of a result and the file of a saved learner all follow from it.
       name: ClassVar[str] = "ridge"
       penalty: float = option(1.0, "Weight of the penalty.", check=positive())
 
-This module imports nothing heavy: `jsharp._catalogue` reads descriptions from source
-without importing the modules that they stand in.
+Importing this module is fast: `jsharp._catalogue` reads descriptions from source
+without importing their modules.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Role(enum.StrEnum):
   Attributes:
     LEARNER: what the learner is.
     TRAINING: how it is trained, and which of its parameters are kept.
-    TESTING: on which tasks it is tested; runs that are compared share these.
-    MACHINE: where and how fast it runs; it changes results by rounding at most.
+    TESTING: which tasks it is tested on; runs must share these to be compared.
+    MACHINE: where and how fast it runs; it changes results only by rounding.
 
   Example:
     >>> Role("machine") is Role.MACHINE
@@ -47,11 +47,11 @@ class Role(enum.StrEnum):
 
 
 class Check(NamedTuple):
-  """A condition on a value, and what to say where it does not hold.
+  """A condition on a value, with an error message.
 
   Attributes:
-    accepts: `accepts(value) -> bool`; it may raise TypeError or ValueError for no.
-    message: what is wrong and how to mend it.
+    accepts: `accepts(value) -> bool`; a TypeError or ValueError counts as False.
+    message: what is wrong and how to fix it.
   """
 
   accepts: Callable[[Any], bool]
@@ -59,7 +59,7 @@ class Check(NamedTuple):
 
 
 def positive(fix: str) -> Check:
-  """A finite number above 0.
+  """Accepts a finite number above 0.
 
   Example:
     >>> positive("0.1 is usual.").accepts(0.0)
@@ -72,7 +72,7 @@ def positive(fix: str) -> Check:
 
 
 def at_least(low: float, fix: str = "") -> Check:
-  """A finite number that is `low` or more.
+  """Accepts a finite number of at least `low`.
 
   Example:
     >>> at_least(1).message
@@ -85,7 +85,7 @@ def at_least(low: float, fix: str = "") -> Check:
 
 
 def between(low: float, high: float, fix: str = "", *, below: bool = False) -> Check:
-  """A number from `low` to `high`, which is itself allowed unless `below`.
+  """Accepts a number from `low` to `high`; `high` itself only without `below`.
 
   Example:
     >>> between(0, 1, below=True).accepts(1)
@@ -99,7 +99,7 @@ def between(low: float, high: float, fix: str = "", *, below: bool = False) -> C
 
 
 def norm() -> Check:
-  """The order of a norm, from 1 to infinity.
+  """Accepts the order of a norm, from 1 to infinity.
 
   Example:
     >>> norm().accepts(math.inf), norm().accepts(0.5)
@@ -111,7 +111,7 @@ def norm() -> Check:
 
 
 def finite() -> Check:
-  """Any finite number.
+  """Accepts any finite number.
 
   Example:
     >>> finite().accepts(-3.0)
@@ -121,7 +121,7 @@ def finite() -> Check:
 
 
 def each(check: Check, message: str) -> Check:
-  """A list that is not empty and whose entries all pass a check.
+  """Accepts a non-empty list whose entries all pass a check.
 
   Example:
     >>> each(at_least(1), "needs whole numbers.").accepts((5, 0))
@@ -133,7 +133,7 @@ def each(check: Check, message: str) -> Check:
 
 
 def interval(message: str) -> Check:
-  """Two finite numbers LOW, HIGH in this order.
+  """Accepts two finite numbers LOW, HIGH with LOW <= HIGH.
 
   Example:
     >>> interval("needs LOW,HIGH.").accepts((1.0, 0.5))
@@ -157,20 +157,20 @@ def option(
   shared: bool | None = None,
   added: bool = False,
 ) -> Any:
-  """A field of a description.
+  """Declares a field of a description.
 
   Args:
-    default: its default; a field without one has to be given.
+    default: its default; a field without a default is required.
     help: what it is, with its unit, for the help of a program.
-    check: what a value has to fulfil; None as a value always does.
-    role: what it belongs to; that of its class if None.
-    identity: whether another value makes another run. None for the rule: yes, unless
-      the role is MACHINE.
-    shared: whether runs that are compared must have the same value. None for the rule:
+    check: a condition on its values; the value None always passes.
+    role: what it belongs to; the role of its class if None.
+    identity: whether a different value makes a different run. None for the rule: yes,
+      unless the role is MACHINE.
+    shared: whether runs must have the same value to be compared. None for the rule:
       yes, if the role is TESTING.
-    added: whether the field is younger than the first saved learners and runs. They
-      lack it and have its default, which must be what they did; and a run with the
-      default is the same run as one without the field.
+    added: whether the field was added after the first saved learners and runs. These
+      lack the field and get its default, which must reproduce their behaviour; a run
+      with the default has the same identity as a run without the field.
 
   Returns:
     The field, for a frozen dataclass derived from `Options`.
@@ -195,19 +195,19 @@ def option(
 
 
 class Field(NamedTuple):
-  """An option as programs need it.
+  """An option of a description, with the rules of `option` applied.
 
   Attributes:
-    name: of the field.
+    name: the field's name.
     type: its annotation, without None.
-    optional: whether None is a value.
-    default: its default, `MISSING` if it has none.
+    optional: whether None is allowed.
+    default: its default; `MISSING` if it has none.
     help: what it is.
-    check: what values have to fulfil, None for nothing.
+    check: a condition on its values, or None.
     role: what it belongs to.
-    identity: whether another value makes another run.
-    shared: whether runs that are compared must have the same value.
-    added: whether earlier files lack it and have its default.
+    identity: whether a different value makes a different run.
+    shared: whether runs must have the same value to be compared.
+    added: whether earlier files lack the field and get its default.
   """
 
   name: str
@@ -223,10 +223,10 @@ class Field(NamedTuple):
 
 
 class Options:
-  """Base of every description: a frozen dataclass of `option` fields.
+  """Base class of descriptions: frozen dataclasses of `option` fields.
 
-  Subclasses of one kind (`Algorithm`, `Network`, ...) set `kind`; those that can be
-  chosen by name set `name` too.
+  A base class of one kind (`Algorithm`, `Network`, ...) sets `kind`; subclasses that
+  can be chosen by name set `name` too.
   """
 
   kind: ClassVar[str] = ""
@@ -240,20 +240,20 @@ class Options:
     self.complete()
 
   def complete(self) -> None:
-    """Fills in defaults that depend on other fields, and checks fields together."""
+    """Sets defaults that depend on other fields, and checks combinations of fields."""
 
   def _set(self, name: str, value: Any) -> None:
-    """Fills in a field that is None; for `complete`."""
+    """Sets a field if it is None; for use in `complete`."""
     if getattr(self, name) is None:
       object.__setattr__(self, name, value)
 
   def replace(self, **changes: Any) -> Self:
-    """The same description with other values."""
+    """A copy with some values changed."""
     return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def fields(cls: type[Options]) -> list[Field]:
-  """The options of a description, in the order of their definition.
+  """The options of a description, in order of definition.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,18 +296,18 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
 
 
 def fitted(field: Field, value: Any) -> Any:
-  """A value as its field holds it: integers as floats, lists as tuples.
+  """Checks a value and converts it to its field's type, such as an integer to a float.
 
   Args:
     field: from `fields`.
-    value: what was given.
+    value: the value.
 
   Returns:
-    The value.
+    The converted value.
 
   Raises:
-    ValueError: if it is of another type or does not pass the check; the message names
-      the field, the value and the fix.
+    ValueError: if it has another type or does not pass the check; the message names the
+      field, the value and the fix.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -337,7 +337,7 @@ def fitted(field: Field, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-  """A value for a message, cut where it is long.
+  """Formats a value for a message, truncated if it is long.
 
   Example:
     >>> shown("a" * 1000)[-5:]
@@ -367,7 +367,7 @@ def _scalar(field: Field, value: Any, kind: type) -> Any:
 _WORDS = {
   int: "a whole number",
   float: "a number",
-  str: "a text",
+  str: "a string",
   bool: "true or false",
 }
 
@@ -380,9 +380,9 @@ def _passes(check: Check, value: Any) -> bool:
 
 
 def to_json(description: Options) -> dict[str, Any]:
-  """A description as JSON holds it: its name, if it has one, and every field.
+  """A description as JSON values: its name, if it has one, and every field.
 
-  Infinity becomes the text "inf", which strict JSON lacks.
+  Infinity, which strict JSON lacks, becomes the string "inf".
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -415,20 +415,20 @@ def from_json(
   where: str,
   find: Callable[[type[Options], str], type[Options]],
 ) -> Any:
-  """Reads what `to_json` wrote, strictly.
+  """Reads the output of `to_json`, strictly.
 
   Args:
-    cls: the description's class, or the class of its kind.
-    content: from JSON.
+    cls: the description's class, or the base class of its kind.
+    content: the parsed JSON.
     where: what is read, for messages, such as "config.json: learner".
-    find: `find(kind, name) -> class`, for a description that has a name.
+    find: `find(kind, name) -> class`, for descriptions with a name.
 
   Returns:
     The description.
 
   Raises:
-    ValueError: for an unknown or missing field, a value of another type or out of
-      range; the message names the field, the value and the fix.
+    ValueError: for an unknown or missing field, or a value that has another type or is
+      out of range; the message names the field, the value and the fix.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -439,7 +439,7 @@ def from_json(
     ValueError: rate: unknown field 'rho' of Rate; it has lr
   """
   if not isinstance(content, Mapping):
-    raise ValueError(f"{where} must be a table of fields, got {content!r}")
+    raise ValueError(f"{where} must be a JSON object of fields, got {content!r}")
   given = dict(content)
   if cls.kind:
     name = given.pop("name", None)
@@ -476,7 +476,7 @@ def from_json(
 
 
 def identity(description: Options) -> dict[str, Any]:
-  """The fields that make it what it is, by name, those of nested descriptions too.
+  """The fields that identify a run, by name, including those of nested descriptions.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -494,15 +494,15 @@ def identity(description: Options) -> dict[str, Any]:
 def select(
   description: Options, wanted: Callable[[Field], bool], prefix: str = ""
 ) -> dict[str, Any]:
-  """The values of some fields, those of nested descriptions as `parent.field`.
+  """The values of selected fields; those of nested descriptions as `parent.field`.
 
   Args:
-    description: any.
-    wanted: which fields.
-    prefix: put before each name.
+    description: any description.
+    wanted: `wanted(field) -> bool`, which selects fields.
+    prefix: a prefix for each name.
 
   Returns:
-    Values ready for JSON; a nested description's name stands under its parent's.
+    JSON values by name; the name of a nested description is under its field's name.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -521,7 +521,7 @@ def _select(
   *,
   of_before: bool,
 ) -> dict[str, Any]:
-  """`select`; with `of_before` without added fields that have their defaults."""
+  """`select`; `of_before` leaves out added fields that have their defaults."""
   found: dict[str, Any] = {}
   for field in fields(type(description)):
     value = getattr(description, field.name)

@@ -1,17 +1,17 @@
-"""In which precision a network's products and convolutions are computed.
+"""The precision of a network's matrix products and convolutions.
 
-What is wrapped is the network alone, `apply_fn(params, inputs)`. Parameters, gradients,
-inner updates, the outer optimizer, losses and metrics are float32 in all of them.
+Only the network, `apply_fn(params, inputs)`, is wrapped. Parameters, gradients, inner
+updates, the outer optimizer, losses and metrics are float32 in every precision.
 
 - `"float32"`: products of float32 numbers, on every device. JAX's own default lets a
   GPU round their operands to TF32 and a TPU to bfloat16.
-- `"tf32"`: a GPU with units for it rounds the operands to 10 bits behind the point and
-  sums in float32. Elsewhere as `"float32"` (on a TPU three bfloat16 products).
-- `"bfloat16"`: `compute_in(apply_fn, jnp.bfloat16)`, 7 bits behind the point, in half
-  the memory.
+- `"tf32"`: a GPU with TF32 units rounds the operands to 10 bits of mantissa and sums in
+  float32. Elsewhere as `"float32"` (on a TPU three bfloat16 products).
+- `"bfloat16"`: `compute_in(apply_fn, jnp.bfloat16)`, 7 bits of mantissa, in half the
+  memory.
 
-A network that is wrapped here keeps its precision wherever it is differentiated,
-batched or compiled, whatever `jax.default_matmul_precision` says there.
+A wrapped network keeps its precision wherever it is differentiated, batched or
+compiled, whatever `jax.default_matmul_precision` is set to there.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,24 @@ _PRODUCTS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat1
 
 
 def compute_in(apply_fn: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
-  """Computes a network in another dtype than that of its parameters.
+  """Computes a network in a dtype other than that of its parameters.
 
   Every floating-point array among the positional arguments (parameters, inputs,
-  contexts) is rounded to `dtype`, `apply_fn` computes with that, and floating-point
-  results become float32. Named arguments, such as running statistics, are handed on as
-  they are, and so are integers and keys.
+  contexts) is rounded to `dtype`, `apply_fn` computes with these, and floating-point
+  results are converted to float32. Keyword arguments, such as running statistics,
+  integers and keys are passed on unchanged.
 
   So the layers compute in `dtype`, forward and backward, at every order of derivative,
-  and round to it once per operation; gradients with respect to float32 parameters are
-  float32, for the derivative of a cast is a cast. `jsharp.nn`'s normalisations take
-  their statistics in float32 at least, compute with them in float32 and round their
-  result alone.
+  and round to it once per operation. Gradients with respect to float32 parameters are
+  float32, since the derivative of a cast is a cast. The normalisation layers of
+  `jsharp.nn` compute statistics and normalise in float32 or wider, and round only their
+  result.
 
   Args:
     apply_fn: `apply_fn(params, inputs, ...) -> outputs`, as from
       `jsharp.models.as_functions` or `with_statistics`.
-    dtype: floating-point, such as `jnp.bfloat16`. `jnp.float32` changes nothing where
-      all is float32.
+    dtype: floating-point, such as `jnp.bfloat16`. `jnp.float32` changes nothing if
+      everything is float32.
 
   Returns:
     A function of the same arguments.
@@ -62,7 +62,7 @@ def compute_in(apply_fn: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
   """
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
-      f"compute_in: dtype must be floating-point, got {dtype}; take jnp.bfloat16"
+      f"compute_in: dtype must be floating-point, got {dtype}; use jnp.bfloat16"
     )
 
   def computed(*args: Any, **named: Any) -> Any:
@@ -76,11 +76,11 @@ def in_precision(apply_fn: Callable[..., Any], precision: str) -> Callable[..., 
 
   Args:
     apply_fn: `apply_fn(params, inputs, ...) -> outputs`.
-    precision: "float32", "tf32" or "bfloat16", see the head of this module.
+    precision: "float32", "tf32" or "bfloat16", see the module docstring.
 
   Returns:
-    A function of the same arguments. What `apply_fn` itself says about a product
-    (`precision="highest"`) stays.
+    A function of the same arguments. Precisions that `apply_fn` itself sets for a
+    product (`precision="highest"`) still apply.
 
   Raises:
     ValueError: if there is no such precision.

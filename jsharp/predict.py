@@ -1,4 +1,4 @@
-"""`python -m jsharp.predict`: names pictures after a few examples of each class."""
+"""`python -m jsharp.predict`: classifies images by a few examples of each class."""
 
 if __name__ == "__main__":
   from jsharp._commands.predict import main

@@ -1,9 +1,9 @@
-"""Pytrees as Euclidean vectors: lengths and projections, right at any scale, and fast.
+"""Pytrees as Euclidean vectors: norms and projections, accurate at any scale, and fast.
 
 Sums are dot products, which are several times faster on the CPU than reductions. A
-plain sum of squares is right unless it under- or overflows; only then a second one is
-taken, of entries scaled by a power of two. The largest entry, the slowest of all to
-find, is looked for only there.
+plain sum of squares is accurate unless it under- or overflows; only then is it computed
+again, with entries scaled by a power of two. The largest entry, which is the slowest to
+compute, is needed only in that case.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 def is_inexact(leaf: Any) -> bool:
   """Whether a leaf has a derivative: a real or complex number or array.
 
-  Integers, bools, keys of `jax.random`, functions and words have none.
+  Integers, bools, keys of `jax.random`, functions and strings have none.
 
   Example:
     >>> is_inexact(1.0), is_inexact(jnp.arange(3)), is_inexact(jnp.tanh)
@@ -33,8 +33,8 @@ def inexact(tree: Any) -> tuple[Any, Any]:
   """Splits a tree into the leaves that have a derivative and the others.
 
   Returns:
-    Two trees like `tree`, with None in place of each leaf that is in the other one;
-    None counts as no leaf. `join` puts them together.
+    Two trees like `tree`, with None in place of each leaf that the other one holds; JAX
+    does not count None as a leaf. `join` merges them again.
 
   Example:
     >>> inexact([1.0, 3])
@@ -47,7 +47,7 @@ def inexact(tree: Any) -> tuple[Any, Any]:
 
 
 def join(first: Any, second: Any) -> Any:
-  """Puts together what `inexact` took apart: each has None where the other does not.
+  """Merges two trees split by `inexact`: each has None where the other has a leaf.
 
   Example:
     >>> join({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
@@ -59,7 +59,7 @@ def join(first: Any, second: Any) -> Any:
 
 
 def as_arrays(tree: Any) -> Any:
-  """A tree with its numbers and NumPy arrays as JAX arrays, all else as it is.
+  """Converts numbers and NumPy arrays in a tree to JAX arrays, nothing else.
 
   Example:
     >>> as_arrays({"w": 1.0, "activation": abs})["activation"](-2)
@@ -72,19 +72,20 @@ def as_arrays(tree: Any) -> Any:
 def value_and_grad(
   fn: Callable[..., Any], *, has_aux: bool = False
 ) -> Callable[..., Any]:
-  """`jax.value_and_grad` whose gradient is the direction of ascent, of any pytree.
+  """`jax.value_and_grad` for any pytree, with the gradient as direction of ascent.
 
   JAX's gradient with respect to a complex leaf is the conjugate of that direction: a
-  step against it climbs in the imaginary part. Leaves without a derivative, such as a
-  counter or an activation function, are constants.
+  step against it increases the loss along the imaginary part. Leaves without a
+  derivative, such as a counter or an activation function, are constants.
 
   Args:
     fn: `fn(tree, *args) -> loss`, or `(loss, aux)`; the loss is real.
     has_aux: whether there is an `aux`.
 
   Returns:
-    `(tree, *args) -> (value, gradient)`, the gradient that of the real and imaginary
-    parts as two real variables, put together again; None for a leaf without one.
+    `(tree, *args) -> (value, gradient)`. The gradient treats real and imaginary parts
+    as two real variables and combines them to a complex number; None for a leaf without
+    a derivative.
 
   Example:
     >>> value, gradient = value_and_grad(lambda z: jnp.abs(z))(3 + 4j)
@@ -113,7 +114,7 @@ def conjugate(tree: Any) -> Any:
 
 
 def unit(tree: Any) -> Any:
-  """A tree divided by its length, at any scale.
+  """A tree divided by its Euclidean norm, at any scale.
 
   Zero stays zero and has a zero derivative; a NaN or an infinite entry makes everything
   NaN.
@@ -135,7 +136,7 @@ def unit(tree: Any) -> Any:
 
 
 def length(tree: Any) -> jax.Array:
-  """The Euclidean norm of a tree, in single precision at least.
+  """The Euclidean norm of a tree, in single precision or wider.
 
   Example:
     >>> float(length(jnp.array([3.0, 4.0])))
@@ -150,7 +151,7 @@ def length(tree: Any) -> jax.Array:
 
 
 def inner_product(a: Any, b: Any) -> jax.Array:
-  """The real inner product of two trees of one structure, in single precision at least.
+  """The real inner product of two trees, in single precision or wider.
 
   Example:
     >>> float(inner_product({"w": jnp.ones(3)}, {"w": jnp.ones(3)}))
@@ -174,7 +175,7 @@ def add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
 
 
 def is_finite(tree: Any) -> bool:
-  """Whether no number of a tree is NaN or infinite.
+  """Whether all numbers of a tree are finite.
 
   Example:
     >>> is_finite({"w": jnp.ones(2), "steps": 3}), is_finite([jnp.inf])
@@ -186,7 +187,7 @@ def is_finite(tree: Any) -> bool:
 
 
 def orthogonal_part(of: Any, to: Any) -> Any:
-  """What is left of the tree `of` without its projection on `to`.
+  """The tree `of` minus its projection onto `to`.
 
   Example:
     >>> orthogonal_part(jnp.array([1.0, 2.0]), to=jnp.array([0.0, 5.0])).tolist()
@@ -201,7 +202,7 @@ def at_least_float32(dtype: Any) -> Any:
   """The dtype in which arrays of `dtype` are summed.
 
   Integers, bools and floating-point dtypes narrower than float32 are summed as floats:
-  a sum in bfloat16 stops growing at 256 ones, one in int8 wraps.
+  a sum of ones in bfloat16 stops growing at 256, and a sum in int8 wraps around.
 
   Example:
     >>> [jnp.dtype(at_least_float32(x)).name for x in (jnp.bfloat16, bool, jnp.float32)]
@@ -213,7 +214,7 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def widen(leaves: list[jax.Array]) -> tuple[list[jax.Array], Any]:
-  """Half-precision leaves in single precision, and the widest real dtype among all.
+  """Converts half-precision leaves to single; also returns the widest real dtype.
 
   Example:
     >>> wide, dtype = widen([jnp.ones(2, jnp.bfloat16)])
@@ -240,11 +241,11 @@ def _inverse_length(leaves: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax
   """A power of two and a factor; `x * power * factor` has length 1, or is zero."""
   limits = jnp.finfo(dtype)
   square = _dot(leaves, leaves, dtype)
-  # Far enough from the ends that no square that matters was lost on the way.
+  # Far enough from the limits that no significant square under- or overflowed.
   is_safe = (square > 1e18 * float(limits.tiny)) & (square < 1e-8 * float(limits.max))
 
   def alike(value: jax.Array) -> jax.Array:
-    # Inside shard_map what the branches return has to vary over the same axes.
+    # Inside shard_map the results of all branches must vary over the same axes.
     return jnp.where(is_safe, value, value)
 
   def plain(_: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -253,7 +254,7 @@ def _inverse_length(leaves: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax
     return alike(jnp.ones((), dtype)), alike(inverse)
 
   def rescued(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # The direction has degree zero in the leaves, so the scale may be held constant.
+    # The direction does not depend on the scale, which may therefore be a constant.
     largest = jax.lax.stop_gradient(largest_entry(leaves, dtype))
     _, exponent = jnp.frexp(largest)
     reach = limits.maxexp - 3  # The power itself must be a normal number.
@@ -262,7 +263,7 @@ def _inverse_length(leaves: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax
     square = _dot(scaled, scaled, dtype)
     is_zero = square == 0
     inverse = jnp.where(is_zero, 0, 1 / jnp.sqrt(jnp.where(is_zero, 1, square)))
-    # An infinite entry is no direction: it makes everything NaN, as a NaN does.
+    # An infinite entry has no direction: it makes everything NaN, as a NaN does.
     return alike(scale), alike(inverse + largest * 0)
 
   return jax.lax.cond(is_safe, plain, rescued, leaves)
@@ -276,7 +277,7 @@ def _dot(lefts: list[jax.Array], rights: list[jax.Array], dtype: Any) -> jax.Arr
       pairs = [(left.real, right.real), (left.imag, right.imag)]
     for x, y in pairs:
       every = tuple(range(x.ndim))
-      # On explicit mesh axes the result's sharding has to be said: replicated.
+      # On explicit mesh axes the result's sharding must be given: replicated.
       spec, mesh = jax.typeof(x).sharding.spec, jax.typeof(x).sharding.mesh
       product = jax.lax.dot_general(
         x,

@@ -1,7 +1,7 @@
-"""The types that all of jsharp shares: batches, tasks, state, the algorithm bundle.
+"""The types that all of jsharp shares: batches, tasks, state and algorithms.
 
 All of them are NamedTuples, so they are pytrees: `jax.tree.map`, `jax.jit` and
-`jax.vmap` accept them as they are. Build and read them by name.
+`jax.vmap` accept them directly. Create and access their fields by name.
 """
 
 from collections.abc import Callable
@@ -53,14 +53,14 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-  """One learning problem: adapt on `support`, be judged on `query`.
+  """One learning problem: adapt to `support`, evaluate on `query`.
 
-  With one more leading axis `[num_tasks, ...]` on every array the same
-  NamedTuple holds many tasks; a variable holding those is called `tasks`.
+  With an additional leading axis `[num_tasks, ...]` on every array, the same NamedTuple
+  holds many tasks; such a variable is called `tasks`.
 
   Attributes:
-    support: the examples that the inner loop sees.
-    query: the examples that the meta-objective is measured on.
+    support: the examples that the inner loop adapts to.
+    query: the examples of the meta-objective.
   """
 
   support: Batch
@@ -68,12 +68,12 @@ class Task(NamedTuple):
 
 
 class Variables(NamedTuple):
-  """A model with state beside its parameters, as ordinary training has it.
+  """The parameters and the state of a model, for ordinary training.
 
   Attributes:
-    params: what the optimizer changes.
-    statistics: what a training pass hands on to evaluation, such as running averages
-      of batch normalisation; empty for a model without.
+    params: the parameters, which the optimizer changes.
+    statistics: state that training passes update and evaluation uses, such as running
+      averages of batch normalisation; empty for a model without state.
   """
 
   params: Params
@@ -81,7 +81,7 @@ class Variables(NamedTuple):
 
 
 class MetaState(NamedTuple):
-  """What a meta-learner carries from one meta-step to the next.
+  """The state that a meta-learner carries from one meta-step to the next.
 
   Attributes:
     step: int32 scalar, the number of meta-steps taken.
@@ -95,17 +95,17 @@ class MetaState(NamedTuple):
 
 
 class MetaAlgorithm(NamedTuple):
-  """A meta-learning algorithm as a bundle of pure functions; the caller jits.
+  """A meta-learning algorithm as a bundle of pure functions, to be compiled by `jit`.
 
   Attributes:
     init: `init(params) -> MetaState`.
     step: `step(state, tasks) -> (MetaState, metrics)`, one meta-step. Metrics
-      are per task: `{"loss": [num_tasks], ...}`. There is no key: randomness
-      lives in the sampler.
-    adapt: `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`, one
-      task. It adapts as training does, unless a keyword gives another number of inner
-      steps or another inner optimizer. Both are static. It is all that deployment
-      needs, and what `jsharp.evaluation.evaluator` measures.
+      are per task: `{"loss": [num_tasks], ...}`. There is no random key: all
+      randomness is in the sampling of tasks.
+    adapt: `adapt(params, support, *, num_steps=None, optimizer=None) -> adapted`, for
+      one task. It adapts as in training, unless a keyword gives another number of inner
+      steps or another inner optimizer. Both keywords are static. Deployment needs only
+      this function, and `jsharp.evaluation.evaluator` measures it.
 
   `tasks` is a `Task` with a leading axis; in ordinary training
   (`jsharp.algorithms.supervised`) it is a `Batch`, and metrics are per example.

@@ -60,7 +60,7 @@ class FilesTest(parameterized.TestCase):
       write_json(self.path, {"a": float("nan")})
     self.assertEqual(read_table(self.path), {"a": [1, None]})
     for content, message in (
-      (b"[3]", "file is damaged: it holds no table"),
+      (b"[3]", "file is damaged: it is not a JSON object"),
       (b'{"a": ', "file is damaged: Expecting"),
       (b"\xff\xfe\xfa", "file is damaged: .*decode"),
     ):
@@ -97,20 +97,20 @@ class FilesTest(parameterized.TestCase):
     fifo = self.path.with_name("fifo")
     os.mkfifo(fifo)
     for path in (fifo, "/dev/zero"):
-      with self.assertRaisesRegex(FileError, f"{path} is no regular file"):
+      with self.assertRaisesRegex(FileError, f"{path} is not a regular file"):
         read_table(path)
-    with self.assertRaisesRegex(FileError, "fifo is no regular file; remove it"):
+    with self.assertRaisesRegex(FileError, "fifo is not a regular file; remove it"):
       _files.open_own(fifo)
     with self.path.open("wb") as file:
       file.truncate(2**40)
-    with self.assertRaisesRegex(FileError, "file has 1,099,511,627,776 bytes, at most"):
+    with self.assertRaisesRegex(FileError, "file has 1,099,511,627,776 bytes, more"):
       read_table(self.path)
 
   def test_a_link_that_leads_nowhere_is_not_taken_for_no_file(self):
     self.assertIsNone(_files.read_bytes_if_there(self.path.with_name("no"), most=9))
     self.path.with_name("dangling").symlink_to("nowhere")
     with self.assertRaisesRegex(
-      FileError, "dangling is a link to nowhere, which is no"
+      FileError, "dangling is a link to nowhere, which does no"
     ):
       _files.read_bytes_if_there(self.path.with_name("dangling"), most=9)
 
@@ -136,10 +136,13 @@ class FilesTest(parameterized.TestCase):
     (b"\xef\xbb\xbfa,b\r\n1,2\r\n\r\n", [["1", "2"]]),
     (b'a,b\r"1,\r",2\r', [["1,\n", "2"]]),
     (b"", []),
-    ("a,b\nü,2\n".encode("latin-1"), "x.csv is no text in UTF-8 .*; save it as UTF-8"),
-    ("a,b\n1,2\n".encode("utf-16"), "x.csv is no text in UTF-8"),
+    ("a,b\nü,2\n".encode("latin-1"), "x.csv is not UTF-8 text .*; save it as UTF-8"),
+    ("a,b\n1,2\n".encode("utf-16"), "x.csv is not UTF-8 text"),
     (b"a,b\n1,2\n3\n", "line 3 of x.csv has 1 values for 2 columns"),
-    (b"a\n" + b"1" * 10**6, "line 2 of x.csv is no CSV .field larger than field limit"),
+    (
+      b"a\n" + b"1" * 10**6,
+      "line 2 of x.csv is not valid CSV .field larger than field limit",
+    ),
   )
   def test_csvs(self, content, expected):
     if isinstance(expected, str):

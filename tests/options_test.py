@@ -114,10 +114,13 @@ class JsonTest(parameterized.TestCase):
     (lambda c: c["shape"].pop("rho"), "run.json.shape: the field 'rho' of Ball is mis"),
     (lambda c: c["shape"].update(name="disc"), "there is no shape 'disc'"),
     (lambda c: c["shape"].pop("name"), "run.json.shape: the field 'name' is missing"),
-    (lambda c: c.update(shape=3), "run.json.shape must be a table of fields, got 3"),
+    (
+      lambda c: c.update(shape=3),
+      "run.json.shape must be a JSON object of fields, got 3",
+    ),
     (lambda c: c["shape"].update(rho=-1), "run.json.shape: rho=-1.0: must be positive"),
     (lambda c: c.update(steps="10"), "run.json: steps='10': must be a whole number"),
-    (lambda c: c.update(machine=None), "run.json.machine must be a table"),
+    (lambda c: c.update(machine=None), "run.json.machine must be a JSON object"),
   )
   def test_anything_else_is_refused_with_its_place(self, damage, message):
     content = options.to_json(Run(shape=Ball()))

@@ -1,1 +1,1 @@
-"""Programs that come with the library: what `python -m jsharp.NAME` runs."""
+"""The programs that `python -m jsharp.NAME` runs."""

@@ -4,11 +4,12 @@
     python -m jsharp.evaluate --model=A,B --dataset=image_folder --data_dir=photographs
     python -m jsharp.evaluate --model=A,B,C --table
 
-What is not given is as the run was tested. Every evaluation is written beside its run,
-as `RUN/evaluations/NAME.json`, and nothing else of the run changes; those of a learner
-that comes with jsharp are written to `evaluations/LEARNER/`. With several learners, and
-with `--table`, tables set them side by side: learners by evaluations, and for each
-evaluation the differences from the first learner, task by task.
+Settings that are not given are those of the run's own test. Every evaluation is written
+into its run's directory, as `RUN/evaluations/NAME.json`, and nothing else in the run
+changes. Evaluations of a learner that comes with jsharp are written to
+`evaluations/LEARNER/`. With several learners, and with `--table`, tables compare them:
+learners by evaluations, and for each evaluation the paired differences from the first
+learner.
 
 Exit codes: 0 done; 2 bad flags, learner or data.
 """
@@ -47,36 +48,36 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Models(Options):
-  """What is measured, and where the figures go."""
+  """Which learners to measure, and how to name and print the evaluations."""
 
   role: ClassVar[Role] = Role.TESTING
 
   model: tuple[str, ...] = option(
-    help="The learners: run directories, what jsharp.save wrote, or names of learners "
-    "that come with jsharp. Several as in A,B."
+    help="The learners, separated by commas: run directories, directories written by "
+    "jsharp.save, or names of learners that come with jsharp."
   )
   step: int | None = option(
     None,
-    "Measures the parameters of this meta-step of a run, if a checkpoint of it was "
-    "kept. Default: the best validated ones.",
+    "Measure a run's parameters at this meta-step, if that checkpoint was kept. "
+    "Default: the parameters with the best validation.",
     check=at_least(0),
   )
   eval_name: str | None = option(
     None,
-    "What the evaluation is called. Default: after its data and its tasks.",
+    "Name of the evaluation. Default: a name made from its data and tasks.",
     check=Check(
       lambda name: not name.startswith(".") and not set(name) & set("/\\:"),
-      "must be the name of a file, without folders, as in wide.",
+      "must be a file name without folders, such as wide.",
     ),
   )
   table: bool = option(
-    False, "Measures nothing: prints the tables of the evaluations that are there."
+    False, "Measure nothing; print the tables of existing evaluations."
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured(Options):
-  """The tasks that learners are measured on; None is as a run was tested."""
+  """The tasks that learners are measured on; None means as in the run's test."""
 
   role: ClassVar[Role] = Role.TESTING
 
@@ -97,22 +98,24 @@ class Measured(Options):
     check=at_least(1),
   )
   support_label_noise: float | None = option(
-    None, "Share of wrong labels in the support sets.", check=between(0, 1)
+    None, "Fraction of wrong labels in the support sets.", check=between(0, 1)
   )
   rotation: tuple[float, ...] | None = option(
     None,
-    "Rotates the images of every task alike, in degrees, uniform from LOW to HIGH.",
-    check=interval("needs LOW,HIGH with LOW <= HIGH, as in -20,20."),
+    "Rotate all images of a task by the same angle in degrees, uniform from LOW to "
+    "HIGH.",
+    check=interval("must be LOW,HIGH with LOW <= HIGH, such as -20,20."),
   )
   shear: tuple[float, ...] | None = option(
     None,
-    "Shears the images of every task alike, in columns per row, from LOW to HIGH.",
-    check=interval("needs LOW,HIGH with LOW <= HIGH, as in -0.2,0.2."),
+    "Shear all images of a task by the same amount in columns per row, uniform from "
+    "LOW to HIGH.",
+    check=interval("must be LOW,HIGH with LOW <= HIGH, such as -0.2,0.2."),
   )
   scale: tuple[float, ...] | None = option(
     None,
-    "Scales the images of every task alike, in times the size, from LOW to HIGH.",
-    check=interval("needs LOW,HIGH with LOW <= HIGH, as in 0.8,1.2."),
+    "Scale all images of a task by the same factor, uniform from LOW to HIGH.",
+    check=interval("must be LOW,HIGH with LOW <= HIGH, such as 0.8,1.2."),
   )
 
 
@@ -124,41 +127,42 @@ class Measuring(Options):
 
   policy: Literal["transductive", "support_statistics", "per_query"] = option(
     "transductive",
-    "Whose statistics normalise a query example: those of the whole query set, as in "
-    "the papers; of the support set; or of the support set and the example.",
+    "Whose statistics normalise a query example. transductive: those of the whole "
+    "query set, as in the papers; support_statistics: those of the support set; "
+    "per_query: those of the support set and the example itself.",
   )
   num_eval_inner_steps: int | None = option(
     None, "Inner steps. Default: the learner's own number.", check=at_least(0)
   )
   eval_tasks: int | None = option(
     None,
-    "Tasks, always the same ones. The interval shrinks with the square root. Default: "
-    "as many as the run was tested on, or the papers' 600.",
+    "Number of tasks, always the same ones. The interval shrinks with its square root. "
+    "Default: as in the run's test, or the papers' 600.",
     check=at_least(2, "an interval needs at least 2 tasks; the papers use 600."),
   )
   eval_seed: int | None = option(
-    None, "Seed of the tasks. Default: that of the run, or 0.", check=at_least(0)
+    None, "Seed of the tasks. Default: as in the run's test, or 0.", check=at_least(0)
   )
   compilation_cache_dir: str = option(
     "~/.cache/jsharp/xla",
-    "As for training: compiled programs, for you alone. Empty: no cache.",
+    "Directory for compiled programs, as in training; private to you. Empty: no cache.",
     role=Role.MACHINE,
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place(Options):
-  """Where the data lie."""
+  """The location of the data, and the split."""
 
   role: ClassVar[Role] = Role.MACHINE
 
   data_dir: str | None = option(
     None,
-    "Directory that holds the files of the dataset. Default: that of the run, where "
-    "--dataset is not given.",
+    "Directory with the files of the dataset. Default: that of the run, unless "
+    "--dataset is given.",
   )
   split: Literal["test", "val", "train"] = option(
-    "test", "Classes that tasks are drawn from.", role=Role.TESTING
+    "test", "Split whose classes tasks are drawn from.", role=Role.TESTING
   )
 
 
@@ -172,7 +176,7 @@ PROGRAM = Program(
         "data": Choice(
           "dataset",
           "dataset",
-          "What they are measured on: omniglot, miniimagenet, tieredimagenet, "
+          "The dataset to measure on: omniglot, miniimagenet, tieredimagenet, "
           "cifar_fs, fc100, cub, characters (drawn by jsharp itself, needs no files), "
           "image_folder (any split/class/image or "
           "class/image), tfds:NAME or your own as module:Class. Default: that of the "
@@ -194,14 +198,14 @@ class Subject(NamedTuple):
   """A learner to measure.
 
   Attributes:
-    name: as it was given.
-    learner: itself.
-    home: where its evaluations are written.
-    digest: of its parameters and description.
-    tasks: as it was tested; None if that is not known.
-    testing: as it was tested.
-    data: of the run, as above.
-    data_dir: of the run, as above.
+    name: its name, as given.
+    learner: the learner.
+    home: the directory of its evaluations.
+    digest: the digest of its parameters and description.
+    tasks: the tasks of the run's test; None if unknown.
+    testing: the settings of the run's test; likewise.
+    data: the dataset of the run; likewise.
+    data_dir: the directory of the run's data; likewise.
   """
 
   name: str
@@ -215,7 +219,7 @@ class Subject(NamedTuple):
 
 
 def main() -> None:
-  """Runs the program that was called; does not return."""
+  """Runs the program with the command line of this process; does not return."""
   sys.exit(start(sys.argv[1:], flags.FLAGS))
 
 
@@ -258,15 +262,16 @@ def _subject(name: str, step: int | None) -> Subject:
   learner = load(name, step=step)
   if not isinstance(learner, Learner):
     raise ValueError(
-      f"--model={name} is an ordinary classifier or a policy, measured when it is "
-      "trained; take a few-shot learner of pictures"
+      f"--model={name} is an ordinary classifier or a policy, which is measured in "
+      "training; name a few-shot learner of images"
     )
   if not tree.is_finite(learner.params):
     raise ValueError(
-      f"--model={name}: its parameters are not finite; its training has diverged"
+      f"--model={name}: its parameters are not finite, since its training diverged; "
+      "name another learner or, with --step, an earlier checkpoint"
     )
   if learner.description.problem != "classification":
-    raise ValueError(f"--model={name} solves a regression; take one that names images")
+    raise ValueError(f"--model={name} solves a regression; name a classifier of images")
   run = description_of(name)
   return Subject(
     name=name,
@@ -283,7 +288,7 @@ def _subject(name: str, step: int | None) -> Subject:
 
 
 def _digest(learner: Any) -> str:
-  """Of a learner's description and parameters."""
+  """The digest of a learner's description and parameters."""
   from jsharp import _leaf_archive
   from jsharp.learners import to_json
 
@@ -302,7 +307,7 @@ def _data_dir(run: Any) -> str | None:
 
 
 def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
-  """Measures one learner and writes what was measured."""
+  """Measures one learner and writes the evaluation."""
   import numpy as np
 
   from jsharp._files import write_json
@@ -353,15 +358,14 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
   if path.exists():
     found = _read(path)
     if all(found.get(key) == value for key, value in asked.items()):
-      say(f"evaluate: {path} has it already")
+      say(f"evaluate: {path} already has this evaluation")
       tell(protocol_card(_for_card(found)))
       return
     raise ValueError(
-      f"{path} is another evaluation; give this another --eval_name, or remove that "
-      "file"
+      f"{path} is a different evaluation; pass another --eval_name, or remove that file"
     )
   path.parent.mkdir(parents=True, exist_ok=True)
-  if not os.access(path.parent, os.W_OK):  # Before it takes minutes.
+  if not os.access(path.parent, os.W_OK):  # Checked before minutes of computation.
     raise PermissionError(errno.EACCES, "cannot write an evaluation", str(path.parent))
   say(f"evaluate: {subject.name} on {num_tasks} tasks of {about['name']}")
   on_device = dataset.on_device()
@@ -411,14 +415,15 @@ def _one(subject: Subject, given: Given, parts: Mapping[str, Any]) -> None:
 def _dataset(
   subject: Subject, given: Given, parts: Mapping[str, Any]
 ) -> "tuple[Dataset, dict[str, Any], ImageSource]":
-  """The images, in the learner's shape, and what is to be known of them."""
+  """The images, in the learner's shape, and facts about them."""
   from jsharp.data.fitting import fit_to
 
   place: Place = parts["place"]
   source = parts["data"] or subject.data
   if source is None:
     raise ValueError(
-      f"--dataset is missing: it is not known what {subject.name} was tested on"
+      f"--dataset is missing, and it is not known what {subject.name} was tested on; "
+      "pass --dataset"
     )
   own = parts["data"] is None
   data_dir = place.data_dir or (subject.data_dir if own else None)
@@ -481,7 +486,7 @@ def _called(
   how: Mapping[str, Any],
   step: int | None,
 ) -> str:
-  """A name that says what was measured; other tasks or figures have another one."""
+  """A name made from what was measured, different for other tasks or settings."""
   words = [about["folder"] if source.holds_any and about["folder"] else source.name]
   if about["split"] != "test":
     words.append(about["split"])
@@ -507,12 +512,12 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return record
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
-      f"{path} is no evaluation ({error}); remove it, or restore a copy"
+      f"{path} is not an evaluation ({error}); remove it, or restore it from a copy"
     ) from error
 
 
 def _records(name: str) -> Iterator[dict[str, Any]]:
-  """The evaluations of a learner as it is now; others are left out with a line."""
+  """The evaluations of a learner's current parameters; others are reported."""
   from jsharp.learners import evaluations_of, load
 
   directory = evaluations_of(name)
@@ -527,21 +532,21 @@ def _records(name: str) -> Iterator[dict[str, Any]]:
       except (OSError, ValueError):
         if step is None:
           raise
-        digests[step] = None  # The checkpoint is gone, so it cannot have changed.
+        digests[step] = None  # The checkpoint is gone, so its digest is unknown.
     if digests[step] in (None, record["learner"]["digest"]):
       yield record
     else:
       say(
-        f"evaluate: {path} is of other parameters than {name} has now; left out. "
-        "Remove it"
+        f"evaluate: {path} belongs to other parameters than those of {name} now; it is "
+        "ignored. Remove it"
       )
 
 
 def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:
-  """An evaluation as `protocol_card` takes a result."""
+  """Converts an evaluation to a result for `protocol_card`."""
   figures = dict(record["figures"])
   policy = record["measured"]["policy"]
-  if policy != "transductive":  # The card names the two policies of a run's result.
+  if policy != "transductive":  # The card expects the two policies of a run's result.
     for end in ("", "_ci95"):
       figures[f"test_accuracy_inductive{end}"] = figures.pop(f"test_accuracy{end}")
   protocol = record["protocol"]
@@ -559,13 +564,13 @@ def _for_card(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """Learners by evaluations, and for each evaluation the differences from the first.
+  """Tables of learners by evaluations, and of paired differences from the first.
 
   Args:
-    records: for each learner, by name, its evaluations.
+    records: the evaluations of each learner, by its name.
 
   Returns:
-    Markdown. Learners are compared where they were measured on the same tasks.
+    Markdown. Learners are compared if they were measured on the same tasks.
   """
   from jsharp.evaluation import compare, markdown
 
@@ -591,7 +596,7 @@ def tables(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _column(record: Mapping[str, Any]) -> str:
-  """What evaluations on the same tasks share."""
+  """The heading that evaluations on the same tasks share."""
   protocol, policy = record["protocol"], record["measured"]["policy"]
   data, task = protocol["data"], protocol["task"]
   text = json.dumps([{**data, "images": None}, task, protocol["tasks"]], sort_keys=True)

@@ -1,13 +1,13 @@
-"""Names pictures after a few examples of each class, from the command line.
+"""Classifies images by a few examples of each class, from the command line.
 
     python -m jsharp.predict --model=RUN --support=examples --images=photographs
 
-`examples/` has a folder for each class with a few images of it; `photographs/` is a
-directory of images, with or without folders in it. One line for each image goes to
-standard output, as a table, CSV or JSON; everything else to standard error.
+`examples/` has one folder per class with a few images of it; `photographs/` is a
+directory of images, with or without subfolders. Standard output has one line per image,
+as a table, CSV or JSON; everything else goes to standard error.
 
-Where every image lies in a folder that is called after one of the classes, the share of
-those that were named so is reported too.
+If every image is in a folder named after one of the classes, the accuracy is reported
+too.
 
 Exit codes: 0 done; 2 bad flags, learner or images.
 """
@@ -37,59 +37,59 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction(Options):
-  """What is named, after which examples, by which learner."""
+  """The images to classify, the examples and the learner."""
 
   role: ClassVar[Role] = Role.TESTING
 
   model: str = option(
-    help="The learner: a run directory, what jsharp.save wrote, or the name of one "
-    "that comes with jsharp."
+    help="The learner: a run directory, a directory written by jsharp.save, or the "
+    "name of a learner that comes with jsharp."
   )
   support: str = option(
-    help="Directory of the examples: one folder for each class, called after it, with "
-    "any number of images."
+    help="Directory of the examples, with one folder per class, named after the class, "
+    "of any number of images."
   )
   images: tuple[str, ...] | None = option(
     None,
-    "Images to name: files, or directories that are searched for images. Words that "
-    "are no flags are images too.",
+    "Images to classify: files, or directories that are searched for images. Words "
+    "that are not flags are images too.",
   )
   format: Literal["table", "csv", "json"] = option(
-    "table", "How the names are written to standard output."
+    "table", "Format of the standard output."
   )
   top: int = option(
-    3, "Names shown for each image, the most probable first.", check=at_least(1)
+    3, "Classes shown for each image, the most probable first.", check=at_least(1)
   )
   policy: Literal["inductive", "transductive"] = option(
     "inductive",
-    "inductive: each image by itself, normalised by the examples. transductive: all "
-    "images are one normalisation batch.",
+    "inductive: each image is predicted alone, normalised by the examples. "
+    "transductive: all images are one normalisation batch.",
   )
   num_steps: int | None = option(
     None,
-    "Inner steps on the examples. Default: as the learner is tested.",
+    "Inner steps on the examples. Default: the learner's own number at test.",
     check=at_least(0),
   )
   compilation_cache_dir: str = option(
     "~/.cache/jsharp/xla",
-    "As for training: compiled programs, for you alone. Empty: no cache.",
+    "Directory for compiled programs, as in training; private to you. Empty: no cache.",
     role=Role.MACHINE,
   )
 
 
 PROGRAM = Program(
   "predict",
-  (Group("naming images", {"prediction": Prediction}),),
+  (Group("classifying images", {"prediction": Prediction}),),
   {},
-  "python -m jsharp.predict names images after a few examples of each class.",
+  "python -m jsharp.predict classifies images by a few examples of each class.",
 )
 
 
 class Names(NamedTuple):
-  """Classes for images.
+  """Predicted classes of images.
 
   Attributes:
-    paths: of the images.
+    paths: the paths of the images.
     classes: the classes.
     probabilities: `[num_images, way]`, in the order of `classes`.
   """
@@ -99,7 +99,7 @@ class Names(NamedTuple):
   probabilities: "np.ndarray"
 
   def best(self, top: int) -> list[list[tuple[str, float]]]:
-    """For each image its most probable classes with their probabilities."""
+    """The most probable classes of each image, with their probabilities."""
     order = (-self.probabilities).argsort(axis=1, kind="stable")[:, :top]
     return [
       [(self.classes[i], float(row[i])) for i in chosen]
@@ -108,7 +108,7 @@ class Names(NamedTuple):
 
 
 def main() -> None:
-  """Runs the program that was called; does not return."""
+  """Runs the program with the command line of this process; does not return."""
   sys.exit(start(sys.argv[1:], flags.FLAGS))
 
 
@@ -135,7 +135,7 @@ def _name(given: Given) -> int:
 
 
 def found(places: Sequence[str]) -> list[pathlib.Path]:
-  """The image files of files and directories, those of a directory by their paths.
+  """The given image files, and those in given directories, sorted by path.
 
   Args:
     places: paths.
@@ -155,11 +155,11 @@ def found(places: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _named(asked: Prediction, paths: list[pathlib.Path]) -> tuple[Names, str]:
-  """Names for images, and a line that says how long it took."""
+  """Predicted classes for images, and a line about the time it took."""
   from jsharp.data import pictures
 
   classifier = _classifier(asked)
-  # What cannot be read is refused before anything is compiled.
+  # Images are read, and errors reported, before anything is compiled.
   images = pictures.read(paths, classifier.learner.description.looks)
   say(f"{PROGRAM.name}: adapting; the first time compiles, which takes seconds")
   begin = time.perf_counter()
@@ -185,24 +185,24 @@ def _classifier(asked: Prediction) -> "FewShotClassifier":
   from jsharp.training import use_compilation_cache
 
   use_compilation_cache(asked.compilation_cache_dir)
-  # It runs a few times only, so what compiles quickly is fastest.
+  # It runs only a few times, so quick compilation matters most.
   execution = Execution(inner_steps="scanned", convolution="direct")
   learner = load(asked.model, execution=execution)
   if not isinstance(learner, Learner):
     raise ValueError(
       f"--model={asked.model} is an ordinary classifier of fixed classes, or a policy, "
-      "and cannot learn new ones from --support; take a few-shot learner"
+      "and cannot learn new classes from --support; name a few-shot learner"
     )
   return learner.classifier(asked.policy, asked.num_steps)
 
 
 def written(names: Names, form: str, top: int) -> str:
-  """The names as text.
+  """Formats predicted classes as text.
 
   Args:
-    names: of images.
+    names: the predicted classes.
     form: "table", "csv" or "json".
-    top: names for each image.
+    top: classes per image.
 
   Returns:
     The text, with a line break at its end.
@@ -241,7 +241,7 @@ def written(names: Names, form: str, top: int) -> str:
 
 
 def _shown(name: object) -> str:
-  """A name in one line of a terminal, with what cannot be printed escaped."""
+  """A name on one line, with unprintable characters escaped."""
   return "".join(
     c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
     for c in str(name)
@@ -264,7 +264,7 @@ def _csv(names: Names, best: list[list[tuple[str, float]]]) -> str:
 
 
 def accuracy(names: Names) -> str | None:
-  """How many images are named like their folder; None if a folder is no class."""
+  """The accuracy, if every image's folder is named after a class; otherwise None."""
   import numpy as np
 
   truth = [composed(path.parent.name) for path in names.paths]
@@ -275,7 +275,7 @@ def accuracy(names: Names) -> str | None:
     [names.classes[i] == name for i, name in zip(best, truth, strict=True)]
   )
   share = right.mean()
-  line = f"{PROGRAM.name}: {right.sum()} of {len(right)} are named like their folder"
+  line = f"{PROGRAM.name}: {right.sum()} of {len(right)} match the name of their folder"
   if len(right) < 2:
     return line
   half = 1.96 * right.std(ddof=1) / np.sqrt(len(right))
@@ -283,10 +283,10 @@ def accuracy(names: Names) -> str | None:
 
 
 def _print(text: str) -> None:
-  """Prints, and ends quietly where the reader has left, as `head` does.
+  """Prints text; ends quietly if the reader has closed the pipe, as `head` does.
 
   Raises:
-    OSError: if it cannot be printed for another reason, such as a full disk.
+    OSError: if printing fails for another reason, such as a full disk.
   """
   try:
     sys.stdout.write(text)
@@ -294,5 +294,5 @@ def _print(text: str) -> None:
   except OSError as error:
     silence(sys.stdout)
     if not isinstance(error, BrokenPipeError):
-      what = f"cannot print the names ({error.strerror}); print them elsewhere"
+      what = f"cannot print the result ({error.strerror}); print it elsewhere"
       raise type(error)(error.errno, what) from error

@@ -9,14 +9,14 @@ number of parameters:
 
 To second order the average case is `rho^2 / (2 dim) * trace` and, at a stationary
 point, the worst case with `p = 2` is `rho^2 / 2` times the largest eigenvalue. All of
-them change when layers are rescaled in a way that leaves the network's function as it
-is; the adaptive forms, with `e` relative to `|w|` entry by entry, do not (Kwon et al.
-2021, arXiv 2102.11600). None of them is known to predict generalisation in general
+them change when layers are rescaled without changing the network's function; the
+adaptive forms, with `e` relative to `|w|` entry by entry, do not (Kwon et al. 2021,
+arXiv 2102.11600). None of them is known to predict generalisation in general
 (Andriushchenko et al. 2023, arXiv 2302.07011).
 
 A loss is any deterministic `loss(params) -> scalar`. Every function is compiled once
-per function object; arrays that the loss needs beside `params` are compiled in as
-constants unless it is a `jax.tree_util.Partial`, as from
+per function object. Arrays that the loss needs in addition to `params` are compiled in
+as constants, unless the loss is a `jax.tree_util.Partial`, as from
 `jsharp.analysis.meta_objective`.
 """
 

@@ -1,4 +1,4 @@
-"""What the measures of sharpness share: estimates, and random vectors to probe with."""
+"""Shared by the measures of sharpness: estimates and random probe vectors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
   Attributes:
     value: the mean.
-    standard_error: of the mean, from the spread of the samples.
+    standard_error: the standard error of the mean, from the spread of the samples.
   """
 
   value: float
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def mean_estimate(samples: Sequence[float]) -> Estimate:
-  """The mean of independent samples.
+  """The mean of independent samples with its standard error.
 
   Args:
     samples: at least two.
@@ -46,10 +46,10 @@ def mean_estimate(samples: Sequence[float]) -> Estimate:
 
 
 def as_partial(loss: Callable[..., Any]) -> Any:
-  """A function as a pytree, so that it can be an argument of compiled code.
+  """Wraps a function as a pytree, so that it can be an argument of compiled code.
 
   Args:
-    loss: any function; a `jax.tree_util.Partial` stays what it is.
+    loss: any function; a `jax.tree_util.Partial` is returned unchanged.
 
   Returns:
     A `jax.tree_util.Partial`.
@@ -64,16 +64,16 @@ def as_partial(loss: Callable[..., Any]) -> Any:
 def of_variables(
   loss: Callable[..., Any], params: Params
 ) -> tuple[Callable[..., Any], Params]:
-  """A loss as a function of the leaves that have a derivative alone.
+  """A loss as a function of only the leaves that have a derivative.
 
   Args:
     loss: `loss(params, ...)`.
     params: any pytree.
 
   Returns:
-    A loss, and the parameters with None in place of the leaves that stay as they are:
-    integers, keys, functions. Where there are none of these, `loss` itself, so that
-    what was compiled for it serves again.
+    A loss, and the parameters with None in place of the leaves that cannot change:
+    integers, keys, functions. If there are no such leaves, `loss` itself, so that its
+    compilation is reused.
 
   Example:
     >>> loss, w = of_variables(lambda model: model[0](model[1]), [abs, -2.0])
@@ -87,7 +87,7 @@ def of_variables(
 
 
 def refuse_complex(params: Params) -> None:
-  """Refuses complex leaves, where a probe would see the real part alone.
+  """Rejects complex leaves, since a probe would measure only their real part.
 
   Args:
     params: any pytree of arrays.
@@ -103,20 +103,21 @@ def refuse_complex(params: Params) -> None:
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if jnp.iscomplexobj(leaf):
       raise ValueError(
-        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}, and this measures "
-        "functions of real numbers; pass its real and imaginary parts as two leaves"
+        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}, but sharpness is "
+        "measured for real parameters only; pass the real and imaginary parts as two "
+        "leaves"
       )
 
 
 def random_like(
   draw: Callable[..., jax.Array], key: jax.Array, params: Params
 ) -> Params:
-  """Random numbers in the shapes of the parameters.
+  """Draws random numbers in the shapes of the parameters.
 
   Args:
     draw: `draw(key, shape, dtype)`, such as `jax.random.normal`; it draws float32.
-    key: of all numbers, which are drawn at once.
-    params: gives structure, shapes and dtypes; at least one leaf.
+    key: the random key for all numbers, which are drawn at once.
+    params: the structure, shapes and dtypes; at least one leaf.
 
   Returns:
     A pytree like `params`.

@@ -1,7 +1,7 @@
-"""Pictures of loss landscapes: contours, surfaces and lines, on one scale for all.
+"""Plots of loss landscapes: contours, surfaces and lines, on a shared scale.
 
-Panels that stand side by side share levels, colours and axes, so that a flatter one
-looks flatter. Where the values span more than a factor of ten, colours and levels are
+Panels side by side share levels, colours and axes, so that a flatter landscape looks
+flatter. If the values span more than a factor of ten, colours and levels are
 logarithmic.
 """
 
@@ -15,26 +15,26 @@ from jsharp._checks import check_count
 from jsharp._files import save_figure
 
 Axis = np.ndarray | Mapping[str, np.ndarray]
-"""The coordinates of all panels, or by the names of the panels."""
+"""The coordinates of all panels, or one array per panel, by the panel's name."""
 
 _COLOURS = "viridis"
 _DIRECTIONS = ("first direction", "second direction")
 _DPI = 150
 _MAX_COLUMNS = 4
 _NUM_LEVELS = 24
-_WIDE = 10  # A ratio of values beyond which levels are logarithmic.
+_WIDE = 10  # If values span a larger ratio, levels are logarithmic.
 
 
 def levels(panels: Iterable[np.ndarray], num_levels: int = _NUM_LEVELS) -> np.ndarray:
-  """Levels that are the same for all panels.
+  """Contour levels that are the same for all panels.
 
   Args:
-    panels: arrays of any shape; what is not finite does not count.
-    num_levels: how many.
+    panels: arrays of any shape; non-finite values are ignored.
+    num_levels: the number of levels.
 
   Returns:
-    `[num_levels]`, increasing from the smallest value to the largest one: in equal
-    ratios if all are positive and span more than a factor of 10, else in equal steps.
+    `[num_levels]`, increasing from the smallest to the largest value: in equal ratios
+    if all are positive and span more than a factor of 10, otherwise in equal steps.
 
   Raises:
     ValueError: if no value is finite.
@@ -72,20 +72,20 @@ def plot_contours(
   marks: Mapping[str, np.ndarray] | None = None,
   ceiling: float | None = None,
 ) -> None:
-  r"""Draws contours side by side, with one set of levels and one colour bar.
+  r"""Plots contours side by side, with shared levels and one colour bar.
 
   Args:
-    panels: what stands above each panel, and its values `[num_alphas, num_betas]`.
-    alphas: `[num_alphas]`, the horizontal axis; where panels differ, one for each.
+    panels: the heading of each panel, and its values `[num_alphas, num_betas]`.
+    alphas: `[num_alphas]`, the horizontal axis; one array per panel if they differ.
     betas: `[num_betas]`, the vertical axis; likewise.
     path: the PNG to write.
-    title: stands above all.
-    label: what the values are.
-    directions: what stands beside the axes.
+    title: the title of the figure.
+    label: the label of the values.
+    directions: the labels of the axes.
     trajectories: per panel `[num_points, 2]`, as from `jsharp.analysis.project`; a
       circle marks the first point.
-    marks: `[2]` each: points by the words that stand beside them, in every panel.
-    ceiling: what is above has the colour of the highest level; None for no limit.
+    marks: labelled points, `[2]` each, that are drawn in every panel.
+    ceiling: values above get the colour of the highest level; None for no limit.
 
   Raises:
     ValueError: if no value is finite.
@@ -150,19 +150,19 @@ def plot_surfaces(
   directions: tuple[str, str] = _DIRECTIONS,
   ceiling: float | None = None,
 ) -> None:
-  r"""Draws surfaces in space side by side, with one vertical axis and one colour bar.
+  r"""Plots 3-D surfaces side by side, with a shared vertical axis and one colour bar.
 
-  The vertical axis is linear, whatever the colours are.
+  The vertical axis is linear, even if the colours are logarithmic.
 
   Args:
     panels: as for `plot_contours`.
     alphas: as for `plot_contours`.
     betas: likewise.
     path: the PNG to write.
-    title: stands above all.
-    label: what the values are.
-    directions: what stands beside the horizontal axes.
-    ceiling: what is above is drawn at this height; None for no limit.
+    title: the title of the figure.
+    label: the label of the values.
+    directions: the labels of the horizontal axes.
+    ceiling: values above are drawn at this height; None for no limit.
 
   Raises:
     ValueError: if no value is finite.
@@ -220,17 +220,17 @@ def plot_lines(
   label: str = "loss",
   ceiling: float | None = None,
 ) -> None:
-  r"""Draws the mean over tasks along a line for several networks, with a band.
+  r"""Plots the mean over tasks along a line for several networks, with a band.
+
+  The band spans the middle half of the tasks.
 
   Args:
     lines: the name of each network, and its values `[num_alphas, num_tasks]`.
     alphas: `[num_alphas]`.
     path: the PNG to write.
-    title: stands above.
-    label: what the values are.
-    ceiling: the upper end of the vertical axis; None for what fits.
-
-  The band holds the middle half of the tasks.
+    title: the title of the figure.
+    label: the label of the values.
+    ceiling: the upper end of the vertical axis; None to fit the values.
 
   Raises:
     OSError: if `path` cannot be written.

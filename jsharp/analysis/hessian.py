@@ -1,9 +1,9 @@
 """The Hessian of a loss: products with vectors, largest eigenvalues, trace.
 
-The Hessian is only ever multiplied by vectors (forward over reverse where that is
-possible, about the cost of two gradients). The loss is a function of the parameters
-alone: what else a model holds, such as running averages of batch normalisation, stays
-fixed, so that the Hessian is that of the network as it is evaluated.
+The Hessian is only multiplied by vectors (forward over reverse if possible, at about
+the cost of two gradients). The loss is a function of the parameters only: other state
+of a model, such as running averages of batch normalisation, is held fixed, so this is
+the Hessian of the network as it is evaluated.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ class Eigenvalues(NamedTuple):
 
   Attributes:
     values: `[num_values]` float64.
-    residuals: `[num_values]` float64: within so much of each value there is an
-      eigenvalue (up to rounding), whether or not it is the one that was meant.
+    residuals: `[num_values]` float64: an eigenvalue lies within this distance of each
+      value (up to rounding), though not necessarily the one of the same rank.
   """
 
   values: np.ndarray
@@ -56,8 +56,8 @@ def hessian_vector_product(
     params: where the Hessian is taken.
 
   Returns:
-    `matvec(vector) -> vector`, pytrees like `params` (None for leaves that have no
-    derivative); the caller jits.
+    `matvec(vector) -> vector`, on pytrees like `params` (None for leaves without a
+    derivative); not compiled, so wrap it in `jax.jit`.
 
   Example:
     >>> matvec = hessian_vector_product(lambda w: w[0] ** 2 * w[1], jnp.array([1., 3.]))
@@ -80,25 +80,27 @@ def lanczos(
   *,
   between: Callable[[], None] = lambda: None,
 ) -> Eigenvalues:
-  """Ritz values of a symmetric map, with full reorthogonalisation.
+  """Lanczos' method: Ritz values of a symmetric map, with full reorthogonalisation.
 
-  The extreme ones converge first; with as many steps as dimensions they are all
-  eigenvalues. Where the Krylov space ends early (a map of low rank), it goes on from a
-  new random vector. Keeps `num_steps + 1` vectors as large as `params`.
+  The extreme values converge first; with as many steps as dimensions all values are
+  eigenvalues. If the Krylov space is exhausted early (a map of low rank), the method
+  continues from a new random vector. It keeps `num_steps + 1` vectors as large as
+  `params`.
 
   Args:
-    matvec: symmetric, `matvec(vector) -> vector` on pytrees like `params`; jitted by
+    matvec: symmetric, `matvec(vector) -> vector` on pytrees like `params`; compiled by
       the caller.
-    params: gives the shapes and the dtype, which has to be one for all leaves.
-    num_steps: products with the map; cut to the number of dimensions.
-    key: of the starting vector.
-    between: called before every product; it may raise to stop.
+    params: the shapes and the dtype, which must be the same for all leaves.
+    num_steps: products with the map; at most the number of dimensions is used.
+    key: the random key of the starting vector.
+    between: called before every product; raise an exception in it to stop.
 
   Returns:
     All Ritz values and their residuals.
 
   Raises:
-    ValueError: if `num_steps` is not positive, leaves differ in dtype or are complex.
+    ValueError: if `num_steps` is not positive, or leaves differ in dtype or are
+      complex.
 
   Example:
     >>> diagonal = jnp.array([5.0, 1.0, -2.0])
@@ -112,7 +114,7 @@ def lanczos(
   dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
   if len(dtypes) != 1:
     raise ValueError(
-      f"params holds the dtypes {sorted(map(str, dtypes))}; cast the leaves to one"
+      f"params has the dtypes {sorted(map(str, dtypes))}; cast all leaves to one dtype"
     )
   flat, unravel = ravel_pytree(params)
   size, dtype = flat.size, flat.dtype
@@ -126,7 +128,7 @@ def lanczos(
     product, _ = ravel_pytree(matvec(unravel(basis[step])))
     diagonal[step] = float(_dot(basis[step], product))
     rest, norm = _orthogonal(basis, product)
-    # What is left of a product inside the space is rounding, not a direction.
+    # The remainder of a product inside the space is rounding error, not a direction.
     largest = max(largest, float(_dot(product, product)) ** 0.5)
     if float(norm) > 100 * float(jnp.finfo(dtype).eps) * largest:
       coupling[step] = float(norm)
@@ -148,7 +150,7 @@ def _dot(a, b):
 
 @jax.jit
 def _orthogonal(basis, vector):
-  """The unit vector orthogonal to the rows of `basis`, and the length before."""
+  """The unit vector orthogonal to the rows of `basis`, and its norm before scaling."""
   for _ in range(2):  # Twice is enough.
     along = jnp.matmul(basis, vector, precision="highest")
     vector = vector - jnp.matmul(along, basis, precision="highest")
@@ -174,23 +176,24 @@ def largest_eigenvalues(
       scalar`, the mean over one batch. The product with the Hessian is compiled once
       per function object.
     params: where the Hessian is taken; one dtype.
-    batches: a pytree with leading axes `[num_batches, batch, ...]`. The Hessian is that
-      of the mean over batches, in the memory of one batch.
-    num_eigenvalues: how many.
+    batches: a pytree with leading axes `[num_batches, batch, ...]`. The Hessian is
+      taken of the mean over batches, with the memory of one batch.
+    num_eigenvalues: the number of eigenvalues.
     num_steps: Hessian-vector products, each one pass over `batches`. The largest
-      eigenvalue of a network takes 10 to 20, further ones take more; the residuals
-      tell.
-    key: of the starting vector.
-    context: what else `loss` reads with `batches`, held fixed; a model's running
-      statistics.
-    between: called before every product; it may raise to stop.
+      eigenvalue of a network needs 10 to 20, further eigenvalues need more; check the
+      residuals.
+    key: the random key of the starting vector.
+    context: further arguments of `loss` when `batches` is given, held fixed, such as a
+      model's running statistics.
+    between: called before every product; raise an exception in it to stop.
 
   Returns:
-    The `num_eigenvalues` largest (fewer where there are not so many dimensions), with
-    residuals.
+    The `num_eigenvalues` largest eigenvalues, at most as many as there are dimensions,
+    with residuals.
 
   Raises:
-    ValueError: if `num_steps` is below `num_eigenvalues` or one of them not positive.
+    ValueError: if `num_steps` is below `num_eigenvalues`, or one of them is not
+      positive.
 
   Example:
     >>> found = largest_eigenvalues(lambda w: 3 * w[0] ** 2 - w[1] ** 2, jnp.ones(2),
@@ -226,14 +229,14 @@ def trace(
 ) -> Estimate:
   """The trace of the Hessian, by Hutchinson's estimate with random signs.
 
-  Exact where the Hessian is diagonal. Each sample is one Hessian-vector product.
+  It is exact if the Hessian is diagonal. Each sample is one Hessian-vector product.
 
   Args:
     loss: `loss(params) -> scalar`.
     params: where the Hessian is taken.
     num_samples: at least 2.
-    key: of the signs.
-    between: called before every sample; it may raise to stop.
+    key: the random key of the signs.
+    between: called before every sample; raise an exception in it to stop.
 
   Returns:
     The estimate; its error falls with the square root of `num_samples`.
@@ -283,7 +286,7 @@ def _mean_product(params, batches, context, vector, *, loss_fn):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HessianOptions(Options):
-  """The Hessian's eigenvalues that a run measures.
+  """Options for measuring the Hessian's eigenvalues in a run.
 
   Example:
     >>> HessianOptions(hessian_eigenvalues=3, hessian_steps=2)
@@ -301,22 +304,22 @@ class HessianOptions(Options):
   )
   hessian_examples: int = option(
     1000,
-    "Training images, always the same ones, that this loss is the mean over.",
+    "Number of training images, always the same ones, that this loss averages over.",
     check=at_least(1, "for none use --hessian_eigenvalues=0."),
   )
   hessian_steps: int = option(
     20,
-    "Steps of Lanczos' method; each costs about two gradients on those images and one "
+    "Steps of Lanczos' method. Each costs about two gradients on these images and one "
     "more copy of the parameters in memory.",
     check=at_least(1, "for none use --hessian_eigenvalues=0."),
   )
 
   def complete(self) -> None:
-    """Refuses more eigenvalues than steps."""
+    """Checks that there are at least as many steps as eigenvalues."""
     if self.hessian_steps < self.hessian_eigenvalues:
       raise ValueError(
         f"--hessian_steps={self.hessian_steps} finds at most as many eigenvalues, not "
-        f"{self.hessian_eigenvalues}; take more steps"
+        f"{self.hessian_eigenvalues}; use more steps"
       )
 
   def figures(
@@ -329,14 +332,15 @@ class HessianOptions(Options):
     context: Any = (),
     between: Callable[[], None] = lambda: None,
   ) -> dict[str, list[float]]:
-    """Measures the eigenvalues for a result; nothing if none are wanted.
+    """Measures the eigenvalues for a result; empty if the option is 0.
 
     Args:
-      when: names the figures: `hessian_eigenvalues_WHEN`, `hessian_residuals_WHEN`.
-      loss_fn: this and the rest as for `largest_eigenvalues`.
+      when: the suffix of the figures' names: `hessian_eigenvalues_WHEN` and
+        `hessian_residuals_WHEN`.
+      loss_fn: as for `largest_eigenvalues`, like the following arguments.
       params: where the Hessian is taken.
-      batches: what the loss is averaged over.
-      context: what stays fixed.
+      batches: the batches that the loss averages over.
+      context: arguments of the loss that are held fixed.
       between: called before every product.
     """
     if not self.hessian_eigenvalues:

@@ -1,16 +1,16 @@
 """Loss landscapes: the loss on a line or a plane through the parameters.
 
-A random direction means nothing by its length: where batch normalisation follows a
-layer, the network's function does not change with the length of its filters, so a step
-of length 1 is large for one network and small for another. Filter normalisation (Li et
-al. 2018, arXiv 1712.09913) gives every filter of a direction the length of that filter
-of the parameters,
+The length of a random direction has no meaning by itself: if batch normalisation
+follows a layer, the network's function does not depend on the norm of its filters, so a
+step of length 1 is large for one network and small for another. Filter normalisation
+(Li et al. 2018, arXiv 1712.09913) scales every filter of a direction to the norm of the
+same filter of the parameters,
 
     d_j = noise_j * |w_j| / |noise_j|        for every filter j of every layer
 
-where a filter is all that makes one output feature: all axes of a kernel but the
-last. Leaves with one axis or none (biases, the scales and offsets of normalisation)
-stay as they are. Then two networks can be compared on one pair of axes.
+where a filter is everything that produces one output feature: all axes of a kernel
+except the last. Leaves with one axis or none (biases, the scales and offsets of
+normalisation) do not change. Two networks can then be compared on the same axes.
 """
 
 import functools
@@ -29,16 +29,16 @@ from jsharp.types import Params
 def filter_normalise(
   direction: Params, params: Params, *, keep_vectors: bool = False
 ) -> Params:
-  """Gives every filter of a direction the length of that filter of the parameters.
+  """Scales every filter of a direction to the norm of the parameters' filter.
 
   Args:
     direction: a pytree like `params`.
-    params: what the direction starts from.
+    params: the parameters that the direction starts from.
     keep_vectors: False sets leaves with at most one axis to zero; True scales each of
       them as one filter.
 
   Returns:
-    The direction, zero where a filter of either is zero.
+    The direction, with zero filters where either filter is zero.
 
   Example:
     >>> d = {"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]]), "bias": jnp.ones(2)}
@@ -70,22 +70,22 @@ def direction(
 ) -> Params:
   """A random, filter-normalised direction.
 
-  The same key gives networks of one shape the same noise, each scaled to its own
-  filters.
+  With the same key, networks of the same shape get the same noise, each scaled to its
+  own filters.
 
   Args:
-    key: of the Gaussian noise.
-    params: what the direction starts from.
-    orthogonal_to: a direction to be orthogonal to, filter by filter, so that it stays
-      so when the filters are scaled. Filters of one entry have no orthogonal direction
-      and become zero.
+    key: the random key of the Gaussian noise.
+    params: the parameters that the direction starts from.
+    orthogonal_to: a direction to be orthogonal to, filter by filter, so that scaling
+      the filters keeps it orthogonal. Filters with a single entry have no orthogonal
+      direction and become zero.
     keep_vectors: as for `filter_normalise`.
 
   Returns:
     A pytree like `params`, with None for leaves without a derivative.
 
   Raises:
-    ValueError: if nothing is left that is orthogonal.
+    ValueError: if the orthogonal part is zero.
 
   Example:
     >>> w = {"kernel": jnp.full((4, 4), 0.5)}
@@ -102,8 +102,8 @@ def direction(
   wide = [x for x in jax.tree.leaves(drawn) if x.ndim > 1 and x.size > x.shape[-1]]
   if orthogonal_to is not None and wide and not any(map(jnp.any, wide)):
     raise ValueError(
-      "nothing of this direction is orthogonal to orthogonal_to; both were probably "
-      "drawn with one key: use another key"
+      "no part of this direction is orthogonal to orthogonal_to; both were probably "
+      "drawn with the same key: use another key"
     )
   return drawn
 
@@ -116,18 +116,18 @@ def line(
   *,
   chunk: int = 1,
 ) -> Any:
-  """What `loss` returns along a line, `loss(params + alpha * along)`.
+  """Evaluates `loss` along a line, `loss(params + alpha * along)`.
 
   Args:
     loss: any pure function of the parameters that returns a pytree of arrays: a
       scalar, or `jsharp.analysis.per_task(...)` for one curve per task.
-    params: the centre; leaves without a derivative stay as they are.
+    params: the centre; leaves without a derivative do not change.
     along: a direction, a pytree like `params`.
     alphas: `[num_alphas]`.
-    chunk: how many points are computed at a time; memory is that of one chunk.
+    chunk: the number of points computed at a time, which determines the memory.
 
   Returns:
-    The pytree with a leading axis `[num_alphas]`.
+    The pytree that `loss` returns, with a leading axis `[num_alphas]`.
 
   Raises:
     ValueError: if `chunk` is not positive.
@@ -154,22 +154,22 @@ def surface(
   *,
   chunk: int = 1,
 ) -> Any:
-  """What `loss` returns on a grid, `loss(params + alpha * first + beta * second)`.
+  """Evaluates `loss` on a grid, `loss(params + alpha * first + beta * second)`.
 
-  Compiled once for a number of points: a grid can be computed row by row, with one
-  `alphas` at a time.
+  It is compiled once per number of points, so a grid can be computed row by row, with
+  one entry of `alphas` at a time.
 
   Args:
     loss: as for `line`.
     params: the centre.
     first: a direction, a pytree like `params`.
-    second: another one.
+    second: another direction.
     alphas: `[num_alphas]`.
     betas: `[num_betas]`.
     chunk: as for `line`.
 
   Returns:
-    The pytree of what `loss` returns with leading axes `[num_alphas, num_betas]`.
+    The pytree that `loss` returns, with leading axes `[num_alphas, num_betas]`.
 
   Raises:
     ValueError: if `chunk` is not positive.
@@ -223,6 +223,6 @@ def _without(noise: jax.Array, other: jax.Array) -> jax.Array:
     square == 0, 0, _per_filter(noise, other) / jnp.where(square == 0, 1, square)
   )
   rest = noise - jnp.broadcast_to(share, noise.shape) * other
-  # Of what is parallel only rounding is left, which scaling would blow up.
+  # For parallel filters only rounding error is left, which scaling would magnify.
   is_parallel = _per_filter(rest, rest) < 1e-6 * _per_filter(noise, noise)
   return jnp.where(jnp.broadcast_to(is_parallel, rest.shape), 0, rest)

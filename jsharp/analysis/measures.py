@@ -1,4 +1,4 @@
-"""The measures of sharpness by name, their table, and how they go with the gap."""
+"""Named measures of sharpness, their table, and their correlation with the gap."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from jsharp.types import Params
 Figures = Mapping[str, Mapping[str, float]]
 """`{measure: {"value": ..., "standard_error": ...}}` of one network.
 
-Under "gap" is what `generalisation_gap` returns.
+The key "gap" holds the result of `generalisation_gap`.
 """
 
 Between = Callable[[], None]
@@ -27,19 +27,19 @@ Measure = Callable[[Loss, Params, Between], dict[str, float]]
 """`measure(loss, params, between) -> {"value": ..., ...}`."""
 
 OUTCOMES = ("test_accuracy", "accuracy_gap", "loss_gap")
-"""What figures of sharpness are correlated with."""
+"""The outcomes that measures of sharpness are correlated with."""
 
 _COUNT = at_least(1, "give a number of at least 1.")
 _SAMPLES = at_least(2, "a standard error needs at least 2.")
 _RADII = Check(
   lambda values: all(0 < value < math.inf for value in values),
-  "needs positive numbers separated by commas, as in 0.05,0.5; empty for none.",
+  "must be positive numbers separated by commas, such as 0.05,0.5; empty for none.",
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measures(Options):
-  """Which measures of sharpness are taken, and how exactly.
+  """The measures of sharpness to compute, and their numbers of samples and steps.
 
   Example:
     >>> import jax.numpy as jnp
@@ -56,19 +56,25 @@ class Measures(Options):
   role: ClassVar[Role] = Role.TESTING
 
   radii: tuple[float, ...] = option(
-    (0.05, 0.5), "Radii of the worst-case rise, a list.", check=_RADII
+    (0.05, 0.5),
+    "Radii of the worst-case rise of the loss, separated by commas.",
+    check=_RADII,
   )
   adaptive_radii: tuple[float, ...] = option(
-    (0.5,), "The same relative to the size of each parameter.", check=_RADII
+    (0.5,),
+    "Radii of the worst-case rise, relative to the size of each parameter.",
+    check=_RADII,
   )
   average_radii: tuple[float, ...] = option(
     (1.0,),
-    "Radii of the average rise, a list. Random vectors are nearly orthogonal to all "
-    "sharp directions, so these radii are larger.",
+    "Radii of the average rise of the loss, separated by commas. Random vectors are "
+    "nearly orthogonal to all sharp directions, so these radii are larger.",
     check=_RADII,
   )
   adaptive_average_radii: tuple[float, ...] = option(
-    (10.0,), "The same relative to the size of each parameter.", check=_RADII
+    (10.0,),
+    "Radii of the average rise, relative to the size of each parameter.",
+    check=_RADII,
   )
   ascent_steps: int = option(
     10, "Steps of the search for the worst case.", check=_COUNT
@@ -84,15 +90,16 @@ class Measures(Options):
   )
 
   def by_name(self, key: jax.Array) -> dict[str, Measure]:
-    """The measures, ready for any loss.
+    """The measures by name, for any loss.
 
     Args:
-      key: of random vectors; the same for every loss, so that losses can be compared.
+      key: the random key; it is the same for every loss, so that losses can be
+        compared.
 
     Returns:
-      By its name `measure(loss, params, between)`, which gives the figure as "value",
-      beside what is known of its error. `between` is called every few seconds; it may
-      raise to stop.
+      For each name `measure(loss, params, between)`, which returns the figure as
+      "value", and its standard error or residual if known. `between` is called every
+      few seconds; raise an exception in it to stop.
     """
 
     def eigenvalue(loss: Loss, params: Params, between: Between) -> dict[str, float]:
@@ -133,15 +140,16 @@ class Measures(Options):
 def rank_correlations(
   networks: Sequence[Figures], *, seed: int = 0
 ) -> dict[str, dict[str, RankCorrelation]]:
-  """How every measure of sharpness goes with the gap, over networks.
+  """The rank correlation of every measure of sharpness with the gap, over networks.
 
   Args:
-    networks: the figures of each, with a "gap". What is not finite is left out.
-    seed: of the bootstrap intervals.
+    networks: the figures of each network, including "gap". Non-finite figures are left
+      out.
+    seed: the seed of the bootstrap intervals.
 
   Returns:
-    `{measure: {outcome: correlation}}` for every outcome in `OUTCOMES` that at least
-    three networks have figures for; empty for fewer networks.
+    `{measure: {outcome: correlation}}` for every outcome in `OUTCOMES` for which at
+    least three networks have figures; empty for fewer networks.
 
   Example:
     >>> networks = [
@@ -169,12 +177,12 @@ def sharpness_table(
   *,
   further: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-  """The figures as Markdown: a column per network, then the correlations.
+  """The figures as Markdown tables: one column per network, then the correlations.
 
   Args:
     networks: the figures of each network by its name.
     correlations: from `rank_correlations`.
-    further: further lines of the table, a cell for each network.
+    further: additional rows of the table, with one cell per network.
 
   Returns:
     The text.

@@ -1,8 +1,8 @@
-"""The meta-objective on fixed tasks, as a function of the parameters to take apart.
+"""The meta-objective on fixed tasks, as a function of the parameters.
 
-What measures a loss surface wants a `loss(params)`. Here it is a
-`jax.tree_util.Partial` that carries the tasks: its arrays are arguments of compiled
-code and no constants in it, and two sets of tasks of one shape share one compilation.
+Measures of a loss surface need a `loss(params)`. Here it is a `jax.tree_util.Partial`
+that holds the tasks: its arrays are arguments of compiled code instead of constants, so
+two sets of tasks with the same shapes share one compilation.
 """
 
 import functools
@@ -16,18 +16,18 @@ from jsharp import tree as trees
 from jsharp.core.objectives import over_tasks
 from jsharp.types import Metrics, Params, TaskLossFn
 
-_MAX_KEPT = 16  # Functions made before, so that they are compiled once.
+_MAX_KEPT = 16  # Cached functions, so that each is compiled once.
 
 
 def meta_objective(
   task_loss_fn: TaskLossFn, tasks: Any, *, chunk: int | None = None
 ) -> Callable[[Params], jax.Array]:
-  """The mean of a task loss over fixed tasks, with the memory of one chunk.
+  """The mean of a task loss over fixed tasks, in the memory of one chunk.
 
-  So has its gradient, which is the mean of per-task gradients, and the Hessian's
-  products with vectors: a derivative goes through the tasks chunk by chunk and not
-  backwards through all of them. Through MAML's inner loop a Hessian is a third
-  derivative of the network's loss; everything in `jsharp.nn` has one.
+  The same memory suffices for its gradient, which is the mean of per-task gradients,
+  and for Hessian-vector products: derivatives are computed chunk by chunk instead of
+  backwards through all tasks. Through MAML's inner loop, a Hessian takes third
+  derivatives of the network's loss; everything in `jsharp.nn` has them.
 
   Args:
     task_loss_fn: `task_loss_fn(params, task) -> (loss, metrics)`, such as
@@ -36,7 +36,7 @@ def meta_objective(
     chunk: how many tasks are batched at a time, see `jsharp.over_tasks`.
 
   Returns:
-    `loss(params) -> scalar`, to be differentiated with respect to `params`, any
+    `loss(params) -> scalar`, which can be differentiated with respect to `params` any
     number of times.
 
   Raises:
@@ -56,7 +56,7 @@ def meta_objective(
 def per_task(
   task_loss_fn: TaskLossFn, tasks: Any, *, chunk: int | None = None
 ) -> Callable[[Params], Metrics]:
-  """The metrics of every one of a list of fixed tasks.
+  """The metrics of each task in a fixed list.
 
   Args:
     task_loss_fn: as for `meta_objective`.
@@ -64,7 +64,7 @@ def per_task(
     chunk: as for `meta_objective`.
 
   Returns:
-    `measure(params) -> metrics`, each `[num_tasks, ...]`, the loss among them as
+    `measure(params) -> metrics`, each `[num_tasks, ...]`, including the loss as
     `"loss"`.
 
   Example:

@@ -1,4 +1,4 @@
-"""The line or plane through the parameters of networks on which a loss is drawn."""
+"""The line or plane in parameter space on which a loss is drawn."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Axes = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plane(Options):
-  """Where a loss is drawn: directions through the parameters, and points on them.
+  """Options for the line or plane on which a loss is drawn.
 
   Example:
     >>> plane = Plane(grid=3, extent=0.5)
@@ -44,56 +44,59 @@ class Plane(Options):
   )
   plane: Literal["random", "path", "minima"] = option(
     "random",
-    "random: the same random directions for all runs, each scaled to its own filters; "
-    "path: for each run the two directions that explain most of its own way through "
-    "training, which runs with --keep_path have kept; minima: one plane through the "
-    "parameters of three runs, or of two that have the same seed and their common "
-    "start. The units of path and minima are distances.",
+    "random: the same random directions for all runs, scaled to each run's filters; "
+    "path: for each run the two directions that explain most of its training "
+    "trajectory, as saved by --keep_path; minima: one plane through the parameters of "
+    "three runs, or of two runs with the same seed and their common initialisation. "
+    "The units of path and minima are distances in parameter space.",
   )
   grid: int = option(
     25,
-    "Points along each axis; an odd number has the centre.",
+    "Points along each axis; an odd number includes the centre.",
     check=at_least(1, "give a number of at least 1."),
   )
   extent: float = option(
     1.0,
-    "The axes go from minus to plus this; at 1 a filter is moved by its own length. "
-    "With path and minima a factor: at 1 the whole path or all points lie inside, less "
-    "comes closer to the drawn parameters.",
+    "The axes range from minus to plus this value; at 1 a filter is moved by its own "
+    "norm. With path and minima a factor: at 1 the plot contains the whole path or all "
+    "points, smaller values zoom in on the drawn parameters.",
     check=positive("usual extents are 0.2 to 1."),
   )
   orthogonal: bool = option(
     False,
-    "Make the second direction exactly orthogonal to the first one, filter by filter; "
-    "random ones are nearly so.",
+    "Make the second direction exactly orthogonal to the first, filter by filter; "
+    "random directions are nearly orthogonal.",
   )
   keep_vectors: bool = option(
     False, "Move biases and the parameters of normalisation too."
   )
   point_chunk: int = option(
     1,
-    "Points computed at once: memory against speed on an accelerator.",
+    "Points computed at a time: more are faster on an accelerator and need more "
+    "memory.",
     check=at_least(1, "give a number of at least 1."),
     role=Role.MACHINE,
     identity=True,
   )
 
   def complete(self) -> None:
-    """Refuses options that say nothing of a plane through points."""
+    """Rejects options that do not apply to a plane through points."""
     if self.is_random:
       return
     if self.is_line:
-      raise ValueError(f"--plane={self.plane} is a plane, no line; take --dimensions=2")
+      raise ValueError(
+        f"--plane={self.plane} is a plane, not a line; use --dimensions=2"
+      )
     random_only = {"orthogonal": self.orthogonal, "keep_vectors": self.keep_vectors}
     for name in (name for name, is_given in random_only.items() if is_given):
       raise ValueError(
-        f"--{name} is about random directions, and those of --plane={self.plane} are "
-        f"orthogonal and move all parameters; leave --{name} out"
+        f"--{name} applies to random directions only; those of --plane={self.plane} "
+        f"are orthogonal and move all parameters; leave --{name} out"
       )
 
   @property
   def is_line(self) -> bool:
-    """Whether it has one direction alone."""
+    """Whether it has only one direction."""
     return self.dimensions == "1"
 
   @property
@@ -108,18 +111,18 @@ class Plane(Options):
 
   @property
   def num_rows(self) -> int:
-    """Rows of points; a line is one row."""
+    """The number of rows of points; a line is one row."""
     return 1 if self.is_line else self.grid
 
   def directions(
     self, key: jax.Array, params: Params, path: Sequence[Params] = ()
   ) -> Directions:
-    """The two directions; a line has the first one.
+    """The two directions; a line uses only the first.
 
     Args:
-      key: of random directions.
+      key: the key of random directions.
       params: the centre.
-      path: what was kept of the training, or the other points of the plane; pytrees
+      path: the saved training trajectory, or the other points of the plane; pytrees
         like `params`.
 
     Raises:
@@ -141,7 +144,7 @@ class Plane(Options):
   def project(
     self, key: jax.Array, params: Params, path: Sequence[Params]
   ) -> Projection:
-    """Where a path lies in it.
+    """Projects a path onto the plane.
 
     Args:
       key: as for `directions`.
@@ -157,8 +160,8 @@ class Plane(Options):
     """The coordinates along each direction for every run, `[grid]` each.
 
     Args:
-      num_runs: how many runs are drawn.
-      paths: for a plane of paths, of every run the coordinates `[num_points, 2]`.
+      num_runs: the number of runs that are drawn.
+      paths: for --plane=path, the coordinates `[num_points, 2]` of every run's path.
     """
     if not self.is_random:
       return square_axes(paths, self.grid, extent=self.extent)
@@ -174,17 +177,17 @@ class Plane(Options):
     directions: Directions,
     axes: Axes,
   ) -> Any:
-    """What a loss returns on one row of points; rows compile once.
+    """Evaluates a loss on one row of points; all rows share one compilation.
 
     Args:
-      number: of the row: the point on the first axis. A line has row 0 alone.
+      number: the row's number, its index on the first axis. A line has only row 0.
       loss: any pure function of the parameters that returns a pytree of arrays.
       params: the centre.
       directions: from `directions`.
       axes: from `axes`, of one run.
 
     Returns:
-      The pytree with a leading axis `[grid]`.
+      The pytree that `loss` returns, with a leading axis `[grid]`.
     """
     first, second = directions
     alphas, betas = axes

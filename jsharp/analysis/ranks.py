@@ -1,6 +1,6 @@
-"""Rank correlation over runs: does the sharper run generalise worse?
+"""Rank correlation over runs: do sharper runs generalise worse?
 
-Few runs make a weak case, so the correlation comes with an interval over runs.
+A few runs are weak evidence, so the correlation comes with an interval over runs.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from jsharp._checks import check_count
 
 
 class RankCorrelation(NamedTuple):
-  """A rank correlation and how sure it is.
+  """A rank correlation with its interval.
 
   Attributes:
-    value: in [-1, 1]; NaN where one side is constant.
+    value: in [-1, 1]; NaN if one side is constant.
     low: the lower end of the 95 % interval.
     high: the upper end.
-    num_runs: how many pairs there were.
+    num_runs: the number of pairs.
   """
 
   value: float
@@ -48,7 +48,7 @@ def kendall_tau(x: Any, y: Any) -> float:
 
 
 def spearman_rho(x: Any, y: Any) -> float:
-  """Spearman's rho: the correlation of the ranks, tied ones sharing their mean.
+  """Spearman's rho: the correlation of the ranks, where ties share their mean rank.
 
   Args:
     x: `[num]`.
@@ -61,7 +61,7 @@ def spearman_rho(x: Any, y: Any) -> float:
     >>> spearman_rho([1, 2, 3], [10, 30, 20])
     0.5
   """
-  # A rank is the number of values below plus half that of equal ones: up to a
+  # A rank is the number of smaller values plus half the number of equal ones: up to a
   # constant, the sum of the signs of all differences.
   return _cosine(*(np.sign(v[:, None] - v[None, :]).sum(1) for v in _vectors(x, y)))
 
@@ -76,19 +76,19 @@ def rank_correlation(
 ) -> RankCorrelation:
   """A rank correlation over runs with its 95 % percentile-bootstrap interval.
 
-  Runs are drawn again with replacement, pairs kept together. Draws in which one side is
-  constant have no correlation and are left out. Below about ten runs the interval is
+  Runs are resampled with replacement, as pairs. Samples in which one side is constant
+  have no correlation and are left out. With fewer than about ten runs the interval is
   rough, and usually too short.
 
   Args:
     x: `[num_runs]` finite numbers, such as the sharpness of each run.
     y: `[num_runs]`, such as the generalisation gap of each run.
-    num_resamples: how often the runs are drawn again.
-    seed: of the drawing.
+    num_resamples: the number of bootstrap samples.
+    seed: the seed of the bootstrap.
     statistic: `kendall_tau` or `spearman_rho`.
 
   Returns:
-    The correlation and its interval; all NaN where one side is constant.
+    The correlation and its interval; all NaN if one side is constant.
 
   Raises:
     ValueError: if there are fewer than 3 runs, the lengths differ, or a number is not
@@ -103,8 +103,8 @@ def rank_correlation(
   x, y = _vectors(x, y)
   if len(x) < 3:
     raise ValueError(
-      f"x has {len(x)} runs; a rank correlation needs at least 3, and 10 or more to "
-      "say anything"
+      f"x has {len(x)} runs; a rank correlation needs at least 3, and 10 or more to be "
+      "meaningful"
     )
   if not (np.isfinite(x).all() and np.isfinite(y).all()):
     raise ValueError(
@@ -123,8 +123,8 @@ def _vectors(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   if x.ndim != 1 or x.shape != y.shape:
     raise ValueError(
-      f"x and y must be vectors of one length, got shapes {x.shape} and {y.shape}; "
-      "pass one number per run in each"
+      f"x and y must be vectors of the same length, got shapes {x.shape} and "
+      f"{y.shape}; pass one number per run in each"
     )
   return x, y
 

@@ -1,4 +1,4 @@
-"""How far the loss rises around a point: at worst within a ball, and on average.
+"""The rise of the loss around a point: the worst case in a ball, and the average.
 
 `jsharp.analysis` has the definitions.
 """
@@ -29,15 +29,14 @@ _MAX_HALVINGS = 4
 
 
 class WorstCase(NamedTuple):
-  """The largest rise that was found within a ball.
+  """The largest rise of the loss that was found within a ball.
 
   Attributes:
-    rise: of the loss, at least 0 and at least `one_step`: a lower bound of the
-      maximum.
+    rise: the rise, at least 0 and at least `one_step`: a lower bound of the maximum.
     one_step: the rise at SAM's own perturbation, one gradient step to the boundary;
       it may be negative.
-    perturbation: where `rise` was found, a pytree like the parameters, with None for
-      leaves that have no derivative.
+    perturbation: the perturbation with this rise, a pytree like the parameters, with
+      None for leaves without a derivative.
   """
 
   rise: float
@@ -59,29 +58,30 @@ def worst_case_rise(
 ) -> WorstCase:
   """The largest rise of the loss within a ball, by conditional gradient ascent.
 
-  Each step goes towards SAM's perturbation for the gradient at the point reached, all
-  the way if that raises the loss, else half as far, and so on; so the loss never falls,
-  the ball is never left, and no step size has to be chosen. On convex losses every step
-  goes all the way. One start is the centre, where a gradient of zero would end the
-  search: the others are random points near it.
+  Each step moves towards SAM's perturbation for the gradient at the current point: all
+  the way if that raises the loss, otherwise half as far, and so on. So the loss never
+  falls, the search never leaves the ball, and there is no step size to choose. On
+  convex losses every step goes all the way. The first start is the centre. If its
+  gradient is zero, the search from there ends at once, so the other starts are random
+  points near it.
 
   Args:
     loss: `loss(params) -> scalar`.
     params: the centre of the ball. Leaves without a derivative, such as a counter or an
-      activation function, stay as they are.
-    rho: the radius, in units of the parameters (adaptive: relative to them).
+      activation function, do not change.
+    rho: the radius, in units of the parameters (if adaptive, relative to them).
     p: the norm of the ball, in `[1, inf]`.
-    num_steps: steps from every start, each one gradient and one to five losses.
-    num_starts: how many starts; 1 is the centre alone.
+    num_steps: steps from every start; each takes one gradient and one to five losses.
+    num_starts: the number of starts; 1 is only the centre.
     adaptive: whether the ball is `|e / |w||_p <= rho`.
-    key: of the other starts.
-    between: called before every step; it may raise to stop.
+    key: the random key of the other starts.
+    between: called before every step; raise an exception in it to stop.
 
   Returns:
-    The largest rise found, that of one step and the perturbation.
+    The largest rise found, the rise of one step, and the perturbation.
 
   Raises:
-    ValueError: if a count is not positive, `rho` negative or `p` below 1.
+    ValueError: if a count is not positive, `rho` is negative or `p` is below 1.
 
   Example:
     >>> bowl = lambda w: 2 * w[0] ** 2 + w[1] ** 2 / 2  # its minimum is at the centre
@@ -92,7 +92,7 @@ def worst_case_rise(
   check_count("num_steps", num_steps)
   check_count("num_starts", num_starts)
   check_nonnegative("rho", rho)
-  sam_ascent(rho, p=p)  # It refuses what is no norm.
+  sam_ascent(rho, p=p)  # Checks rho and p.
   loss, params = of_variables(loss, params)
   loss, options = as_partial(loss), {"p": float(p), "adaptive": bool(adaptive)}
   radius = jnp.float32(rho)
@@ -128,25 +128,26 @@ def average_case_rise(
 ) -> Estimate:
   """The mean rise of the loss under random perturbations of length `rho`.
 
-  Each sample is the mean over a perturbation and its opposite, which removes the share
-  of the gradient: two losses.
+  Each sample is the mean over a perturbation and its negative, which cancels the
+  first-order term; it takes two losses.
 
   Args:
     loss: `loss(params) -> scalar`.
-    params: what is perturbed: its leaves that have a derivative.
-    rho: root of the mean squared length, in units of the parameters: every entry is
-      Gaussian with standard deviation `rho / sqrt(dim)`. Adaptive: times `|w|`.
+    params: the parameters; leaves with a derivative are perturbed.
+    rho: the root mean square length, in units of the parameters: every entry is
+      Gaussian with standard deviation `rho / sqrt(dim)`. If adaptive, times `|w|`.
     num_samples: at least 2.
-    key: of the perturbations.
-    adaptive: whether every entry is scaled by that of `params`.
-    on_sphere: whether the length is `rho` every time, rather than on average.
-    between: called before every sample; it may raise to stop.
+    key: the random key of the perturbations.
+    adaptive: whether every entry is scaled by the corresponding entry of `params`.
+    on_sphere: whether every perturbation has length `rho`, instead of only the root
+      mean square.
+    between: called before every sample; raise an exception in it to stop.
 
   Returns:
     The estimate. It may be negative.
 
   Raises:
-    ValueError: if `num_samples` is below 2 or `rho` negative.
+    ValueError: if `num_samples` is below 2 or `rho` is negative.
 
   Example:
     >>> found = average_case_rise(lambda w: jnp.sum(w**2), jnp.ones(2), rho=0.5,
@@ -185,7 +186,7 @@ def _start(params, radius, key, *, p, adaptive):
 
 @functools.partial(jax.jit, static_argnames=("p", "adaptive"))
 def _climb(loss, params, point, value, radius, *, p, adaptive):
-  """One step; returns point, loss there, and loss at the end of the whole step."""
+  """One step; returns the new point, its loss, and the loss at the full step."""
   ascent = _ascent(radius, p, adaptive)
   _, grads = trees.value_and_grad(loss)(jax.tree.map(jnp.add, params, point))
   target, _ = ascent.update(grads, ascent.init(params), params)
@@ -196,7 +197,7 @@ def _climb(loss, params, point, value, radius, *, p, adaptive):
     )
     return moved, loss(jax.tree.map(jnp.add, params, moved))
 
-  def attempt(carry):  # The loss stands here once, which halves the compilation.
+  def attempt(carry):  # Calling the loss in one place halves the compilation time.
     tries, _, _, whole = carry
     moved, new = at(0.5 ** tries.astype(jnp.float32))
     return tries + 1, moved, new, jnp.where(tries == 0, new, whole)

@@ -1,4 +1,4 @@
-"""Where a trajectory of checkpoints runs in the plane of a loss landscape."""
+"""Projection of a trajectory of checkpoints onto the plane of a loss landscape."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,10 +17,10 @@ class Projection(NamedTuple):
   """Points of parameter space in the coordinates of a plane.
 
   Attributes:
-    coordinates: `[num_points, 2]` float64, those of the nearest point of the plane.
-    explained: `[num_points]`, which share of the squared distance from the centre
-      lies in the plane; 1 at the centre itself.
-    share: the same of the summed squared distances of all points.
+    coordinates: `[num_points, 2]` float64, the nearest points of the plane.
+    explained: `[num_points]`, the fraction of each point's squared distance from the
+      centre that lies in the plane; 1 at the centre itself.
+    share: the same fraction for the summed squared distances of all points.
   """
 
   coordinates: np.ndarray
@@ -29,12 +29,12 @@ class Projection(NamedTuple):
 
 
 class PrincipalDirections(NamedTuple):
-  """The plane that lies nearest to a trajectory.
+  """The plane that fits a trajectory best.
 
   Attributes:
-    first: the direction with the largest share, of length 1, a pytree.
-    second: the one after it.
-    explained: `[2]`, the share of the summed squared distances along each.
+    first: the direction that explains most, of length 1, a pytree.
+    second: the second direction.
+    explained: `[2]`, the fraction of the summed squared distances along each.
   """
 
   first: Params
@@ -45,19 +45,19 @@ class PrincipalDirections(NamedTuple):
 def project(
   trajectory: Sequence[Params], params: Params, first: Params, second: Params
 ) -> Projection:
-  """Puts checkpoints onto the plane of a landscape, by least squares.
+  """Projects checkpoints onto the plane of a landscape, by least squares.
 
-  A plane of random directions explains next to nothing of a trajectory, and its picture
-  there says little: look at `explained`, or take the plane of `principal_directions`.
+  A plane of random directions explains almost nothing of a trajectory, so its
+  projection says little: check `explained`, or use the plane of `principal_directions`.
 
   Args:
     trajectory: pytrees like `params`.
     params: the centre of the plane.
     first: a direction.
-    second: another one, not parallel to it.
+    second: another direction, not parallel to the first.
 
   Returns:
-    The coordinates and which share of the way they show.
+    The coordinates, and the fraction of the distances that they explain.
 
   Raises:
     ValueError: if the directions are parallel or one of them is zero.
@@ -75,8 +75,8 @@ def project(
   units = plane / np.where(lengths == 0, 1, lengths)
   if np.linalg.matrix_rank(units, tol=1e-5) < 2:
     raise ValueError(
-      "first and second span no plane, one of them is zero or they are parallel; draw "
-      "second with orthogonal_to=first"
+      "first and second do not span a plane: one of them is zero, or they are "
+      "parallel; draw second with orthogonal_to=first"
     )
   away = np.stack([_flat(point) - centre for point in trajectory])
   coordinates = np.linalg.lstsq(plane.T, away.T, rcond=None)[0].T
@@ -93,14 +93,14 @@ def principal_directions(
   """The two directions that explain most of a trajectory's distances from its end.
 
   They are not filter-normalised: coordinates are distances in parameter space. Their
-  signs are such that no coordinate of the trajectory's first point is positive.
+  signs are chosen so that no coordinate of the trajectory's first point is positive.
 
   Args:
     trajectory: at least two pytrees like `params`.
     params: the point that the directions start from, usually the last one.
 
   Returns:
-    Two orthogonal unit directions and the shares that they explain.
+    Two orthogonal unit directions and the fractions that they explain.
 
   Raises:
     ValueError: if there are fewer than two points, or all lie on one line.
@@ -115,12 +115,12 @@ def principal_directions(
   centre, unravel = ravel_pytree(trees.inexact(params)[0])
   away = np.stack([_flat(point) - _flat(params) for point in trajectory])
   _, sizes, rows = np.linalg.svd(away, full_matrices=False)
-  # What rounding of the points' own entries can do, not of this decomposition.
+  # The effect of rounding in the points' own entries, not in this decomposition.
   rounding = float(jnp.finfo(centre.dtype).eps) * np.linalg.norm(_flat(params))
   if not sizes[1] > max(1e-9 * sizes[0], 10 * rounding):
     raise ValueError(
-      "trajectory lies on one line through params, which spans no plane; give points "
-      "that leave it"
+      "trajectory lies on one line through params, which does not span a plane; pass "
+      "points off this line"
     )
   signed = (np.where(away[0] @ row > 0, -row, row) for row in rows[:2])
   first, second = (unravel(jnp.asarray(row, centre.dtype)) for row in signed)
@@ -134,15 +134,15 @@ def square_axes(
   extent: float = 1.0,
   margin: float = 0.12,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Axes of planes that hold whole trajectories, in squares of one size.
+  """Axes of planes that contain whole trajectories, as squares of equal size.
 
   Args:
-    paths: of each plane the coordinates `[length, 2]`, as in `Projection`.
-    num_points: points along each axis; 1 is the origin alone.
-    extent: 1 for a square around the trajectory and the origin; other numbers move its
-      sides towards the origin or away from it.
-    margin: beyond the trajectory on every side, as a share of the longest side that any
-      of the trajectories needs.
+    paths: for each plane the coordinates `[length, 2]`, as in `Projection`.
+    num_points: points along each axis; 1 is only the origin.
+    extent: 1 for a square around the trajectory and the origin; other values scale the
+      square about the origin.
+    margin: the margin around the trajectory on every side, as a fraction of the longest
+      side that any of the trajectories needs.
 
   Returns:
     For each plane the coordinates along its two directions, `[num_points]` each.

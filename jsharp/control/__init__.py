@@ -1,8 +1,9 @@
-"""Control: environments as pure functions, and a loss that learns from trajectories.
+"""Control: environments as pure functions, and losses on trajectories.
 
-A task is a goal; its support and query sets are keys of trajectories. With
-`policy_loss` every algorithm that takes a loss function, `jsharp.maml` first of all,
-meta-learns a policy, without a change; `trpo` and `ppo` are outer loops around it.
+A task is a goal; its support and query sets are random keys of trajectories. With
+`policy_loss`, every algorithm that takes a loss function, such as `jsharp.maml`,
+meta-learns a policy unchanged; `trpo` and `ppo` are outer loops around such an
+algorithm.
 """
 
 from jsharp.control.environment import Environment as Environment

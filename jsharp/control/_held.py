@@ -1,10 +1,10 @@
-"""Outer steps on trajectories that are held, for any algorithm as it is.
+"""Outer steps on fixed trajectories, for any algorithm.
 
-A meta-step rolls the policies out once: those before adaptation on the support set, the
-adapted ones on the query set. The tasks then hold these trajectories in the place of
-keys, and the algorithm's own step judges any parameters on them by likelihood ratios:
-`PolicyLoss` does so wherever it is given a batch that is held. Inner steps after the
-first one use the trajectories of the first again.
+A meta-step rolls the policies out once: before adaptation on the support set, and after
+adaptation on the query set. The tasks then hold these trajectories instead of keys, and
+the algorithm's own step evaluates any parameters on them by likelihood ratios, which
+`PolicyLoss` computes whenever it is given such a batch. Inner steps after the first
+reuse the trajectories of the first.
 """
 
 from collections.abc import Callable
@@ -34,19 +34,19 @@ def hold_tasks(
   clip: float,
   execution: Execution = Execution(),
 ) -> Task:
-  """Rolls out what a meta-step needs, once.
+  """Rolls out the trajectories that a meta-step needs, once.
 
   Args:
-    adapt: of the algorithm.
-    loss_fn: as the algorithm has it.
+    adapt: the algorithm's `adapt`.
+    loss_fn: the algorithm's loss.
     params: the meta-parameters.
-    tasks: with keys, as `jsharp.control.sample_task` draws them.
-    clip: how far from 1 a likelihood ratio of the query set counts.
-    execution: how many tasks at a time.
+    tasks: tasks with keys, as from `jsharp.control.sample_task`.
+    clip: the range around 1 within which likelihood ratios of the query set count.
+    execution: tasks at a time.
 
   Returns:
-    The same tasks, with trajectories that are held: on the support set of the policy
-    before adaptation, on the query set of the adapted policy.
+    The same tasks with fixed trajectories: on the support set those of the policy
+    before adaptation, on the query set those of the adapted policy.
 
   Example:
     See `jsharp.control.trpo`.
@@ -67,12 +67,12 @@ def hold_tasks(
 def divergence(
   adapt: AdaptFn, loss_fn: PolicyLoss, *, execution: Execution = Execution()
 ) -> Callable[[Params, Task], tuple[Any, Any]]:
-  """How far the adapted policies are from those that acted.
+  """The divergence of the adapted policies from those that acted.
 
   Args:
-    adapt: of the algorithm.
-    loss_fn: as the algorithm has it.
-    execution: how many tasks at a time.
+    adapt: the algorithm's `adapt`.
+    loss_fn: the algorithm's loss.
+    execution: tasks at a time.
 
   Returns:
     `(params, held_tasks) -> (mean, [num_tasks])`.
@@ -91,16 +91,16 @@ def divergence(
 def curvature(
   adapt: AdaptFn, loss_fn: PolicyLoss, *, execution: Execution = Execution()
 ) -> Callable[[Params, Params, Task], Params]:
-  """The Hessian of the mean divergence, where it is zero, times a vector.
+  """Products with the Hessian of the mean divergence, at a point where it is zero.
 
   There the gradient of the divergence vanishes, and with it every term with a second
-  derivative of the adaptation: what is left is `J' F J` with the Jacobian J of the
-  adapted policies' answers and their Fisher matrix F.
+  derivative of the adaptation. The Hessian is then `J' F J`, with the Jacobian J of the
+  adapted policies' outputs and their Fisher matrix F.
 
   Args:
-    adapt: of the algorithm; it needs a forward-mode derivative.
-    loss_fn: as the algorithm has it.
-    execution: how many tasks at a time.
+    adapt: the algorithm's `adapt`; it needs a forward-mode derivative.
+    loss_fn: the algorithm's loss.
+    execution: tasks at a time.
 
   Returns:
     `(params, vector, held_tasks) -> product`.
@@ -123,9 +123,9 @@ def curvature(
       answers_at, has_forward_mode = traced(answers, variables)
       if not has_forward_mode:
         raise ValueError(
-          "a trust region needs the forward-mode derivative of adaptation, and this "
-          "algorithm has none: in place of imaml, or of --second_order=recomputed and "
-          "forward_over_reverse, take maml with --second_order=stored; or take ppo"
+          "a trust region needs the forward-mode derivative of adaptation, but this "
+          "algorithm has none: instead of imaml, --second_order=recomputed or "
+          "forward_over_reverse, use maml with --second_order=stored; or use ppo"
         )
       outputs, push = jax.linearize(answers_at, variables)
       slope = jax.grad(lambda outputs: loss_fn.divergence_of(outputs, task.query))

@@ -1,4 +1,4 @@
-"""Trajectories in the plane as a picture."""
+"""Plots of trajectories in the plane."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from jsharp.control.roll_out import Trajectories
 def draw_paths(
   tasks: Sequence[Sequence[tuple[Trajectories, Any]]], names: Sequence[str]
 ) -> Any:
-  """Draws the paths of policies: a row for each task, a column for each policy.
+  """Plots the paths of policies: one row per task, one column per policy.
 
   Args:
-    tasks: of each task, of each policy, what it did and the goal; observations are
+    tasks: for each task and each policy its trajectories and the goal; observations are
       positions.
-    names: of the policies.
+    names: the names of the policies.
 
   Returns:
     A Matplotlib figure.

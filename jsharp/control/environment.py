@@ -1,4 +1,4 @@
-"""What a task of control is drawn from: an environment as pure functions."""
+"""Environments as pure functions, from which control tasks are drawn."""
 
 import dataclasses
 import functools
@@ -12,16 +12,15 @@ from jsharp.options import Options, Role, at_least, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment(Options):
-  """An environment with a goal; a task is one goal.
+  """An environment with a goal; each goal is a task.
 
-  Everything is a pure function of one trajectory: `jax.vmap` and `jax.lax.scan` do the
-  rest. A derived class is one file: its options, sizes and five methods.
+  All methods are pure functions for a single trajectory; `jax.vmap` and `jax.lax.scan`
+  batch and repeat them. A subclass fits in one file: options, sizes and four methods.
 
   Class attributes:
-    observation_size: numbers that a policy sees.
-    action_size: numbers that it answers with; -1 and 1 are the ends of what has an
-      effect.
-    goal_size: numbers that a goal has.
+    observation_size: the length of an observation.
+    action_size: the length of an action; values beyond -1 and 1 have no further effect.
+    goal_size: the length of a goal.
   """
 
   kind: ClassVar[str] = "environment"
@@ -31,7 +30,7 @@ class Environment(Options):
   goal_size: ClassVar[int] = 0
 
   horizon: int = option(
-    100, "Steps after which a trajectory ends at the latest.", check=at_least(1)
+    100, "Maximum number of steps in a trajectory.", check=at_least(1)
   )
 
   def goal(self, key: jax.Array) -> jax.Array:
@@ -39,11 +38,11 @@ class Environment(Options):
     raise NotImplementedError
 
   def reset(self, key: jax.Array, goal: jax.Array) -> Any:
-    """The state at the beginning, any pytree."""
+    """The initial state, any pytree."""
     raise NotImplementedError
 
   def observe(self, state: Any) -> jax.Array:
-    """What a policy sees of a state, `[observation_size]`; the goal is hidden."""
+    """The observation of a state, `[observation_size]`; the goal must stay hidden."""
     raise NotImplementedError
 
   def step(
@@ -55,13 +54,14 @@ class Environment(Options):
 
 @functools.cache
 def check_environment(environment: Environment) -> None:
-  """Refuses an environment whose methods do not fit together, before anything runs.
+  """Checks that the methods of an environment fit together, without running them.
 
   Args:
-    environment: whose methods are traced, not run.
+    environment: the environment; its methods are only traced.
 
   Raises:
-    ValueError: naming the method, what it returns and what is needed.
+    ValueError: if a method returns a wrong shape or type; the message names it, and
+      what it returns and should return.
 
   Example:
     >>> from jsharp.control.navigation import Navigation
@@ -80,9 +80,9 @@ def check_environment(environment: Environment) -> None:
   )
   if _told(after) != _told(state):
     raise ValueError(
-      f"{environment.name}.step returns a state of {_told(after)}, and "
-      f"{environment.name}.reset one of {_told(state)}; return the same "
-      "arrays from both"
+      f"{environment.name}.step returns a state of {_told(after)}, but "
+      f"{environment.name}.reset one of {_told(state)}; return arrays of the same "
+      "shapes and dtypes from both"
     )
   _refuse(environment, "step", reward, (), "a reward")
   _refuse(environment, "step", over, (), "whether it is over")
@@ -91,8 +91,8 @@ def check_environment(environment: Environment) -> None:
 def _three(environment: Environment, returned: Any) -> Any:
   if not isinstance(returned, tuple) or len(returned) != 3:
     raise ValueError(
-      f"{environment.name}.step returns {_told(returned)}; return three: the state, "
-      "the reward and whether it is over"
+      f"{environment.name}.step returns {_told(returned)}; return three values: the "
+      "state, the reward and whether the trajectory is over"
     )
   return returned
 
@@ -110,7 +110,7 @@ def _refuse(
   why = f" ({sized}={shape[0]})" if shape else ""
   raise ValueError(
     f"{environment.name}.{method} returns {what and what + ' of '}{_told(returned)}, "
-    f"and {list(shape)} is needed{why}; "
+    f"but {list(shape)} is needed{why}; "
     + ("return that many numbers, or change " + sized if shape else "return one number")
   )
 

@@ -1,4 +1,4 @@
-"""Gaussian policies as numbers: densities and divergences of what a network answers."""
+"""Densities and divergences of Gaussian policies, given a network's outputs."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def log_density(outputs: jax.Array, actions: jax.Array) -> jax.Array:
-  """Logarithm of the density of actions under a Gaussian policy.
+  """The log-density of actions under a Gaussian policy.
 
   Args:
     outputs: `[..., 2 * action_size]`: means, then logarithms of standard deviations.
@@ -30,11 +30,12 @@ def kl_divergence(before: jax.Array, after: jax.Array) -> jax.Array:
   """The Kullback-Leibler divergence of one Gaussian policy from another, exactly.
 
   Args:
-    before: `[..., 2 * action_size]` as for `log_density`: whose actions are weighted.
+    before: `[..., 2 * action_size]` as for `log_density`: the policy over whose actions
+      the expectation is taken.
     after: likewise: the policy that is compared with it.
 
   Returns:
-    `[...]`, zero where they are the same and positive elsewhere.
+    `[...]`, zero where the policies are equal and positive elsewhere.
 
   Example:
     >>> float(kl_divergence(jnp.zeros(2), jnp.array([2.0, 0.0])))

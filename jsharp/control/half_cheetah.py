@@ -1,12 +1,11 @@
 """The half-cheetah of brax, by direction and by velocity (Finn et al. 2017).
 
-Six joints, two legs, in a plane. Section 5.3 of the paper asks for the velocity of a
-goal, uniform in [0, 2], or for a direction, forward or backward. The authors' code
-(github.com/cbfinn/maml_rl) has 200 steps, rewards of velocity less 0.05 times the
-squared length of the action, 20 trajectories to adapt to and 40 goals a meta-step.
-
-brax simulates another engine's model than theirs: figures are not those of the paper.
-A policy sees 17 numbers, where theirs saw the position of the torso too.
+Six joints, two legs, in a plane. In section 5.3 of the paper the goal is a velocity,
+uniform in [0, 2], or a direction, forward or backward. The authors' code
+(github.com/cbfinn/maml_rl) has 200 steps, rewards of velocity minus 0.05 times the
+squared norm of the action, 20 trajectories to adapt to and 40 goals per meta-step.
+brax's model and physics engine differ from theirs, so results cannot be compared with
+the paper's. An observation has 17 numbers; theirs included the position of the torso.
 """
 
 import dataclasses
@@ -23,17 +22,17 @@ from jsharp.options import at_least, option
 
 @functools.cache
 def _simulated(backend: str) -> Any:
-  """Brax's environment, once for a process."""
+  """Brax's environment, created once per process."""
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # That brax is not developed any more.
+      warnings.simplefilter("ignore")  # Brax warns that it is unmaintained.
       from brax import envs
 
-      with jax.ensure_compile_time_eval():  # Its constants outlive a trace.
+      with jax.ensure_compile_time_eval():  # Its constants must outlive a trace.
         return envs.get_environment("halfcheetah", backend=backend)
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-      f"the half-cheetah needs brax, and {error.name} is not installed; install the "
+      f"the half-cheetah needs brax, but {error.name} is not installed; install the "
       "extra: pip install 'jsharp[brax]'",
       name=error.name,
     ) from error
@@ -41,17 +40,17 @@ def _simulated(backend: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _HalfCheetah(Environment):
-  """What both tasks share."""
+  """The part that both tasks share."""
 
   observation_size: ClassVar[int] = 17
   action_size: ClassVar[int] = 6
   goal_size: ClassVar[int] = 1
 
   horizon: int = option(
-    200, "Steps after which a trajectory ends at the latest.", check=at_least(1)
+    200, "Maximum number of steps in a trajectory.", check=at_least(1)
   )
   backend: Literal["spring", "positional", "generalized"] = option(
-    "spring", "brax's engine: from the fastest to the most exact."
+    "spring", "Physics engine of brax, from the fastest to the most accurate."
   )
 
   def reset(self, key: jax.Array, goal: jax.Array) -> Any:

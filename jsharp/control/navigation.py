@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jsharp.control.environment import Environment
 from jsharp.options import option
 
-_SPEED = 0.1  # Length of the longest step along either axis.
+_SPEED = 0.1  # Length of the longest step along each axis.
 _NEAR = 0.01
 
 
@@ -17,10 +17,9 @@ _NEAR = 0.01
 class Navigation(Environment):
   """A point that walks from the origin to a goal in a square of side 1.
 
-  An action is a velocity, of which at most 0.1 along either axis has an effect. A
-  trajectory ends where both coordinates are within 0.01 of the goal. What it earns
-  depends on the distance, which is all that tells where the goal is: the policy sees
-  the position alone.
+  An action is a velocity, clipped to 0.1 along each axis. A trajectory ends when both
+  coordinates are within 0.01 of the goal. The reward depends on the distance, which is
+  the only information about the goal: the policy observes only its position.
 
   Example:
     >>> plane, goal = Navigation(), jnp.array([0.1, 0.5])
@@ -37,8 +36,8 @@ class Navigation(Environment):
 
   reward: Literal["distance", "squared_distance"] = option(
     "distance",
-    "What a step costs: the distance to the goal, as in the authors' code, or its "
-    "square, as in the paper.",
+    "Cost of a step: the distance to the goal, as in the authors' code, or its square, "
+    "as in the paper.",
   )
 
   def goal(self, key: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The loss of a policy on one task: roll it out, and say where it should have gone."""
+"""The loss of a policy on one task, estimated from its trajectories."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,18 +29,18 @@ _SURROGATES: dict[str, Callable[..., jax.Array]] = {
 
 
 class Held(NamedTuple):
-  """Trajectories that stay what they are while the policy is changed.
+  """Trajectories that stay fixed while the policy changes.
 
-  Every leaf has the axis `[num_trajectories, ...]` first.
+  Every leaf has a first axis `[num_trajectories, ...]`.
 
   Attributes:
     found: the trajectories.
-    outputs: `[num_trajectories, horizon, 2 * action_size]` of the policy that acted;
-      None for the one that is judged.
+    outputs: `[num_trajectories, horizon, 2 * action_size]`, the outputs of the policy
+      that acted; None if it is the policy that is evaluated.
     advantages: `[num_trajectories, horizon]`.
-    clip: `[num_trajectories]`, how far from 1 a likelihood ratio counts, infinity for
-      any: the objective of an outer step. None for the loss of an inner step, which has
-      the surrogate of the loss.
+    clip: `[num_trajectories]`, the range around 1 within which a likelihood ratio
+      counts, infinity for no limit: the objective of an outer step. None for an inner
+      step, which uses the loss's own surrogate.
   """
 
   found: Trajectories
@@ -54,16 +54,16 @@ class PolicyLoss:
   """The loss of a policy, for `jsharp.maml` and every other inner and outer loop.
 
   Called as `loss_fn(params, batch)`, with `batch` as for `roll_out`, it rolls the
-  policy out with the parameters that it is asked for: each inner step, SAM's perturbed
-  point and the query set see trajectories of their own policy. Called with a batch from
-  `hold`, it judges the policy on those trajectories, by likelihood ratios. Made by
+  policy out with these parameters: each inner step, SAM's perturbed point and the query
+  set use trajectories of their own policy. Called with a batch from `hold`, it
+  evaluates the policy on those trajectories, by likelihood ratios. Created by
   `policy_loss`.
 
   Attributes:
-    environment: where.
+    environment: the environment.
     apply_fn: as for `roll_out`.
-    surrogate: of fresh trajectories, and of those that an inner step holds.
-    discount: of rewards.
+    surrogate: the surrogate for fresh trajectories, and for inner steps on fixed ones.
+    discount: the discount of rewards.
     decay: lambda of the generalised advantages.
 
   Example:
@@ -92,7 +92,7 @@ class PolicyLoss:
       found = roll_out(self.environment, self.apply_fn, params, batch)
       gains = self._advantages(found)
       slopes = self._slopes(params, Held(found, None, gains))
-      slopes -= jax.lax.stop_gradient(slopes)  # The value is the return's, exactly.
+      slopes -= jax.lax.stop_gradient(slopes)  # The value is exactly the return's.
     else:
       found, slopes = batch.inputs.found, self._slopes(params, batch.inputs)
     returned = found.rewards.sum(axis=1).mean()
@@ -112,13 +112,12 @@ class PolicyLoss:
     return -gained.sum() / alive.sum()
 
   def hold(self, params: Params, batch: Batch, *, clip: float | None = None) -> Batch:
-    """A batch of trajectories that stay what they are.
+    """A batch of fixed trajectories.
 
     Args:
-      params: of the policy that acts.
-      batch: as for `roll_out`; or with `Trajectories`, which this policy has found, as
-        its inputs.
-      clip: as in `Held`, the same for all.
+      params: the parameters of the policy that acts.
+      batch: as for `roll_out`; or with this policy's `Trajectories` as its inputs.
+      clip: as in `Held`, the same for all trajectories.
 
     Returns:
       A batch with `Held` inputs, constants to every derivative.
@@ -132,17 +131,17 @@ class PolicyLoss:
     return Batch(jax.lax.stop_gradient(held), batch.targets)
 
   def outputs(self, params: Params, held: Batch) -> jax.Array:
-    """What a policy would answer on trajectories that are held, like `Held.outputs`."""
+    """The outputs of a policy on fixed trajectories, like `Held.outputs`."""
     return self._outputs(params, held.inputs.found)
 
   def divergence_of(self, outputs: jax.Array, held: Batch) -> jax.Array:
-    """The mean over steps of the divergence of answers from those of who acted."""
+    """The mean divergence over steps, of the acting policy from given outputs."""
     alive = held.inputs.found.alive
     each = while_alive(alive, kl_divergence(held.inputs.outputs, outputs))
     return each.sum() / alive.sum()
 
   def divergence(self, params: Params, held: Batch) -> jax.Array:
-    """The same of a policy's answers."""
+    """As `divergence_of`, for the outputs of a policy."""
     return self.divergence_of(self.outputs(params, held), held)
 
   def _outputs(self, params: Params, found: Trajectories) -> jax.Array:
@@ -171,9 +170,9 @@ def policy_loss(
 ) -> PolicyLoss:
   """The loss of a policy, for `jsharp.maml` and every other inner and outer loop.
 
-  The policy is rolled out with the parameters that the loss is asked for, so each inner
-  step, SAM's perturbed point and the query set see trajectories of their own policy.
-  Steps that share a batch share its noise.
+  The policy is rolled out with the parameters at which the loss is evaluated, so each
+  inner step, SAM's perturbed point and the query set use trajectories of their own
+  policy. Steps that share a batch share its noise.
 
   Advantages are those of a linear baseline that is fitted to the batch, less their mean
   and over their standard deviation. Of the discount, which they see, the weight
@@ -193,7 +192,7 @@ def policy_loss(
     a mean over steps. `metrics` has `"loss"` and `"return"`.
 
   Raises:
-    ValueError: if `surrogate` is another word.
+    ValueError: if there is no such surrogate.
 
   Example:
     >>> from jsharp.control.navigation import Navigation

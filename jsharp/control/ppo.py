@@ -1,4 +1,4 @@
-"""Outer steps of PPO on trajectories that are held: ProMP (Rothfuss et al. 2019).
+"""Outer steps of PPO on fixed trajectories: ProMP (Rothfuss et al. 2019).
 
     held = trajectories before adaptation, and of the adapted policies
     num_outer_steps times:
@@ -9,7 +9,7 @@
 with the likelihood ratios r of the adapted policy now to the adapted policy that acted
 (arXiv 1810.06784, section 5 and algorithm 1). With `--surrogate=low_variance` the inner
 step is ProMP's too. Their code (github.com/jonasrothfuss/ProMP) takes 5 steps of Adam
-at 0.001, a clip of 0.3 and a penalty of 5e-4 at a fixed weight. Cost of a meta-step:
+at 0.001, with a clip of 0.3 and a penalty of fixed weight 5e-4. Cost of a meta-step:
 `num_outer_steps` meta-gradients, with one set of trajectories.
 """
 
@@ -41,21 +41,22 @@ def ppo(
   inner_kl_penalty: float = 0.0,
   execution: Execution = Execution(),
 ) -> MetaAlgorithm:
-  """An algorithm of control with several outer steps on the same trajectories.
+  """A control algorithm with several outer steps on the same trajectories.
 
   Args:
-    build: `build(outer_optimizer) -> MetaAlgorithm`: the algorithm, whatever it is.
+    build: `build(outer_optimizer) -> MetaAlgorithm`, for any algorithm.
     loss_fn: the loss that it is built on.
     outer_optimizer: any optax optimizer.
     num_outer_steps: its steps in one meta-step.
-    clip: how far from 1 a likelihood ratio of an adapted policy counts.
-    inner_kl_penalty: weight of the divergence of the policy before adaptation from
-      that which was rolled out.
-    execution: how it is executed: tasks at a time.
+    clip: the range around 1 within which likelihood ratios of adapted policies count.
+    inner_kl_penalty: weight of the divergence between the policy that was rolled out
+      and the current policy, both before adaptation.
+    execution: tasks at a time; see `jsharp.Execution`.
 
   Returns:
-    The bundle of pure functions `init`, `step`, `adapt`. A step counts as one, whatever
-    `num_outer_steps` is. `metrics["kl"]` is how far each task's adapted policy went.
+    The bundle of pure functions `init`, `step`, `adapt`. A meta-step counts as one
+    step, whatever `num_outer_steps` is. `metrics["kl"]` is the divergence of each
+    task's adapted policy.
 
   Raises:
     ValueError: if a number is out of range.
@@ -114,7 +115,7 @@ def ppo(
     new, seen = jax.lax.scan(
       lambda state, _: algorithm.step(state, held), state, length=num_outer_steps
     )
-    metrics = jax.tree.map(lambda rows: rows[0], seen)  # All have the same returns.
+    metrics = jax.tree.map(lambda rows: rows[0], seen)  # Returns are equal in all rows.
     metrics["kl"] = divergence_fn(new.params, held)[1]
     return new._replace(step=state.step + 1), metrics
 
@@ -134,13 +135,13 @@ class PPO(OuterUpdate):
   )
   clip_ratio: float = option(
     0.3,
-    "How far from 1 a likelihood ratio of an adapted policy counts.",
+    "Range around 1 within which likelihood ratios of adapted policies count.",
     check=positive("0.3 in ProMP's code."),
   )
   inner_kl_penalty: float = option(
     5e-4,
-    "Weight of the divergence of the policy before adaptation from that which was "
-    "rolled out; ProMP's code has 5e-4. 0: none.",
+    "Weight of the divergence between the policy that was rolled out and the current "
+    "policy, both before adaptation; 5e-4 in ProMP's code. 0: none.",
     check=at_least(0),
   )
 

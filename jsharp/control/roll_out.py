@@ -1,4 +1,4 @@
-"""Trajectories: what a policy does in an environment."""
+"""Rolling out policies in environments: trajectories."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from jsharp.types import ApplyFn, Batch, Params
 
 
 class Trajectories(NamedTuple):
-  """What a policy did on one task.
+  """The trajectories of a policy on one task.
 
   Attributes:
     observations: `[num_trajectories, horizon, observation_size]`, before each action.
@@ -29,23 +29,23 @@ class Trajectories(NamedTuple):
 def roll_out(
   environment: Environment, apply_fn: ApplyFn, params: Params, batch: Batch
 ) -> Trajectories:
-  """Lets a policy act; a constant to every derivative.
+  """Runs a policy in an environment; the result is a constant in derivatives.
 
   Args:
-    environment: where.
+    environment: the environment.
     apply_fn: `apply_fn(params, observations) -> [n, 2 * action_size]`: means, then
       logarithms of standard deviations, of a Gaussian.
-    params: of the policy.
-    batch: inputs `[num_trajectories]` keys, one for each trajectory: of its beginning
-      and of the noise of its actions; targets `[num_trajectories, goal_size]`, the
+    params: the parameters of the policy.
+    batch: inputs `[num_trajectories]`, one random key per trajectory, for its initial
+      state and the noise of its actions; targets `[num_trajectories, goal_size]`, the
       task's goal.
 
   Returns:
-    The trajectories. Those of one key differ with the policy alone.
+    The trajectories. For the same key they differ only by the policy.
 
   Raises:
-    ValueError: if a method of the environment, or the policy, returns another shape
-      than the environment says; the message names it and both shapes.
+    ValueError: if a method of the environment, or the policy, returns a shape that does
+      not match the environment; the message names it and both shapes.
 
   Example:
     >>> from jsharp.control.navigation import Navigation
@@ -73,14 +73,14 @@ def roll_out(
     if outputs.shape != (len(goals), 2 * environment.action_size):
       raise ValueError(
         f"apply_fn returns {list(outputs.shape)} for observations "
-        f"{list(observations.shape)}, and {environment.name} has action_size="
+        f"{list(observations.shape)}, but {environment.name} has action_size="
         f"{environment.action_size}; return {[len(goals), 2 * environment.action_size]}"
         ", means and then logarithms of standard deviations"
       )
     means, log_scales = jnp.split(outputs, 2, axis=-1)
     actions = means + jnp.exp(log_scales) * noise
     after, rewards, over = jax.vmap(environment.step)(states, actions, goals)
-    # Behind its end a trajectory stands still: what is there may be no number.
+    # After its end a trajectory's state is frozen: later values may be NaN.
     states = jax.vmap(_moved)(alive > 0, after, states)
     seen = Trajectories(observations, actions, while_alive(alive, rewards), alive)
     return (states, alive * (1 - over.astype(alive.dtype))), seen
@@ -95,16 +95,16 @@ def roll_out(
 def not_finite(
   environment: Environment, found: Trajectories, goal: jax.Array
 ) -> str | None:
-  """Whether an environment has returned what is no number, in words.
+  """An error message if an environment has returned NaN or infinity.
 
   Args:
-    environment: where the trajectories are from.
+    environment: the environment of the trajectories.
     found: the trajectories, not traced.
-    goal: of their task.
+    goal: the goal of their task.
 
   Returns:
-    The method, what it returned, when, and the fix; None if every observation and
-    reward is finite until an action is not.
+    A message with the method, the value, the time and the fix; None if all observations
+    and rewards are finite, or the first non-finite value is an action.
 
   Example:
     >>> from jsharp.control.navigation import Navigation
@@ -124,19 +124,18 @@ def not_finite(
       seen = np.asarray(values)[:, time][alive[:, time]]
       wrong = seen[~np.isfinite(seen)]
       if wrong.size and not method:
-        return None  # It is the policy that went astray.
+        return None  # The policy itself returned NaN or infinity.
       if wrong.size:
         return (
           f"{environment.name}.{method} returns {what} of {wrong[0]} at time {time} of "
           f"a trajectory to the goal {np.asarray(goal).tolist()}; return finite "
-          "numbers whatever the actions are, for example by limits on a state that "
-          "grows"
+          "numbers for all actions, for example by limiting a growing state"
         )
   return None
 
 
 def while_alive(alive: jax.Array, values: jax.Array) -> jax.Array:
-  """Values until the end of a trajectory, zero after it, whatever they are there.
+  """Sets values after the end of a trajectory to zero.
 
   Example:
     >>> while_alive(jnp.array([1.0, 0.0]), jnp.array([2.0, jnp.nan])).tolist()

@@ -1,13 +1,13 @@
-"""Losses whose derivatives estimate those of an expected return, and what they need.
+"""Surrogate losses whose derivatives estimate those of an expected return.
 
-A trajectory is drawn from the policy that is differentiated, and no derivative goes
-through the drawing. A surrogate has the value 0 and derivatives that are, in the mean
-over trajectories, those of the expected return: MAML needs the first one in its inner
-loop and the second one for its meta-gradient.
+Trajectories are sampled from the policy that is differentiated, and no derivative flows
+through the sampling. A surrogate has the value 0, and its derivatives estimate those of
+the expected return, as means over trajectories: MAML needs the first derivative in its
+inner loop and the second for its meta-gradient.
 
-Trajectories can also be held while the policy changes. Then `before`, the logarithms of
-the densities under the policy that drew them, stands where fresh trajectories have
-their own, and likelihood ratios other than 1 weigh what was seen.
+Trajectories can also stay fixed while the policy changes. `before` is then the
+log-density under the policy that sampled them, and likelihood ratios other than 1
+weight the trajectories.
 """
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 def dice(
   log_probs: jax.Array, advantages: jax.Array, before: jax.Array | None = None
 ) -> jax.Array:
-  """The surrogate that is right at every order of derivative.
+  """The surrogate with unbiased derivatives of every order.
 
   `sum_t (box(l_0 + ... + l_t) - box(l_0 + ... + l_{t-1})) A_t` with `box(x) = exp(x -
   stop_gradient(x))`: DiCE (Foerster et al. 2018, arXiv 1802.05098) with advantages
@@ -25,13 +25,13 @@ def dice(
   state, and not on the action, leaves it unbiased.
 
   Args:
-    log_probs: `[..., horizon]` logarithms of the density of each action that was taken.
+    log_probs: `[..., horizon]`, the log-density of each action that was taken.
     advantages: `[..., horizon]`, constants.
-    before: `[..., horizon]`, `log_probs` of the policy that drew the trajectories, if
-      it is another one.
+    before: `[..., horizon]`, `log_probs` of the policy that sampled the trajectories,
+      if it is a different one.
 
   Returns:
-    `[...]` with these derivatives, to be maximised; zeros where the policies are one.
+    `[...]` with these derivatives, to be maximised; zero if the policies are equal.
 
   Example:
     >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
@@ -48,11 +48,11 @@ def dice(
 def low_variance(
   log_probs: jax.Array, advantages: jax.Array, before: jax.Array | None = None
 ) -> jax.Array:
-  """The surrogate whose second derivative varies less and is biased.
+  """The surrogate whose second derivative has lower variance but is biased.
 
-  `sum_t box(l_t) A_t`, less its value: the low variance curvature of ProMP (Rothfuss et
-  al. 2019, arXiv 1810.06784, equation 7). It leaves out how earlier actions change what
-  later ones earn; the first derivative is right.
+  `sum_t box(l_t) A_t` minus its value: the low variance curvature of ProMP (Rothfuss et
+  al. 2019, arXiv 1810.06784, equation 7). It leaves out the effect of earlier actions
+  on later rewards; the first derivative is unbiased.
 
   Args:
     log_probs: as for `dice`.
@@ -60,7 +60,7 @@ def low_variance(
     before: likewise.
 
   Returns:
-    As of `dice`.
+    As for `dice`.
 
   Example:
     >>> score, advantages = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
@@ -79,17 +79,18 @@ def clipped(
   *,
   clip: float | jax.Array,
 ) -> jax.Array:
-  """The objective of outer steps on trajectories that are held.
+  """The clipped objective of outer steps on fixed trajectories.
 
-  `sum_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)` less its value at ratios of 1:
-  a step is no reason to leave the range (Schulman et al. 2017, arXiv 1707.06347; ProMP
-  takes it after adaptation). With an infinite range it is the surrogate of TRPO.
+  `sum_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)` minus its value at ratios of
+  1, which removes the incentive to leave the range (Schulman et al. 2017, arXiv
+  1707.06347; ProMP applies it after adaptation). With an infinite range it is the
+  surrogate of TRPO.
 
   Args:
     log_probs: as for `dice`.
     advantages: likewise.
     before: likewise; constants.
-    clip: how far from 1 a ratio counts.
+    clip: the range around 1 within which a ratio counts.
 
   Returns:
     `[...]`, to be maximised.
@@ -110,17 +111,18 @@ def clipped(
 def generalised_advantages(
   rewards: jax.Array, values: jax.Array, *, discount: float, decay: float
 ) -> jax.Array:
-  """Advantages between one-step differences and whole returns.
+  """Generalised advantage estimation, between one-step differences and full returns.
 
   `A_t = d_t + discount * decay * A_{t+1}` with `d_t = r_t + discount * V_{t+1} - V_t`
-  and nothing after the horizon (Schulman et al. 2016, arXiv 1506.02438). The returns
-  themselves are those of `decay=1` with values of zero.
+  and zero after the horizon (Schulman et al. 2016, arXiv 1506.02438). `decay=1` with
+  values of zero gives the returns themselves.
 
   Args:
     rewards: `[..., horizon]`, zero after a trajectory's end.
     values: `[..., horizon]`, likewise.
     discount: weight of the next step's reward.
-    decay: their lambda; 1 is the return less the value, 0 the one-step difference.
+    decay: the paper's lambda; 1 is the return minus the value, 0 the one-step
+      difference.
 
   Returns:
     `[..., horizon]`.
@@ -145,7 +147,7 @@ def generalised_advantages(
 def linear_baseline(
   observations: jax.Array, returns: jax.Array, alive: jax.Array
 ) -> jax.Array:
-  """What an observation at a time is worth, fitted to the returns of one task.
+  """A linear value function of observation and time, fitted to one task's returns.
 
   Least squares on the observation, its square, the time (in hundreds of steps), its
   square and cube, and 1 (Duan et al. 2016, arXiv 1604.06778), with a ridge of 1e-5 of

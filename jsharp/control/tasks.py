@@ -1,4 +1,4 @@
-"""Tasks of control: a goal, and keys of the trajectories towards it."""
+"""Control tasks: a goal, and random keys of the trajectories towards it."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -14,17 +14,17 @@ from jsharp.types import Batch, Task
 def sample_task(
   environment: Environment, key: jax.Array, *, support: int, query: int
 ) -> Task:
-  """Draws one goal, and keys of trajectories.
+  """Draws one goal, and random keys of trajectories.
 
   Args:
-    environment: what the goal is drawn from.
+    environment: the environment that the goal is drawn from.
     key: a typed key.
-    support: trajectories that adaptation sees.
-    query: trajectories that the adapted policy is judged by.
+    support: the number of trajectories for adaptation.
+    query: the number of trajectories to evaluate the adapted policy.
 
   Returns:
     A task for `jsharp.control.policy_loss`: inputs `[support]` keys and targets
-    `[support, goal_size]`, the goal once for each; the query set likewise.
+    `[support, goal_size]`, the goal repeated for each; the query set likewise.
 
   Example:
     >>> from jsharp.control import Navigation
@@ -44,7 +44,7 @@ def sample_task(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GoalTasks(Options):
-  """How many trajectories a task has."""
+  """The numbers of trajectories of a task."""
 
   role: ClassVar[Role] = Role.TESTING
 
@@ -53,19 +53,20 @@ class GoalTasks(Options):
   )
   query_trajectories: int | None = option(
     None,
-    "Trajectories that judge an adapted policy in training. Default: as "
+    "Trajectories that evaluate an adapted policy in training. Default: as "
     "--trajectories.",
     check=at_least(1),
     role=Role.TRAINING,
   )
   eval_trajectories: int | None = option(
     None,
-    "The same at validation and test. Default: as --query_trajectories.",
+    "Trajectories that evaluate an adapted policy at validation and test. Default: as "
+    "--query_trajectories.",
     check=at_least(1),
   )
 
   def complete(self) -> None:
-    """Fills in what follows from the rest."""
+    """Sets defaults that depend on other options."""
     self._set("query_trajectories", self.trajectories)
     self._set("eval_trajectories", self.query_trajectories)
 
@@ -78,20 +79,20 @@ class GoalTasks(Options):
     return {"support": self.trajectories, "query": self.query_trajectories}
 
   def testing(self) -> dict[str, Any]:
-    """The same at validation and test."""
+    """Keyword arguments of `sample_task` at validation and test."""
     return {"support": self.trajectories, "query": self.eval_trajectories}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Options):
-  """How the derivatives of an expected return are estimated."""
+  """Options for estimating the derivatives of an expected return."""
 
   role: ClassVar[Role] = Role.TRAINING
 
   surrogate: Literal["dice", "low_variance"] = option(
     "dice",
-    "dice is right at every order of derivative; low_variance (ProMP) is steadier and "
-    "biased from the second on.",
+    "Estimator of derivatives of the return. dice: unbiased at every order; "
+    "low_variance (ProMP): lower variance, but biased from the second order on.",
     role=Role.LEARNER,
   )
   discount: float = option(
@@ -99,7 +100,7 @@ class PolicyGradient(Options):
   )
   gae_decay: float = option(
     1.0,
-    "Lambda of the generalised advantages: 1 is the return less the baseline.",
+    "Lambda of generalised advantage estimation: 1 is the return minus the baseline.",
     check=between(0, 1),
     role=Role.LEARNER,
   )

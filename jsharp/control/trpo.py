@@ -5,13 +5,13 @@
              mean divergence(adapted before the step, adapted after it) <= max_kl
 
 The divergence is the mean over tasks and over the steps of the adapted policies'
-trajectories, which are held; H is its Hessian in the meta-parameters, through
-adaptation. The step is shortened until the objective improves on these trajectories.
-Cost of a meta-step: one of Adam's, and `kl_cg_steps + 1` products with H of about two
-gradients each, without new trajectories.
+trajectories, which are fixed; H is its Hessian with respect to the meta-parameters,
+through adaptation. The step is shortened until the objective improves on these
+trajectories. Cost of a meta-step: that of Adam, plus `kl_cg_steps + 1` products with H
+of about two gradients each, without new trajectories.
 
-MAML's code (github.com/cbfinn/maml_rl) has a divergence of 0.01, 10 steps of conjugate
-gradients, 1e-5 on the diagonal, and finite differences in place of exact products.
+MAML's code (github.com/cbfinn/maml_rl) uses a divergence of 0.01, 10 steps of conjugate
+gradients, 1e-5 on the diagonal, and finite differences instead of exact products.
 """
 
 import dataclasses
@@ -38,15 +38,15 @@ def trpo(
   execution: Execution = Execution(),
   **options: Any,
 ) -> MetaAlgorithm:
-  """An algorithm of control whose outer steps have a trust region.
+  """A control algorithm whose outer steps have a trust region.
 
   Args:
-    build: `build(outer_optimizer) -> MetaAlgorithm`: the algorithm, whatever it is. Its
-      own meta-gradient is what the direction is made of.
+    build: `build(outer_optimizer) -> MetaAlgorithm`, for any algorithm. The direction
+      of a step is computed from its meta-gradient.
     loss_fn: the loss that it is built on.
-    max_kl: the most mean divergence of adapted policies from a meta-step.
-    execution: how it is executed: tasks at a time.
-    **options: of `trust_region`: `num_cg_steps`, `damping`, `shrink`,
+    max_kl: the largest mean divergence of the adapted policies in a meta-step.
+    execution: tasks at a time; see `jsharp.Execution`.
+    **options: options of `trust_region`: `num_cg_steps`, `damping`, `shrink`,
       `max_backtracks`.
 
   Returns:
@@ -109,23 +109,25 @@ class TRPO(OuterUpdate):
 
   max_kl: float = option(
     0.01,
-    "The most mean divergence of the adapted policies after a meta-step from those "
-    "before it; it takes the place of --outer_lr.",
+    "Largest mean divergence between the adapted policies before and after a "
+    "meta-step; it replaces --outer_lr.",
     check=positive("0.01 in MAML's code."),
   )
   kl_cg_steps: int = option(
     10, "Steps of conjugate gradients to find the direction.", check=at_least(1)
   )
   kl_damping: float = option(
-    1e-5, "What is added to the diagonal of the Hessian.", check=at_least(0)
+    1e-5, "Damping added to the diagonal of the Hessian.", check=at_least(0)
   )
   backtrack_ratio: float = option(
     0.8,
-    "What a step that goes too far is multiplied by.",
+    "Factor that shortens a step that is too long.",
     check=between(0.01, 0.99, "0.8 in MAML's code."),
   )
   max_backtracks: int = option(
-    15, "The most lengths that are tried; then no step is taken.", check=at_least(1)
+    15,
+    "Largest number of step lengths to try before no step is taken.",
+    check=at_least(1),
   )
 
   def algorithm(
@@ -148,4 +150,4 @@ class TRPO(OuterUpdate):
     )
 
   def meta_gradients(self) -> int:
-    return 1 + 2 * (self.kl_cg_steps + 1)  # The search only measures.
+    return 1 + 2 * (self.kl_cg_steps + 1)  # The line search takes no gradients.

@@ -4,7 +4,7 @@
     step = -sqrt(2 max_divergence / direction' H direction) * direction
     shortened until the loss falls and the divergence is at most max_divergence
 
-H is the Hessian of the divergence where the step begins, so that `v' H v / 2` is the
+H is the Hessian of the divergence at the start of the step, so `v' H v / 2` is the
 divergence of a short step v (Schulman et al. 2015, arXiv 1502.05477, appendix C).
 """
 
@@ -31,24 +31,24 @@ def trust_region(
   shrink: float = 0.8,
   max_backtracks: int = 15,
 ) -> optax.GradientTransformationExtraArgs:
-  """A natural gradient step of a bounded length, which no learning rate scales.
+  """A natural gradient step of bounded divergence, without a learning rate.
 
   The defaults are those of MAML's code (github.com/cbfinn/maml_rl).
 
   Args:
-    divergence_fn: `divergence_fn(point)`, how far the policy of `point` is from that
-      where the step begins.
-    product_fn: `product_fn(params, v)`, the Hessian of the divergence at `params`,
-      where it is zero, times v.
-    max_divergence: the most that a step may have.
+    divergence_fn: `divergence_fn(point)`, the divergence of the policy at `point` from
+      the policy at the start of the step.
+    product_fn: `product_fn(params, v)`, the product of v with the Hessian of the
+      divergence at `params`, where the divergence is zero.
+    max_divergence: the largest divergence of a step.
     num_cg_steps: products with the Hessian to find the direction.
-    damping: what is added to the diagonal of the Hessian.
-    shrink: what a step that goes too far, or uphill, is multiplied by.
-    max_backtracks: the most lengths that are tried; then no step is taken.
+    damping: added to the diagonal of the Hessian.
+    shrink: factor that shortens a step that is too long or goes uphill.
+    max_backtracks: the largest number of step lengths to try before no step is taken.
 
   Returns:
-    The last link of a chain: a gradient in, a step out. Its `update` needs `params`,
-    `value` and `value_fn`, as jsharp hands them to every optimizer. NaN in is NaN out.
+    The last link of a chain: gradient in, step out. Its `update` needs `params`,
+    `value` and `value_fn`, which jsharp passes to every optimizer. NaN in is NaN out.
 
   Raises:
     ValueError: if a number is out of range; from `update`, if something is missing.
@@ -84,8 +84,8 @@ def trust_region(
     del extra
     if params is None or value is None or value_fn is None:
       raise ValueError(
-        "trust_region needs params, value= and value_fn=; jsharp's outer loop hands "
-        "them on, in a loop of your own pass them to update"
+        "trust_region needs params, value= and value_fn=; jsharp's outer loop passes "
+        "them, in your own loop pass them to update"
       )
 
     def product(vector: Params) -> Params:

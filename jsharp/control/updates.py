@@ -1,4 +1,4 @@
-"""How the outer loop of control uses what was rolled out: the base of descriptions."""
+"""Outer updates of control: the base class of their options."""
 
 import dataclasses
 from typing import ClassVar
@@ -14,10 +14,10 @@ from jsharp.types import MetaAlgorithm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OuterUpdate(Options):
-  """What a meta-step does with its trajectories.
+  """The options of an outer update: how a meta-step uses its trajectories.
 
   Class attributes:
-    steps_itself: whether it takes the step itself, in place of the outer optimizer.
+    steps_itself: whether it takes the step itself, instead of the outer optimizer.
   """
 
   kind: ClassVar[str] = "outer update"
@@ -36,7 +36,7 @@ class OuterUpdate(Options):
     raise NotImplementedError
 
   def meta_gradients(self) -> int:
-    """What a meta-step costs, in those of one step of the outer optimizer."""
+    """The cost of a meta-step, in steps of the outer optimizer."""
     return 1
 
 

@@ -107,10 +107,10 @@ class Tasks(Options):
   )
   min_way: int | None = option(
     None,
-    "Tasks of varying way with unbalanced support sets, as in Meta-Dataset: from "
-    "--min_way to --way classes, --way times --shot support examples in proportions "
-    "that are drawn, --way times --query_shot query examples. Default: all tasks are "
-    "alike.",
+    "Draw tasks of varying way with unbalanced support sets, as in Meta-Dataset: from "
+    "--min_way to --way classes, --way times --shot support examples in random "
+    "proportions, --way times --query_shot query examples. Default: all tasks have the "
+    "same shape.",
     check=at_least(2, "a task needs at least 2 classes."),
     added=True,
   )
@@ -129,87 +129,82 @@ class Tasks(Options):
   )
   train_way: tuple[int, ...] | None = option(
     None,
-    "As --way, in training. Several numbers, as in 5,10,20: every meta-step draws one "
-    "of them. Default: as --way.",
+    "Classes per task in training. With several numbers, as in 5,10,20, every "
+    "meta-step draws one of them. Default: as --way.",
     check=each(_COUNT, _COUNTS),
     role=Role.TRAINING,
   )
   train_shot: tuple[int, ...] | None = option(
     None,
-    "As --shot, in training. Several numbers, as in 5,10,20: every meta-step draws one "
-    "of them. Default: as --shot.",
+    "Support examples per class and task in training. With several numbers, as in "
+    "5,10,20, every meta-step draws one of them. Default: as --shot.",
     check=each(_COUNT, _COUNTS),
     role=Role.TRAINING,
   )
   eval_way: tuple[int, ...] | None = option(
     None,
-    "Further values of --way that the chosen checkpoint is tested with, each reported "
-    "by itself.",
+    "Additional values of --way for the test, as in 5,20; each is reported separately.",
     check=each(_COUNT, _COUNTS),
     shared=False,
   )
   eval_shot: tuple[int, ...] | None = option(
     None,
-    "Further values of --shot that the chosen checkpoint is tested with, each reported "
-    "by itself.",
+    "Additional values of --shot for the test, as in 1,5; each is reported separately.",
     check=each(_COUNT, _COUNTS),
     shared=False,
   )
   support_label_noise: float = option(
     0.0,
-    "Share of wrong labels in the support sets, in training and at test.",
+    "Fraction of wrong labels in the support sets, in training and at test.",
     check=between(0, 1, "0.2 is 20 percent."),
   )
   query_label_noise: float = option(
     0.0,
-    "Share of wrong labels in the query sets, in training; test labels are never "
-    "wrong.",
+    "Fraction of wrong labels in the query sets in training; at test they are always "
+    "correct.",
     check=between(0, 1, "0.2 is 20 percent."),
     role=Role.TRAINING,
   )
   eval_support_label_noise: tuple[float, ...] | None = option(
     None,
-    "Shares of wrong support labels that the chosen checkpoint is tested with besides, "
-    "as in 0,0.2,0.4, each reported by itself.",
-    check=each(between(0, 1), "needs shares from 0 to 1."),
+    "Additional fractions of wrong support labels for the test, as in 0,0.2,0.4; each "
+    "is reported separately.",
+    check=each(between(0, 1), "must be fractions from 0 to 1."),
     shared=False,
   )
   rotation: tuple[float, ...] | None = option(
     None,
-    "Rotates the images of every task alike, in degrees, uniform from LOW to HIGH by "
-    "task, as in -20,20. In training, validation and test.",
+    "LOW,HIGH: rotate all images of a task by the same angle in degrees, drawn "
+    "uniformly for each task, as in -20,20. In training, validation and test.",
     check=interval(_RANGE),
   )
   eval_rotation: tuple[float, ...] | None = option(
     None,
-    "Rotations that the chosen checkpoint is tested with besides, as in 0,30,60, each "
-    "reported by itself.",
+    "Additional rotations for the test, as in 0,30,60; each is reported separately.",
     check=each(finite(), _NUMBERS),
     shared=False,
   )
   shear: tuple[float, ...] | None = option(
     None,
-    "Shears the images of every task alike, in columns per row, uniform from LOW to "
-    "HIGH by task. In training, validation and test.",
+    "LOW,HIGH: shear all images of a task by the same amount in columns per row, drawn "
+    "uniformly for each task. In training, validation and test.",
     check=interval(_RANGE),
   )
   eval_shear: tuple[float, ...] | None = option(
     None,
-    "Shears that the chosen checkpoint is tested with besides, each reported by "
-    "itself.",
+    "Additional shears for the test; each is reported separately.",
     check=each(finite(), _NUMBERS),
     shared=False,
   )
   scale: tuple[float, ...] | None = option(
     None,
-    "Scales the images of every task alike, in times the size, uniform from LOW to "
-    "HIGH by task, as in 0.8,1.2. In training, validation and test.",
+    "LOW,HIGH: scale all images of a task by the same factor, drawn uniformly for each "
+    "task, as in 0.8,1.2. In training, validation and test.",
     check=interval(_RANGE),
   )
   eval_scale: tuple[float, ...] | None = option(
     None,
-    "Scales that the chosen checkpoint is tested with besides, each reported by "
-    "itself.",
+    "Additional scales for the test; each is reported separately.",
     check=each(finite(), _NUMBERS),
     shared=False,
   )
@@ -220,8 +215,8 @@ class Tasks(Options):
     if self.min_way is not None:
       if self.min_way > self.way:
         raise ValueError(
-          f"--min_way={self.min_way} is above --way={self.way}, the most classes of a "
-          "task; lower it"
+          f"--min_way={self.min_way} is above --way={self.way}, the largest number of "
+          "classes of a task; lower it"
         )
       for name in ("train_way", "train_shot", "eval_way", "eval_shot"):
         if getattr(self, name) is not None:
@@ -229,12 +224,12 @@ class Tasks(Options):
             f"--min_way={self.min_way} varies the way and shot of every task; leave "
             f"--{name} out"
           )
-    for name, neutral in NEUTRAL.items():  # A range that distorts nothing is none.
+    for name, neutral in NEUTRAL.items():  # A range without effect becomes None.
       if getattr(self, name) == (neutral, neutral):
         object.__setattr__(self, name, None)
 
   def training(self) -> list[Kind]:
-    """The kinds of task that training draws from, at least one."""
+    """The kinds of task in training, at least one."""
     return [
       Kind(
         name={"way": way, "shot": shot},
@@ -250,7 +245,7 @@ class Tasks(Options):
     ]
 
   def test(self) -> Kind:
-    """The kind of task that validation and test measure."""
+    """The kind of task at validation and test."""
     query_shot = self.eval_query_shot or self.shot
     return Kind(
       name={},

@@ -1,4 +1,8 @@
-"""Fixed lists of tasks, ensembles, comparisons, reports and curves."""
+"""Evaluation on fixed lists of tasks, and what is reported of it.
+
+`evaluator` and `evaluate` measure a learner; the rest covers ensembles, comparisons
+with paired intervals, budgets, reports and curves.
+"""
 
 from jsharp.evaluation.budget import Budget, gradients_per_task, steps_paid
 from jsharp.evaluation.comparison import (

@@ -1,7 +1,7 @@
-"""Budgets of training: in meta-steps, in gradients of single examples, in minutes.
+"""Training budgets in meta-steps, in gradients of single examples, or in minutes.
 
-The unit of a gradient is a forward and a backward pass of the whole network for one
-example. What a meta-step costs in it is part of an algorithm's description
+One gradient is a forward and a backward pass of the whole network for one example. Each
+algorithm defines the cost of its meta-steps in this unit
 (`jsharp.algorithms.Algorithm.phases`).
 """
 
@@ -17,11 +17,11 @@ _MOST_STEPS = 2**31 - 1  # Steps are counted in 32 bits.
 
 
 def gradients_per_task(phases: Phases, num_steps: int) -> float:
-  """What a task of a run costs, on average over the run's meta-steps.
+  """The cost of one task, averaged over a run's meta-steps.
 
   Args:
-    phases: `(end, gradients per task)` of each phase, which ends before meta-step
-      `end`; the last one ends at infinity.
+    phases: `(end, gradients per task)` for each phase; a phase ends before meta-step
+      `end`, and the last one at infinity.
     num_steps: meta-steps of the run.
 
   Returns:
@@ -39,15 +39,15 @@ def gradients_per_task(phases: Phases, num_steps: int) -> float:
 
 
 def steps_paid(phases: Phases, amount: float, *, num_tasks: int) -> float:
-  """How many meta-steps a number of gradients pays for.
+  """The number of meta-steps that a budget of gradients pays for.
 
   Args:
     phases: as for `gradients_per_task`.
-    amount: gradients of single examples, of all tasks together.
+    amount: gradients of single examples, summed over all tasks.
     num_tasks: tasks per meta-step.
 
   Returns:
-    Meta-steps, with the fraction of the last one.
+    Meta-steps, including the fraction of the last one.
 
   Example:
     >>> steps_paid([(10.0, 5.0), (float("inf"), 20.0)], 900.0, num_tasks=2)
@@ -64,12 +64,12 @@ def steps_paid(phases: Phases, amount: float, *, num_tasks: int) -> float:
 
 
 class Budget(NamedTuple):
-  """What every run of a comparison may cost.
+  """The training budget of every run of a comparison.
 
   Attributes:
     unit: "steps" (meta-steps), "gradients" (of single examples) or "minutes" (of
-      training); of ordinary training "epochs" or "gradient_epochs".
-    amount: how many.
+      training); for ordinary training "epochs" or "gradient_epochs".
+    amount: the number of these units.
   """
 
   unit: str
@@ -77,19 +77,19 @@ class Budget(NamedTuple):
 
   @classmethod
   def from_table(cls, table: Any, *, units: Sequence[str] = UNITS) -> "Budget":
-    """Reads a budget from a table with one entry, as TOML has it.
+    """Reads a budget from a table with one entry, as parsed from TOML.
 
     Args:
       table: such as `{"steps": 2000}`.
-      units: those that there are.
+      units: the allowed units.
 
     Raises:
-      ValueError: if it is no table of one positive number.
+      ValueError: if it is not a table with one positive number.
     """
     if not isinstance(table, dict) or len(table) != 1 or table.keys() - set(units):
       raise ValueError(
-        f"budget must name exactly one of {', '.join(units)}, got {table!r}; for "
-        f"example [budget] and below it {units[0]} = 200"
+        f"budget must name exactly one of {', '.join(units)}, got {table!r}; write for "
+        f"example {units[0]} = 200 below [budget]"
       )
     ((unit, amount),) = table.items()
     if type(amount) not in (int, float) or not 0 < amount <= _MOST:
@@ -102,16 +102,16 @@ class Budget(NamedTuple):
   def num_steps(
     self, phases: Phases, *, num_tasks: int, tasks_per_second: float | None = None
   ) -> int:
-    """The whole meta-steps that it pays for.
+    """The number of whole meta-steps that the budget pays for.
 
     Args:
       phases: as for `gradients_per_task`.
       num_tasks: tasks per meta-step.
-      tasks_per_second: for a budget in minutes, as measured in the last phase; a task
-        of another phase takes longer or shorter in proportion to its gradients.
+      tasks_per_second: for a budget in minutes: the speed measured in the last phase.
+        The time per task in other phases is scaled by their gradients.
 
     Raises:
-      ValueError: if it pays for less than one.
+      ValueError: if it pays for less than one meta-step.
 
     Example:
       >>> phases = [(10.0, 5.0), (float("inf"), 20.0)]

@@ -1,11 +1,11 @@
-"""Methods side by side on the same tasks: means, intervals, paired differences.
+"""Comparison of methods on the same tasks: means, intervals, paired differences.
 
-Two sources of chance have an interval each. *Over tasks*: the test tasks are a sample
-of all tasks; `1.96 * std / sqrt(num_tasks)` of what each task gives on the mean over
-seeds, as in the papers. *Over seeds*: another training run gives other parameters;
-Student's t interval of the runs' means, so that three seeds are not taken for thirty.
-A difference is paired: task by task, and seed by seed, because all methods are
-measured on the same tasks; its interval is usually much the smaller.
+Two sources of randomness have one interval each. *Over tasks*: the test tasks are a
+sample of all tasks; `1.96 * std / sqrt(num_tasks)` over tasks, each averaged over
+seeds, as in the papers. *Over seeds*: training runs with other seeds end in other
+parameters; Student's t interval of the runs' means, which accounts for a small number
+of seeds. Differences are paired, task by task and seed by seed, because all methods are
+measured on the same tasks; their intervals are usually much smaller.
 """
 
 import csv
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
   Attributes:
     mean: over seeds and tasks.
     over_tasks: half-width for the choice of test tasks.
-    over_seeds: half-width for the choice of training seeds; NaN with a single one.
+    over_seeds: half-width for the choice of training seeds; NaN with a single seed.
   """
 
   mean: float
@@ -38,11 +38,12 @@ class Row(NamedTuple):
   """One method of a comparison.
 
   Attributes:
-    name: of the method.
-    num_seeds: runs.
-    num_tasks: test tasks.
-    value: what was measured.
-    difference: from the baseline; None for the baseline itself, or without one.
+    name: the method's name.
+    num_seeds: the number of runs.
+    num_tasks: the number of test tasks.
+    value: the measured value.
+    difference: the paired difference from the baseline; None for the baseline itself,
+      or without a baseline.
   """
 
   name: str
@@ -53,7 +54,7 @@ class Row(NamedTuple):
 
 
 def interval(values: Any) -> Interval:
-  """Mean of runs on tasks, with both intervals.
+  """The mean over runs and tasks, with both intervals.
 
   Args:
     values: `[num_seeds, num_tasks]`, at least two tasks.
@@ -110,20 +111,21 @@ def compare(
   baseline: str | None,
   seeds: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Row]:
-  """Sets methods beside a baseline.
+  """Compares methods with a baseline.
 
   Args:
     results: per method an array `[num_seeds, num_tasks]`, all on the same tasks.
     baseline: the method that the others are compared with; None for no differences.
-    seeds: per method the seeds of its rows; the same ones in the same order if None. A
-      method with fewer is compared with the baseline's runs of its own seeds.
+    seeds: per method the seeds of its rows; None if all methods have the same seeds in
+      the same order. A method with fewer seeds is compared with the baseline's runs of
+      these seeds.
 
   Returns:
-    A row per method, in the order given.
+    One row per method, in the given order.
 
   Raises:
-    ValueError: if the baseline is not among them, or a method was measured on another
-      number of tasks or with a seed that the baseline has not.
+    ValueError: if the baseline is not among the methods, or a method has another number
+      of tasks or a seed that the baseline lacks.
 
   Example:
     >>> rows = compare(
@@ -176,14 +178,14 @@ def markdown(
 
   Args:
     rows: from `compare`.
-    measure: the head of the column.
-    scale: what the values are multiplied by; 100 for percent.
-    over: what was tested on, for the heads of the columns.
+    measure: the heading of the value column.
+    scale: factor of the values; 100 for percent.
+    over: the unit of testing, such as "tasks", for the column headings.
 
   Returns:
-    The lines of the table; "± tasks" and "± seeds" are the half-widths. A difference
-    is set in bold if both its intervals leave out zero. Without differences the table
-    has no columns for them.
+    The lines of the table; "± tasks" and "± seeds" are the half-widths. A difference is
+    bold if both of its intervals exclude zero. Without differences the table has no
+    columns for them.
 
   Example:
     >>> rows = compare({"a": [[0.5, 0.7]], "b": [[0.6, 0.9]]}, baseline="a")
@@ -217,14 +219,14 @@ def markdown(
 
 
 def comparison_csv(rows: list[Row]) -> str:
-  """The comparison as comma-separated values, which read back exactly.
+  """The comparison as comma-separated values, with exact numbers.
 
   Args:
     rows: from `compare`.
 
   Returns:
-    A line of names, then a line per method: its seeds and tasks, its mean with both
-    half-widths and the same of its difference, empty where there is none.
+    A header line, then one line per method: the numbers of seeds and tasks, the mean
+    with both half-widths, and the same for the difference, empty if there is none.
 
   Example:
     >>> rows = compare({"a": [[0.5, 0.5]], "b": [[0.75, 0.75]]}, baseline="a")
@@ -248,15 +250,15 @@ def plot_comparison(
   measure: str = "accuracy, %",
   scale: float = 100,
 ) -> None:
-  r"""Draws every method's mean and, beside it, its difference from the baseline.
+  r"""Plots every method's mean and, next to it, its difference from the baseline.
 
-  A dot is the mean, a thick bar its interval over tasks, a thin one over seeds.
+  A dot is the mean, a thick bar its interval over tasks, a thin bar over seeds.
 
   Args:
     rows: from `compare`.
     path: the PNG to write.
-    measure: what is measured, for the axis.
-    scale: what the values are multiplied by; 100 for percent.
+    measure: the label of the axis.
+    scale: factor of the values; 100 for percent.
 
   Raises:
     OSError: if `path` cannot be written.

@@ -1,4 +1,4 @@
-"""The curves of a run: training and validation against the meta-step."""
+"""Training curves: training and validation metrics against the meta-step."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,9 +9,9 @@ import numpy as np
 from jsharp._files import FileError, save_figure
 
 META_LEARNING = {"loss": "meta-loss on the query set", "accuracy": "query accuracy (%)"}
-"""What the metrics are where training is meta-training."""
+"""Labels of the metrics of meta-training."""
 
-_FAR = 20  # times the median
+_FAR = 20  # Multiple of the median.
 
 
 def plot_curves(
@@ -23,24 +23,24 @@ def plot_curves(
   step_name: str = "meta-step",
   labels: Mapping[str, str] = META_LEARNING,
 ) -> None:
-  r"""Draws training and validation against the meta-step.
+  r"""Plots training and validation metrics against the meta-step.
 
-  Training is shown point by point, pale, and as a running mean; a metric that no
-  record holds has no panel. Values far above all others, of a run that diverged for
-  a while, would flatten the rest: they are left outside the panel and counted.
+  Training is shown as pale points and as a running mean. A metric without records has
+  no panel. Values far above all others, as when a run diverges for a while, would
+  flatten the rest: they are left outside the panel and counted in a note.
 
   Args:
     records: the lines of `metrics.jsonl`: `step` with `loss`, `accuracy` (training)
       or `val_loss`, `val_accuracy` (validation).
     path: the PNG to write.
-    title: stands above the panels.
+    title: the title above the panels.
     best_step: marked with a line if given.
-    step_name: what a step is called.
-    labels: the metrics that get a panel, with what they are.
+    step_name: the label of the step axis.
+    labels: the metrics that get a panel, with their labels.
 
   Raises:
     OSError: if `path` cannot be written.
-    ValueError: if a record holds no number; the message names the metric.
+    ValueError: if a record is not a number; the message names the metric.
 
   Example:
     >>> import pathlib, tempfile
@@ -116,8 +116,8 @@ def _series(
     table = np.array(pairs, np.float64).reshape(-1, 2)
   except (KeyError, TypeError, ValueError) as error:
     raise FileError(
-      f"the records of '{name}' are no numbers by step ({error}); remove them from "
-      "metrics.jsonl"
+      f"the records of '{name}' are not one number per step ({error}); remove them "
+      "from metrics.jsonl"
     ) from error
   return table[:, 0], table[:, 1]
 

@@ -1,8 +1,8 @@
-"""Several checkpoints that predict together.
+"""Ensembles of checkpoints.
 
-MAML++'s published figures are those of the mean of the softmax of the five
-checkpoints that are best in validation, as its released code computes them. Report one
-beside the other.
+MAML++'s published results come from the mean softmax of the five checkpoints with the
+best validation accuracy, as its released code computes them. Report the ensemble in
+addition to the single checkpoint.
 """
 
 import math
@@ -23,15 +23,15 @@ __all__ = ["evaluate_ensemble", "log_probabilities"]
 
 
 def log_probabilities(predict: PredictFn) -> TaskLossFn:
-  """What `evaluate_ensemble` needs of each member, as a query loss.
+  """The query loss that `evaluate_ensemble` needs: log-probabilities and labels.
 
   Args:
-    predict: `predict(adapted, task) -> logits` of the query set, such as
+    predict: `predict(adapted, task) -> logits` for the query set, such as
       `jsharp.normalization.transductive(apply_fn)`.
 
   Returns:
     `query_loss_fn(adapted, task) -> (0, metrics)` for `jsharp.evaluation.evaluator`.
-    The metrics are the logarithms of the class probabilities, which do not underflow,
+    The metrics are the logarithms of the class probabilities, which cannot underflow,
     and the labels of the query set.
 
   Example:
@@ -66,13 +66,13 @@ def evaluate_ensemble(
 ) -> dict[str, np.ndarray]:
   """The accuracy of the mean of the members' class probabilities.
 
-  Every member adapts to the task by itself; only the predictions are averaged.
+  Every member adapts to the task separately; only the predictions are averaged.
 
   Args:
     evaluate_tasks: `evaluator(algorithm.adapt, log_probabilities(predict))`.
     members: meta-learned parameters, at least one.
     sample_task: `sample_task(index, data) -> Task`, as for `evaluate`.
-    data: what `sample_task` reads.
+    data: the pytree that `sample_task` reads.
     num_tasks: length of the list of tasks.
     chunk: tasks per compiled call.
     stop: checked before every chunk.
@@ -80,7 +80,7 @@ def evaluate_ensemble(
 
   Returns:
     `{"accuracy": [num_tasks], "loss": [num_tasks]}`: the loss is the mean negative
-    logarithm of the probability given to the right class, in nats.
+    log-probability of the correct class, in nats.
 
   Raises:
     ValueError: if there is no member, or as `evaluate` does.

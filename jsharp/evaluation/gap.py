@@ -1,4 +1,4 @@
-"""The generalisation gap: how much harder tasks of new classes are."""
+"""The generalisation gap between tasks of training classes and of new classes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,22 +20,23 @@ def generalisation_gap(
   stop: StopSignal | None = None,
   execution: Execution = Execution(),
 ) -> dict[str, float]:
-  """Means over as many tasks of the training classes as of the test classes.
+  """Measures the gap on equally many tasks of training classes and of test classes.
 
   Args:
     evaluate_tasks: `evaluate_tasks(params, tasks) -> metrics`, each `[num_tasks]`, as
       from `jsharp.evaluation.evaluator`.
-    params: what it evaluates.
+    params: the parameters to evaluate.
     splits: under "train" and "test" `(sample_task, data)`, as for
-      `jsharp.evaluation.evaluate`. The tasks of "train" should be new ones.
-    num_tasks: tasks of each.
+      `jsharp.evaluation.evaluate`. The tasks of "train" should not be those seen in
+      training.
+    num_tasks: the number of tasks of each.
     stop: checked every few tasks.
     execution: as for `jsharp.evaluation.evaluate`.
 
   Returns:
-    `train_loss`, `test_loss`, `loss_gap` and the same of every other metric. Gaps are
-    training minus test: where new classes are harder, that of the accuracy is positive
-    and that of the loss negative.
+    `train_loss`, `test_loss`, `loss_gap` and the same for every other metric. Gaps are
+    training minus test: if new classes are harder, the accuracy gap is positive and the
+    loss gap negative.
 
   Raises:
     ValueError: if `num_tasks` is not positive.

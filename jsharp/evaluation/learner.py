@@ -1,4 +1,4 @@
-"""A trained learner measured on a fixed list of tasks, in any way, without training."""
+"""Measuring a trained learner on a fixed list of tasks."""
 
 import functools
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from jsharp.learners import Learner
 from jsharp.normalization import query_loss
 
 Policy = Literal["transductive", "support_statistics", "per_query"]
-"""Whose statistics normalise a query example, see `jsharp.normalization`."""
+"""Which examples' statistics normalise a query example, see `jsharp.normalization`."""
 
 
 def measure_learner(
@@ -31,16 +31,17 @@ def measure_learner(
 ) -> dict[str, np.ndarray]:
   """Measures a learner on the first tasks of a fixed list.
 
-  The list is that of a run's test: a function of the dataset, the kind of task and the
-  seed, so two learners measured alike are measured on the same tasks.
+  The list is the same as in a run's test. It depends only on the dataset, the kind of
+  task and the seed, so with the same arguments two learners are measured on the same
+  tasks.
 
   Args:
-    learner: what is measured.
+    learner: the learner to measure.
     kind: the kind of task, such as `jsharp.data.tasks.Tasks(way=5, shot=1).test()`.
     dataset: a `jsharp.data.Dataset` with images of the learner's shape.
-    num_tasks: how many tasks; 600 in the papers.
-    seed: of the list.
-    policy: whose statistics normalise a query example.
+    num_tasks: the number of tasks; 600 in the papers.
+    seed: the seed of the list.
+    policy: which examples' statistics normalise a query example.
     num_steps: inner steps; None for the learner's own number.
     execution: how it is computed.
 
@@ -49,7 +50,7 @@ def measure_learner(
 
   Raises:
     ValueError: if the tasks have more classes than the learner's head has outputs, the
-      dataset cannot give such tasks, or an argument is wrong.
+      dataset is too small for such tasks, or an argument is invalid.
 
   Example:
     >>> from jsharp.algorithms.protonet import ProtoNet

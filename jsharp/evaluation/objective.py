@@ -1,10 +1,10 @@
-"""The loss of a learner around its parameters: whose landscape is drawn.
+"""The loss of a learner as a function of its parameters, for landscapes.
 
-Three losses of the query set of a task can be drawn:
+There are three losses on the query set of a task:
 
     meta     after adaptation, as a function of the meta-parameters
-    task     of the same parameters without adaptation
-    adapted  around the task's own adapted parameters
+    task     without adaptation, as a function of the same parameters
+    adapted  around the parameters adapted to the task
 """
 
 import functools
@@ -18,16 +18,16 @@ from jsharp.core.objectives import after_adaptation, on_query
 from jsharp.learners import Learner
 from jsharp.types import AdaptFn, Params, Task, TaskLossFn
 
-_MAX_KEPT = 16  # Functions made before, so that they are compiled once.
+_MAX_KEPT = 16  # Cached functions, so that each is compiled once.
 
 
 class NetworkAlone(NamedTuple):
-  """A learner as a function of its network's parameters alone.
+  """A learner as a function of only its network's parameters.
 
   Attributes:
     params: the network's parameters.
-    adapt: `adapt(params, support) -> adapted`, as at test. What the learner has learned
-      besides, such as step sizes, is a constant in it.
+    adapt: `adapt(params, support) -> adapted`, as at test. Everything else that the
+      learner has learned, such as step sizes, is a constant in it.
     query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`, transductive.
   """
 
@@ -37,14 +37,14 @@ class NetworkAlone(NamedTuple):
 
 
 def network_alone(learner: Learner, way: int | None = None) -> NetworkAlone:
-  """Holds everything that a learner has learned but its network's parameters.
+  """Makes everything a learner has learned constant, except its network's parameters.
 
   Learned rates, running statistics, copies of leaves per inner step and states of
-  optimizers become constants. A learner that has none of these shares its functions,
-  and so what is compiled of them, with every `Learner.replace` of it.
+  optimizers become constants. A learner without any of these shares its functions, and
+  therefore their compilations, with every `Learner.replace` of it.
 
   Args:
-    learner: trained.
+    learner: a trained learner.
     way: classes per task; all outputs if None.
 
   Returns:
@@ -85,13 +85,14 @@ def objective(
   *,
   of: Literal["meta", "task", "adapted"] = "meta",
 ) -> tuple[TaskLossFn, Any]:
-  """The loss of one task around the parameters of a network, see this module.
+  """The loss of one task as a function of a network's parameters.
 
   Args:
     network: from `network_alone`.
     tasks: `[num_tasks, ...]`.
-    of: whose loss. "adapted" moves the adapted parameters of every task by what the
-      given parameters are moved by, so at `network.params` it equals "meta".
+    of: "meta", the loss after adaptation; "task", the loss without adaptation; or
+      "adapted", which adds the displacement of the given parameters to the adapted
+      parameters of every task, so that it equals "meta" at `network.params`.
 
   Returns:
     `(task_loss_fn, items)` for `jsharp.analysis.meta_objective` and `per_task`:
@@ -99,8 +100,8 @@ def objective(
     `[num_tasks, ...]`.
 
   Raises:
-    ValueError: if "task" or "adapted" is asked of an algorithm that adapts something
-      else than all parameters of a network.
+    ValueError: for "task" and "adapted", if the algorithm does not adapt exactly the
+      parameters of a network.
 
   Example:
     >>> import jax.numpy as jnp
@@ -126,7 +127,7 @@ def objective(
   if shapes != jax.tree.map(lambda x: x.shape, params):
     raise ValueError(
       f"of={of} needs an algorithm that adapts the network's parameters and "
-      "meta-learns nothing else; take of=meta"
+      "meta-learns nothing else; use of=meta"
     )
   if of == "task":
     return network.query_loss_fn, tasks

@@ -1,8 +1,8 @@
-"""What a run leaves behind for people: the result and the protocol card.
+"""The report of a run: its result and its protocol card.
 
-A few-shot accuracy means little without its protocol, so the two are written
-together: whose statistics normalise, how many inner steps at train and at test,
-which checkpoint, which data, which versions.
+A few-shot accuracy means little without its protocol, so the two are written together:
+which statistics normalise, how many inner steps in training and at test, which
+checkpoint, which data, which versions.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ def summarise(
   """Mean and 95 % interval of every per-task metric.
 
   Args:
-    metrics: per name `[num_tasks]`, or `[num_tasks, num_seeds]` of several learners:
-      then what counts is what a task gives on average over them.
-    prefix: put before each name.
+    metrics: per name `[num_tasks]`, or `[num_tasks, num_seeds]` for several learners;
+      each task is then averaged over learners first.
+    prefix: a prefix for each name.
 
   Returns:
     `{prefix + name: mean, prefix + name + "_ci95": half_width}`.
@@ -56,14 +56,15 @@ def summarise(
 
 
 def over_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """The mean over domains of what `summarise` gives for each, as Meta-Dataset reports.
+  """The mean accuracy over domains, as Meta-Dataset reports it.
 
   Args:
-    domains: figures of each domain, with "test_accuracy" and "test_accuracy_ci95".
+    domains: the figures of each domain, with "test_accuracy" and "test_accuracy_ci95",
+      as from `summarise`.
 
   Returns:
-    "test_accuracy_over_domains" and its "_ci95", of the tasks of the domains, which are
-    independent; nothing where there is no domain.
+    "test_accuracy_over_domains" and its "_ci95", which treats the domains' tasks as
+    independent; empty if there is no domain.
 
   Example:
     >>> two = [{"test_accuracy": x, "test_accuracy_ci95": 0.03} for x in (0.5, 0.7)]
@@ -85,15 +86,15 @@ def over_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def errors(
   tested: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-  """The figures of a classifier: its errors and losses.
+  """The errors and losses of a classifier.
 
   Args:
     tested: "accuracy" and "loss" `[num_examples]` of the test examples, and
-      "top5_accuracy" where there is one.
-    seen: the same of the training examples.
+      "top5_accuracy" if available.
+    seen: the same for the training examples.
 
   Returns:
-    Means and, for the test, the half-width of the 95 % interval over the examples.
+    Means and, for the test set, half-widths of 95 % intervals over the examples.
 
   Raises:
     ValueError: if there are fewer than two test examples.
@@ -127,7 +128,7 @@ def errors(
 
 
 def per_example(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The columns of a classifier's `test_tasks.csv`: errors in place of accuracies.
+  """The columns of a classifier's `test_tasks.csv`: errors instead of accuracies.
 
   Example:
     >>> metrics = {"accuracy": np.array([1.0, 0.0]), "loss": np.array([0.1, 2.0])}
@@ -141,13 +142,13 @@ def per_example(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def csv_table(columns: Mapping[str, np.ndarray]) -> str:
-  """Vectors of one length as comma-separated values, a row per entry.
+  """Formats vectors of equal length as comma-separated values, one row per entry.
 
   Args:
     columns: per name `[n]`, or `[n, k]` for columns `name_0` to `name_(k-1)`.
 
   Returns:
-    The text: a line of names, then `n` lines of numbers that read back exactly.
+    The text: a line of names, then `n` lines of exact numbers.
 
   Example:
     >>> print(csv_table({"accuracy": np.array([0.5, 1.0], np.float32)}), end="")
@@ -173,14 +174,13 @@ def read_column(
   r"""Reads one column of a file that holds a `csv_table`.
 
   Args:
-    path: of the file, such as the `test_tasks.csv` of a run.
-    column: its name; the last column if None. Columns `name_0`, `name_1`, ... are
-      found as `name`.
-    sha256: the digest that the file must have, as the result of its run keeps it.
+    path: the file, such as the `test_tasks.csv` of a run.
+    column: the column's name; the last column if None. Columns `name_0`, `name_1`, ...
+      are found as `name`.
+    sha256: the digest that the file must have, as stored in the run's result.
 
   Returns:
-    `[k, n]`: a row for each of the `k` columns of that name, such as those of several
-    seeds.
+    `[k, n]`: one row for each of the `k` columns of that name, such as one per seed.
 
   Raises:
     OSError: if the file cannot be read.
@@ -197,19 +197,19 @@ def read_column(
   content = _files.read_bytes(path, most=_files.MAX_TABLE_BYTES)
   if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
     raise _files.FileError(
-      f"{path} is damaged: its SHA-256 is not the one in result.json; remove both and "
-      "start the run again, which tests it anew"
+      f"{path} is damaged: its SHA-256 is not the one in result.json; remove both "
+      "files and start the run again, which repeats the test"
     )
   names, rows = _files.parse_csv(content, where=path)
   if not names:
-    raise _files.FileError(f"{path} is empty; restore a copy of it")
+    raise _files.FileError(f"{path} is empty; restore it from a copy")
   wanted = names[-1] if column is None else column
   places = [i for i, name in enumerate(names) if name == wanted]
   if not places:
     pattern = re.compile(rf"{re.escape(wanted)}_\d+")
     places = [i for i, name in enumerate(names) if pattern.fullmatch(name)]
   if not places:
-    raise ValueError(f"{path} has no column {wanted!r}, it has {', '.join(names)}")
+    raise ValueError(f"{path} has no column {wanted!r}; it has {', '.join(names)}")
   try:
     return np.array([[float(row[place]) for row in rows] for place in places])
   except ValueError as error:
@@ -217,7 +217,7 @@ def read_column(
 
 
 def environment() -> dict[str, Any]:
-  """What the run ran on: versions, device, command and, in a checkout, the commit.
+  """The environment of a run: versions, device, command and, in a checkout, the commit.
 
   Returns:
     A dict ready for JSON.
@@ -242,10 +242,10 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit(checkout: pathlib.Path) -> str | None:
-  """The commit of a checkout, marked if there are changes beside it.
+  """The commit of a checkout, marked if there are uncommitted changes.
 
   Args:
-    checkout: the directory that would hold `.git`.
+    checkout: the directory that should contain `.git`.
 
   Returns:
     The hash, with `+changes` if tracked files differ from it; None outside a
@@ -275,9 +275,9 @@ def git_commit(checkout: pathlib.Path) -> str | None:
 
 
 def jsonable(value: Any) -> Any:
-  """Replaces what strict JSON lacks: infinity and NaN become strings.
+  """Replaces infinity and NaN, which strict JSON lacks, by strings.
 
-  `float` reads them back.
+  `float` converts them back.
 
   Args:
     value: numbers, strings, None, and lists, tuples and dicts of them.
@@ -299,7 +299,7 @@ def jsonable(value: Any) -> Any:
 
 
 def protocol_card(result: Mapping[str, Any]) -> str:
-  """The result and what it means, as a short block of aligned text.
+  """The protocol card: the result and its protocol as a block of aligned text.
 
   Args:
     result: the content of `result.json`: the measured figures and `protocol`.
@@ -363,7 +363,7 @@ def _measured_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     mean, half_width = (100 * float(kind[f"test_accuracy{k}"]) for k in ("", "_ci95"))
     names = [name for name in kind if not name.startswith("test_")]
     where = ", ".join(f"{n.replace('_', ' ')} {_short(kind[n])}" for n in names)
-    yield "  besides", f"{mean:.2f} ± {half_width:.2f} %  {where}"
+    yield "  variation", f"{mean:.2f} ± {half_width:.2f} %  {where}"
   for name, digits in (("mse", 4), ("return", 2)):
     by_step = zip(
       result.get(f"test_{name}_by_step", ()),
@@ -384,7 +384,7 @@ def _short(value: Any) -> str:
 
 def _protocol_rows(protocol: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
   for name, value in protocol.items():
-    if name == "command":  # as long as a line can be; it stands in result.json
+    if name == "command":  # May be very long; result.json has it.
       continue
     if isinstance(value, Mapping):
       pairs = [

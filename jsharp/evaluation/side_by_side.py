@@ -1,4 +1,4 @@
-"""Learners of one description and several seeds: trained and tested side by side."""
+"""Several seeds of one learner, trained and tested in one program."""
 
 import dataclasses
 import functools
@@ -31,14 +31,15 @@ from jsharp.types import MetaAlgorithm, Metrics, Params, Task, TaskLossFn
 
 
 class SideBySide(NamedTuple):
-  """Learners that differ in nothing but their seed.
+  """Learners that differ only in their seed.
 
-  With one learner, parameters and metrics are those of the learner. With several,
-  parameters have a leading axis `[num_seeds]`, metrics one behind that of the tasks.
+  With one learner, parameters and metrics have no additional axis. With several,
+  parameters have a leading axis `[num_seeds]`, and metrics have this axis after that
+  of the tasks.
 
   Attributes:
     learners: one for each seed.
-    seed: of the first one; the others follow.
+    seed: the first seed; the others follow it.
     execution: how they are computed.
   """
 
@@ -58,10 +59,11 @@ class SideBySide(NamedTuple):
     """The same learners with the backbone of an earlier one, and a digest of it.
 
     Args:
-      wanted: where it comes from; nothing changes, and there is no digest, if nowhere.
+      wanted: where the backbone comes from. If it names no source, nothing changes and
+        the digest is None.
 
     Raises:
-      ValueError: if it does not fit, with all names and both shapes.
+      ValueError: if it does not fit; the message has all names and both shapes.
       OSError: if a file cannot be read.
     """
     begun, digest = [], None
@@ -73,7 +75,7 @@ class SideBySide(NamedTuple):
     return self._replace(learners=begun), digest
 
   def algorithm(self, way: int) -> MetaAlgorithm:
-    """The algorithm of one seed, or of all of them in one program."""
+    """The algorithm of one seed, or of all seeds in one program."""
     algorithms = [learner.algorithm(way) for learner in self.learners]
     return algorithms[0] if len(algorithms) == 1 else over_seeds(algorithms)
 
@@ -83,13 +85,13 @@ class SideBySide(NamedTuple):
     """The algorithm, and the tasks of each of its steps.
 
     Args:
-      kinds: the kinds of task that it draws from, at least one; several only with one
+      kinds: the kinds of task to draw from, at least one; several only with one
         learner.
       num_tasks: tasks per meta-step and learner.
 
     Returns:
-      The algorithm and `sample_tasks(step, dataset, part=(index, count)) -> tasks`, as
-      `jsharp.train` takes them.
+      The algorithm and `sample_tasks(step, dataset, part=(index, count)) -> tasks`, for
+      `jsharp.train`.
     """
     if len(kinds) > 1:
       (learner,) = self.learners
@@ -113,12 +115,12 @@ class SideBySide(NamedTuple):
   def evaluator(
     self, way: int, query_loss_fn: TaskLossFn, **adapt: Any
   ) -> Callable[[Params, Any], Metrics]:
-    """Puts an evaluation together, as `jsharp.evaluation.evaluator` does.
+    """Combines adaptation and query loss, as `jsharp.evaluation.evaluator` does.
 
     Args:
       way: classes per task.
       query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
-      **adapt: keyword arguments of `adapt` in place of those of the description.
+      **adapt: keyword arguments of `adapt` that replace those of the description.
     """
     first = self.learners[0]
     options = {**first.made.at_test, **adapt}
@@ -138,9 +140,9 @@ class SideBySide(NamedTuple):
 
     Args:
       kind: the kind of task.
-      dataset: what the tasks are drawn from.
-      num_tasks: how many tasks.
-      seed: of their list.
+      dataset: the dataset that tasks are drawn from.
+      num_tasks: the number of tasks.
+      seed: the seed of their list.
     """
     learner, way = self.learners[0], kind.shape["way"]
     predict = transductive(learner.apply_fn(way))
@@ -175,17 +177,17 @@ class SideBySide(NamedTuple):
     """The figures of a result: every kind of test task, and the ensemble.
 
     Args:
-      params: what is tested.
-      tasks: the kinds: the usual one and its variations.
-      dataset: what the tasks are drawn from.
-      num_tasks: how many tasks of each kind, at least 2.
-      seed: of their lists.
-      members: what an ensemble consists of; none for no ensemble.
+      params: the parameters to test.
+      tasks: the kinds of task: the standard one and its variations.
+      dataset: the dataset that tasks are drawn from.
+      num_tasks: the number of tasks of each kind, at least 2.
+      seed: the seed of their lists.
+      members: the members of the ensemble; empty for no ensemble.
       stop: checked every few tasks.
 
     Returns:
       "test_accuracy", "test_accuracy_ci95" and the like; "per_task", metrics as
-      `measure` returns them; "test_accuracy_by_seed" of several learners;
+      `measure` returns them; for several learners "test_accuracy_by_seed";
       "test_ensemble_accuracy" and the like, and "ensemble_steps"; "test_variations",
       the name and the figures of each.
     """
@@ -229,16 +231,16 @@ class SideBySide(NamedTuple):
     """Tests parameters on a fixed list of tasks, under both policies.
 
     Args:
-      params: what is tested.
+      params: the parameters to test.
       kind: the kind of task.
-      dataset: what the tasks are drawn from.
-      num_tasks: how many tasks.
-      seed: of the list.
+      dataset: the dataset that tasks are drawn from.
+      num_tasks: the number of tasks.
+      seed: the seed of the list.
       stop: checked every few tasks.
 
     Returns:
       "loss", "accuracy" and "accuracy_inductive", each `[num_tasks]`, or
-      `[num_tasks, num_seeds]` of several learners.
+      `[num_tasks, num_seeds]` for several learners.
     """
     learner, way = self.learners[0], kind.shape["way"]
     both = transductive_and_inductive(learner.apply_fn(way), learner.criterion)
@@ -262,7 +264,7 @@ class SideBySide(NamedTuple):
     seed: int = 0,
     stop: StopSignal | None = None,
   ) -> dict[str, np.ndarray]:
-    """Tests the mean prediction of several parameters; otherwise as `measure`."""
+    """As `measure`, for the mean prediction of several sets of parameters."""
     learner, way = self.learners[0], kind.shape["way"]
     return evaluate_ensemble(
       self.evaluator(way, log_probabilities(transductive(learner.apply_fn(way)))),
@@ -275,7 +277,7 @@ class SideBySide(NamedTuple):
     )
 
   def trained(self, params: Params) -> dict[str, Learner]:
-    """The learners with trained parameters, by the folder that each is saved in.
+    """The learners with trained parameters, by the name of the folder to save them in.
 
     The folder is "" for one learner, "seed_0", "seed_1", ... for several.
     """
@@ -297,9 +299,9 @@ def side_by_side(
   """Builds the learners of a description for several seeds.
 
   Args:
-    description: what they are.
-    seed: of the first one.
-    num_seeds: how many.
+    description: the description of the learners.
+    seed: the first seed.
+    num_seeds: the number of learners.
     execution: how they are computed.
 
   Returns:
@@ -333,8 +335,8 @@ def fixed_tasks(
 
   Args:
     kind: the kind of task.
-    stream: which list.
-    seed: of the list.
+    stream: "val" or "test".
+    seed: the seed of the list.
 
   Returns:
     `sample_task(index, dataset) -> Task`, for `jsharp.evaluate`.

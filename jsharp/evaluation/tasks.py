@@ -1,7 +1,7 @@
 """Evaluation on a fixed, seeded list of tasks, with the papers' interval.
 
-Task `i` of the list is a function of `i` alone, so two checkpoints, two algorithms
-or two chunk sizes are always compared on the same tasks.
+Task `i` of the list depends only on `i`, so two checkpoints, two algorithms or two
+chunk sizes are always compared on the same tasks.
 """
 
 import functools
@@ -33,26 +33,26 @@ from jsharp.tree import at_least_float32
 from jsharp.types import AdaptFn, ApplyFn, Metrics, Params, Task, TaskLossFn
 
 DEFAULT_CHUNK = 20
-"""Tasks per call of the compiled evaluation: a pause of seconds at most on a CPU."""
+"""Tasks per call of the compiled evaluation; a call takes at most seconds on a CPU."""
 
 
 def evaluator(
   adapt: AdaptFn, query_loss_fn: TaskLossFn, *, execution: Execution = Execution()
 ) -> Callable[[Params, Any], Metrics]:
-  """Puts an evaluation together: how to adapt, and what to measure afterwards.
+  """Combines adaptation and a query loss into an evaluation of tasks.
 
-  Training decides neither. `functools.partial(algorithm.adapt, num_steps=10)` adapts a
-  trained learner with more steps, and
+  Both may differ from training. `functools.partial(algorithm.adapt, num_steps=10)`
+  adapts a trained learner with more steps, and
   `jsharp.normalization.query_loss(policy(apply_fn), criterion)` measures it under
-  another policy. Keep the result: `evaluate` compiles once per object.
+  another policy. Reuse the returned function: `evaluate` compiles once per object.
 
   Args:
     adapt: `adapt(params, support) -> adapted`, such as `MetaAlgorithm.adapt`.
     query_loss_fn: `query_loss_fn(adapted, task) -> (loss, metrics)`.
-    execution: how to execute it; only `task_chunk` matters here.
+    execution: how to compute it; only `task_chunk` matters here.
 
   Returns:
-    `evaluate_tasks(params, tasks) -> metrics`, per task, the loss among them as
+    `evaluate_tasks(params, tasks) -> metrics`, per task, including the loss as
     `"loss"`.
 
   Example:
@@ -115,8 +115,8 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
   """Evaluates parameters on tasks `0 .. num_tasks - 1` of a fixed list.
 
-  Compiled once per pair of functions: pass the same `evaluate_tasks` and
-  `sample_task` objects again and nothing is traced a second time.
+  It is compiled once per pair of `evaluate_tasks` and `sample_task`: pass the same
+  objects again to avoid tracing a second time.
 
   Args:
     evaluate_tasks: `(params, tasks) -> metrics`, such as from `evaluator`, each metric
@@ -126,19 +126,19 @@ def evaluate(
       is this function.
     data: the pytree that `sample_task` reads, usually a `Dataset`.
     num_tasks: length of the list.
-    chunk: tasks per compiled call. It bounds memory and the time between two looks
-      at `stop`; it does not change which tasks are evaluated.
+    chunk: tasks per compiled call. It bounds memory and the time between two checks of
+      `stop`; it does not change which tasks are evaluated.
     stop: checked before every chunk.
     execution: with `single_threaded`, all devices of a CPU compute, each its part of
       the chunk. See `jsharp.training.devices.execution_for`.
 
   Returns:
-    Per metric an array `[num_tasks, ...]`, half precision as float32: NumPy's mean of
-    512 ones in bfloat16 is 0.5.
+    Per metric an array `[num_tasks, ...]`. Half precision is converted to float32,
+    since NumPy's mean of 512 ones in bfloat16 is 0.5.
 
   Raises:
     ValueError: if `num_tasks` or `chunk` is not positive.
-    StopRequested: from `stop`; nothing is returned for a part of the list.
+    StopRequested: from `stop`; partial results are discarded.
 
   Example:
     >>> from jsharp.types import Batch
@@ -189,8 +189,9 @@ def evaluate_stream(
   Args:
     evaluate_batch: `(params, batch) -> metrics`, each `[batch_size]`. Compiled once per
       object.
-    params: what is evaluated.
-    stream: of all examples in order; what fills up its last batch is not counted.
+    params: the parameters to evaluate.
+    stream: a stream of all examples in order; the padding of its last batch is not
+      counted.
     stop: checked before every batch.
     execution: as for `evaluate`; one device computes.
 
@@ -198,9 +199,9 @@ def evaluate_stream(
     Per metric an array `[num_examples]`, half precision as float32.
 
   Raises:
-    ValueError: an image cannot be decoded.
-    OSError: a file cannot be read.
-    StopRequested: from `stop`; nothing is returned for a part of the examples.
+    ValueError: if an image cannot be decoded.
+    OSError: if a file cannot be read.
+    StopRequested: from `stop`; partial results are discarded.
 
   Example:
     >>> import io
@@ -225,7 +226,7 @@ def evaluate_stream(
       batch = feed.take(lambda: stop.requested)
       stop.check()
       parts.append(compiled(params, batch))
-      if len(parts) > 1:  # The device holds no more than two batches that wait.
+      if len(parts) > 1:  # At most two batches wait on the device.
         parts[-2] = jax.device_get(parts[-2])
   num_examples = len(stream.data.labels)
   parts = jax.device_get(parts)
@@ -255,8 +256,8 @@ def task_list(
 
   Args:
     sample_one: `sample_one(key, data) -> Task`.
-    seed: seed of the list; apart from a run's own seed, so that runs of several
-      seeds are measured on the same tasks.
+    seed: the seed of the list, independent of a run's own seed, so that runs with
+      several seeds are measured on the same tasks.
     stream: `"val"` or `"test"`.
 
   Returns:
@@ -274,13 +275,13 @@ def task_list(
 def first_tasks(
   sample_task: Callable[[jax.Array, Any], Task], data: Any, *, num_tasks: int
 ) -> Task:
-  """The first tasks of a list, all at once.
+  """The first tasks of a list, stacked.
 
   Args:
     sample_task: `sample_task(index, data) -> Task`, as from `task_list`. Compiled once
       per object.
     data: the pytree that `sample_task` reads.
-    num_tasks: how many.
+    num_tasks: the number of tasks.
 
   Returns:
     The tasks, `[num_tasks, ...]`.
@@ -304,9 +305,9 @@ def _drawn(indices, data, *, sample_task):
 def mean_and_ci95(values: Any) -> tuple[float, float]:
   """Mean over tasks and the half-width of its 95 % interval, as in the papers.
 
-  `1.96 * std / sqrt(n)` with the unbiased standard deviation over tasks (Finn,
-  Abbeel and Levine, 2017, report 600 tasks in this way). It covers the choice of
-  the test tasks only, not the spread over training seeds.
+  `1.96 * std / sqrt(n)` with the unbiased standard deviation over tasks (Finn, Abbeel
+  and Levine, 2017, report 600 tasks in this way). It covers only the choice of the test
+  tasks, not the spread over training seeds.
 
   Args:
     values: `[num_tasks]`.
@@ -333,11 +334,11 @@ def mean_and_ci95(values: Any) -> tuple[float, float]:
 
 
 def transductive_and_inductive(apply_fn: ApplyFn, criterion: Criterion) -> TaskLossFn:
-  """Query loss that measures with and without a view of the other query examples.
+  """A query loss that measures both transductively and inductively.
 
   The loss and the plain metrics are transductive: the whole query set is one
-  normalisation batch, as in the papers of this line. Each metric comes a second
-  time as `<name>_inductive`, every query example then being predicted alone beside
+  normalisation batch, as in this line of papers. Each metric is also measured as
+  `<name>_inductive`, where every query example is predicted alone, in one batch with
   the support set (Nichol, Achiam and Schulman, 2018).
 
   Args:

@@ -1,4 +1,8 @@
-"""Learners: a description, the parameters that were learned, and the files of both."""
+"""Learners: descriptions with trained parameters, and their files.
+
+`build` makes a learner from a `Description`, `save` and `load` store it on disk, and
+`Learner.classifier` gives it the methods of a scikit-learn classifier.
+"""
 
 from jsharp.learners._classifier import (
   Classifier,

@@ -1,4 +1,4 @@
-"""Ordinary classifiers: what they are, and how to use them on images."""
+"""Ordinary image classifiers: descriptions and prediction."""
 
 import dataclasses
 import hashlib
@@ -26,38 +26,42 @@ from jsharp.types import Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierDescription(Options):
-  """An ordinary classifier, described once.
+  """The description of an ordinary classifier.
 
   Attributes:
     network: the network with its own options.
     class_names: the names of outputs 0, 1, ...
     input_shape: `(height, width, channels)` of an image in [0, 1].
-    pixel_mean: one per channel, subtracted from the pixels, 0 to 255.
-    pixel_scale: one per channel, multiplies the rest.
-    precision: what products are computed in.
-    source: where the training images came from, which says how they were read.
+    pixel_mean: one number per channel, subtracted from pixel values of 0 to 255.
+    pixel_scale: one number per channel, multiplied by the difference.
+    precision: the precision of products, see `jsharp.precision`.
+    source: the dataset of the training images, which determines how images are read.
   """
 
   network: ClassifierNetwork = option(help="The network.")
   class_names: tuple[str, ...] = option(
-    check=Check(lambda names: len(set(names)) > 1, "needs at least 2 names.")
+    check=Check(lambda names: len(set(names)) > 1, "must have at least 2 names.")
   )
   input_shape: tuple[int, ...] = option(
-    check=each(at_least(1), "needs whole numbers of at least 1, as in (28, 28, 1).")
+    check=each(at_least(1), "must be integers of at least 1, such as (28, 28, 1).")
   )
-  pixel_mean: tuple[float, ...] = option(check=each(finite(), "needs finite numbers."))
-  pixel_scale: tuple[float, ...] = option(check=each(finite(), "needs finite numbers."))
+  pixel_mean: tuple[float, ...] = option(
+    check=each(finite(), "must be finite numbers.")
+  )
+  pixel_scale: tuple[float, ...] = option(
+    check=each(finite(), "must be finite numbers.")
+  )
   precision: Literal["float32", "tf32", "bfloat16"] = option("float32")
   source: LabelledSource | None = option(None)
 
   def complete(self) -> None:
-    """Refuses another number of means or scales than of channels."""
+    """Checks that there is one mean and one scale per channel."""
     channels = self.input_shape[-1]
     for numbers in (self.pixel_mean, self.pixel_scale):
       if len(numbers) != channels:
         raise ValueError(
-          "pixel_mean and pixel_scale need one number for each channel, got "
-          f"{numbers} for {channels}"
+          "pixel_mean and pixel_scale need one number per channel, got "
+          f"{numbers} numbers for {channels} channels"
         )
 
 
@@ -65,14 +69,13 @@ class ClassifierDescription(Options):
 class Classifier(Exportable):
   """An ordinary classifier with its parameters and running statistics.
 
-  Made by `build_classifier`, `jsharp.load` or the end of a run of
-  `experiments.supervised`.
+  Created by `build_classifier`, `jsharp.load` or a run of `experiments.supervised`.
 
   Attributes:
-    description: what it is.
+    description: its description.
     params: `Variables`, the parameters and the running statistics.
-    loss_fn: of normalised images, for `jsharp.algorithms.supervised`.
-    logits: `logits(variables, images) -> [n, num_classes]`, compiled, of images in
+    loss_fn: the loss on normalised images, for `jsharp.algorithms.supervised`.
+    logits: `logits(variables, images) -> [n, num_classes]`, compiled, for images in
       [0, 1].
 
   Example:
@@ -90,17 +93,17 @@ class Classifier(Exportable):
   logits: Callable[[Variables, jax.Array], jax.Array]
 
   def predict(self, params: Variables | None, inputs: Any) -> jax.Array:
-    """Logits for images, each one normalised by the running statistics.
+    """Logits for images; batch normalisation uses the running statistics.
 
     Args:
-      params: other parameters than its own; None for its own.
+      params: parameters to use instead of its own; None for its own.
       inputs: `[n, height, width, channels]` float in [0, 1].
 
     Returns:
       `[n, num_classes]`, in the order of `description.class_names`.
 
     Raises:
-      ValueError: if the images are of another shape than those of training, or
+      ValueError: if the shape of the images differs from training, or they are
         integers.
 
     Example:
@@ -110,7 +113,7 @@ class Classifier(Exportable):
     if jnp.shape(inputs)[1:] != wanted or jnp.ndim(inputs) != len(wanted) + 1:
       raise ValueError(
         f"inputs must be [n, {', '.join(map(str, wanted))}], got "
-        f"{list(jnp.shape(inputs))}; resize them to what the classifier was trained on"
+        f"{list(jnp.shape(inputs))}; resize them to the size of the training images"
       )
     if not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
       raise ValueError(
@@ -120,7 +123,7 @@ class Classifier(Exportable):
     return self.logits(self.params if params is None else params, jnp.asarray(inputs))
 
   def adapt(self, support: Any, **options: Any) -> NoReturn:
-    """Refuses: only a few-shot learner adapts to new classes.
+    """Raises an error: only a few-shot learner adapts to new classes.
 
     Raises:
       ValueError: always.
@@ -148,11 +151,11 @@ class Classifier(Exportable):
 def relabelled(splits: Splits, teacher: Any, *, batch_size: int = 256) -> Splits:
   """Replaces the training labels by the probabilities of a classifier (bootstrap).
 
-  The bootstrap lines of Foret et al. (2021, arXiv 2010.01412, table 4) train, relabel
-  so and train again from the start.
+  The bootstrap rows of Foret et al. (2021, arXiv 2010.01412, table 4) train a
+  classifier, relabel the images by it and train again from scratch.
 
   Args:
-    splits: of ordinary training.
+    splits: the splits of ordinary training.
     teacher: a trained `Classifier` of the same classes and images.
     batch_size: images at a time.
 
@@ -161,7 +164,7 @@ def relabelled(splits: Splits, teacher: Any, *, batch_size: int = 256) -> Splits
     of these among the fingerprints, as "labels".
 
   Raises:
-    ValueError: if `teacher` is no classifier, or one of other classes or images.
+    ValueError: if `teacher` is not a classifier, or has other classes or images.
 
   Example:
     >>> from jsharp.data.characters import LabelledCharacters
@@ -186,7 +189,7 @@ def relabelled(splits: Splits, teacher: Any, *, batch_size: int = 256) -> Splits
   ):
     if tuple(theirs) != tuple(ours):
       raise ValueError(
-        f"--relabel: the classifier was trained on the {what} {_shown(theirs)}, and "
+        f"--relabel: the classifier was trained on the {what} {_shown(theirs)}, but "
         f"these are {_shown(ours)}; name one that was trained on this dataset"
       )
   labels = np.concatenate(
@@ -217,16 +220,17 @@ def build_classifier(
   execution: Execution = Execution(),
   label_smoothing: float = 0.0,
 ) -> Classifier:
-  """Builds the classifier that a description describes, with initial parameters.
+  """Builds a classifier from its description, with initial parameters.
 
   Args:
-    description: what it is.
-    seed: of the initial parameters.
+    description: the description.
+    seed: the seed of the initial parameters.
     execution: how it is computed; only `convolution` matters here.
-    label_smoothing: of its training loss, see `jsharp.algorithms.example_loss`.
+    label_smoothing: the label smoothing of its training loss, see
+      `jsharp.algorithms.example_loss`.
 
   Returns:
-    The classifier; `params` are initial ones.
+    The classifier, with initial `params`.
 
   Raises:
     ValueError: if the network does not fit the images.

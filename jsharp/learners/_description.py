@@ -1,4 +1,4 @@
-"""What a learner is: algorithm, network, optimizers and the kind of its inputs."""
+"""Descriptions of learners: algorithm, network, optimizers and inputs."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -12,18 +12,20 @@ from jsharp.options import Options, Role, at_least, each, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description(Options):
-  """A learner, described once: from it follow flags, files and what `build` makes.
+  """The description of a learner, which determines its flags, files and code.
 
   Attributes:
     algorithm: the meta-learning algorithm with its own options.
     network: the network with its own options.
     sharpness: SAM in either loop.
     outer: the outer loop that trains it.
-    precision: what products are computed in.
-    problem: whether outputs are classes or numbers.
-    num_outputs: outputs of the network: the most classes of a linear head.
-    input_shape: of one example: `(height, width, channels)` of images in [0, 1].
-    source: where its images came from, which says how they were read; None otherwise.
+    precision: the precision of products, see `jsharp.precision`.
+    problem: "classification" or "regression".
+    num_outputs: outputs of the network: the largest number of classes of a linear head.
+    input_shape: the shape of one example: `(height, width, channels)` for images in
+      [0, 1].
+    source: the dataset of its training images, which determines how images are read;
+      None without a dataset.
 
   Example:
     >>> from jsharp.algorithms.maml import MAML
@@ -43,14 +45,14 @@ class Description(Options):
   problem: Literal["classification", "regression"] = option("classification")
   num_outputs: int = option(check=at_least(1))
   input_shape: tuple[int, ...] = option(
-    check=each(at_least(1), "needs whole numbers of at least 1, as in (28, 28, 1).")
+    check=each(at_least(1), "must be integers of at least 1, such as (28, 28, 1).")
   )
   source: ImageSource | None = option(None)
 
   kind: ClassVar[str] = ""
 
   def complete(self) -> None:
-    """Refuses parts that do not go together."""
+    """Checks that the parts fit together."""
     check_parts(
       self.algorithm,
       self.network,
@@ -61,10 +63,10 @@ class Description(Options):
 
   @property
   def looks(self) -> Looks:
-    """What pictures must be made into for it, as its training images were.
+    """How images must be prepared for it, as its training images were.
 
     Raises:
-      ValueError: if its inputs are no images.
+      ValueError: if its inputs are not images.
     """
     if len(self.input_shape) != 3:
       raise ValueError(f"the learner's inputs are {self.input_shape}, not images")
@@ -72,9 +74,9 @@ class Description(Options):
     return Looks(self.input_shape, source.filter, source.light_ink)
 
   def exact(self) -> "Description":
-    """The same learner with the exact derivatives of the values that it computes.
+    """The same learner with exact derivatives.
 
-    Training may leave terms of a derivative out, as first-order MAML does.
+    Training may leave out terms of a derivative, as first-order MAML does.
     """
     sharpness = self.sharpness.replace(differentiate_perturbation=True)
     return self.replace(algorithm=self.algorithm.exact(), sharpness=sharpness)
@@ -88,17 +90,17 @@ def check_parts(
   precision: str,
   problem: str,
 ) -> None:
-  """Refuses an algorithm that does not go with what surrounds it.
+  """Checks that an algorithm fits the network, precision and problem.
 
   Args:
-    algorithm: with its options.
-    network: with its options.
+    algorithm: the algorithm with its options.
+    network: the network with its options.
     sharpness: SAM in either loop.
     precision: as in `Description`.
     problem: as in `Description`.
 
   Raises:
-    ValueError: naming the option and the fix.
+    ValueError: if it does not; the message names the option and the fix.
 
   Example:
     >>> from jsharp.algorithms.protonet import ProtoNet
@@ -106,18 +108,18 @@ def check_parts(
     >>> check_parts(ProtoNet(), SineNetwork(), Sharpness(),
     ...   precision="float32", problem="regression")
     Traceback (most recent call last):
-    ValueError: --algorithm=protonet classifies, and this is a regression; ...
+    ValueError: --algorithm=protonet classifies, but this is a regression; ...
   """
   if algorithm.classifies and problem != "classification":
     raise ValueError(
-      f"--algorithm={algorithm.name} classifies, and this is a regression; choose an "
+      f"--algorithm={algorithm.name} classifies, but this is a regression; choose an "
       "algorithm with an inner loop, or black_box"
     )
   algorithm.check(network)
   sharpness.check(algorithm)
   if precision not in algorithm.precisions:
     raise ValueError(
-      f"--precision={precision} does not go with --algorithm={algorithm.name}, which "
-      f"solves a linear system by products of this precision; take "
+      f"--precision={precision} cannot be combined with --algorithm={algorithm.name}, "
+      f"which solves a linear system by products of this precision; use "
       f"--precision={algorithm.precisions[0]}"
     )

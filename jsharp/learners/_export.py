@@ -1,8 +1,8 @@
-"""Learners as programs that JAX runs by itself, without jsharp.
+"""Exporting learners as programs that run with JAX alone, without jsharp.
 
-`jax.export` writes a traced function, its constants among them, as StableHLO in a file.
-Nothing in it may depend on a platform or on the number of examples: what is exported is
-built with `PORTABLE`, and the sizes are symbolic unless they are fixed.
+`jax.export` writes a traced function, including its constants, as StableHLO. The
+program must not depend on a platform or on the number of examples: exported learners
+are built with `PORTABLE`, and sizes are symbolic unless they are fixed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 FORMAT = 1
-"""Version of the JSON file beside a program."""
+"""Version of the JSON file that accompanies a program."""
 
 
 def export_learner(
@@ -47,8 +47,8 @@ def export_learner(
   """Writes adaptation and prediction as one program; see `Learner.export`.
 
   Args:
-    learner: what is exported, built with `jsharp.core.execution.PORTABLE`.
-    path: see `Learner.export`, as the others.
+    learner: the learner to export, built with `jsharp.core.execution.PORTABLE`.
+    path: see `Learner.export`, as for the other arguments.
     way: see there.
     policy: see there.
     num_steps: see there.
@@ -79,7 +79,7 @@ def export_learner(
     found = outputs(adapted, batch, inputs).astype(jnp.float32)
     if is_regression:
       return found
-    # A program cannot refuse a label; learners that ignore it would hide the mistake.
+    # A program cannot raise an error for a wrong label, so its results become NaN.
     known = jnp.all((targets >= 0) & (targets < way))
     return jnp.where(known, jax.nn.softmax(found), jnp.nan)
 
@@ -109,12 +109,12 @@ def export_learner(
 
 
 class ToExport(NamedTuple):
-  """What names images of fixed classes.
+  """A classifier of fixed classes, ready to be exported.
 
   Attributes:
     predict: `predict(images) -> [n, num_classes]`, pure, with its parameters inside.
-    input_shape: of an image.
-    facts: what a reader must know besides; JSON.
+    input_shape: the shape of an image.
+    facts: further facts for users of the export, as JSON.
   """
 
   predict: Callable[[jax.Array], jax.Array]
@@ -123,7 +123,7 @@ class ToExport(NamedTuple):
 
 
 class Exportable:
-  """A classifier that other programs can have: its classes are fixed."""
+  """A classifier of fixed classes that can be exported to other programs."""
 
   def _to_export(self) -> ToExport:
     raise NotImplementedError
@@ -135,22 +135,22 @@ class Exportable:
     num_images: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
   ) -> None:
-    """Writes `images -> probabilities` of its classes as a program for JAX alone.
+    """Writes `images -> probabilities` for its classes as a program for JAX alone.
 
-    It takes float32 `[n, height, width, channels]` in [0, 1], of the size and channels
-    of the training images. `PATH.json` beside it has the classes and, for a few-shot
-    learner, what pictures are made into. `Learner.export` writes a program that learns
-    new classes as well.
+    The program takes float32 `[n, height, width, channels]` in [0, 1], with the size
+    and channels of the training images. `PATH.json`, written next to it, has the
+    classes and, for a few-shot learner, how images must be prepared. `Learner.export`
+    writes a program that can also learn new classes.
 
     Args:
-      path: the file of the program, in a directory that exists.
-      num_images: the only number of images, for a consumer that needs fixed shapes; any
+      path: the file of the program, in an existing directory.
+      num_images: a fixed number of images, for a consumer that needs fixed shapes; any
         number if None.
-      platforms: what it can run on.
+      platforms: the platforms that it can run on.
 
     Raises:
-      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
-      ValueError: before `fit`, where there is one.
+      ModuleNotFoundError: if flatbuffers is missing, which JAX needs to write programs.
+      ValueError: if the classifier has a method `fit` that was not called.
       OSError: if a file cannot be written.
 
     Example:
@@ -167,20 +167,21 @@ class Exportable:
     )
 
   def to_onnx(self, path: str | os.PathLike[str]) -> None:
-    """Writes `images -> probabilities` of its classes as an ONNX model.
+    """Writes `images -> probabilities` for its classes as an ONNX model.
 
-    Input "images" is float32 `[n, height, width, channels]` in [0, 1] for any n, output
-    "probabilities" is float32 `[n, num_classes]`. The metadata "jsharp" of the model is
-    a JSON text with what `export` writes beside a program. Before the file is written,
-    onnxruntime answers a few random images and has to agree to 1e-5.
+    The input "images" is float32 `[n, height, width, channels]` in [0, 1] for any n;
+    the output "probabilities" is float32 `[n, num_classes]`. The model's metadata
+    "jsharp" is a JSON string with the facts that `export` writes next to a program.
+    Before the file is written, onnxruntime runs the model on a few random images, and
+    its probabilities must agree with JAX's to 1e-5.
 
     Args:
-      path: the file, in a directory that exists.
+      path: the file, in an existing directory.
 
     Raises:
       ModuleNotFoundError: if the extra is missing: `pip install "jsharp[onnx]"`.
-      ValueError: before `fit`, where there is one; or if the network cannot be
-        converted, which says why.
+      ValueError: if the classifier has a method `fit` that was not called, or if the
+        network cannot be converted; the message says why.
       OSError: if the file cannot be written.
 
     Example:
@@ -219,12 +220,12 @@ def _images(num_images: int | None, input_shape: tuple[int, ...]) -> _Argument:
 
 
 def _constants(params: Any) -> Any:
-  """The parameters, wherever they are, as constants of a trace."""
+  """The parameters as constants of a trace, on whatever device they are."""
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)
 
 
 def _looks(about: Any) -> dict[str, Any]:
-  """What pictures are made into, for learners of images."""
+  """How images are prepared, for learners of images."""
   if len(about.input_shape) != 3:
     return {}
   return {"looks": dataclasses.asdict(about.looks)}
@@ -239,7 +240,7 @@ def _write(
   what: str,
   facts: Mapping[str, Any],
 ) -> None:
-  """Exports a function, and writes the program and the JSON file beside it."""
+  """Exports a function, and writes the program and its JSON file."""
   if importlib.util.find_spec("flatbuffers") is None:
     raise ModuleNotFoundError(
       "JAX needs flatbuffers to write a program; install it: pip install flatbuffers"
@@ -248,8 +249,8 @@ def _write(
 
   if unknown := set(platforms) - set(PLATFORMS):
     raise ValueError(
-      f"platforms must be of {', '.join(PLATFORMS)}, got {sorted(unknown)}; leave them "
-      "out for all"
+      f"platforms must be among {', '.join(PLATFORMS)}, got {sorted(unknown)}; leave "
+      "the argument out for all platforms"
     )
   sizes: dict[str, Any] = {a.num.name: a.num.fixed for a in arguments.values()}
   free = {a.num for a in arguments.values() if a.num.fixed is None}
@@ -274,7 +275,7 @@ def _write(
     fix = ", ".join(f"num_{name}=" for name in names)
     raise ValueError(
       f"{what} cannot be exported for any number of {' and '.join(names)}: {error}\n"
-      f"Where the reason is a size that is not known, fix it: pass {fix}"
+      f"If the reason is an unknown size, pass a fixed one: {fix}"
     ) from error
   program = bytes(exported.serialize())
   write_atomically(path, program)

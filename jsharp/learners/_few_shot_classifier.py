@@ -1,4 +1,4 @@
-"""A trained learner as a classifier of pictures, with scikit-learn's methods."""
+"""A trained learner as an image classifier with scikit-learn's methods."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
   from jsharp.learners._learner import Learner
 
 _BUCKETS = (1, 8, 64)
-"""Numbers of images that are predicted at once: one program is compiled for each."""
+"""Batch sizes of predictions: one program is compiled for each."""
 
 
 class _Programs(NamedTuple):
-  """What is compiled for one number of classes.
+  """The compiled functions for one number of classes.
 
   Attributes:
     adapt: `adapt(params, support) -> (adapted, known)`.
@@ -38,7 +38,7 @@ class _Programs(NamedTuple):
 
 
 class _Fitted(NamedTuple):
-  """What `fit` leaves behind."""
+  """The result of `fit`."""
 
   classes: list[Hashable]
   num_examples: int
@@ -47,28 +47,29 @@ class _Fitted(NamedTuple):
 
 
 class NotFittedError(ValueError, AttributeError):
-  """A classifier was asked before `fit`; as scikit-learn's error of this name."""
+  """A classifier was used before `fit`; like scikit-learn's error of this name."""
 
 
 class FewShotClassifier(Exportable):
-  """Learns new classes from a few pictures of each, and names further pictures.
+  """Learns new classes from a few images of each, and classifies further images.
 
-  Made by `Learner.classifier`. `fit` adapts the learner to the examples; `predict`
-  names pictures. Both read pictures as the learner's training images were read: size,
+  Created by `Learner.classifier`. `fit` adapts the learner to the examples; `predict`
+  classifies images. Both prepare images like the learner's training images: size,
   channels and, for handwriting, light ink on a dark ground. See
-  `jsharp.data.pictures.read` for what a picture may be.
+  `jsharp.data.pictures.read` for the kinds of images that are accepted.
 
-  Under the policy "inductive" every picture is normalised by the statistics of the
-  examples, so an answer does not depend on what else is asked at the same time. Under
-  "transductive" all pictures of one call are one normalisation batch, as in the papers'
-  tables: more accurate where they come in large numbers and evenly from all classes.
+  Under the policy "inductive" every image is normalised by the statistics of the
+  examples, so an answer does not depend on the other images of the call. Under
+  "transductive" all images of one call are one normalisation batch, as in the papers'
+  tables, which is more accurate for many images that are evenly distributed over the
+  classes.
 
   The first `fit` with some number of examples and classes compiles, and so does the
-  first `predict`. Inductive predictions are padded to 1, 8 or 64 pictures, so that no
-  more than three programs are compiled however many are asked for.
+  first `predict`. Inductive predictions are padded to 1, 8 or 64 images, so at most
+  three programs are compiled.
 
   Attributes:
-    learner: what is adapted; its parameters do not change.
+    learner: the learner; its parameters do not change.
     policy: "inductive" or "transductive".
     num_steps: inner steps of `fit`; None for the learner's own number.
 
@@ -95,8 +96,8 @@ class FewShotClassifier(Exportable):
   ):
     if learner.description.problem != "classification":
       raise ValueError(
-        f"the learner solves a {learner.description.problem}; only one that was "
-        "trained on classes names pictures"
+        f"the learner solves a {learner.description.problem}, but a classifier needs a "
+        "learner that was trained on classes; load another one"
       )
     self.num_steps = learner.inner_steps(num_steps).get("num_steps")
     self.learner = learner
@@ -106,21 +107,21 @@ class FewShotClassifier(Exportable):
     self._fitted: _Fitted | None = None
 
   def fit(self, images: Any, labels: Iterable[Hashable] | None = None) -> Self:
-    """Adapts to examples of the classes that are to be told apart.
+    """Adapts to examples of the classes to be distinguished.
 
     Args:
-      images: the examples, in any number for each class: see
-        `jsharp.data.pictures.read`. Or the path of a directory with one folder of
-        images for each class; `labels` is then left out.
-      labels: the class of each example, of any hashable kind.
+      images: the examples, any number per class: see `jsharp.data.pictures.read`. Or
+        the path of a directory with one folder of images per class; `labels` is then
+        left out.
+      labels: the class of each example, any hashable value.
 
     Returns:
       The classifier itself.
 
     Raises:
-      ValueError: for fewer than two classes, more than the learner's head has outputs,
-        another number of labels than images, a label that is NaN, images that cannot be
-        read, or a learner that gives NaN.
+      ValueError: for fewer than two classes, more classes than the learner's head has
+        outputs, different numbers of labels and images, a label that is NaN, images
+        that cannot be read, or an adaptation that ends in NaN.
       FileNotFoundError: if a file or directory is missing.
 
     Example:
@@ -130,7 +131,7 @@ class FewShotClassifier(Exportable):
     classes = _sorted_classes(named)
     if len(classes) < 2:
       raise ValueError(
-        f"all examples are of the class {classes[0]!r}; give examples of at least 2 "
+        f"all examples belong to the class {classes[0]!r}; give examples of at least 2 "
         "classes"
       )
     self.learner.check_way(len(classes))
@@ -143,7 +144,7 @@ class FewShotClassifier(Exportable):
       raise ValueError(
         "adaptation to the examples ended in NaN or infinity; "
         + (
-          "pass a smaller num_steps, or take another learner"
+          "pass a smaller num_steps, or use another learner"
           if tree.is_finite(self.learner.params)
           else "the learner's parameters are not finite: its training has diverged"
         )
@@ -152,7 +153,7 @@ class FewShotClassifier(Exportable):
     return self
 
   def predict(self, images: Any) -> np.ndarray:
-    """The most probable class of each picture.
+    """The most probable class of each image.
 
     Args:
       images: see `jsharp.data.pictures.read`.
@@ -162,7 +163,7 @@ class FewShotClassifier(Exportable):
 
     Raises:
       NotFittedError: before `fit`.
-      ValueError: if pictures cannot be read; all of them are named.
+      ValueError: if images cannot be read; the message lists all of them.
 
     Example:
       See `FewShotClassifier`.
@@ -170,7 +171,7 @@ class FewShotClassifier(Exportable):
     return self.classes_[self.predict_proba(images).argmax(axis=1)]
 
   def predict_proba(self, images: Any) -> np.ndarray:
-    """The probability of each class for each picture.
+    """The probability of each class for each image.
 
     Args:
       images: see `jsharp.data.pictures.read`.
@@ -204,7 +205,7 @@ class FewShotClassifier(Exportable):
     return np.concatenate(found)
 
   def score(self, images: Any, labels: Iterable[Hashable] | None = None) -> float:
-    """The share of pictures that are named rightly.
+    """The accuracy on labelled images.
 
     Args:
       images: as in `fit`.
@@ -214,7 +215,7 @@ class FewShotClassifier(Exportable):
       The accuracy, from 0 to 1.
 
     Raises:
-      ValueError: as `predict` does, or if there are no pictures.
+      ValueError: as `predict` does, or if there are no images.
 
     Example:
       See `FewShotClassifier`.
@@ -226,25 +227,25 @@ class FewShotClassifier(Exportable):
 
   @property
   def classes_(self) -> np.ndarray:
-    """`[way]` labels, sorted where they can be, else in the order of the examples."""
+    """`[way]` labels, sorted if possible, otherwise in the order of the examples."""
     classes = self._after_fit().classes
     kinds = {type(name) for name in classes}
     if len(kinds) == 1 and kinds <= {str, bool, int, float, np.datetime64}:
       found = np.array(classes)
-      if list(found) == classes:  # Not where NumPy has no such large integers.
+      if list(found) == classes:  # Integers may be too large for NumPy.
         return found
     found = np.empty(len(classes), object)
-    for index, name in enumerate(classes):  # Tuples too are one name each.
+    for index, name in enumerate(classes):  # A tuple is a single label too.
       found[index] = name
     return found
 
   @property
   def num_examples(self) -> int:
-    """How many examples `fit` was given."""
+    """The number of examples given to `fit`."""
     return self._after_fit().num_examples
 
   def get_params(self, deep: bool = True) -> dict[str, Any]:
-    """What the classifier was made with, for scikit-learn."""
+    """The arguments of the classifier, for scikit-learn."""
     del deep
     return {
       "learner": self.learner,
@@ -253,22 +254,22 @@ class FewShotClassifier(Exportable):
     }
 
   def set_params(self, **params: Any) -> Self:
-    """Changes what the classifier was made with, and forgets its classes."""
+    """Changes the arguments of the classifier, and forgets its classes."""
     self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
     return self
 
   def __getstate__(self) -> dict[str, Any]:
-    """For pickle: compiled programs stay behind."""
+    """For pickle: leaves out compiled programs."""
     return {**self.__dict__, "_programs": {}}
 
   def __sklearn_clone__(self) -> "FewShotClassifier":
-    """A classifier before `fit`, which shares what was compiled."""
+    """A copy without classes, which shares compiled programs."""
     clone = FewShotClassifier(**self.get_params())
     clone._programs = self._programs
     return clone
 
   def __sklearn_tags__(self) -> Any:
-    """What scikit-learn asks before it uses a classifier."""
+    """The tags that scikit-learn checks before it uses a classifier."""
     from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
     return Tags(
@@ -297,8 +298,8 @@ class FewShotClassifier(Exportable):
     if labels is None:
       if not pictures.is_path(images):
         raise ValueError(
-          "labels is missing; give the class of each image, or the path of a directory "
-          "with one folder of images for each class"
+          "labels is missing; give the class of each image, or pass the path of a "
+          "directory with one folder of images per class"
         )
       images, folders = pictures.class_folders(images)
       named: list[Hashable] = [*folders]
@@ -307,7 +308,7 @@ class FewShotClassifier(Exportable):
     pixels = pictures.read(images, self.learner.description.looks)
     if len(pixels) != len(named):
       raise ValueError(
-        f"{len(pixels)} images and {len(named)} labels; give one label for each image"
+        f"{len(pixels)} images and {len(named)} labels; give one label per image"
       )
     if not named:
       raise ValueError("there are no images; give at least one example of each class")
@@ -316,7 +317,7 @@ class FewShotClassifier(Exportable):
   def _after_fit(self) -> _Fitted:
     if self._fitted is None:
       raise NotFittedError(
-        "the classifier knows no classes yet; call fit(images, labels) first"
+        "the classifier has no classes yet; call fit(images, labels) first"
       )
     return self._fitted
 
@@ -353,11 +354,11 @@ class FewShotClassifier(Exportable):
 
 
 def _floats(pixels: np.ndarray) -> np.ndarray:
-  return pixels.astype(np.float32) * UNIT  # As tasks are drawn.
+  return pixels.astype(np.float32) * UNIT  # As in sampled tasks.
 
 
 def _as_list(labels: Iterable[Hashable]) -> list[Hashable]:
-  """The labels as Python values, so that 1 from NumPy and 1 are one class."""
+  """The labels as Python values, so that NumPy's 1 and 1 are the same class."""
   if hasattr(labels, "__array__"):
     labels = np.asarray(labels).ravel()
   return [
@@ -379,8 +380,8 @@ def _sorted_classes(labels: Sequence[Hashable]) -> list[Hashable]:
     )
   if len(kinds) > len(found):
     raise ValueError(
-      "labels mixes True or False with the numbers 1 or 0, which Python takes for the "
-      "same; name the classes otherwise"
+      "labels mixes True or False with the numbers 1 or 0, which are equal in Python; "
+      "use other names for the classes"
     )
   try:
     return sorted(found)  # type: ignore[type-var]

@@ -1,7 +1,7 @@
 """Learners on disk: a directory with `config.json` and `model.safetensors`.
 
-A run that has ended has both beside its records; so has whatever `save` wrote. Of a run
-that goes on, `load` reads the description and a checkpoint.
+The directory of a finished run contains both, and so does a directory written by
+`save`. For an unfinished run, `load` reads the description and a checkpoint.
 """
 
 import os
@@ -26,31 +26,31 @@ from jsharp.learners._policy import PolicyDescription, PolicyLearner, build_poli
 from jsharp.learners._shipped import directory_of, models_available
 
 FORMAT = 1
-"""Version of the description in `config.json`; a later jsharp reads earlier ones."""
+"""Version of the description in `config.json`; later versions read earlier formats."""
 
 AnyDescription = Description | ClassifierDescription | PolicyDescription
 AnyLearner = Learner | Classifier | PolicyLearner
-"""What `load` returns and `save` takes."""
+"""The types that `load` returns and `save` accepts."""
 
 _KINDS: dict[str, type[AnyDescription]] = {
   "learner": Description,
   "classifier": ClassifierDescription,
   "policy": PolicyDescription,
 }
-"""The key that a description stands under."""
+"""The key of each kind of description."""
 
 RUN = "description.json"
-"""What a run keeps of itself from its first step on."""
+"""The description of a run, written before its first step."""
 
 
 def to_json(description: AnyDescription) -> dict[str, Any]:
-  """A description as JSON holds it, with the version of its format.
+  """A description as JSON values, with the version of its format.
 
   Args:
-    description: of a learner, an ordinary classifier or a policy.
+    description: the description of a learner, an ordinary classifier or a policy.
 
   Returns:
-    A table that `from_json` reads.
+    A dict that `from_json` reads.
 
   Example:
     >>> from jsharp.algorithms.protonet import ProtoNet
@@ -73,26 +73,26 @@ def from_json(
   """Reads a description, strictly.
 
   Args:
-    content: from `to_json`.
-    where: what is read, for messages.
+    content: a dict from `to_json`.
+    where: the name of the source, for messages.
 
   Returns:
     The description.
 
   Raises:
-    ValueError: for a later format, a field that is unknown, missing, of another type or
-      out of range, an algorithm, network or dataset that cannot be imported; the
+    ValueError: for a later format; a field that is unknown, missing, out of range or
+      has another type; or an algorithm, network or dataset that cannot be imported. The
       message names it and the fix.
 
   Example:
     >>> from_json({"learner_format": 9})
     Traceback (most recent call last):
-    ValueError: config.json has learner_format 9, this version of jsharp reads 1; ...
+    ValueError: config.json has learner_format 9, but this jsharp reads 1; upgrade ...
   """
   version = content.get("learner_format")
   if version != FORMAT:
     raise ValueError(
-      f"{where} has learner_format {version!r}, this version of jsharp reads {FORMAT}; "
+      f"{where} has learner_format {version!r}, but this jsharp reads {FORMAT}; "
       "upgrade jsharp, or read it with the version that wrote it"
     )
   kind = next((kind for kind in _KINDS if kind in content), "learner")
@@ -105,14 +105,14 @@ def from_json(
 
 
 def save(learner: AnyLearner, path: str | os.PathLike[str]) -> None:
-  """Saves a learner, all or nothing: what was there before is intact until then.
+  """Saves a learner's description and parameters, replacing an earlier one atomically.
 
   Args:
-    learner: what is saved: its description and its parameters.
-    path: a directory, made where it is missing; other files in it stay.
+    learner: the learner.
+    path: a directory, created if missing; other files in it are not changed.
 
   Raises:
-    ValueError: if a parameter is no array of numbers.
+    ValueError: if a parameter is not an array of numbers.
     OSError: if it cannot be written.
 
   Example:
@@ -142,22 +142,22 @@ def load(
   Args:
     path: a run directory, a directory with `config.json` and `model.safetensors`, or
       the name of a learner that comes with jsharp (`jsharp.models_available()`).
-    step: of a run, the parameters of this meta-step, if a checkpoint of it was kept;
-      None for the best validated ones, as it was tested.
+    step: the meta-step of a run whose parameters to load, if its checkpoint was kept;
+      None for the parameters with the best validation, which the run was tested with.
     execution: how it is computed; `Execution()` if None.
 
   Returns:
     The learner or policy, ready to adapt, or the ordinary classifier, ready to predict.
 
   Raises:
-    FileNotFoundError: if there is none.
-    ValueError: for a damaged file, one of a later version, arrays that do not fit the
-      description, a step without checkpoint; the message names it and the fix.
+    FileNotFoundError: if there is no learner.
+    ValueError: for a damaged file, a file of a later version, arrays that do not fit
+      the description, or a step without checkpoint; the message names it and the fix.
 
   Example:
     >>> load("/nowhere")
     Traceback (most recent call last):
-    FileNotFoundError: /nowhere holds no learner: no config.json with ...
+    FileNotFoundError: /nowhere does not contain a learner: no config.json with ...
   """
   directory = directory_of(path)
   if step is None and _store.holds(directory):
@@ -167,9 +167,10 @@ def load(
   _files.refuse_dangling(directory / RUN)
   if not (directory / RUN).exists():
     raise FileNotFoundError(
-      f"{directory} holds no learner: no {_store.CONFIG} with {_store.WEIGHTS}, and no "
-      f"{RUN} of a run; name a run directory, what jsharp.save wrote, or one of those "
-      f"that come with jsharp: {', '.join(models_available())}"
+      f"{directory} does not contain a learner: no {_store.CONFIG} with "
+      f"{_store.WEIGHTS}, and no {RUN} of a run; name a run directory, a directory "
+      "written by jsharp.save, or a learner that comes with jsharp: "
+      f"{', '.join(models_available())}"
     )
   description = _of_run(directory / RUN)
   checkpoint, arrays = _of_checkpoint(directory / "checkpoints", step)
@@ -196,16 +197,16 @@ def _of_run(path: pathlib.Path) -> AnyDescription:
   try:
     learners = _files.read_table(path).get("learners")
     if not isinstance(learners, dict):
-      raise ValueError(f"{path} is damaged: it holds no learners")
+      raise ValueError(f"{path} is damaged: it describes no learner")
   except ValueError as error:
     raise ValueError(
-      f"{error}; or let the run end, which writes config.json"
+      f"{error}; or let the run finish, which writes config.json"
     ) from error
   names = list(learners)
   if names != [""]:
     raise ValueError(
-      f"{path.parent} holds {len(names)} learners side by side; when the run has "
-      f"ended, load one of them by name, as {path.parent / names[0]}"
+      f"{path.parent} contains {len(names)} learners; when the run has finished, load "
+      f"one of them, such as {path.parent / names[0]}"
     )
   return from_json(learners[""], where=str(path))
 
@@ -213,7 +214,7 @@ def _of_run(path: pathlib.Path) -> AnyDescription:
 def _of_checkpoint(
   directory: pathlib.Path, step: int | None
 ) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
-  """The parameters of a checkpoint by their names."""
+  """The parameters of a checkpoint by name."""
   wanted = r"\d+" if step is None else f"{step:08d}"
   kinds = ("best", "step") if step is None else ("best", "top", "path", "step")
   names = _files.names_in(directory)
@@ -224,7 +225,7 @@ def _of_checkpoint(
   kept = [name for name in names if name.endswith(".npz")]
   what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
   raise ValueError(
-    f"{directory} has {what}; it has {', '.join(kept) or 'none'}: let the run validate "
+    f"{directory} has {what}; it has {', '.join(kept) or 'none'}; let the run validate "
     "once, or name one of these steps"
   )
 
@@ -241,17 +242,17 @@ def _parameters(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     raise
   except Exception as error:  # Damaged bytes can fail in any way.
     raise ValueError(
-      f"{path} is damaged ({error}); name another step, or restore a copy of it"
+      f"{path} is damaged ({error}); name another step, or restore it from a copy"
     ) from error
   if metadata["format"] != _leaf_archive.FORMAT:
     raise ValueError(
-      f"{path} has format {metadata['format']}, this version reads "
+      f"{path} has format {metadata['format']}, but this version reads "
       f"{_leaf_archive.FORMAT}; use the version that wrote it"
     )
   if _leaf_archive.is_of_another(metadata, run):
     raise ValueError(
-      f"{path} belongs to another run than {path.parents[1]}; name another step, or "
-      "put the checkpoints of this run there"
+      f"{path} does not belong to the run {path.parents[1]}; name another step, or "
+      "restore the checkpoints of this run"
     )
   if kind != "step":
     return arrays

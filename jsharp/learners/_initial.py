@@ -1,4 +1,4 @@
-"""Parameters to begin with: an earlier classifier's, or arrays from a file."""
+"""Initial parameters from an earlier learner, or from a file of arrays."""
 
 import hashlib
 import io
@@ -19,21 +19,21 @@ from jsharp.types import Params, Variables
 _HEAD = "head"
 _MAX_MAP_BYTES = 2**24
 Names = dict[str, str]
-"""Names of leaves by the names that a backbone has for them."""
+"""Names of leaves, by the backbone's names for them."""
 
 
 def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | None]:
-  """The parameters and statistics that ordinary training begins with.
+  """The parameters and statistics that ordinary training starts from.
 
   Args:
     wanted: where they come from.
-    params: initial ones, which the head keeps.
+    params: random initial parameters, which the head keeps.
 
   Returns:
-    What is to be trained, and a digest of what was read; None where nothing was.
+    The variables to train, and a digest of what was read; None if nothing was read.
 
   Raises:
-    ValueError: if what is found does not fit, with all names and both shapes.
+    ValueError: if the arrays do not fit; the message has all names and both shapes.
     OSError: if a file cannot be read.
 
   Example:
@@ -63,22 +63,22 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
 def initial_backbone(
   wanted: Initial, params: Params, *, head: str = _HEAD
 ) -> tuple[Params, str | None]:
-  """The parameters that meta-learning begins with: a pretrained backbone's.
+  """The parameters that meta-learning starts from: a pretrained backbone's.
 
-  Of an ordinary classifier the parameters, and where normalisation is "frozen" its
-  running averages; of a few-shot learner with the same network the parameters. A head
-  and whatever else an algorithm learns is new.
+  From an ordinary classifier it takes the parameters and, if normalisation is "frozen",
+  the running averages; from a few-shot learner with the same network the parameters.
+  The head, and whatever else the algorithm learns, is initialised anew.
 
   Args:
     wanted: where they come from.
-    params: initial ones, as `Made.params` holds them.
-    head: the network's name for its own head.
+    params: random initial parameters, as in `Made.params`.
+    head: the name of the network's head.
 
   Returns:
-    The parameters, and a digest of what was read; None where nothing was.
+    The parameters, and a digest of what was read; None if nothing was read.
 
   Raises:
-    ValueError: if what is found does not fit, with all names and both shapes.
+    ValueError: if the arrays do not fit; the message has all names and both shapes.
     OSError: if a file cannot be read.
 
   Example:
@@ -98,7 +98,7 @@ def initial_backbone(
 
 
 def _of_backbone(name: str) -> str:
-  """A leaf's name in the backbone that it is of."""
+  """A leaf's name within its backbone."""
   for prefix in ("embedding/", "params/", "statistics/"):
     name = name.removeprefix(prefix)
   return name
@@ -116,7 +116,7 @@ def _taken(
   needed: Names,
   of_learner: Callable[[Any], dict[str, np.ndarray]],
 ) -> tuple[Any, str]:
-  """The parameters with those leaves replaced that are needed, and a digest."""
+  """The parameters with the needed leaves replaced, and a digest."""
   where = pathlib.Path(wanted.init_from or "").expanduser()
   shapes = {name: ours[own] for name, own in needed.items()}
   if where.suffix in (".safetensors", ".npz"):
@@ -125,7 +125,7 @@ def _taken(
   else:
     if wanted.init_names is not None:
       raise ValueError(
-        f"--init_names is for a file of arrays, and {where} is a learner; leave it out"
+        f"--init_names is for a file of arrays, but {where} is a learner; leave it out"
       )
     found = of_learner(load(wanted.init_from or ""))
   _check_fit(shapes, found, where)
@@ -139,7 +139,7 @@ def _taken(
 
 
 def _most(needed: dict[str, np.ndarray]) -> int:
-  """The bytes that a file of these arrays may take, with an optimizer's beside them."""
+  """The largest plausible size of a file with these arrays and optimizer state."""
   return 16 * sum(array.nbytes for array in needed.values()) + 2**26
 
 
@@ -150,15 +150,15 @@ def _arrays(path: pathlib.Path, *, most: int) -> dict[str, np.ndarray]:
       with zipfile.ZipFile(io.BytesIO(content)) as members:
         size = sum(member.file_size for member in members.infolist())
       if size > most:
-        raise ValueError(f"its arrays take {size:,} bytes, at most {most:,} make sense")
+        raise ValueError(f"its arrays take {size:,} bytes, more than {most:,}")
       with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
     from safetensors.numpy import load as parse
 
     return dict(parse(content))
-  except Exception as error:  # a damaged file can raise anything
+  except Exception as error:  # A damaged file can raise anything.
     raise ValueError(
-      f"{path} is no file of arrays, or is damaged ({type(error).__name__}: {error})"
+      f"{path} is not a file of arrays, or is damaged ({type(error).__name__}: {error})"
     ) from error
 
 
@@ -168,7 +168,7 @@ def _renamed(
   needed: dict[str, np.ndarray],
   where: pathlib.Path,
 ) -> dict[str, np.ndarray]:
-  """The arrays by our names."""
+  """The arrays by jsharp's names."""
   if names is None:
     return arrays
   try:
@@ -180,13 +180,13 @@ def _renamed(
     parts = {ours: _part(entry) for ours, entry in entries.items()}
   except (ValueError, AttributeError, KeyError, RecursionError) as error:
     raise ValueError(
-      f"--init_names={names} must be a JSON object from our names to names in {where}: "
-      f"{error}"
+      f"--init_names={names} must be a JSON object that maps jsharp's names to names "
+      f"in {where}: {error}"
     ) from error
   unknown = sorted(parts.keys() - needed.keys())
   if unknown:
     raise ValueError(
-      f"--init_names={names} has {_listed(unknown)}, which this network has not; its "
+      f"--init_names={names} has {_listed(unknown)}, which this network lacks; its "
       f"names are {_listed(sorted(needed))}"
     )
   found = {}
@@ -208,10 +208,10 @@ def _renamed(
 
 
 def _part(entry: Any) -> tuple[str, list[int] | None]:
-  """The name of an array in the file, and the order of its axes here."""
+  """The name of an array in the file, and how to transpose it."""
   name, order = entry["name"], entry.get("transpose")
   if not isinstance(name, str):
-    raise ValueError(f"{name!r} is no name")
+    raise ValueError(f"{name!r} is not a name")
   is_order = isinstance(order, list) and all(type(axis) is int for axis in order)
   if order is not None and not is_order:
     raise ValueError(f"transpose must be a list of axes, got {order!r}")
@@ -233,8 +233,8 @@ def _check_fit(
     raise ValueError(
       f"--init_from={where} does not fit this network:\n"
       + "\n".join(differing)
-      + "\nChoose the network with the options that it was trained with, or name the "
-      "arrays by --init_names"
+      + "\nUse the network options that it was trained with, or map the arrays by "
+      "--init_names"
     )
 
 

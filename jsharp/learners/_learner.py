@@ -1,4 +1,4 @@
-"""A learner: an algorithm on a network, with the parameters that it has learned."""
+"""A learner: an algorithm on a network, with its parameters."""
 
 import dataclasses
 import os
@@ -24,11 +24,11 @@ from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 class Learner:
   """An algorithm with its network and parameters, ready for tasks.
 
-  Made by `build`, `jsharp.load` or the end of a run.
+  Created by `build`, `jsharp.load` or a run.
 
   Attributes:
-    description: what it is.
-    params: what is meta-learned, as `algorithm(way).adapt` takes it.
+    description: its description.
+    params: the meta-learned parameters, which `algorithm(way).adapt` takes.
     made: the parts that `jsharp.algorithms.Algorithm.make` built.
     criterion: `criterion(outputs, targets) -> (loss, metrics)` of its problem.
 
@@ -50,7 +50,7 @@ class Learner:
   criterion: Criterion
 
   def algorithm(self, way: int | None = None) -> MetaAlgorithm:
-    """The bundle of pure functions for tasks of some way.
+    """The bundle of pure functions for tasks of a given way.
 
     Args:
       way: classes per task: any number if `description.algorithm.any_way`, otherwise
@@ -69,15 +69,15 @@ class Learner:
       support: inputs `[n, *input_shape]` float in [0, 1] for images, and labels `[n]`
         in `[0, way)` or targets `[n, num_outputs]`.
       way: classes of the task, see `algorithm`; `description.num_outputs` if None.
-      **options: keyword arguments of `MetaAlgorithm.adapt` in place of those of the
-        description, such as `num_steps`.
+      **options: keyword arguments of `MetaAlgorithm.adapt`, such as `num_steps`, that
+        replace those of the description.
 
     Returns:
-      What `predict` takes.
+      The adapted parameters, for `predict`.
 
     Raises:
-      ValueError: if the inputs are of another shape than the learner's, a label is not
-        in `[0, way)`, or `way` is above the outputs of a learner with a linear head.
+      ValueError: if the inputs have another shape than the learner's, a label is not in
+        `[0, way)`, or `way` exceeds the outputs of a linear head.
 
     Example:
       See `build`.
@@ -88,7 +88,7 @@ class Learner:
     return algorithm.adapt(self.params, support, **{**self.made.at_test, **options})
 
   def predict(self, adapted: Any, inputs: Any, *, way: int | None = None) -> jax.Array:
-    """Outputs for examples, which are one normalisation batch (transductive).
+    """Outputs for examples, as one normalisation batch (transductive).
 
     Args:
       adapted: from `adapt`.
@@ -96,7 +96,7 @@ class Learner:
       way: classes of the task, as given to `adapt`.
 
     Returns:
-      `[n, way]` logits, or `[n, num_outputs]` numbers of a regression.
+      `[n, way]` logits, or `[n, num_outputs]` values of a regression.
     """
     self._check(inputs)
     return self.apply_fn(way)(adapted, inputs)
@@ -104,18 +104,18 @@ class Learner:
   def classifier(
     self, policy: Policy = "inductive", num_steps: int | None = None
   ) -> FewShotClassifier:
-    """The learner as a classifier of pictures, with scikit-learn's methods.
+    """The learner as an image classifier with scikit-learn's methods.
 
     Args:
-      policy: "inductive", each picture by itself; or "transductive", all pictures of
-        one call as one normalisation batch.
+      policy: "inductive", each image alone; or "transductive", all images of one call
+        as one normalisation batch.
       num_steps: inner steps on the examples; None for the learner's own number.
 
     Returns:
-      A classifier that knows no classes yet: call its `fit`.
+      A classifier without classes; call its `fit`.
 
     Raises:
-      ValueError: if the learner solves a regression, or an argument is wrong.
+      ValueError: if the learner solves a regression, or an argument is invalid.
 
     Example:
       See `FewShotClassifier`.
@@ -136,31 +136,31 @@ class Learner:
     """Writes *adapt and predict* as one program that runs with JAX alone.
 
     The program is `(support images, support labels, images) -> probabilities`, with the
-    learner's parameters inside, for any number of either images. Where jsharp is not
-    installed, `jax.export.deserialize(path.read_bytes()).call(...)` runs it.
+    learner's parameters inside, for any number of support and other images.
+    `jax.export.deserialize(path.read_bytes()).call(...)` runs it without jsharp.
 
     Its arguments are float32 `[num_support, height, width, channels]` in [0, 1], int32
     `[num_support]` in `[0, way)`, and float32 `[num_images, height, width, channels]`;
     its result is float32 `[num_images, way]`. A regression takes float32 targets
     `[num_support, num_outputs]` and returns `[num_images, num_outputs]`.
 
-    `PATH.json` beside it says what goes in and comes out: shapes, classes, policy, how
-    pictures are made into images, the learner's description, versions. JAX reads a
+    `PATH.json`, written next to it, describes inputs and outputs: shapes, classes,
+    policy, how images are prepared, the learner's description, versions. JAX can read a
     program for at least six months after it was written.
 
     Args:
-      path: the file of the program, in a directory that exists.
+      path: the file of the program, in an existing directory.
       way: classes of a task; all outputs if None.
       policy: "inductive", each image normalised by the support set; or "transductive",
         all images of one call as one normalisation batch.
       num_steps: inner steps; None for the learner's own number.
-      num_support: the only number of support examples, for a consumer that needs fixed
-        shapes; any number from one example per class on if None.
-      num_images: likewise.
-      platforms: what it can run on.
+      num_support: a fixed number of support examples, for a consumer that needs fixed
+        shapes; if None, any number with at least one example per class.
+      num_images: a fixed number of images, likewise.
+      platforms: the platforms that it can run on.
 
     Raises:
-      ModuleNotFoundError: if flatbuffers, with which JAX writes programs, is missing.
+      ModuleNotFoundError: if flatbuffers is missing, which JAX needs to write programs.
       ValueError: if an argument is out of range, or the learner has an operation that
         cannot be exported; the message says which.
       OSError: if a file cannot be written.
@@ -196,13 +196,13 @@ class Learner:
     )
 
   def check_way(self, way: int) -> None:
-    """Refuses more classes than the learner's head can tell apart.
+    """Checks that the learner's head has enough outputs for a task.
 
     Args:
       way: classes of a task.
 
     Raises:
-      ValueError: naming the learners that take any number.
+      ValueError: if it has not; the message names learners for any number of classes.
 
     Example:
       See `build`.
@@ -210,19 +210,19 @@ class Learner:
     about = self.description
     if way > about.num_outputs and not about.algorithm.any_way:
       raise ValueError(
-        f"a task of {way} classes, and the head of this {about.algorithm.name} has "
+        f"a task has {way} classes, but the head of this {about.algorithm.name} has "
         f"{about.num_outputs} outputs; give fewer classes, train with --way={way}, or "
-        f"take a learner of any number of classes ({_any_way()})"
+        f"use a learner for any number of classes ({_any_way()})"
       )
 
   def inner_steps(self, num_steps: int | None) -> dict[str, int]:
-    """What `adapt` takes for a number of inner steps: nothing for the learner's own.
+    """The keyword arguments of `adapt` for a number of inner steps.
 
     Args:
-      num_steps: at least 0, or None.
+      num_steps: at least 0; None for the learner's own number, without an argument.
 
     Raises:
-      ValueError: if the algorithm takes no inner steps, or the number is wrong.
+      ValueError: if the algorithm takes no inner steps, or the number is invalid.
 
     Example:
       See `FewShotClassifier`.
@@ -238,11 +238,11 @@ class Learner:
 
   @property
   def num_eval_steps(self) -> int | None:
-    """Inner steps at test; None for an algorithm without any."""
+    """Inner steps at test; None for an algorithm without inner steps."""
     return self.made.at_test.get("num_steps")
 
   def with_execution(self, execution: Execution) -> "Learner":
-    """The same learner, computed in another way."""
+    """The same learner with another execution."""
     return build(self.description, execution=execution).replace(self.params)
 
   def replace(self, params: Params) -> "Learner":
@@ -271,10 +271,10 @@ class Learner:
       return
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
       raise ValueError(
-        f"support.targets holds {jnp.result_type(labels)}; give integers, the number "
-        "of each example's class from 0"
+        f"support.targets has dtype {jnp.result_type(labels)}; give integers, the "
+        "index of each example's class, counted from 0"
       )
-    # NumPy, as inside of jit the operations of jnp are traced on concrete arrays too.
+    # NumPy, because inside jit operations of jnp are traced even on concrete arrays.
     numbers = np.asarray(labels)
     limit, low, high = self._way(way), int(numbers.min()), int(numbers.max())
     if low < 0:
@@ -283,7 +283,7 @@ class Learner:
       )
     if high >= limit:
       raise ValueError(
-        f"support.targets has labels up to {high}, and way is {limit}; pass "
+        f"support.targets has labels up to {high}, but way is {limit}; pass "
         f"way={high + 1} (with a linear head at most {self.description.num_outputs}), "
         "or number the classes from 0"
       )
@@ -293,7 +293,7 @@ class Learner:
     if jnp.shape(inputs)[1:] != wanted:
       raise ValueError(
         f"inputs must be [n, {', '.join(map(str, wanted))}], got "
-        f"{list(jnp.shape(inputs))}; resize them to what the learner was trained on"
+        f"{list(jnp.shape(inputs))}; resize them to the size of the training images"
       )
     kind = jnp.result_type(inputs)
     if isinstance(inputs, jax.core.Tracer) or not jnp.size(inputs):
@@ -303,13 +303,13 @@ class Learner:
     is_pixels = len(wanted) == 3
     if not jnp.issubdtype(kind, jnp.floating) or (is_pixels and largest > 2):
       raise ValueError(
-        f"inputs holds {kind} up to {largest:g}; give floats, images in [0, 1]: divide "
-        "uint8 by 255"
+        f"inputs has {kind} values up to {largest:g}; give floats, with images in "
+        "[0, 1]: divide uint8 by 255"
       )
 
 
 def _any_way() -> str:
-  """The algorithms whose learners take any number of classes."""
+  """The algorithms whose learners support any number of classes."""
   known = _catalogue.outlines("algorithm").values()
   *most, last = [each.name for each in known if getattr(each, "any_way", False)]
   return f"{', '.join(most)} or {last}"
@@ -322,18 +322,19 @@ def _rebuilt(description: Description, params: Params) -> Learner:
 def build(
   description: Description, *, seed: int = 0, execution: Execution | None = None
 ) -> Learner:
-  """Builds the learner that a description describes, with initial parameters.
+  """Builds a learner from its description, with initial parameters.
 
   Args:
-    description: what it is.
-    seed: of the initial parameters.
+    description: the description.
+    seed: the seed of the initial parameters.
     execution: how it is computed; `Execution()` if None.
 
   Returns:
-    The learner; `params` are initial ones.
+    The learner, with initial `params`.
 
   Raises:
-    ValueError: if the network does not fit the inputs, or parts do not go together.
+    ValueError: if the network does not fit the inputs, or the parts do not fit
+      together.
 
   Example:
     >>> from jsharp.algorithms.maml import MAML

@@ -1,4 +1,4 @@
-"""Predictions as ONNX models, by jax2onnx."""
+"""Conversion of predictions to ONNX models, by jax2onnx."""
 
 import contextlib
 import importlib.util
@@ -17,10 +17,10 @@ from jsharp._version import __version__
 from jsharp.nn._plain import in_plain_operations
 
 TOLERANCE = 1e-5
-"""By how much a probability may differ from JAX's before a model is refused."""
+"""The largest accepted difference between a model's probability and JAX's."""
 
 _INSTEAD = (
-  "take its method export, which writes a program for JAX, or a learner of another "
+  "use the method export, which writes a program for JAX, or a learner with another "
   "algorithm or network"
 )
 
@@ -32,17 +32,17 @@ def to_onnx(
   *,
   facts: Mapping[str, Any],
 ) -> None:
-  """Writes `images -> probabilities` as an ONNX model that was compared with JAX.
+  """Writes `images -> probabilities` as an ONNX model, after comparing it with JAX.
 
   Args:
     predict: `predict(images) -> [n, way]`, pure, with its parameters inside.
-    input_shape: of an image.
-    path: the file, in a directory that exists.
-    facts: what the model's metadata say besides; JSON.
+    input_shape: the shape of an image.
+    path: the file, in an existing directory.
+    facts: further metadata of the model, as JSON.
 
   Raises:
     ModuleNotFoundError: if jax2onnx is missing.
-    ValueError: if the function cannot be converted, or the model answers differently.
+    ValueError: if the function cannot be converted, or the model's results differ.
     OSError: if the file cannot be written.
   """
   missing = [
@@ -52,7 +52,7 @@ def to_onnx(
   ]
   if missing:
     raise ModuleNotFoundError(
-      f"ONNX models are written with {', '.join(missing)}; install the extra: "
+      f"writing ONNX models needs {', '.join(missing)}; install the extra: "
       'pip install "jsharp[onnx]"'
     )
   try:
@@ -67,7 +67,7 @@ def to_onnx(
         input_names=["images"],
         output_names=["probabilities"],
       )
-  except Exception as error:  # Of any kind, by an operation that it does not know.
+  except Exception as error:  # Unknown operations can raise anything.
     raise ValueError(
       f"the network cannot be converted to ONNX: {error}\nInstead {_INSTEAD}"
     ) from error
@@ -81,7 +81,7 @@ def to_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without what jax2onnx and its parts log and warn of: a result is checked."""
+  """Suppresses logs and warnings of jax2onnx; the result is checked instead."""
   logger = logging.getLogger("onnx_ir")
   level = logger.level
   logger.setLevel(logging.ERROR)
@@ -98,7 +98,7 @@ def _compare(
   predict: Callable[[jax.Array], jax.Array],
   input_shape: tuple[int, ...],
 ) -> None:
-  """Refuses a model that does not answer as JAX does, for two numbers of images."""
+  """Compares a model's probabilities with JAX's, for two numbers of images."""
   import onnxruntime
 
   session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -110,6 +110,6 @@ def _compare(
     apart = float(np.abs(found - expected).max())
     if found.shape != expected.shape or not apart <= TOLERANCE:
       raise ValueError(
-        f"the ONNX model answers differently: {apart:.1e} from JAX's probabilities for "
-        f"{num_images} images, and at most {TOLERANCE:g} is accepted; {_INSTEAD}"
+        f"the ONNX model's probabilities differ from JAX's by {apart:.1e} for "
+        f"{num_images} images, but at most {TOLERANCE:g} is accepted; {_INSTEAD}"
       )

@@ -1,4 +1,4 @@
-"""Policies: what one is, and how it adapts to a goal and acts."""
+"""Policies that adapt to goals: descriptions, adaptation and actions."""
 
 import dataclasses
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from jsharp.types import ApplyFn, Batch, MetaAlgorithm, Params
 
 
 class _Given:
-  """An outer loop whose optimizer is there already."""
+  """An outer loop with a given optimizer."""
 
   def __init__(self, optimizer: optax.GradientTransformation):
     self._optimizer = optimizer
@@ -40,29 +40,29 @@ class _Given:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyDescription(Options):
-  """A policy that adapts to goals, described once.
+  """The description of a policy that adapts to goals.
 
   Attributes:
     algorithm: the meta-learning algorithm with its own options.
     network: the policy with its own options.
-    environment: where it acts.
+    environment: the environment in which it acts.
     gradient: how the derivatives of a return are estimated.
     sharpness: SAM in either loop.
-    precision: what products are computed in.
+    precision: the precision of products, see `jsharp.precision`.
   """
 
   algorithm: Algorithm = option(help="The meta-learning algorithm.")
   network: PolicyNetwork = option(help="The policy.")
-  environment: Environment = option(help="Where it acts.")
+  environment: Environment = option(help="The environment.")
   gradient: PolicyGradient = option(help="How derivatives are estimated.")
   sharpness: Sharpness = option(Sharpness(), "SAM in either loop.")
   precision: Literal["float32", "tf32", "bfloat16"] = option("float32")
 
   def complete(self) -> None:
-    """Refuses what needs outputs and targets."""
+    """Rejects algorithms that need outputs and targets."""
     if not self.algorithm.any_loss or self.algorithm.classifies:
       raise ValueError(
-        f"--algorithm={self.algorithm.name} needs examples with targets, and a policy "
+        f"--algorithm={self.algorithm.name} needs examples with targets, but a policy "
         "has trajectories; choose one that adapts by the gradient of any loss, such as "
         "maml, fomaml, reptile or sharp_maml_both"
       )
@@ -76,11 +76,11 @@ class PolicyDescription(Options):
 
   @property
   def num_outputs(self) -> int:
-    """Numbers that the network answers with."""
+    """The number of outputs of the network."""
     return 2 * self.environment.action_size
 
   def loss(self, apply_fn: ApplyFn) -> PolicyLoss:
-    """The loss of a policy on a task's trajectories."""
+    """The loss of the policy on a task's trajectories."""
     return policy_loss(
       self.environment,
       apply_fn,
@@ -100,9 +100,9 @@ class PolicyDescription(Options):
     """The algorithm with its policy, for tasks of the environment.
 
     Args:
-      seed: of the initial parameters.
+      seed: the seed of the initial parameters.
       outer: the outer loop that trains it; `OuterLoop()` if None.
-      update: what a meta-step does with its trajectories; `OneStep()` if None.
+      update: the outer update on a meta-step's trajectories; `OneStep()` if None.
       execution: how it is computed.
     """
     environment, outer = self.environment, outer or OuterLoop()
@@ -144,11 +144,11 @@ class PolicyDescription(Options):
 class PolicyLearner:
   """A policy with its parameters, ready to adapt to a goal.
 
-  Made by `build_policy`, `jsharp.load` or the end of a run of `experiments.navigation`.
+  Created by `build_policy`, `jsharp.load` or a run of `experiments.navigation`.
 
   Attributes:
-    description: what it is.
-    params: what is meta-learned.
+    description: its description.
+    params: the meta-learned parameters.
     made: the parts that `jsharp.algorithms.Algorithm.make` built.
 
   Example:
@@ -178,26 +178,26 @@ class PolicyLearner:
     return self.made.predict(self.description.num_outputs)
 
   def start(self) -> Any:
-    """The policy before adaptation, as `act` and `roll_out` take it."""
-    # No step is taken, so no trajectory is looked at.
+    """The policy before adaptation, for `act` and `roll_out`."""
+    # No step is taken, so no trajectories are needed.
     return self._algorithm.adapt(self.params, None, num_steps=0)
 
   def adapt(self, seen: Batch | Trajectories, **options: Any) -> Any:
     """Adapts to one goal, as at test.
 
     Args:
-      seen: keys and the goal, as `jsharp.control.sample_task(...).support` holds them:
-        the policy is rolled out in the environment, at each step anew. Or
-        `Trajectories`, wherever they are from, which `start()` has found: steps after
-        the first weigh them by likelihood ratios.
-      **options: keyword arguments of `MetaAlgorithm.adapt` in place of those of the
-        description, such as `num_steps`.
+      seen: keys and the goal, as in `jsharp.control.sample_task(...).support`: the
+        policy is rolled out in the environment at every step. Or `Trajectories` from
+        any source, obtained with the policy `start()`: steps after the first weight
+        them by likelihood ratios.
+      **options: keyword arguments of `MetaAlgorithm.adapt`, such as `num_steps`, that
+        replace those of the description.
 
     Returns:
-      What `act` and `roll_out` take.
+      The adapted policy, for `act` and `roll_out`.
 
     Raises:
-      ValueError: if trajectories have other shapes than the environment says.
+      ValueError: if the shapes of trajectories do not match the environment.
     """
     support = seen
     if isinstance(seen, Trajectories):
@@ -216,7 +216,7 @@ class PolicyLearner:
     Args:
       adapted: from `adapt` or `start`.
       observations: `[n, observation_size]`.
-      key: draws actions, as while it explores; None gives their means.
+      key: a random key to draw actions, as in exploration; None for their means.
 
     Returns:
       `[n, action_size]`.
@@ -236,7 +236,7 @@ class PolicyLearner:
     return means + jnp.exp(log_scales) * jax.random.normal(key, means.shape)
 
   def roll_out(self, adapted: Any, batch: Batch) -> Trajectories:
-    """What it does in its environment, see `jsharp.control.roll_out`."""
+    """Its trajectories in the environment, see `jsharp.control.roll_out`."""
     return roll_out(self.description.environment, self._apply_fn, adapted, batch)
 
   def replace(self, params: Params) -> "PolicyLearner":
@@ -268,8 +268,8 @@ class PolicyLearner:
       found = jnp.shape(getattr(seen, name))
       if found != shape or len(lead) != 2:
         raise ValueError(
-          f"{name} of the trajectories is {list(found)}, and with rewards {list(lead)} "
-          f"in {about.name} it has to be {list(shape)}; rewards are "
+          f"{name} of the trajectories is {list(found)}, but with rewards {list(lead)} "
+          f"in {about.name} it must be {list(shape)}; rewards are "
           "[num_trajectories, horizon]"
         )
 
@@ -281,15 +281,15 @@ def _rebuilt(description: PolicyDescription, params: Params) -> PolicyLearner:
 def build_policy(
   description: PolicyDescription, *, seed: int = 0, execution: Execution | None = None
 ) -> PolicyLearner:
-  """Builds the policy that a description describes, with initial parameters.
+  """Builds a policy from its description, with initial parameters.
 
   Args:
-    description: what it is.
-    seed: of the initial parameters.
+    description: the description.
+    seed: the seed of the initial parameters.
     execution: how it is computed; `Execution()` if None.
 
   Returns:
-    The policy; `params` are initial ones.
+    The policy, with initial `params`.
 
   Example:
     >>> from jsharp import control

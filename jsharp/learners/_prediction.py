@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from jsharp.learners._learner import Learner
 
 Policy = Literal["inductive", "transductive"]
-"""Whose statistics normalise the images that are named; see `FewShotClassifier`."""
+"""Whose statistics normalise the images to classify; see `FewShotClassifier`."""
 
 
 def outputs_under(
@@ -23,12 +23,12 @@ def outputs_under(
   """A learner's outputs under a policy, as a pure function.
 
   Args:
-    learner: whose network predicts.
+    learner: the learner.
     way: the number of classes.
     policy: see `FewShotClassifier`.
 
   Returns:
-    `outputs(adapted, support, inputs) -> [n, way]` logits, or numbers of a regression.
+    `outputs(adapted, support, inputs) -> [n, way]` logits, or values of a regression.
   """
   inductive = policy == "inductive" and depends_on_batch(learner)
   predict = (support_statistics if inductive else transductive)(learner.apply_fn(way))
@@ -38,17 +38,17 @@ def outputs_under(
 
 
 def depends_on_batch(learner: "Learner") -> bool:
-  """Whether a layer looks at the batch; without one the two policies are the same."""
+  """Whether a layer depends on the batch; if none does, the policies are the same."""
   about = learner.description
   return about.network.looks_at_batch and not about.algorithm.uses_running_statistics()
 
 
 class Naming(NamedTuple):
-  """Prediction in two parts, so that a support set is looked at once.
+  """Prediction in two parts, so that the support set is processed once.
 
   Attributes:
-    prepare: `prepare(adapted, support) -> known`: what the support set says about
-      images to come.
+    prepare: `prepare(adapted, support) -> known`: what predictions need from the
+      support set.
     predict: `predict(adapted, known, images) -> [n, way]` probabilities.
   """
 
@@ -60,7 +60,7 @@ def naming(learner: "Learner", way: int, policy: Policy) -> Naming:
   """Prediction under a policy, as pure functions.
 
   Args:
-    learner: whose network predicts.
+    learner: the learner.
     way: the number of classes.
     policy: see `FewShotClassifier`.
   """
@@ -72,7 +72,7 @@ def naming(learner: "Learner", way: int, policy: Policy) -> Naming:
     kept = KeptStatistics()
     try:
       apply_fn(adapted, support.inputs, num_statistics=kept)
-    except TypeError:  # A layer that is not ours takes a number of rows only.
+    except TypeError:  # A user's own layer accepts only a number of rows.
       return support
     return kept.layers
 

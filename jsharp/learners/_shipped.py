@@ -9,8 +9,8 @@ _ROOT = pathlib.Path(__file__).parents[1] / "shipped"
 def models_available() -> list[str]:
   """The names of the trained learners that come with jsharp.
 
-  `jsharp.load(name)` loads one. Its model card, `README.md` beside its files, says what
-  it was trained on, how accurate it is, and the command that trained it.
+  `jsharp.load(name)` loads one. Its model card, `README.md` in its directory, has its
+  training data, its accuracy, and the command that trained it.
 
   Returns:
     The names, sorted.
@@ -23,13 +23,13 @@ def models_available() -> list[str]:
 
 
 def directory_of(name: str | os.PathLike[str]) -> pathlib.Path:
-  """Where a learner lies: a directory, or that of a learner that comes with jsharp.
+  """The directory of a learner, given by path or by the name of a shipped learner.
 
   Args:
-    name: of a directory that exists, or of a shipped learner.
+    name: an existing directory, or the name of a shipped learner.
 
   Returns:
-    The directory; as it was given where neither is there.
+    The directory; the argument itself if neither exists.
 
   Example:
     >>> directory_of("omniglot-maml").name
@@ -42,14 +42,14 @@ def directory_of(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def evaluations_of(name: str | os.PathLike[str]) -> pathlib.Path:
-  """Where evaluations of a learner are written: beside it, if it is the user's own.
+  """The directory for evaluations of a learner.
 
   Args:
-    name: as `directory_of` takes it.
+    name: as for `directory_of`.
 
   Returns:
-    The directory, which need not exist; for a learner that comes with jsharp it lies in
-    the current directory.
+    The directory, which need not exist: inside the learner's directory or, for a
+    learner that comes with jsharp, in the current directory.
 
   Example:
     >>> evaluations_of("runs/mine").as_posix()

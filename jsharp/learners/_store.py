@@ -1,7 +1,7 @@
 """A saved learner: a directory with `config.json` and `model.safetensors`.
 
-`model.safetensors` is complete by itself, and any safetensors reader opens it. Its
-metadata have one entry, `jsharp`, the text of a JSON object: `format`, `version` (of
+`model.safetensors` is complete on its own, and any safetensors reader can open it. Its
+metadata has one entry, `jsharp`, the text of a JSON object: `format`, `version` (of
 jsharp), `config`, `arrays` (a digest for each name, in the order given to `write`) and
 `sha256`, the digest of the same object without that key. The digest of an array is
 the SHA-256 of its dtype and shape as text, `float32[2, 3]`, followed by its bytes.
@@ -10,9 +10,9 @@ the SHA-256 of its dtype and shape as text, `float32[2, 3]`, followed by its byt
 `sha256`, the digest of the whole `model.safetensors`.
 
 `write` writes `config.json.tmp`, then replaces `model.safetensors`, then renames
-`config.json.tmp` to `config.json`; each step is all or nothing. While that file exists,
-`read` takes everything from `model.safetensors`, the old learner's or the new one's.
-Otherwise the two files must match exactly. One process writes; any number may read.
+`config.json.tmp` to `config.json`; each step is atomic. While `config.json.tmp` exists,
+`read` uses only `model.safetensors`, of the old or the new learner. Otherwise the two
+files must match exactly. One process writes; any number may read.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ NAMES = CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_CONFIG_BYTES = 2**20
 MAX_HEADER_BYTES = 2**24
 
-# By their names in safetensors.
+# By name in safetensors.
 _DTYPES = {"BOOL": np.dtype(bool), "BF16": np.dtype(jnp.bfloat16)} | {
   f"{kind[0].upper()}{8 * int(kind[1])}": np.dtype(f"<{kind}")
   for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "c8")
@@ -48,7 +48,7 @@ _FIX = "restore it from a copy, or save the learner again"
 
 
 def holds(directory: str | os.PathLike[str]) -> bool:
-  """Whether either file of a learner exists, be it whole or not.
+  """Whether either file of a learner exists, complete or not.
 
   Example:
     >>> holds("no/such/directory")
@@ -62,22 +62,24 @@ def write(
   config: Mapping[str, Any],
   arrays: Mapping[str, np.ndarray],
 ) -> None:
-  """Saves a learner, or replaces the one that is there, all or nothing.
+  """Saves a learner atomically, replacing an existing one.
 
-  Whenever the process dies, `read` gives the old or the new learner. Other files of
-  the directory are not touched. The same learner always gives the same bytes.
+  If the process dies at any time, `read` returns either the old or the new learner.
+  Other files in the directory are not changed. The same learner always gives the same
+  bytes.
 
   Args:
-    directory: created with its parents if need be.
+    directory: created with its parents if missing.
     config: a JSON object that reads back equal (no tuples), without the key `jsharp`.
-    arrays: by name, each of any shape: `bool`, `bfloat16`, `complex64`, integers of 8
+    arrays: arrays by name, of any shape: `bool`, `bfloat16`, `complex64`, integers of 8
       to 64 and floats of 16 to 64 bits, in any memory layout and byte order.
 
   Raises:
     ValueError: if a value of the config, a name or a dtype cannot be stored, or a size
-      is over its bound. The message names it, and nothing is written.
-    OSError: if writing fails. `read` then gives the old learner, or the new one if the
-      failure came last. A `config.json.tmp` may remain; the next write removes it.
+      exceeds its limit. The message names it, and nothing is written.
+    OSError: if writing fails. `read` then returns the old learner, or the new one if
+      only the last step failed. A `config.json.tmp` may remain; the next write removes
+      it.
 
   Example:
     >>> import tempfile
@@ -90,7 +92,7 @@ def write(
 
   directory = pathlib.Path(directory)
   if _KEY in config or "__metadata__" in arrays:
-    raise ValueError(f"rename key '{_KEY}' or array '__metadata__': it has another use")
+    raise ValueError(f"rename key '{_KEY}' or array '__metadata__': it is reserved")
   for key, value in config.items():
     _check_json(f"config[{key!r}] = {reprlib.repr(value)}", {key: value})
   for name in arrays:
@@ -103,7 +105,7 @@ def write(
     "arrays": {name: _array_digest(array) for name, array in stored.items()},
   }
   record["sha256"] = _digest(_dump(record))
-  # Of several entries safetensors writes the order at random.
+  # One entry, since safetensors writes several in random order.
   weights = save(stored, {_KEY: _dump(record).decode()})
   text = _config_text(record, weights)
   _bound("config", len(text), MAX_CONFIG_BYTES)
@@ -120,18 +122,18 @@ def write(
 def read(
   directory: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Reads a learner and compares every digest; writes nothing.
+  """Reads a learner and verifies every digest; writes nothing.
 
   Args:
-    directory: where `write` saved it.
+    directory: the directory that `write` saved to.
 
   Returns:
-    The config, and the arrays by name in the order in which they were given: shapes,
-    dtypes and bits as saved, each writable, contiguous and little-endian.
+    The config, and the arrays by name in the original order: with shapes, dtypes and
+    bits as saved, each writable, contiguous and little-endian.
 
   Raises:
-    ValueError: if a file is damaged, was changed, is no regular file, or has a later
-      format. The message names the file, the array where one is damaged, and the fix.
+    ValueError: if a file is damaged, was changed, is not a regular file, or has a later
+      format. The message names the file, any damaged array, and the fix.
     OSError: if a file is missing or cannot be read.
 
   Example:
@@ -141,7 +143,7 @@ def read(
     ...   read(directory)
     ({'ways': 5}, {'w': array([1., 1.], dtype=float32)})
   """
-  for _ in range(4):  # A write may come between the reading of the two files.
+  for _ in range(4):  # A write may happen between the reads of the two files.
     with contextlib.suppress(ValueError, OSError):
       return _read_once(pathlib.Path(directory))
   return _read_once(pathlib.Path(directory))
@@ -167,7 +169,7 @@ def _read_once(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.nd
 def _read_weights(
   path: pathlib.Path,
 ) -> tuple[bytes, dict[str, Any], dict[str, np.ndarray]]:
-  """The text of `config.json` that belongs to it, the config, and the arrays."""
+  """The matching text of `config.json`, the config, and the arrays."""
   from safetensors import deserialize
 
   with _opened(path) as (file, size):
@@ -177,7 +179,9 @@ def _read_weights(
     metadata = header.pop("__metadata__", {})
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + header_bytes + end:
-      raise ValueError(f"it has {size} bytes, its header says {8 + header_bytes + end}")
+      raise ValueError(
+        f"it has {size} bytes, but its header says {8 + header_bytes + end}"
+      )
     file.seek(0)
     content = file.read(size)
 
@@ -199,9 +203,9 @@ def _read_weights(
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int]]:
-  """Opens a regular file, with its size; explains whatever its bytes make fail."""
+  """Opens a regular file, with its size; explains errors caused by its content."""
   dangles = os.path.islink(path) and not os.path.exists(path)
-  with _explained(f"cannot read {path}", "the link leads nowhere; " * dangles + _FIX):
+  with _explained(f"cannot read {path}", "the link is dangling; " * dangles + _FIX):
     try:
       with open_regular(path, most=sys.maxsize) as file:
         yield file, os.fstat(file.fileno()).st_size
@@ -234,7 +238,7 @@ def _check_format(stamp: Any) -> None:
 
 def _bound(what: str, size: int, most: int) -> None:
   if size > most:
-    raise ValueError(f"the {what} has {size} bytes, at most {most} can be read")
+    raise ValueError(f"the {what} has {size} bytes, but at most {most} can be read")
 
 
 def _digest(content: bytes) -> str:
@@ -258,7 +262,7 @@ def _dump(value: Any, indent: int | None = None) -> bytes:
 def _parse(text: bytes) -> dict[str, Any]:
   def number(text: str) -> float:
     if not math.isfinite(value := float(text)):
-      raise ValueError(f"{text} is no finite number")
+      raise ValueError(f"{text} is not a finite number")
     return value
 
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -273,7 +277,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     text.decode(), parse_constant=number, parse_float=number, object_pairs_hook=unique
   )
   if not isinstance(value, dict):
-    raise ValueError(f"its JSON is no object but {reprlib.repr(value)}")
+    raise ValueError(f"its JSON is not an object but {reprlib.repr(value)}")
   return value
 
 
@@ -289,7 +293,7 @@ def _check_json(what: str, item: dict[str, Any]) -> None:
 
 
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
-  """The array contiguous and little-endian: safetensors takes memory as it is."""
+  """The array as contiguous and little-endian, since safetensors writes raw memory."""
   dtype = np.asarray(array).dtype.newbyteorder("<")
   if dtype not in _DTYPES.values():
     raise ValueError(f"array '{name}' is {dtype}; convert it to {list(_DTYPES)}")

@@ -1,4 +1,4 @@
-"""The linear layer of networks for tasks."""
+"""The linear layer of few-shot networks."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jsharp.models.initial import glorot_uniform
 
 
 def dense(features: int, name: str, dtype: Any) -> nn.Dense:
-  """A linear layer as the papers start it: Glorot uniform, bias zero.
+  """A linear layer, initialised as in the papers: Glorot uniform, bias zero.
 
   Example:
     >>> import jax.numpy as jnp

@@ -12,8 +12,8 @@ _EPSILON = 1e-6
 class LayerNorm(nn.Module):
   """Normalises every token by its own mean and variance.
 
-  Flax's layer takes the variance from a difference of means of squares by default, and
-  does not take double precision under strict promotion.
+  Flax's layer by default computes the variance as a difference of means of squares, and
+  does not accept double precision under strict dtype promotion.
   """
 
   @nn.compact

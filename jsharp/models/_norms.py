@@ -1,4 +1,4 @@
-"""The normalisation layers that a backbone can have, by name."""
+"""The normalisation layers of backbones, by name."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from jsharp.nn import (
 from jsharp.types import Convolution
 
 Norm = Literal["batch", "group", "layer", "frozen", "running"]
-"""By the batch at hand; by groups of 16 channels of each example; by all channels of
-each example; by fixed statistics; by the batch in training and running averages at
-evaluation."""
+"""Normalisation by the current batch; by groups of 16 channels of each example; by all
+channels of each example; by fixed statistics; by the batch in training and by running
+averages at evaluation."""
 
 
 def norm_layer(
@@ -29,18 +29,18 @@ def norm_layer(
   convolution: Convolution = "auto",
   scale_init: Callable[..., jax.Array] = nn.initializers.ones,
 ) -> Callable[[jax.Array, Any], jax.Array]:
-  """A normalisation layer, inside of a compact method.
+  """Creates a normalisation layer inside a compact method.
 
   Args:
-    norm: which one.
-    name: of the layer. It contains "norm", by which masks find its parameters.
+    norm: the kind of normalisation.
+    name: the layer's name. It must contain "norm", by which masks find its parameters.
     pool: whether to max-pool 2x2 windows of the result.
     convolution: see `jsharp.nn.BatchNorm`.
     scale_init: initialiser of its scale.
 
   Returns:
-    `layer(x, mode)`. The mode is `num_statistics` of `jsharp.nn.BatchNorm`, `train` of
-    `jsharp.nn.RunningBatchNorm`, and not read by the others.
+    `layer(x, mode)`. The mode is `num_statistics` for `jsharp.nn.BatchNorm` and `train`
+    for `jsharp.nn.RunningBatchNorm`; the other layers ignore it.
 
   Raises:
     ValueError: if there is no such layer.

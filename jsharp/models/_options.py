@@ -1,4 +1,4 @@
-"""What networks are described by: those for tasks, and ordinary classifiers."""
+"""Base classes for the options of networks: few-shot networks and classifiers."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from jsharp.types import Convolution
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network(Options):
-  """A network for tasks: images or vectors in, one vector for each out.
+  """The options of a few-shot network, which maps each image or vector to a vector.
 
   Class attributes:
     has_norm: whether it has normalisation layers.
@@ -20,17 +20,17 @@ class Network(Options):
 
   @property
   def looks_at_batch(self) -> bool:
-    """Whether its normalisation takes the statistics of the batch at hand."""
+    """Whether it normalises by the statistics of the current batch."""
     return self.has_norm
 
   @property
   def needs_pretraining(self) -> bool:
-    """Whether initial parameters make no sense in it."""
+    """Whether it is useful only with pretrained parameters."""
     return False
 
   @property
   def head(self) -> str:
-    """Name of the module that is its linear head."""
+    """The name of the module that is its linear head."""
     return "head"
 
   def module(
@@ -40,7 +40,7 @@ class Network(Options):
 
     Args:
       num_outputs: outputs of its head; None for the embedding, without a head.
-      convolution: form of its convolutions, see `jsharp.nn.conv2d`.
+      convolution: the form of its convolutions, see `jsharp.nn.conv2d`.
     """
     raise NotImplementedError
 
@@ -50,23 +50,23 @@ class Network(Options):
     """The network with a context of `size` numbers, for `jsharp.cavia`.
 
     Raises:
-      ValueError: if it has no place for one.
+      ValueError: if it has no context input.
     """
     raise ValueError(
-      f"--algorithm=cavia needs a network with a place for its context, and "
-      f"{self.name} has none; choose conv4, conv4_strided or mlp"
+      f"--algorithm=cavia needs a network with a context input, and {self.name} has "
+      "none; choose conv4, conv4_strided or mlp"
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backbone(Network):
-  """A network for tasks that can be pretrained, with normalisation by choice."""
+  """A few-shot network that can be pretrained, with a choice of normalisation."""
 
   norm: Literal["batch", "group", "layer", "frozen"] = option(
     "batch",
-    "Normalisation: batch, by the statistics of the images at hand; group, of 16 "
-    "channels of each image; layer, of all channels of each image; frozen, by the "
-    "running averages of pretraining, with --init_from.",
+    "Normalisation. batch: by the statistics of the current batch of images; group: "
+    "over groups of 16 channels of each image; layer: over all channels of each image; "
+    "frozen: by the running averages of pretraining, with --init_from.",
     added=True,
   )
 
@@ -81,13 +81,13 @@ class Backbone(Network):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierNetwork(Options):
-  """A network for ordinary classification, which normalises by running averages."""
+  """The options of an ordinary classifier, which normalises by running averages."""
 
   kind: ClassVar[str] = "classifier network"
 
   @property
   def label(self) -> str:
-    """Its name and size, for the names of runs."""
+    """Its name and size, as used in the names of runs."""
     return self.name
 
   def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> Any:
@@ -104,19 +104,20 @@ class ClassifierNetwork(Options):
 class PretrainedNetwork(ClassifierNetwork):
   """A few-shot backbone as an ordinary classifier, for `--init_from`.
 
-  Its parameters have the names of the backbone's, so a few-shot learner begins with
-  all of them but the head, and with the running averages where its normalisation is
-  "frozen".
+  Its parameters have the same names as the backbone's. A few-shot learner can therefore
+  start from all of them except the head, and from the running averages if its
+  normalisation is "frozen".
   """
 
   classifier_head: Literal["linear", "cosine"] = option(
     "linear",
-    "Of the pretrained network: linear; or cosine, the cosine of features and class "
-    "weights times 2 (10 for more than 200 classes), as Baseline++ is pretrained.",
+    "Head of the network in pretraining. linear: a linear layer; cosine: the cosine of "
+    "features and class weights times 2 (10 for more than 200 classes), as in the "
+    "pretraining of Baseline++.",
   )
 
   def backbone(self, *, convolution: Convolution = "auto") -> Any:
-    """The network for tasks, without a head and with running averages."""
+    """The few-shot network without its head, with running averages."""
     raise NotImplementedError
 
   def module(self, num_outputs: int, *, convolution: Convolution = "auto") -> Any:

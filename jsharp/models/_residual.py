@@ -1,4 +1,4 @@
-"""What the residual networks for ordinary classification share."""
+"""Layers and checks shared by the residual networks for ordinary classification."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jsharp.types import Convolution
 
 
 class Conv(nn.Module):
-  """A convolution without bias, of an odd `size`; 1x1 ones are products."""
+  """A convolution without bias, of an odd `size`; size 1 is a matrix product."""
 
   num_filters: int
   stride: int = 1
@@ -22,7 +22,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.num_filters)
-    # Of the outputs, as in the published code of these networks.
+    # He initialisation by fan-out, as in the published code of these networks.
     kernel = self.param("kernel", he_normal_of_outputs, shape, x.dtype)
     if self.size == 1:
       return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
@@ -30,7 +30,7 @@ class Conv(nn.Module):
 
 
 def head(num_outputs: int | None, x: jax.Array) -> jax.Array:
-  """A linear layer of the mean over space; the mean itself if None."""
+  """A linear layer on the spatial mean; the mean itself if `num_outputs` is None."""
   if num_outputs is None:
     return x.mean((1, 2))
   layer = nn.Dense(
@@ -41,10 +41,10 @@ def head(num_outputs: int | None, x: jax.Array) -> jax.Array:
 
 
 def check_images(name: str, inputs: Any) -> None:
-  """Refuses what is no batch of float images.
+  """Checks that the inputs are a batch of float images.
 
   Raises:
-    ValueError: with the fix.
+    ValueError: if they are not; the message names the fix.
   """
   if inputs.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(
@@ -54,13 +54,13 @@ def check_images(name: str, inputs: Any) -> None:
 
 
 def check_depth(name: str, depth: int, unit: int, rest: int) -> None:
-  """Refuses a depth that is not `unit * n + rest`.
+  """Checks that a depth is `unit * n + rest`.
 
   Raises:
-    ValueError: with the next lower depth that there is.
+    ValueError: if it is not; the message names the next lower valid depth.
   """
   if depth <= rest or (depth - rest) % unit:
     raise ValueError(
-      f"{name}: depth must be {unit}n + {rest} with n at least 1; got {depth}. Take "
+      f"{name}: depth must be {unit}n + {rest} with n at least 1; got {depth}. Use "
       f"{max(unit + rest, depth - (depth - rest) % unit)}."
     )

@@ -1,8 +1,8 @@
-"""Random factors of residual branches: one forward, another one backward.
+"""Random factors of residual branches, different in the forward and backward pass.
 
-The factors come from the stream of random numbers "shake". Where the network has none,
-as when parameters are initialised or a measurement is to have no noise, the branches
-take their expectations.
+The factors come from the random number stream "shake". Without this stream, as when
+parameters are initialised or a measurement must be free of noise, the factors are
+replaced by their expectations.
 """
 
 import jax
@@ -30,14 +30,14 @@ def shake_shake(layer: nn.Module, a: jax.Array, b: jax.Array, train: bool) -> ja
   """Mixes two branches (Gastaldi 2017, arXiv 1705.07485), per image.
 
   Args:
-    layer: whose random numbers to take.
+    layer: the layer whose random numbers are used.
     a: `[batch, height, width, channels]`.
     b: like `a`.
-    train: whether to draw; otherwise the mean of the two.
+    train: whether to draw factors; otherwise the mean of the two branches.
 
   Returns:
-    `alpha * a + (1 - alpha) * b`, differentiated as with another number in place of
-    alpha; both are uniform on [0, 1].
+    `alpha * a + (1 - alpha) * b`, differentiated with another factor in place of alpha;
+    both are uniform on [0, 1].
   """
   if not train or not layer.has_rng(STREAM):
     return (a + b) / 2
@@ -51,14 +51,14 @@ def shake_drop(layer: nn.Module, x: jax.Array, keep: float, train: bool) -> jax.
   """Scales a branch (Yamada et al. 2018, arXiv 1802.02375, equation 6), per image.
 
   Args:
-    layer: whose random numbers to take.
+    layer: the layer whose random numbers are used.
     x: `[batch, height, width, channels]`.
-    keep: probability that the branch of an image is left as it is.
-    train: whether to draw; otherwise the expectation, `keep * x`.
+    keep: the probability that the branch of an image is not scaled.
+    train: whether to draw factors; otherwise the expectation, `keep * x`.
 
   Returns:
-    With probability `keep` the branch itself, else alpha times it, differentiated as
-    beta times it; alpha is uniform on [-1, 1] and beta on [0, 1].
+    With probability `keep` the branch itself, otherwise alpha times the branch,
+    differentiated as beta times it; alpha is uniform on [-1, 1], beta on [0, 1].
   """
   if not train or not layer.has_rng(STREAM):
     return keep * x

@@ -13,34 +13,34 @@ from jsharp.models._dense import dense
 from jsharp.models._layer_norm import LayerNorm
 from jsharp.models.initial import initialised
 
-_EXPANSION = 4  # Hidden width of a block's network, in units of its width.
+_EXPANSION = 4  # Hidden width of a block's MLP, in multiples of the block's width.
 
 
 class AttentionLearner(nn.Module):
-  """A learner whose learning is its forward pass: attention over the support set.
+  """An in-context learner: its forward pass attends to the support set.
 
-  Every example is one token: its embedding joined with its target and a flag that the
-  target is known; for a query example both are zero. Then blocks of attention and of
-  a two-layer GELU network, each behind a layer normalisation and beside a shortcut; a
-  last normalisation and a linear head on the query tokens.
+  Every example is one token: its embedding, concatenated with its target and a flag
+  that the target is known; both are zero for a query example. Then follow blocks of
+  attention and of a two-layer GELU network, each with layer normalisation in front and
+  a residual connection; finally a normalisation and a linear head on the query tokens.
 
-  Support tokens attend to the support set; a query token attends to the support set
-  and to itself, never to another query example. There are no positions. So the order
-  of the support set changes nothing, and a prediction does not depend on the other
-  query examples unless the embedding's normalisation brings them in.
+  Support tokens attend to the support set; a query token attends to the support set and
+  to itself, never to another query example. There are no positional embeddings. So the
+  order of the support set does not matter, and a prediction does not depend on the
+  other query examples unless the embedding normalises by them.
 
-  After SNAIL (Mishra, Rohaninejad, Chen, Abbeel 2018, arXiv 1707.03141), which is
-  another network: a causal sequence with the query example at its end, read by dilated
+  After SNAIL (Mishra, Rohaninejad, Chen, Abbeel 2018, arXiv 1707.03141), whose network
+  differs: it reads a causal sequence with the query example at its end, by dilated
   temporal convolutions between the attention layers.
 
   Attributes:
     embedding: a module `embedding(inputs) -> [num_examples, dim]`, such as
       `Conv4(num_outputs=None)`, or `MLP((40, 40))` for the sinusoid.
-    num_outputs: size of the output vector: the way of a classification task, the
+    num_outputs: size of the output vector: the way of a classification task, or the
       number of target values of a regression.
     width: size of a token.
     num_layers: number of blocks.
-    num_heads: attention heads of each; they share the width.
+    num_heads: attention heads per block; `width` must be a multiple of it.
 
   Example:
     >>> from jsharp.models.mlp import MLP
@@ -75,7 +75,7 @@ class AttentionLearner(nn.Module):
         `[num_support, ...]` float targets.
       query_inputs: `[num_query, ...]`.
       num_statistics: if given, the embedding normalises the query inputs by the
-        statistics of the first `num_statistics` of them only.
+        statistics of only the first `num_statistics` of them.
 
     Returns:
       `[num_query, num_outputs]`.
@@ -114,7 +114,7 @@ class AttentionLearner(nn.Module):
 
 
 class _Block(nn.Module):
-  """Attention and a two-layer network, both behind layer normalisation."""
+  """Attention and a two-layer network, each with layer normalisation in front."""
 
   num_heads: int
 
@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-  """Multi-head attention to the support set; a query token sees itself as well."""
+  """Multi-head attention to the support set; a query token also attends to itself."""
 
   num_heads: int
 
@@ -173,9 +173,8 @@ def as_learner_functions(
   """Turns a module that reads a support set into two functions.
 
   Args:
-    module: called as `module(support_inputs, support_targets, query_inputs)`, and with
-      `num_statistics` as a fourth argument if its normalisation can be told which
-      query rows to take its statistics from.
+    module: called as `module(support_inputs, support_targets, query_inputs)`, with
+      `num_statistics` as a fourth argument if it can normalise by the first query rows.
 
   Returns:
     `init_fn(key, support_inputs, support_targets, query_inputs) -> params` and
@@ -183,7 +182,7 @@ def as_learner_functions(
     num_statistics=None) -> outputs`.
 
   Raises:
-    ValueError: `init_fn` raises it if the module has state besides its parameters.
+    ValueError: from `init_fn`, if the module has state besides its parameters.
 
   Example:
     >>> from jsharp.models.mlp import MLP

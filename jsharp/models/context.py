@@ -1,9 +1,9 @@
 """Models with a context, a small input that is the same for all examples of a task.
 
-They are the plain models with one place more where the context enters, and at a
-context of zeros they compute what the plain models do: `jsharp.models.ContextConv4`
-and `jsharp.models.ContextMLP`. `jsharp.algorithms.cavia` adapts the context to a task
-and nothing else (Zintgraf et al. 2019, arXiv 1810.03642).
+`jsharp.models.ContextConv4` and `jsharp.models.ContextMLP` are plain models with an
+additional context input. With a context of zeros they equal the plain models.
+`jsharp.algorithms.cavia` adapts only the context to a task (Zintgraf et al. 2019, arXiv
+1810.03642).
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def as_context_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]
 
   Returns:
     `init_fn(key, inputs) -> params`, and
-    `apply_fn(contextual, inputs, num_statistics=None) -> outputs` with `contextual` a
-    pair `(params, context)` such as `jsharp.algorithms.cavia.Contextual`: what
-    `jsharp.losses.batch_loss` and the policies of `jsharp.normalization` take.
+    `apply_fn(contextual, inputs, num_statistics=None) -> outputs`, where `contextual`
+    is a pair `(params, context)` such as `jsharp.algorithms.cavia.Contextual`. Use it
+    with `jsharp.losses.batch_loss` and the policies of `jsharp.normalization`.
 
   Example:
     >>> import jax
@@ -45,18 +45,18 @@ def as_context_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]
 
 
 def checked_context(context: Any, size: int, dtype: Any) -> Any:
-  """A context of the right size; zeros for None.
+  """Checks the size of a context; None becomes zeros.
 
   Args:
     context: `[size]`, or None.
     size: its length.
-    dtype: of the zeros.
+    dtype: the dtype of the zeros.
 
   Returns:
     `[size]`.
 
   Raises:
-    ValueError: if it is of another shape.
+    ValueError: if the context has another shape.
 
   Example:
     >>> checked_context(None, 2, jnp.float32).tolist()

@@ -24,24 +24,23 @@ class Conv4(nn.Module):
   """Four blocks of 3x3 convolution, batch normalisation, ReLU; a linear head.
 
   With `stride=1` each block ends in a 2x2 max-pool and the last map is flattened
-  (mini-ImageNet); with `stride=2` the convolutions stride instead and the last map
-  is averaged over space (Finn et al. 2017 on Omniglot). Pooling stands before the
-  ReLU here: both are monotone, so the result is the same for a quarter of the work.
+  (mini-ImageNet); with `stride=2` the convolutions stride instead and the last map is
+  averaged over space (Finn et al. 2017 on Omniglot). Pooling comes before the ReLU
+  here: both are monotone, so the result is the same for a quarter of the work. All
+  kernels, including the head's, are initialised Glorot uniform and the head's bias at
+  zero, as in MAML's mini-ImageNet network.
 
-  Every kernel, the head's too, starts Glorot uniform and the head's bias at zero, as
-  in MAML's mini-ImageNet network.
-
-  The papers' convolutions have a bias each. The normalisation behind it subtracts it
-  again, so it changes no output and its gradient is zero but for rounding; adding it
-  cost a quarter of the time that is not spent in convolutions, so it is left out.
-  With `b = 4 * num_filters` such biases counted in, the parameters are the papers':
-  120,325 + b = 120,581 that the inner loop adapts and 512 of the normalisation for
-  84x84x3 images, 5 outputs and 64 filters; 112,468 + b = 112,724 and 512 for 28x28x1
-  images and 20 outputs, with either stride.
+  The papers' convolutions have a bias each. The following normalisation subtracts it
+  again, so it changes no output and its gradient is zero up to rounding. Adding it took
+  a quarter of the time spent outside convolutions, so it is left out. Including the
+  `b = 4 * num_filters` biases, the parameter counts are those of the papers: 120,325 +
+  b = 120,581 that the inner loop adapts and 512 of the normalisation for 84x84x3
+  images, 5 outputs and 64 filters; 112,468 + b = 112,724 and 512 for 28x28x1 images and
+  20 outputs, with either stride.
 
   Attributes:
     num_outputs: size of the output vector, the way of a classification task; None
-      for the last map itself as a vector, the embedding of metric methods.
+      for the flattened last map, the embedding of metric methods.
     num_filters: channels of each block.
     stride: 1 (max-pool form) or 2 (strided form).
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
@@ -67,14 +66,14 @@ class Conv4(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      num_statistics: if given, batch normalisation takes the statistics of the first
-        `num_statistics` images only.
+      num_statistics: if given, batch normalisation uses the statistics of only the
+        first `num_statistics` images.
 
     Returns:
       `[batch, num_outputs]`, or `[batch, size of the last map]` without a head.
 
     Raises:
-      ValueError: if `inputs` is not a batch of images that survives the four
+      ValueError: if `inputs` is not a batch of images that are large enough for four
         blocks, or `stride` is neither 1 nor 2.
     """
     return self.forward(inputs, num_statistics, None)
@@ -85,14 +84,14 @@ class Conv4(nn.Module):
     mode: Any,
     after_norm: Callable[[int, jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
-    """The network with a place in each block for something of a subclass's own.
+    """The network, with a hook in each block for subclasses.
 
     Args:
       inputs: see `__call__`.
-      mode: what the normalisation layers are given, see `norm_layer`.
-      after_norm: `after_norm(block, x) -> x`, what the normalised map of block 0, 1,
-        ... becomes before pooling and ReLU; None leaves it. (It has to stand before
-        the pooling, which does not commute with a negative scale.)
+      mode: the argument of the normalisation layers, see `norm_layer`.
+      after_norm: `after_norm(block, x) -> x`, applied to the normalised map of block 0,
+        1, ... before pooling and ReLU; None for no change. (It must come before the
+        pooling, which does not commute with a negative scale.)
 
     Returns:
       As `__call__`.
@@ -150,8 +149,8 @@ class _Kernel(nn.Module):
 class ContextConv4(Conv4):
   """A `Conv4` where the context scales and shifts the channels of one block.
 
-  Behind the normalisation of that block, before its pooling and ReLU, each channel is
-  multiplied by `1 + scale` and moved by `shift`, both linear in the context (FiLM,
+  After the normalisation of that block, before its pooling and ReLU, each channel is
+  multiplied by `1 + scale` and shifted by `shift`, both linear in the context (FiLM,
   Perez et al. 2018). CAVIA's network on mini-ImageNet has 100 context parameters, in
   the third of its four blocks, and 32 filters in the smallest of its published forms.
   Its code has a bias in the linear map and no `1 +`; here the scale and offset of the
@@ -159,7 +158,7 @@ class ContextConv4(Conv4):
 
   Attributes:
     context_size: length of the context.
-    context_block: which block it enters, 0 to 3.
+    context_block: the block that it modulates, 0 to 3.
 
   Example:
     >>> model = ContextConv4(num_outputs=5, num_filters=8, context_size=10)
@@ -192,8 +191,8 @@ class ContextConv4(Conv4):
       `[batch, num_outputs]`, or `[batch, size of the last map]` without a head.
 
     Raises:
-      ValueError: as `Conv4` does, or if `context` is of another shape or there is no
-        such block.
+      ValueError: as `Conv4` does, or if `context` has another shape or
+        `context_block` is out of range.
     """
     if self.context_block not in range(4):
       raise ValueError(
@@ -256,7 +255,7 @@ class Conv4Options(Backbone):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv4StridedOptions(Conv4Options):
-  """Four convolutions with stride 2 in place of pooling, the fast one."""
+  """Four convolutions with stride 2 instead of pooling; the fastest network."""
 
   name: ClassVar[str] = "conv4_strided"
   stride: ClassVar[int] = 2
@@ -264,7 +263,7 @@ class Conv4StridedOptions(Conv4Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv4Classifier(PretrainedNetwork):
-  """Conv4 for ordinary training, to begin few-shot learners with."""
+  """Conv4 for ordinary training, to initialise few-shot learners."""
 
   name: ClassVar[str] = "conv4"
   stride: ClassVar[int] = 1
@@ -289,7 +288,7 @@ class Conv4Classifier(PretrainedNetwork):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv4StridedClassifier(Conv4Classifier):
-  """The strided Conv4 for ordinary training, to begin few-shot learners with."""
+  """The strided Conv4 for ordinary training, to initialise few-shot learners."""
 
   name: ClassVar[str] = "conv4_strided"
   stride: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""DropBlock: dropout of squares of a map."""
+"""DropBlock: dropout of square blocks of a feature map."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ _RAMP = 40_000
 class DropBlock(nn.Module):
   """Zeroes squares of each channel's map (Ghiasi et al. 2018, arXiv 1810.12890).
 
-  In training alone. The share that is dropped rises linearly to `rate` over the first
-  40,000 passes, and what is left is scaled to the mean that it had, as in MetaOptNet's
-  code. The passes are counted in the collection `batch_stats`; random numbers come from
-  the stream "dropout".
+  Only in training. The dropped fraction rises linearly to `rate` over the first 40,000
+  passes, and the rest is scaled so that the mean is unchanged, as in MetaOptNet's code.
+  The collection `batch_stats` counts the passes; random numbers come from the stream
+  "dropout".
 
   Attributes:
-    rate: share of the numbers that is dropped in the end.
-    size: side of a square in pixels; a smaller map is dropped whole.
+    rate: the final fraction of activations that is dropped.
+    size: the side of a square in pixels; a smaller map is dropped as a whole.
 
   Example:
     >>> layer, x = DropBlock(0.5), jnp.ones((2, 6, 6, 3))
@@ -31,7 +31,7 @@ class DropBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """What is left of `x`, `[batch, height, width, channels]`."""
+    """Drops squares of `x`, `[batch, height, width, channels]`."""
     passes = self.variable("batch_stats", "passes", jnp.zeros, (), jnp.float32)
     if not train:
       return x
@@ -49,11 +49,11 @@ def drop_blocks(
   Args:
     key: random key.
     x: `[batch, height, width, channels]`.
-    rate: share of the numbers that is dropped, but for squares that overlap.
-    size: side of a square in pixels; at most that of the map counts.
+    rate: the fraction of activations that is dropped, not counting overlaps of squares.
+    size: the side of a square in pixels, limited to the side of the map.
 
   Returns:
-    An array like `x`, whose mean mask is one.
+    An array like `x`, multiplied by a mask of mean one.
 
   Example:
     >>> x = jnp.ones((64, 8, 8, 4))

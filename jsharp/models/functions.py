@@ -19,17 +19,17 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
   """Turns a Linen module with parameters and no other state into two functions.
 
   Args:
-    module: called as `module(inputs)`, or `module(inputs, num_statistics)` if its
-      normalisation can be told which rows to take its statistics from.
+    module: called as `module(inputs)`, or as `module(inputs, num_statistics)` if it can
+      normalise by the first rows.
 
   Returns:
     `init_fn(key, inputs) -> params` and
-    `apply_fn(params, inputs, num_statistics=None) -> outputs`, which hands further
-    named arguments on to the module. `apply_fn` raises ValueError if `params` were made
+    `apply_fn(params, inputs, num_statistics=None) -> outputs`, which passes further
+    keyword arguments to the module. `apply_fn` raises ValueError if `params` were made
     for inputs of another shape.
 
   Raises:
-    ValueError: `init_fn` raises it if the module has state besides its parameters.
+    ValueError: from `init_fn`, if the module has state besides its parameters.
 
   Example:
     >>> import jax.numpy as jnp
@@ -55,7 +55,7 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
       return module.apply({"params": params}, inputs, *extra, **named)
     except ScopeParamShapeError as error:
       raise ValueError(
-        f"params do not fit inputs of shape {inputs.shape}: make them with "
+        f"params do not fit inputs of shape {inputs.shape}; make them with "
         f"init_fn(key, inputs) for inputs of that size. {error}"
       ) from error
 
@@ -65,23 +65,23 @@ def as_functions(module: nn.Module) -> tuple[InitFn, Callable[..., Any]]:
 def with_statistics(
   module: nn.Module,
 ) -> tuple[Callable[[jax.Array, Any], Variables], Callable[..., tuple[Any, Any]]]:
-  """The same for a module whose batch statistics are kept from pass to pass.
+  """As `as_functions`, for a module whose batch statistics are kept between passes.
 
-  The caller averages and stores them, as MAML++ does for each inner step; the module
-  remains a pure function.
+  The caller averages and stores the statistics, as MAML++ does for each inner step; the
+  module remains a pure function.
 
   Args:
     module: called as `module(inputs)`, with layers `jsharp.nn.BatchNorm`.
 
   Returns:
-    `init_fn(key, inputs) -> Variables(params, statistics)`, means 0 and squares 1,
-    and `apply_fn(params, inputs, statistics=None) -> (outputs, statistics)`. None
-    normalises by the batch and returns its means and mean squares; otherwise what is
-    given normalises and is returned as it is.
+    `init_fn(key, inputs) -> Variables(params, statistics)`, with means 0 and squares 1,
+    and `apply_fn(params, inputs, statistics=None) -> (outputs, statistics)`. If
+    `statistics` is None, it normalises by the batch and returns the batch's means and
+    mean squares; otherwise it normalises by the given statistics and returns them
+    unchanged.
 
   Raises:
-    ValueError: `init_fn` raises it if no layer has statistics, or as that of
-      `as_functions` does.
+    ValueError: from `init_fn`, if no layer has statistics, or as in `as_functions`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -148,9 +148,9 @@ def norm_mask(params: Any) -> Any:
 def all_but_norm(params: Any) -> Any:
   """Marks the parameters that `norm_mask` does not mark.
 
-  The scale and offset of batch normalisation are meta-learned, but the inner loop
-  leaves them alone, as in the authors' code of MAML and Sharp-MAML: this is the mask
-  of what it adapts.
+  As in the code of MAML's and Sharp-MAML's authors, the scale and offset of batch
+  normalisation are meta-learned, but the inner loop does not change them: it adapts the
+  parameters that this mask marks.
 
   Args:
     params: nested dicts, as from `module.init(...)["params"]`.
@@ -172,9 +172,9 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     *modules: names of modules, such as "head".
 
   Returns:
-    `mask(params) -> pytree of bool`: True where a module of one of these names is on
-    the path; a parameter's own name does not count. It raises ValueError if no module
-    of `params` has one of the names.
+    `mask(params) -> pytree of bool`: True for parameters inside a module with one of
+    these names; a parameter's own name does not count. It raises ValueError if no
+    module of `params` has one of the names.
 
   Raises:
     ValueError: if no name is given.
@@ -191,7 +191,7 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     found = set()
 
     def is_in_part(path, _):
-      # The last entry is the parameter's own name; NNX says `.value` behind it.
+      # The last entry is the parameter's own name; NNX appends `.value` to it.
       own = 2 if jax.tree_util.keystr(path[-1:]) == ".value" else 1
       modules_on_path = path[:-own]
       names = {
@@ -205,7 +205,7 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
     marked = jax.tree_util.tree_map_with_path(is_in_part, params)
     if missing := set(modules) - found:
       raise ValueError(
-        f"params have no module named {sorted(missing)}; they have {sorted(found)}"
+        f"params has no module named {sorted(missing)}; it has {sorted(found)}"
       )
     return marked
 
@@ -213,11 +213,11 @@ def part_mask(*modules: str) -> Callable[[Any], Any]:
 
 
 def first_outputs(apply_fn: ApplyFn, way: int) -> ApplyFn:
-  """A model that has more outputs than a task has classes, cut to these.
+  """Truncates a model's outputs to the number of classes of a task.
 
   Args:
     apply_fn: `apply_fn(params, inputs, ...) -> [n, at least way]`.
-    way: classes of the task; they are the first outputs.
+    way: the number of classes, which use the first outputs.
 
   Returns:
     `apply_fn(params, inputs, ...) -> [n, way]`.
@@ -234,8 +234,8 @@ def first_outputs(apply_fn: ApplyFn, way: int) -> ApplyFn:
     outputs = apply_fn(params, inputs, *args, **options)
     if outputs.shape[-1] < way:
       raise ValueError(
-        f"way is {way}, the model has {outputs.shape[-1]} outputs; give it at least "
-        "as many as the largest way"
+        f"way is {way}, but the model has {outputs.shape[-1]} outputs; give it at "
+        "least as many as the largest way"
       )
     return outputs[..., :way]
 

@@ -27,21 +27,21 @@ _PLAIN = (18, 34)  # Blocks of two 3x3 convolutions.
 class ImageNetResNet(nn.Module):
   """The networks of He et al. (2016, arXiv 1512.03385), version 1.5.
 
-  A 7x7 convolution at stride 2, normalisation, ReLU, maxima of 3x3 windows at stride
-  2, four stages of blocks with `width`, 2, 4 and 8 times as many channels, the mean
-  over space, a linear head. A block is 1x1, 3x3 and 1x1 convolutions, the last to four
-  times its channels, each normalised; where the shape changes, the shortcut is a 1x1
-  convolution and a normalisation. A block of ResNet-18 and -34 is two 3x3 convolutions,
-  without a bottleneck. Version 1.5 has the stride in the 3x3 convolution.
+  A 7x7 convolution at stride 2, normalisation, ReLU, 3x3 max-pooling at stride 2, four
+  stages of blocks with 1, 2, 4 and 8 times `width` channels, the mean over space, a
+  linear head. A block is 1x1, 3x3 and 1x1 convolutions, the last to four times its
+  channels, each normalised; where the shape changes, the shortcut is a 1x1 convolution
+  and a normalisation. A block of ResNet-18 and -34 is two 3x3 convolutions, without a
+  bottleneck. Version 1.5 has the stride in the 3x3 convolution.
+
   The last scale of each block starts at 0 (Goyal et al. 2017, arXiv 1706.02677), so
-  that every block begins as its shortcut.
+  every block initially equals its shortcut.
 
   With 1,000 outputs and 3 input channels ResNet-18 has 11,689,512 parameters, -34 has
   21,797,672, -50 has 25,557,032, -101 has
-  44,549,160 and -152 has 60,192,808. Depth 26, with two blocks a stage, is for trials.
-
-  Paddings are the same on all sides, also at stride 2, as in PyTorch's networks of
-  this name, whose trained weights therefore fit.
+  44,549,160 and -152 has 60,192,808. Depth 26, with two blocks per stage, is for tests.
+  Padding is the same on all sides, also at stride 2, as in PyTorch's networks of this
+  name, so their trained weights fit.
 
   Attributes:
     num_outputs: size of the output vector, the number of classes; None for the
@@ -49,7 +49,7 @@ class ImageNetResNet(nn.Module):
     depth: 18, 26, 34, 50, 101 or 152.
     width: channels of the first stage's inner convolutions, 64 in the paper.
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
-    norm: "running" for ordinary training, those of `Conv4` for tasks.
+    norm: "running" for ordinary training, or a norm of `Conv4` for tasks.
 
   Example:
     >>> model = ImageNetResNet(num_outputs=10, depth=26, width=4)
@@ -68,7 +68,7 @@ class ImageNetResNet(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, train: Any = None) -> jax.Array:
-    """Maps images to one vector each; as `ResNet`, or as `Conv4` for tasks."""
+    """Maps images to one vector each, as `ResNet`; for tasks, as `Conv4`."""
     check_images("ImageNetResNet", inputs)
     if self.depth not in _BLOCKS:
       raise ValueError(
@@ -114,7 +114,7 @@ class _Block(nn.Module):
     return layer(x, mode)
 
   def joined(self, x, y, mode):
-    """The block's result, with a shortcut of its own where the shape changes."""
+    """The block's output, with a projection shortcut where the shape changes."""
     if x.shape != y.shape:
       x = Conv(y.shape[-1], self.stride, name="shortcut", size=1)(x)
       x = self.normalised("norm_shortcut", x, mode)
@@ -131,7 +131,7 @@ class _PlainBlock(_Block):
 
 
 def _strided(conv, x):
-  """A convolution at stride 2 whose padding is as wide at the start as at the end."""
+  """A convolution at stride 2 with the same padding at the start and at the end."""
   even = [side % 2 == 0 for side in x.shape[1:3]]
   x = jnp.pad(x, ((0, 0), *((is_even, is_even) for is_even in even), (0, 0)))
   y = conv(x)
@@ -139,7 +139,7 @@ def _strided(conv, x):
 
 
 def _largest(x):
-  """Maxima of 3x3 windows at stride 2, with one pixel of padding on all sides."""
+  """3x3 max-pooling at stride 2, with one pixel of padding on all sides."""
   for axis in (1, 2):
     length = (x.shape[axis] + 1) // 2
     margins = [(0, 0)] * x.ndim

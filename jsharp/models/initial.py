@@ -1,9 +1,9 @@
-"""Initial parameters without a compilation for every shape.
+"""Initial parameters without one compilation per shape.
 
-XLA compiles a program for a random array of every new shape, and a network has ten
-shapes to two hundred. Here numbers are drawn in arrays of a few sizes, and each
-shape takes the beginning of one: number i of a draw does not depend on how many there
-are. So they are those of Flax's initialisers, normal ones up to rounding.
+XLA compiles a program for a random array of every new shape, and a network has between
+ten and two hundred shapes. Here numbers are drawn in arrays of a few sizes, and each
+shape uses the first entries of one: entry i of a draw does not depend on the array's
+size. The values equal those of Flax's initialisers, normal ones up to rounding.
 """
 
 import functools
@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
 _SMALLEST = 4096
-_FACTOR = 8  # From one size to the next one.
+_FACTOR = 8  # Ratio of successive sizes.
 
 
 def initialised(module: nn.Module, key: jax.Array, *inputs: Any) -> Any:
@@ -26,10 +26,10 @@ def initialised(module: nn.Module, key: jax.Array, *inputs: Any) -> Any:
   Args:
     module: a Linen module.
     key: random key.
-    inputs: what the module is called with.
+    inputs: the arguments of the module.
 
   Returns:
-    The variables, bit for bit those of `module.init`.
+    The variables, bitwise equal to those of `module.init`.
 
   Example:
     >>> from jsharp.models import MLP
@@ -43,7 +43,7 @@ def initialised(module: nn.Module, key: jax.Array, *inputs: Any) -> Any:
 
   try:
     traced, shapes = jax.make_jaxpr(init, return_shape=True)(key)
-  except jax.errors.JAXTypeError:  # The module looks at values.
+  except jax.errors.JAXTypeError:  # The module depends on values and cannot be traced.
     return init(key)
   found = jaxpr_as_fun(_without_outputs(traced))(key)
   return jax.tree.unflatten(jax.tree.structure(shapes), found)
@@ -89,7 +89,7 @@ def _drawn(
 
 
 def glorot_uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-  """Uniform, of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010).
+  """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010).
 
   Args:
     key: random key.
@@ -106,7 +106,7 @@ def glorot_uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Arra
 
 
 def he_normal_of_outputs(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-  """Normal, of variance 2 / fan_out (He et al. 2015).
+  """Normal with variance 2 / fan_out (He et al. 2015).
 
   Args:
     key: random key.

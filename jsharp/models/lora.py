@@ -1,18 +1,18 @@
-"""Low-rank adapters: a task changes a few numbers of a network (Hu et al. 2022).
+"""Low-rank adapters: a task changes few parameters of a network (Hu et al. 2022).
 
     W of a task = W + scale * down @ up,    down [inputs, rank], up [rank, outputs]
 
 "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685. `up` starts at
-zero, so adapters begin as no change. They are a function of parameters: any network
-can be given them, and any algorithm adapts them. MAML over adapters adapts
-`rank * (inputs + outputs)` numbers of a matrix in place of `inputs * outputs`.
+zero, so adapters initially change nothing. They are a transformation of the parameters,
+so they work with any network and any algorithm. MAML over adapters adapts
+`rank * (inputs + outputs)` numbers per matrix instead of `inputs * outputs`.
 
     params = with_adapters(key, params, rank=4)
     algorithm = jsharp.maml(
       losses.batch_loss(lora(apply_fn), losses.cross_entropy), inner, outer,
       num_inner_steps=5, adapted_mask=adapters_alone)
 
-All else is meta-learned beside the adapters' start, or stays what it is with
+The other parameters are meta-learned too, or stay fixed with
 `lora(apply_fn, frozen=True)`.
 """
 
@@ -27,7 +27,7 @@ from jsharp.types import ApplyFn, Mask, Params
 
 
 class Adapter(NamedTuple):
-  """The change of one matrix.
+  """The low-rank change of one matrix.
 
   Attributes:
     down: `[inputs, rank]`.
@@ -42,8 +42,8 @@ class WithAdapters(NamedTuple):
   """A network's parameters with adapters.
 
   Attributes:
-    params: as the network has them.
-    adapters: an `Adapter` for each parameter that has one, by its path.
+    params: the network's own parameters.
+    adapters: the `Adapter` of each adapted parameter, by the parameter's path.
   """
 
   params: Params
@@ -53,22 +53,22 @@ class WithAdapters(NamedTuple):
 def with_adapters(
   key: jax.Array, params: Params, *, rank: int, where: Mask | None = None
 ) -> WithAdapters:
-  """Gives matrices of a network adapters that change nothing yet.
+  """Adds adapters, which initially change nothing, to matrices of a network.
 
   Args:
     key: random key.
-    params: of the network. A leaf with more than two axes, such as a convolution's
-      kernel, counts as a matrix of its last axis and all others together.
-    rank: of the adapters, at most the smaller side of each matrix counts.
-    where: `where(params) -> pytree of bool`, which leaves get one; all with two or more
-      axes if None.
+    params: the network's parameters. A leaf with more than two axes, such as a
+      convolution's kernel, is treated as a matrix: its last axis by all others.
+    rank: the rank of the adapters, limited to the smaller side of each matrix.
+    where: `where(params) -> pytree of bool`, the leaves that get an adapter; all with
+      two or more axes if None.
 
   Returns:
     The parameters with adapters: `down` normal with variance 1 / inputs, `up` zero.
 
   Raises:
-    ValueError: if `rank` is below 1, no leaf is chosen, or a chosen one has fewer than
-      two axes.
+    ValueError: if `rank` is below 1, no leaf is selected, or a selected leaf has fewer
+      than two axes.
 
   Example:
     >>> made = with_adapters(jax.random.key(0), {"w": jnp.ones((6, 5))}, rank=2)
@@ -89,7 +89,7 @@ def with_adapters(
       continue
     if jnp.ndim(leaf) < 2:
       raise ValueError(
-        f"where chooses {name} of shape {jnp.shape(leaf)}, and an adapter needs two "
+        f"where selects {name} of shape {jnp.shape(leaf)}, but an adapter needs two "
         "axes; leave it out"
       )
     inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]
@@ -101,22 +101,22 @@ def with_adapters(
       drawn / inputs**0.5, jnp.zeros((size, outputs), leaf.dtype)
     )
   if not adapters:
-    raise ValueError(f"no parameter gets an adapter; choose some of {', '.join(names)}")
+    raise ValueError(f"where selects no parameter; select some of {', '.join(names)}")
   return WithAdapters(params, adapters)
 
 
 def merge_adapters(
   params: WithAdapters, *, scale: float = 1.0, frozen: bool = False
 ) -> Params:
-  """A network's parameters with the adapters added in.
+  """Adds the adapters' changes to a network's parameters.
 
   Args:
     params: from `with_adapters`, or adapted.
-    scale: of the change; alpha / rank in the paper.
-    frozen: whether all but the adapters is constant to derivatives.
+    scale: factor of the change; alpha / rank in the paper.
+    frozen: whether everything except the adapters is a constant in derivatives.
 
   Returns:
-    Parameters as the network takes them.
+    The parameters, in the network's own structure.
 
   Example:
     >>> made = with_adapters(jax.random.key(0), {"w": jnp.ones((2, 2))}, rank=1)
@@ -138,7 +138,7 @@ def merge_adapters(
 def lora(
   apply_fn: ApplyFn, *, scale: float = 1.0, frozen: bool = False
 ) -> Callable[..., Any]:
-  """A network that takes its parameters with adapters.
+  """Makes a network's function accept parameters with adapters.
 
   Args:
     apply_fn: `apply_fn(params, inputs, ...) -> outputs`.
@@ -164,7 +164,7 @@ def lora(
 
 
 def adapters_alone(params: WithAdapters) -> Any:
-  """The mask of an inner loop that changes the adapters and nothing else.
+  """The mask of an inner loop that changes only the adapters.
 
   Example:
     >>> made = with_adapters(jax.random.key(0), {"w": jnp.ones((2, 3))}, rank=1)

@@ -1,4 +1,4 @@
-"""Fully connected networks: sinusoid regression, Omniglot without convolutions."""
+"""Fully connected networks, for sinusoid regression and for Omniglot."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class MLP(nn.Module):
     features: width of every layer, the output last.
     normalize: whether to batch-normalise before every activation.
     kernel_init: initialiser of the weights, Glorot uniform by default.
-    activation: what follows every layer but the last, element by element.
+    activation: the activation function after every layer but the last.
 
   Example:
     >>> model = MLP((40, 40, 1))
@@ -48,14 +48,14 @@ class MLP(nn.Module):
 
     Args:
       inputs: `[batch, ...]`, float.
-      num_statistics: if given, normalise by the statistics of the first
-        `num_statistics` examples only; without `normalize` it changes nothing.
+      num_statistics: if given, normalise by the statistics of only the first
+        `num_statistics` examples; without `normalize` it has no effect.
 
     Returns:
       `[batch, features[-1]]`.
 
     Raises:
-      ValueError: if `features` is empty, or `inputs` is no batch of float arrays.
+      ValueError: if `features` is empty, or `inputs` is not a batch of float arrays.
     """
     if not self.features:
       raise ValueError("MLP: features must name at least the output width; got ().")
@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
 
 class ContextMLP(MLP):
-  """An `MLP` whose inputs are followed by the context, as more entries.
+  """An `MLP` that concatenates the context to its inputs.
 
   `ContextMLP((40, 40, 1), context_size=5)` is CAVIA's network for the sinusoid.
 
@@ -117,7 +117,7 @@ class ContextMLP(MLP):
       `[batch, features[-1]]`.
 
     Raises:
-      ValueError: as `MLP` does, or if `context` is of another shape.
+      ValueError: as `MLP` does, or if `context` has another shape.
     """
     context = checked_context(context, self.context_size, inputs.dtype)
     rows = jnp.broadcast_to(context[None], (inputs.shape[0], self.context_size))
@@ -159,9 +159,10 @@ class SineNetwork(Network):
   name: ClassVar[str] = "sine_mlp"
   has_norm: ClassVar[bool] = False
 
-  hidden_width: int = option(40, "Units of either hidden layer.", check=at_least(1))
+  hidden_width: int = option(40, "Units of each hidden layer.", check=at_least(1))
   activation: Literal["relu", "tanh"] = option(
-    "relu", "Of the hidden layers: relu in MAML, tanh in Reptile's demonstration."
+    "relu",
+    "Activation of the hidden layers: relu in MAML, tanh in Reptile's demonstration.",
   )
 
   @property

@@ -15,14 +15,14 @@ from jsharp.types import Convolution
 
 
 class GaussianPolicy(nn.Module):
-  """A Gaussian over actions, whose means a fully connected network gives.
+  """A Gaussian over actions, with means from a fully connected network.
 
-  The standard deviations depend on no observation and begin at 1.
+  The standard deviations do not depend on the observation; they start at 1.
 
   Attributes:
-    action_size: numbers of an action.
+    action_size: the length of an action vector.
     hidden: widths of the hidden layers.
-    activation: what follows each of them.
+    activation: the activation function after each of them.
 
   Example:
     >>> policy = GaussianPolicy(action_size=2)
@@ -39,7 +39,7 @@ class GaussianPolicy(nn.Module):
   def __call__(
     self, observations: jax.Array, num_statistics: int | None = None
   ) -> jax.Array:
-    """Maps observations to what `jsharp.control.log_density` takes.
+    """Maps observations to the parameters of `jsharp.control.log_density`.
 
     Args:
       observations: `[batch, observation_size]`.
@@ -66,8 +66,10 @@ class PolicyNetwork(Network):
   name: ClassVar[str] = "policy"
   has_norm: ClassVar[bool] = False
 
-  hidden_width: int = option(100, "Units of either hidden layer.", check=at_least(1))
-  activation: Literal["relu", "tanh"] = option("relu", "Of the hidden layers.")
+  hidden_width: int = option(100, "Units of each hidden layer.", check=at_least(1))
+  activation: Literal["relu", "tanh"] = option(
+    "relu", "Activation of the hidden layers."
+  )
 
   @property
   def head(self) -> str:
@@ -78,8 +80,8 @@ class PolicyNetwork(Network):
   ) -> GaussianPolicy:
     if num_outputs is None or num_outputs % 2:
       raise ValueError(
-        f"num_outputs={num_outputs}: a policy has a mean and a scale for every number "
-        "of an action"
+        f"num_outputs={num_outputs}: must be even, since a policy has a mean and a "
+        "scale for every entry of an action"
       )
     activations = {"relu": jax.nn.relu, "tanh": jnp.tanh}
     return GaussianPolicy(

@@ -15,17 +15,18 @@ _TINY = 1e-12
 
 
 class Pretraining(nn.Module):
-  """A backbone with running averages and a classifier behind it.
+  """A backbone with running averages, followed by a classifier.
 
-  Parameters have the backbone's own names, beside "head". The cosine head is that of
-  Baseline++ (Chen et al. 2019, arXiv 1904.04232): the cosine of features and a class's
-  weights, times 2, or times 10 for more than 200 classes as in its code; no bias.
+  Parameters have the backbone's own names; the classifier's are in "head". The cosine
+  head is the one of Baseline++ (Chen et al. 2019, arXiv 1904.04232): the cosine of
+  features and a class's weights, times 2, or times 10 for more than 200 classes as in
+  its code; no bias.
 
   Attributes:
     backbone: called as `backbone(inputs, train) -> [batch, dim]`, with `norm="running"`
       and `num_outputs=None`.
     num_outputs: the number of classes.
-    head: which one.
+    head: "linear" or "cosine".
 
   Example:
     >>> from jsharp.models import Conv4
@@ -42,7 +43,7 @@ class Pretraining(nn.Module):
   head: Literal["linear", "cosine"] = "linear"
 
   def setup(self) -> None:
-    """Puts the backbone's parameters beside the head's."""
+    """Shares one scope between the backbone's and the head's parameters."""
     nn.share_scope(self, self.backbone)
 
   @nn.compact
@@ -51,7 +52,7 @@ class Pretraining(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      train: whether the batch's own statistics normalise; then `batch_stats` has to
+      train: whether to normalise by the batch's own statistics; `batch_stats` must then
         be mutable.
 
     Raises:
@@ -95,7 +96,7 @@ def cosines(features: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def unit(rows: jax.Array) -> jax.Array:
-  """Rows divided by their lengths; a row of zeros stays, with gradient zero.
+  """Rows divided by their norms; a row of zeros stays zero, with gradient zero.
 
   Args:
     rows: `[..., dim]`.
@@ -108,7 +109,7 @@ def unit(rows: jax.Array) -> jax.Array:
     [[0.0, 1.0], [0.0, 0.0]]
   """
   wide = rows.astype(at_least_float32(rows.dtype))
-  # Scaled first, so that no square leaves the range of the dtype.
+  # Scaled first, so that no square overflows or underflows.
   largest = jax.lax.stop_gradient(jnp.abs(wide).max(axis=-1, keepdims=True))
   some = largest > _TINY
   scaled = wide / jnp.where(some, largest, 1)

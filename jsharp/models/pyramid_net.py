@@ -1,4 +1,4 @@
-"""PyramidNet: channels that grow from block to block, with ShakeDrop where wanted."""
+"""PyramidNet: channels that grow from block to block, optionally with ShakeDrop."""
 
 import dataclasses
 from typing import ClassVar
@@ -25,14 +25,13 @@ class PyramidNet(nn.Module):
   convolution, normalisation, ReLU, 1x1 convolution to four times the width,
   normalisation; its shortcut has no parameters: the mean of 2x2 windows at stride 2,
   zeros for new channels. With ShakeDrop (Yamada, Iwamura and Kise 2018, arXiv
-  1802.02375) the branch of an image is now and then scaled at random, ever likelier
-  from block to block; without training it is scaled by the expectation.
+  1802.02375) the branch of an image is randomly scaled, with a probability that rises
+  from block to block; outside training it is scaled by the expectation.
 
   Widths are rounded, as in the published code of both papers, where equation 2 of the
-  first one cuts. With 10 outputs and 3 input channels depth 272 and alpha 200 give
-  26,210,842 parameters (26.0 million in the paper).
-
-  Paddings are SAME: a strided convolution of an even side pads at the end only.
+  first one truncates. With 10 outputs and 3 input channels, depth 272 and alpha 200
+  give 26,210,842 parameters (26.0 million in the paper).
+  Padding is SAME: a strided convolution of an even side pads at the end only.
 
   ShakeDrop draws from the stream "shake", given as
   `module.apply(..., rngs={"shake": key})`; without it nothing is drawn.
@@ -40,7 +39,7 @@ class PyramidNet(nn.Module):
   Attributes:
     num_outputs: size of the output vector, the number of classes.
     depth: layers with weights, 9n + 2: 272 in the paper.
-    alpha: by how much the width grows, 200 in the paper.
+    alpha: the total increase of the width, 200 in the paper.
     shake_drop: probability that the last block's branch is scaled; 0.5 in the paper,
       0 for none.
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
@@ -66,14 +65,14 @@ class PyramidNet(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      train: whether the batch's own statistics normalise and branches are scaled at
-        random; then `batch_stats` has to be mutable.
+      train: whether to normalise by the batch's own statistics and scale branches at
+        random; `batch_stats` must then be mutable.
 
     Returns:
       `[batch, num_outputs]`.
 
     Raises:
-      ValueError: if `inputs` is not a batch of images or there is no such size.
+      ValueError: if `inputs` is not a batch of images or a size is invalid.
     """
     check_depth("PyramidNet", self.depth, 9, 2)
     check_images("PyramidNet", inputs)
@@ -125,12 +124,12 @@ class PyramidNetOptions(ClassifierNetwork):
     272, "Layers with weights: 9n + 2, as 29, 110, 272.", check=at_least(1)
   )
   pyramid_alpha: int = option(
-    200, "By how much the width grows over all blocks.", check=at_least(0)
+    200, "Total increase of the width over all blocks.", check=at_least(0)
   )
   shake_drop: float = option(
     0.0,
-    "ShakeDrop: probability that the last block's branch is scaled at random; the "
-    "earlier ones have less, evenly. 0.5 in its paper; 0: none.",
+    "ShakeDrop: probability that the last block's branch is scaled at random; it rises "
+    "linearly from the first block. 0.5 in its paper; 0: none.",
     check=between(0, 1, "0.5 is usual."),
   )
 

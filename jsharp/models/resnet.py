@@ -21,11 +21,10 @@ class ResNet(nn.Module):
 
   A 3x3 convolution, three stages of `(depth - 2) / 6` blocks of two 3x3 convolutions
   with 16, 32 and 64 channels, the mean over space, a linear head. The second and third
-  stage begin with stride 2. Shortcuts have no parameters: where the shape changes,
-  every second pixel is taken and the new channels are zero (option A). With 10 outputs
+  stages begin with stride 2. Shortcuts have no parameters: where the shape changes,
+  every second pixel is used and the new channels are zero (option A). With 10 outputs
   and 3 input channels ResNet-20 has 269,722 parameters and ResNet-32 has 464,154.
-
-  Paddings are SAME: a strided convolution of an even side pads at the end only.
+  Padding is SAME: a strided convolution of an even side pads at the end only.
 
   Attributes:
     num_outputs: size of the output vector, the number of classes.
@@ -51,14 +50,14 @@ class ResNet(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      train: whether the batch's own statistics normalise; then `batch_stats` has to
+      train: whether to normalise by the batch's own statistics; `batch_stats` must then
         be mutable.
 
     Returns:
       `[batch, num_outputs]`.
 
     Raises:
-      ValueError: if `inputs` is not a batch of images or there is no such `depth`.
+      ValueError: if `inputs` is not a batch of images or `depth` is invalid.
     """
     check_depth("ResNet", self.depth, 6, 2)
     check_images("ResNet", inputs)
@@ -77,12 +76,11 @@ class WideResNet(nn.Module):
 
   A 3x3 convolution to 16 channels, three stages of `(depth - 4) / 6` blocks with
   `16 * widen`, `32 * widen` and `64 * widen` channels, a last normalisation, the mean
-  over space, a linear head. A block is twice normalisation, ReLU and 3x3 convolution;
-  where the shape changes, the shortcut is a 1x1 convolution of what the first ReLU
-  gave. No dropout. With 10 outputs and 3 input channels WRN-28-10 has 36,479,194
-  parameters and WRN-16-4 has 2,748,890.
-
-  Paddings are SAME: a strided convolution of an even side pads at the end only.
+  over space, a linear head. A block is normalisation, ReLU and 3x3 convolution, twice;
+  where the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
+  No dropout. With 10 outputs and 3 input channels WRN-28-10 has 36,479,194 parameters
+  and WRN-16-4 has 2,748,890.
+  Padding is SAME: a strided convolution of an even side pads at the end only.
 
   Attributes:
     num_outputs: size of the output vector, the number of classes; None for the
@@ -90,7 +88,7 @@ class WideResNet(nn.Module):
     depth: layers with weights, 6n + 4: 10, 16, 22, 28, 40, ...
     widen: factor of the channels.
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
-    norm: "running" for ordinary training, those of `Conv4` for tasks.
+    norm: "running" for ordinary training, or a norm of `Conv4` for tasks.
 
   Example:
     >>> model = WideResNet(num_outputs=10, depth=10, widen=1)
@@ -109,7 +107,7 @@ class WideResNet(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, train: Any = None) -> jax.Array:
-    """Maps images to one vector each; as `ResNet`, or as `Conv4` for tasks."""
+    """Maps images to one vector each, as `ResNet`; for tasks, as `Conv4`."""
     check_depth("WideResNet", self.depth, 6, 4)
     check_images("WideResNet", inputs)
     if self.widen < 1:
@@ -189,14 +187,14 @@ class ResNetOptions(ClassifierNetwork):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WideResNetOptions(ClassifierNetwork):
-  """The pre-activation network with factors of these channels."""
+  """The wide pre-activation residual network, with multiples of these channels."""
 
   name: ClassVar[str] = "wide_resnet"
 
   depth: int = option(
     10, "Layers with weights: 6n + 4, as 10, 16, 28, 40.", check=at_least(1)
   )
-  widen: int = option(2, "Factor of the channels.", check=at_least(1))
+  widen: int = option(2, "Widening factor of the channels.", check=at_least(1))
 
   def complete(self) -> None:
     check_depth("WideResNet", self.depth, 6, 4)
@@ -215,14 +213,14 @@ class WideResNetOptions(ClassifierNetwork):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WideResNetBackbone(Backbone):
-  """The pre-activation network for tasks; 28 layers, 10 times as wide by default."""
+  """The wide residual network for tasks; 28 layers, 10 times as wide by default."""
 
   name: ClassVar[str] = "wide_resnet"
 
   depth: int = option(
     28, "Layers with weights: 6n + 4, as 10, 16, 28, 40.", check=at_least(1)
   )
-  widen: int = option(10, "Factor of the channels.", check=at_least(1))
+  widen: int = option(10, "Widening factor of the channels.", check=at_least(1))
 
   def complete(self) -> None:
     check_depth("WideResNet", self.depth, 6, 4)

@@ -25,26 +25,27 @@ _SLOPE = 0.1
 class ResNet12(nn.Module):
   """Four residual blocks of three convolutions each; a linear head.
 
-  A block is three times 3x3 convolution and normalisation, with leaky ReLU (0.1) behind
-  the first two, plus a 1x1 convolution and normalisation of its input, then leaky ReLU
-  and 2x2 max-pooling; the last map is averaged over space (Lee et al. 2019,
-  arXiv 1904.03758, after Mishra et al. 2018). Without the head it has 12,424,320
-  parameters with the widths of MetaOptNet's code and 7,996,800 with the narrower ones
-  that Meta-Baseline and others take.
+  A block has three 3x3 convolutions, each normalised, with leaky ReLU (0.1) after the
+  first two. To this it adds a 1x1 convolution and normalisation of its input, then
+  applies leaky ReLU and 2x2 max-pooling. The last map is averaged over space (Lee et
+  al. 2019, arXiv 1904.03758, after Mishra et al. 2018). Without the head it has
+  12,424,320 parameters with the widths of MetaOptNet's code and 7,996,800 with the
+  narrower ones of Meta-Baseline and others.
 
-  It differs from that code: normalisation is that of the batch at hand, in training and
-  at test, as everywhere among jsharp's networks for tasks, unless `norm` says
-  otherwise; and only ordinary training (`norm="running"`) drops anything, because a
-  loss of tasks draws no random numbers. Kernels start He normal (outputs).
+  Two things differ from that code. Normalisation uses the current batch, in training
+  and at test, as in all few-shot networks of jsharp, unless `norm` says otherwise. And
+  only ordinary training (`norm="running"`) uses dropout, because a few-shot loss draws
+  no random numbers. Kernels are initialised He normal (fan-out).
 
   Attributes:
     num_outputs: size of the output vector; None for the embedding, `widths[-1]`
       numbers.
     widths: channels of each block.
     convolution: how convolutions are computed, see `jsharp.nn.conv2d`.
-    norm: the normalisation, as of `Conv4`.
-    drop_rate: of what is dropped behind each block in training: single numbers behind
-      the first two, blocks of 5x5 behind the last two; 0.1 in MetaOptNet's code.
+    norm: the normalisation, as in `Conv4`.
+    drop_rate: the dropped fraction after each block in training: single activations
+      after the first two blocks, squares of 5x5 after the last two; 0.1 in MetaOptNet's
+      code.
 
   Example:
     >>> model = ResNet12(num_outputs=5, widths=(4, 4, 8, 8))
@@ -66,15 +67,15 @@ class ResNet12(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      num_statistics: if given, batch normalisation takes the statistics of the first
-        `num_statistics` images only. With `norm="running"` whether the network trains.
+      num_statistics: if given, batch normalisation uses the statistics of only the
+        first `num_statistics` images. With `norm="running"`, whether to train.
 
     Returns:
       `[batch, num_outputs]`, or `[batch, widths[-1]]` without a head.
 
     Raises:
-      ValueError: if `inputs` is not a batch of float images that survives a pooling in
-        every block.
+      ValueError: if `inputs` is not a batch of float images that are large enough for
+        one pooling per block.
     """
     smallest = 2 ** len(self.widths)
     is_float = jnp.issubdtype(inputs.dtype, jnp.floating)
@@ -116,7 +117,7 @@ class _Block(nn.Module):
     for number in range(2):
       x = nn.leaky_relu(convolved(x, str(number), 3), _SLOPE)
     x = convolved(x, "2", 3) + convolved(inputs, "shortcut", 1)
-    # Both are monotone: pooling first leaves a quarter of the work.
+    # Both are monotone: pooling first saves three quarters of the work.
     return nn.leaky_relu(max_pool(x), _SLOPE)
 
 
@@ -127,7 +128,7 @@ class ResNet12Options(Backbone):
   name: ClassVar[str] = "resnet12"
 
   widths: Literal["wide", "narrow"] = option(
-    "wide", "Of resnet12's blocks: 64-160-320-640, or 64-128-256-512."
+    "wide", "Channels of resnet12's blocks: 64-160-320-640, or 64-128-256-512."
   )
 
   def module(
@@ -143,17 +144,17 @@ class ResNet12Options(Backbone):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNet12Classifier(PretrainedNetwork):
-  """ResNet-12 for ordinary training, to begin few-shot learners with."""
+  """ResNet-12 for ordinary training, to initialise few-shot learners."""
 
   name: ClassVar[str] = "resnet12"
 
   widths: Literal["wide", "narrow"] = option(
-    "wide", "Of resnet12's blocks: 64-160-320-640, or 64-128-256-512."
+    "wide", "Channels of resnet12's blocks: 64-160-320-640, or 64-128-256-512."
   )
   drop_rate: float = option(
     0.0,
-    "Share of resnet12's numbers that training drops, in blocks of 5x5 behind the last "
-    "two blocks; 0.1 in MetaOptNet's code. 0: none.",
+    "Dropout rate of resnet12 in training, in squares of 5x5 after the last two "
+    "blocks; 0.1 in MetaOptNet's code. 0: none.",
     check=between(0, 1, below=True),
   )
 

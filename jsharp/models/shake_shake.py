@@ -21,16 +21,16 @@ class ShakeShake(nn.Module):
   A 3x3 convolution to 16 channels, three stages of `(depth - 2) / 6` blocks with
   `width`, `2 * width` and `4 * width` channels, the second and third at stride 2, ReLU,
   the mean over space, a linear head. A block has two branches of ReLU, 3x3
-  convolution, normalisation, ReLU, 3x3 convolution and normalisation, which are mixed
-  with random factors, one pair of each image: forward one and backward another; without
-  training each counts half. Where the channels change, the shortcut is a pair of 1x1
-  convolutions, of every second pixel and of those diagonally behind them, side by
-  side, and a normalisation.
+  convolution, normalisation, ReLU, 3x3 convolution and normalisation. They are mixed
+  with random factors per image, one for the forward and another for the backward pass;
+  outside training each branch counts half. Where the channels change, the shortcut
+  concatenates two 1x1 convolutions, one of every second pixel and one of their diagonal
+  neighbours, followed by a normalisation.
 
   With 10 outputs and 3 input channels the paper's 26 2x96d has 26,192,922 parameters
   (26.2 million in the paper).
 
-  Paddings are SAME: a strided convolution of an even side pads at the end only.
+  Padding is SAME: a strided convolution of an even side pads at the end only.
 
   The random factors are drawn from the stream "shake", given as
   `module.apply(..., rngs={"shake": key})`; without it none are drawn.
@@ -61,14 +61,14 @@ class ShakeShake(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`, float.
-      train: whether the batch's own statistics normalise and random factors are
-        drawn; then `batch_stats` has to be mutable.
+      train: whether to normalise by the batch's own statistics and draw random factors;
+        `batch_stats` must then be mutable.
 
     Returns:
       `[batch, num_outputs]`.
 
     Raises:
-      ValueError: if `inputs` is not a batch of images or there is no such size.
+      ValueError: if `inputs` is not a batch of images or a size is invalid.
     """
     check_depth("ShakeShake", self.depth, 6, 2)
     check_images("ShakeShake", inputs)

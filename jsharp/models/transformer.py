@@ -1,4 +1,4 @@
-"""A small decoder-only transformer, for text that continues."""
+"""A small decoder-only transformer for text."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ _EXPANSION = 4
 
 
 class Transformer(nn.Module):
-  """Tokens in, logits of each next token out.
+  """A decoder-only transformer: tokens in, logits of each next token out.
 
   Pre-normalised blocks of causal attention and a two-layer network (Radford et al.
-  2019), learned positions, an output layer of its own. There is no dropout: a loss of
-  tasks draws no random numbers.
+  2019), learned positional embeddings, untied output layer. There is no dropout,
+  because a few-shot loss draws no random numbers.
 
   Attributes:
-    vocabulary: the number of tokens.
-    length: the most tokens of one text.
-    width: of a token's vector.
-    num_layers: blocks.
-    num_heads: of the attention; they divide the width.
+    vocabulary: the number of distinct tokens.
+    length: the largest number of tokens in a text.
+    width: size of a token's vector.
+    num_layers: number of blocks.
+    num_heads: attention heads; `width` must be a multiple of it.
 
   Example:
     >>> model = Transformer(vocabulary=96, length=16, width=8, num_layers=1)
@@ -40,7 +40,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Predicts each token's successor from the tokens up to it.
+    """Predicts the next token at each position, from the tokens up to it.
 
     Args:
       tokens: `[num_texts, at most length]` integers in `[0, vocabulary)`.
@@ -49,8 +49,8 @@ class Transformer(nn.Module):
       `[num_texts, length, vocabulary]` logits.
 
     Raises:
-      ValueError: if `tokens` are no integers of that shape, or the heads do not divide
-        the width.
+      ValueError: if `tokens` is not an integer array of that shape, or `width` is not a
+        multiple of `num_heads`.
     """
     is_integer = jnp.issubdtype(tokens.dtype, jnp.integer)
     if tokens.ndim != 2 or tokens.shape[1] > self.length or not is_integer:

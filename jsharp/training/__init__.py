@@ -1,4 +1,8 @@
-"""The training loop with its records, checkpoints, devices and processes."""
+"""The training loop, with its records, checkpoints, devices and processes.
+
+`train` runs any `jsharp.MetaAlgorithm` and resumes interrupted runs. `RunDirectory` and
+`Checkpoints` hold a run's files; the options describe whole runs for programs.
+"""
 
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.compilation_cache import use_compilation_cache

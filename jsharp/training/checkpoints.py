@@ -1,9 +1,8 @@
-"""Checkpoints: one self-checking `.npz` file each, written all or nothing.
+"""Checkpoints: one `.npz` file each, written atomically and verified by digests.
 
-`jsharp._leaf_archive` has the format, which NumPy reads anywhere.
-
-Restoring compares every digest. A file that fails is renamed to `*.damaged` with a
-warning and the one before it is used. A file of another run is refused.
+`jsharp._leaf_archive` defines the format, which NumPy can read anywhere. Restoring
+verifies every digest. A file that fails is renamed to `*.damaged` with a warning, and
+the previous one is used. A file of another run is an error.
 """
 
 import os
@@ -27,9 +26,9 @@ class Restored(NamedTuple):
   """A verified checkpoint.
 
   Attributes:
-    step: the number of meta-steps it was saved after.
-    tree: the saved pytree, in the structure of the template it was restored into.
-    extra: the JSON record saved beside it.
+    step: the number of meta-steps before it was saved.
+    tree: the saved pytree, with the structure of the template.
+    extra: the JSON record saved with it.
   """
 
   step: int
@@ -40,16 +39,16 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run: the latest and the best, a few of each.
 
-  Files are `step_<step>.npz`, `best_<step>.npz`, for ensembles `top_<step>.npz` and,
-  all of them kept, `path_<step>.npz`. One process writes; any number may read.
+  Files are `step_<step>.npz`, `best_<step>.npz`, for ensembles `top_<step>.npz`, and
+  `path_<step>.npz`, which are all kept. One process writes; any number may read.
 
   Args:
-    directory: where the files are; created on the first save.
-    keep: how many of the latest and how many of the best are kept, at least 1.
-      With 2 there is one to fall back to.
-    run: the run that they belong to. They carry its identity, and those of another
-      identity are refused. None: of any run, and they carry none.
-    identity: for who only reads, in place of `run`: the digest of the identity.
+    directory: the directory of the files; created on the first save.
+    keep: how many of the latest and how many of the best are kept, at least 1. With 2
+      there is one to fall back to.
+    run: the run that they belong to. Files store its identity, and files with another
+      identity are errors. None: files of any run are read, and no identity is stored.
+    identity: the digest of the identity, instead of `run`, if only reading.
 
   Raises:
     ValueError: if `keep` is less than 1.
@@ -74,7 +73,7 @@ class Checkpoints:
     identity: str | None = None,
   ):
     if keep < 1:
-      raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept")
+      raise ValueError(f"keep={keep}: must be at least 1")
     self.directory = pathlib.Path(directory)
     self.keep = keep
     self._run = run
@@ -84,30 +83,30 @@ class Checkpoints:
     """Saves the latest state; older ones beyond `keep` are deleted afterwards.
 
     Args:
-      step: the number of meta-steps taken; the larger is the newer.
+      step: the number of meta-steps taken; a larger number is newer.
       tree: a pytree of arrays.
-      extra: anything that JSON holds; NaN and infinity too.
+      extra: any JSON value; NaN and infinity are allowed.
 
     Raises:
-      ValueError: if a leaf is no array of numbers, or two leaves have one name.
-      OSError: if the file cannot be written; the checkpoints before it remain.
+      ValueError: if a leaf is not an array of numbers, or two leaves have one name.
+      OSError: if the file cannot be written; earlier checkpoints remain.
     """
     self._save("step", step, tree, extra)
 
   def save_best(self, step: int, tree: Any, *, extra: dict[str, Any]) -> None:
-    """Saves the best state so far, beside the latest; otherwise as `save`."""
+    """As `save`, for the best state so far, which is kept in addition to the latest."""
     self._save("best", step, tree, extra)
 
   def save_top(self, step: int, tree: Any, *, score: float, num: int) -> None:
     """Saves the state if it is among the `num` with the highest scores.
 
-    Saving a step again changes nothing; of equal scores the earlier one stays.
+    Saving a step again changes nothing; among equal scores the earlier one is kept.
 
     Args:
       step: the number of meta-steps taken.
       tree: a pytree of arrays.
       score: larger is better; NaN is never among the best.
-      num: how many are kept.
+      num: the number of states to keep.
 
     Raises:
       ValueError: as for `save`.
@@ -119,14 +118,14 @@ class Checkpoints:
         try:
           metadata, _ = self._content(path, other)
           ranks[other] = (-metadata["extra"]["score"], other)
-        except Exception:  # A damaged one is set aside when it is read.
+        except Exception:  # A damaged file is set aside when it is restored.
           continue
     best = sorted(ranks, key=ranks.__getitem__)[:num]
     if step in best:
       self._save("top", step, tree, {"score": score}, keep=best)
 
   def save_path(self, step: int, tree: Any) -> None:
-    """Saves a point of the way that training takes; all of them are kept.
+    """Saves a point of the training trajectory; all points are kept.
 
     Saving a step again replaces it.
 
@@ -141,31 +140,30 @@ class Checkpoints:
     self._save("path", step, tree, {}, keep=[*self._files("path"), step])
 
   def restore(self, template: Any) -> Restored | None:
-    """Restores the newest undamaged state, bit for bit.
+    """Restores the newest undamaged state, bitwise.
 
     Args:
-      template: a pytree with the structure, shapes and dtypes that are expected.
-        JAX arrays and `jax.ShapeDtypeStruct` come back as JAX arrays, all others
-        as NumPy arrays.
+      template: a pytree with the expected structure, shapes and dtypes. JAX arrays and
+        `jax.ShapeDtypeStruct` are restored as JAX arrays, all others as NumPy arrays.
 
     Returns:
-      What was saved; None where nothing ever was.
+      The saved state; None if nothing was saved.
 
     Raises:
-      ValueError: if structure, shape or dtype of a leaf differ from the template;
-        the message names the leaf and both. If it belongs to another run, or the
-        directory is a link that leads nowhere.
+      ValueError: if structure, shape or dtype of a leaf differ from the template (the
+        message names the leaf and both), if the file belongs to another run, or if the
+        directory is a dangling link.
       RuntimeError: if every checkpoint is damaged.
       OSError: if the directory or a file cannot be read.
     """
     return self._restore("step", template)
 
   def restore_best(self, template: Any) -> Restored | None:
-    """Restores what `save_best` saved last; otherwise as `restore`."""
+    """As `restore`, for the state that `save_best` saved last."""
     return self._restore("best", template)
 
   def restore_top(self, template: Any) -> list[Restored]:
-    """Restores the states that `save_top` kept, the best first; else as `restore`."""
+    """As `restore`, for the states that `save_top` kept, best first."""
     read = [
       self._read(step, path, template) for step, path in self._files("top").items()
     ]
@@ -173,7 +171,7 @@ class Checkpoints:
     return sorted(found, key=lambda restored: (-restored.extra["score"], restored.step))
 
   def restore_path(self, template: Any) -> list[Restored]:
-    """Restores all that `save_path` saved, the oldest first; otherwise as `restore`.
+    """As `restore`, for all points that `save_path` saved, oldest first.
 
     Damaged points are set aside and left out.
     """
@@ -183,7 +181,7 @@ class Checkpoints:
     return [restored for restored in reversed(read) if restored is not None]
 
   def last_step(self) -> int:
-    """The step of the newest state; 0 where none was saved."""
+    """The step of the newest state; 0 if none was saved."""
     return next(iter(self._files("step")), 0)
 
   def damaged(self, kind: str) -> dict[int, pathlib.Path]:
@@ -203,14 +201,14 @@ class Checkpoints:
     return dict(sorted(found.items(), reverse=True))
 
   def _names(self) -> list[str]:
-    """What is in the directory. One that cannot be read is not taken for empty."""
+    """The names in the directory; an unreadable directory is an error, not empty."""
     try:
       return _files.names_in(self.directory)
     except OSError as error:
       raise type(error)(
         error.errno,
-        f"cannot read {self.directory} ({error.strerror}); mend its permissions, or "
-        "remove it to begin anew",
+        f"cannot read {self.directory} ({error.strerror}); fix its permissions, or "
+        "remove it to start over",
       ) from error
 
   def _save(
@@ -221,7 +219,7 @@ class Checkpoints:
     extra: dict[str, Any],
     keep: Sequence[int] | None = None,
   ) -> None:
-    """Writes a file, then deletes all of its kind but `keep`, else the latest ones."""
+    """Writes a file, then deletes all of its kind except `keep` or the latest ones."""
     arrays = _leaf_archive.named_leaves(tree)
     if self._run is not None:
       self._run.check_owned()
@@ -243,12 +241,12 @@ class Checkpoints:
     for path in self.damaged(kind).values():
       raise NoCheckpointLeftError(
         f"every '{kind}' checkpoint in {self.directory} is damaged (the last one: "
-        f"{path.name}); restore a copy of one, or start over in another directory"
+        f"{path.name}); restore one from a copy, or start over in another directory"
       )
     return None
 
   def _read(self, step: int, path: pathlib.Path, template: Any) -> Restored | None:
-    """Reads and verifies a file; a damaged one is set aside, and None returned."""
+    """Reads and verifies a file; sets a damaged file aside and returns None."""
     try:
       metadata, arrays = self._content(path, step)
     except OSError:
@@ -263,13 +261,13 @@ class Checkpoints:
       return None
     if metadata["format"] != _leaf_archive.FORMAT:
       raise FileError(
-        f"{path} has format {metadata['format']}, this version reads "
+        f"{path} has format {metadata['format']}, but this version reads "
         f"{_leaf_archive.FORMAT}; use the version that wrote it"
       )
     if _leaf_archive.is_of_another(metadata, self._identity):
       raise FileError(
         f"{path} belongs to a run with other settings or data than {path.parents[1]}; "
-        "put the checkpoints of this run there, or start over with another run_dir"
+        "restore the checkpoints of this run, or start over with another run_dir"
       )
     try:
       tree = _leaf_archive.fill(template, arrays, path)

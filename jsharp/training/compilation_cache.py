@@ -1,4 +1,4 @@
-"""Compiled programs that are kept between processes, each checked before its use."""
+"""A cache of compiled programs on disk, each verified before use."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ _checked: set[str] = set()
 
 
 def use_compilation_cache(directory: str) -> None:
-  """Keeps compiled programs in a directory that is this user's alone.
+  """Caches compiled programs in a directory that is private to this user.
 
-  Every program is kept with a digest, which is compared before the program is used.
-  One that is damaged is removed and compiled anew.
+  Every program is stored with a digest, which is verified before the program is used. A
+  damaged program is removed and compiled again.
 
   Args:
     directory: created if needed; empty for no cache, whatever
@@ -28,8 +28,8 @@ def use_compilation_cache(directory: str) -> None:
 
   Raises:
     OSError: if it cannot be created.
-    ValueError: if it belongs to someone else or others can write to it: they could
-      put native code there.
+    ValueError: if it belongs to another user or others can write to it, since they
+      could put native code there.
 
   Example:
     >>> before = jax.config.jax_compilation_cache_dir
@@ -46,25 +46,25 @@ def use_compilation_cache(directory: str) -> None:
   status = path.stat()
   if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise ValueError(
-      f"--compilation_cache_dir={path} can be written to by others, and what lies "
-      "there is run as native code; chmod 700 it, choose another one or pass "
-      "--compilation_cache_dir= for none"
+      f"--compilation_cache_dir={path} can be written to by others, and its files are "
+      "run as native code; chmod 700 it, choose another directory or pass "
+      "--compilation_cache_dir= for no cache"
     )
   jax.config.update("jax_compilation_cache_dir", str(path))
-  # XLA's own files for GPUs would lie beside the programs, read without a digest.
+  # XLA would store its own GPU files with the programs, and read them without a digest.
   jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   _check_what_is_kept(str(path))
 
 
 def _check_what_is_kept(directory: str) -> None:
-  """Puts a cache that compares digests in the place of JAX's own."""
-  # JAX has no public way to do so. Where it has moved its own, there is no cache.
+  """Replaces JAX's cache by one that verifies digests."""
+  # JAX has no public API for this. If its internals have moved, there is no cache.
   try:
     from jax._src import compilation_cache
 
     of_jax = compilation_cache.get_file_cache
   except (ImportError, AttributeError):
-    logging.warning("this JAX keeps no programs that can be checked; none are kept")
+    logging.warning("compiled programs of this JAX cannot be verified; none are cached")
     jax.config.update("jax_compilation_cache_dir", None)
     return
 
@@ -77,12 +77,12 @@ def _check_what_is_kept(directory: str) -> None:
 
 
 class CheckedCache:
-  """Programs by their keys, each in a file with its SHA-256 in front.
+  """Programs by key, each in a file that starts with its SHA-256.
 
   It has the methods of `jax._src.compilation_cache_interface.CacheInterface`.
 
   Args:
-    path: the directory, which exists.
+    path: the directory, which must exist.
 
   Example:
     >>> import tempfile
@@ -100,26 +100,26 @@ class CheckedCache:
     return self._path / f"{key}-checked"
 
   def get(self, key: str) -> bytes | None:
-    """What was put under a key; None if nothing, or if it is damaged."""
+    """The program of a key; None if there is none, or if it is damaged."""
     try:
       content = read_bytes(self._file(key), most=_MAX_BYTES)
     except FileNotFoundError:
       return None
     except (OSError, FileError) as error:
-      logging.warning("a compiled program is compiled anew: %s", error)
+      logging.warning("a cached program is compiled again: %s", error)
       return None
     digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(program).digest() == digest:
       return program
-    logging.warning("%s is damaged; it is compiled anew", self._file(key))
+    logging.warning("%s is damaged; it is compiled again", self._file(key))
     return None
 
   def put(self, key: str, value: bytes) -> None:
-    """Keeps a program; what was there before is replaced."""
+    """Stores a program, replacing an earlier one."""
     own = self._path / f"{key}.{os.getpid()}"  # Several processes may write the same.
     try:
       write_atomically(own, hashlib.sha256(value).digest() + value)
       os.replace(own, self._file(key))
-      (self._path / f"{key}-cache").unlink(missing_ok=True)  # of earlier versions
-    except OSError as error:  # A full disk costs another compilation, no run.
-      logging.warning("a compiled program is not kept: %s", error)
+      (self._path / f"{key}-cache").unlink(missing_ok=True)  # From earlier versions.
+    except OSError as error:  # A full disk costs another compilation, not the run.
+      logging.warning("a compiled program is not cached: %s", error)

@@ -1,9 +1,9 @@
 """Meta-steps on several devices: each computes its part of the tasks.
 
-Parameters, optimizer state and data are copied to every device; tasks are drawn where
-they are used, from the same (seed, step, task number) on any number of devices. The
-part is written with `jax.shard_map`: automatic partitioning would gather the inputs of
-grouped convolutions.
+Parameters, optimizer state and data are copied to every device. Each device draws its
+own tasks, from the same (seed, step, task number) on any number of devices. The
+implementation uses `jax.shard_map`, since automatic partitioning would gather the
+inputs of grouped convolutions.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from jsharp.core.objectives import TASK_AXIS
 from jsharp.types import Chunk, Convolution
 
 PARTS_AXIS = "parts"
-"""The mesh axis of `parts_of_cpu`, over which nothing is averaged."""
+"""The mesh axis of `parts_of_cpu`; nothing is averaged over it."""
 
 TakeStep = Callable[[Any, Any], tuple[Any, Any]]
 """`take_step(state, data) -> (state, metrics)`."""
 
 
 def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
-  """The first devices in a row, for the tasks to be divided among.
+  """A one-dimensional mesh of the first devices, to divide tasks among.
 
   Args:
-    num_devices: how many.
-    num_tasks: tasks per meta-step, a multiple of it.
+    num_devices: the number of devices.
+    num_tasks: tasks per meta-step, a multiple of `num_devices`.
 
   Returns:
-    A mesh with the one axis "tasks".
+    A mesh with the single axis "tasks".
 
   Raises:
     ValueError: if there are fewer devices, or they cannot share the tasks evenly.
@@ -48,7 +48,7 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
   check_count("num_devices", num_devices)
   devices = jax.devices()
   if num_devices > len(devices):
-    fix = "take as many at most"
+    fix = "use at most this many"
     if jax.default_backend() == "cpu":
       fix += (
         f", or set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} for "
@@ -61,14 +61,14 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
   if jax.process_count() > 1 and num_devices != len(devices):
     raise ValueError(
       f"num_devices={num_devices}, but the {jax.process_count()} processes have "
-      f"{len(devices)} together, and all of them have to take part; pass {len(devices)}"
+      f"{len(devices)} together, and all must take part; pass {len(devices)}"
     )
   if rest := num_tasks % num_devices:
     below, above = num_tasks - rest, num_tasks - rest + num_devices
     nearest = below if below and rest <= num_devices - rest else above
     raise ValueError(
       f"num_tasks={num_tasks} cannot be divided evenly among num_devices={num_devices};"
-      f" the nearest that can is {nearest}"
+      f" the nearest number that can is {nearest}"
     )
   return jax.make_mesh(
     (num_devices,),
@@ -84,19 +84,19 @@ def execution_for(
   convolution: Convolution = "auto",
   one_core_each: bool | None = None,
 ) -> Execution:
-  """The execution that suits this machine: the one place that counts cores.
+  """The execution that suits this machine, depending on its number of cores.
 
-  Where the devices of this process are parts of a CPU with one core each, or less,
-  nothing is gained by dividing an operation among threads, and operations with less
-  arithmetic win that threads would have to wait for each other in. Inner steps are then
-  computed again on the way back, convolutions take Winograd's form where it suits, and
-  products have one thread. Call it once the devices are there, and pass the result on.
+  If the devices of this process are parts of a CPU with one core each, or less, then
+  dividing an operation among threads gains nothing, and operations with less arithmetic
+  are faster even if they parallelise badly. Inner steps are then recomputed in the
+  backward pass, convolutions use Winograd's form where it applies, and products use one
+  thread. Call it when the devices have been set up, and pass the result on.
 
   Args:
     task_chunk: as in `Execution`.
-    convolution: as in `Execution`; "auto" takes what suits the machine.
-    one_core_each: the answer, for programs that have to be the same on any number of
-      devices; None counts.
+    convolution: as in `Execution`; "auto" chooses what suits the machine.
+    one_core_each: whether each device has one core, for programs that must be the same
+      on any number of devices; None counts cores and devices.
 
   Returns:
     The execution.
@@ -128,10 +128,10 @@ def _one_core_each() -> bool:
 
 
 def compiler_options(execution: Execution) -> dict[str, bool | str]:
-  """What to compile a step with, for `jax.jit`.
+  """The compiler options of a step, for `jax.jit`.
 
-  Where each device of a CPU computes with one thread, products are not divided among
-  threads: those of one device would wait for those of another.
+  If each device of a CPU computes with one thread, products are not divided among
+  threads, because the threads of one device would wait for those of another.
 
   Args:
     execution: `single_threaded` matters here.
@@ -146,13 +146,13 @@ def compiler_options(execution: Execution) -> dict[str, bool | str]:
 
 
 def local_parts(mesh: Mesh) -> list[tuple[int, int]]:
-  """Which parts of the tasks this process' devices draw.
+  """The parts of the tasks that this process's devices draw.
 
   Args:
     mesh: from `task_mesh`.
 
   Returns:
-    For each of them `(index, count)`, as `on_devices` passes them.
+    `(index, count)` for each device, as `on_devices` passes them.
 
   Example:
     >>> local_parts(task_mesh(1, num_tasks=4))
@@ -169,8 +169,8 @@ def replicate(tree: Any, mesh: Mesh, *, constant: bool = False) -> Any:
   Args:
     tree: any pytree of arrays, the same in every process.
     mesh: from `task_mesh`.
-    constant: whether no program is given the arrays to overwrite: the parts of a CPU
-      then share one copy.
+    constant: whether the arrays are never donated to a program; the parts of a CPU then
+      share one copy.
 
   Returns:
     The same pytree.
@@ -189,7 +189,7 @@ def replicate(tree: Any, mesh: Mesh, *, constant: bool = False) -> Any:
 
     return jax.tree.map(spread, tree)
   if constant and mesh.devices.flat[0].platform == "cpu":
-    # What NumPy holds is used where it lies.
+    # NumPy arrays are used without a copy.
     tree = jax.tree.map(_in_numpy, tree)
   return jax.device_put(tree, sharding)
 
@@ -202,13 +202,13 @@ def _in_numpy(x: Any) -> Any:
 
 
 def one_copy(tree: Any) -> Any:
-  """The copy that the first device of this process holds of replicated arrays.
+  """The first local device's copy of replicated arrays.
 
   Args:
-    tree: any pytree; arrays on one device stay as they are.
+    tree: any pytree; arrays on one device do not change.
 
   Returns:
-    The same pytree, for what is computed on one device.
+    The same pytree, for computations on one device.
 
   Example:
     >>> import jax.numpy as jnp
@@ -222,13 +222,14 @@ def one_copy(tree: Any) -> Any:
 
 
 def parts_of_cpu(execution: Execution) -> Mesh | None:
-  """This process' devices, where they are parts of a CPU with one thread each.
+  """This process's devices, if they are parts of a CPU with one thread each.
 
   Args:
     execution: `single_threaded` matters here.
 
   Returns:
-    A mesh with the one axis "parts"; None where there is one device, or they are not.
+    A mesh with the single axis "parts"; None if there is one device, or if the devices
+    are not single-threaded parts of a CPU.
 
   Example:
     >>> parts_of_cpu(Execution()) is None
@@ -248,7 +249,7 @@ def on_devices(
   sample_tasks: Callable[..., Any],
   mesh: Mesh,
 ) -> TakeStep:
-  """Draws tasks and takes a meta-step, on every device for its part of the tasks.
+  """Draws tasks and takes a meta-step, with every device computing its part.
 
   Args:
     step: `MetaAlgorithm.step` of an algorithm that averages by `over_tasks`.
@@ -258,7 +259,7 @@ def on_devices(
     mesh: from `task_mesh`.
 
   Returns:
-    `take_step(state, data) -> (state, metrics)`, the metrics being those of all tasks.
+    `take_step(state, data) -> (state, metrics)`, with the metrics of all tasks.
 
   Example:
     >>> import jax.numpy as jnp, optax

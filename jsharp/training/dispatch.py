@@ -1,4 +1,4 @@
-"""Many meta-steps in one dispatch, with numbers that do not depend on how many."""
+"""Many meta-steps per dispatch, with results that do not depend on their number."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 _CAPACITY = 512
-# Short enough to hear a signal and to move a progress bar, long enough to cost nothing.
+# Short enough for signals and the progress bar, long enough for negligible overhead.
 _SECONDS = 0.75
 
 SampleFn = Callable[..., Task]
@@ -34,10 +34,10 @@ class NonFiniteLossError(FloatingPointError):
 
   Attributes:
     step: the meta-step that failed, counted from 1.
-    tasks: the indices of the tasks whose loss was not finite; empty where every
-      loss was finite and the updated state was not.
-    unit: what these indices count, as for `train`. Only with "tasks" does the message
-      speak of meta-steps.
+    tasks: the indices of the tasks whose loss was not finite; empty if every loss was
+      finite and the updated state was not.
+    unit: what these indices count, as for `train`. The message mentions meta-steps only
+      for "tasks".
   """
 
   def __init__(self, step: int, tasks: tuple[int, ...], unit: str = "tasks"):
@@ -53,8 +53,8 @@ class NonFiniteLossError(FloatingPointError):
     elif unit == "tasks":
       cause = (
         ". Every loss is finite, so the meta-gradient is not: if the inner optimizer "
-        "divides by the size of a gradient (Adam, a clip by norm), a gradient of zero "
-        "has no derivative there; give Adam eps_root=1e-8, take "
+        "divides by the size of a gradient (Adam, clipping by norm), it has no "
+        "derivative at a zero gradient; give Adam eps_root=1e-8, use "
         "jsharp.core.clip_by_global_norm, or see docs/methods.md"
       )
     super().__init__(
@@ -65,14 +65,14 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Dispatched(NamedTuple):
-  """What one dispatch returns, still on the device.
+  """The result of one dispatch, still on the device.
 
   Attributes:
-    state: after the last meta-step that was finite.
+    state: the state after the last finite meta-step.
     metrics: `[capacity, num_tasks]` each; row i belongs to the i-th step.
-    num_done: int32, the steps that `state` went forward; rows from there on are
-      meaningless, except that row `num_done` shows the step that was not finite.
-    finite: bool, whether every step was.
+    num_done: int32, the number of steps taken. Later rows are meaningless, except that
+      row `num_done` shows the step that was not finite.
+    finite: bool, whether every step was finite.
   """
 
   state: MetaState
@@ -88,17 +88,17 @@ def make_dispatch(
   capacity: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[MetaState, Any, Any], Dispatched]:
-  """Builds `dispatch(state, length, data) -> Dispatched`, to be jitted by the caller.
+  """Builds `dispatch(state, length, data) -> Dispatched`, to be compiled by the caller.
 
-  The loop has one body and a length known only when it runs: one compilation
-  serves every length, and 100 steps give the same bits as 10 times 10. A step
-  whose task losses or new state are not finite is not taken and ends the dispatch. (An
-  optimizer may start with an infinite "best value so far": infinities that were
-  there before are tolerated. With `optax.apply_if_finite` in it a loss may be what it
-  is, as long as the new state is finite: that link skips and counts such steps.)
+  The loop has one body and a length known only at run time: one compilation serves
+  every length, and 100 steps are bitwise equal to 10 times 10. A step whose task losses
+  or new state are not finite is not taken and ends the dispatch. (An optimizer may
+  start with an infinite "best value so far": infinities that were there before are
+  tolerated. If the optimizer contains `optax.apply_if_finite`, which skips and counts
+  such steps, only the new state has to be finite, not the loss.)
 
   Args:
-    algorithm: its `step` is what is repeated.
+    algorithm: its `step` is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     capacity: the largest length.
     mesh: as for `jsharp.training.devices.on_devices`, which then asks for parts of the
@@ -164,7 +164,7 @@ def make_dispatch(
 
 
 def _skips_errors(opt_state: Any) -> bool:
-  """Whether the optimizer itself leaves out steps that are not finite."""
+  """Whether the optimizer itself skips steps that are not finite."""
 
   def skips(node: Any) -> bool:
     return isinstance(node, optax.ApplyIfFiniteState)
@@ -180,13 +180,13 @@ def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 class Done(NamedTuple):
-  """What one dispatch did, on the host.
+  """The outcome of one dispatch, on the host.
 
   Attributes:
     num_steps: meta-steps taken.
     metrics: `[num_steps, num_tasks]` each.
     seconds: wall time.
-    error: what to raise once the state is saved, None if all went well.
+    error: the exception to raise once the state is saved; None without an error.
   """
 
   num_steps: int
@@ -196,23 +196,23 @@ class Done(NamedTuple):
 
 
 class Dispatcher:
-  """Runs many meta-steps per dispatch, about as many as take a second.
+  """Runs as many meta-steps per dispatch as take about a second.
 
-  Where `data` is a `jsharp.data.streams.Stream`, each step is a program run of its own,
-  whose batch a thread has put on the device before. `close` ends that thread.
+  If `data` is a `jsharp.data.streams.Stream`, each step is a separate dispatch, and a
+  thread puts its batch on the device in advance. `close` ends that thread.
 
   Args:
-    algorithm: its `step` is what is repeated.
+    algorithm: its `step` is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
-    num_tasks: the number that it draws.
+    num_tasks: the number of tasks that it draws.
     unit: as for `train`.
     mesh: as for `make_dispatch`.
     execution: what it is compiled for; only `single_threaded` matters here.
-    stopped: looked at while a batch of a stream is waited for.
+    stopped: checked while waiting for a batch of a stream.
 
   Attributes:
     compiled: whether `compile` was called.
-    length: the most meta-steps of the next dispatch.
+    length: the largest number of meta-steps in the next dispatch.
 
   Example:
     >>> def step(state, tasks):
@@ -264,7 +264,7 @@ class Dispatcher:
 
   @property
   def needed_bytes(self) -> int | None:
-    """What a dispatch holds on a device at a time; None where XLA cannot say."""
+    """The memory of a dispatch on a device; None if XLA does not report it."""
     sizes = getattr(self._compiled, "memory_analysis", lambda: None)()
     if sizes is None:
       return None
@@ -274,14 +274,14 @@ class Dispatcher:
   def compile(self, state: MetaState, data: Any) -> None:
     """Compiles for the shapes of `state` and `data`, which may take a minute.
 
-    With `jax.disable_jit` nothing is compiled, and every operation runs by itself.
+    With `jax.disable_jit` nothing is compiled, and every operation runs separately.
 
     Raises:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
     streamed = isinstance(data, Stream)
     arguments = state, np.int32(1), data.spec if streamed else data
-    # Each step has a batch of its own.
+    # With a stream, each step has its own batch.
     dispatch = self._jitted(1 if streamed else _CAPACITY)
     traced = None
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
@@ -292,7 +292,7 @@ class Dispatcher:
     drawn = shapes.metrics["loss"].shape[1]
     if drawn != self._num_tasks:
       raise ValueError(
-        f"sample_tasks draws {drawn} tasks, num_tasks={self._num_tasks}; make them "
+        f"sample_tasks draws {drawn} tasks, but num_tasks={self._num_tasks}; make them "
         "equal"
       )
     self._compiled = traced.lower().compile() if traced else dispatch
@@ -300,7 +300,7 @@ class Dispatcher:
       self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
 
   def close(self) -> None:
-    """Ends what reads data ahead."""
+    """Ends the thread that reads data ahead."""
     if self._feed is not None:
       self._feed.close()
       self._feed = None
@@ -308,7 +308,7 @@ class Dispatcher:
   def run(self, state: MetaState, data: Any, longest: int) -> tuple[MetaState, Done]:
     """Takes at least one meta-step and at most `longest`; `state` is consumed.
 
-    Of a stream, none may be taken: if `stopped` or an error came first.
+    With a stream, it may take none, if `stopped` or an error came first.
     """
     length = min(self.length, longest, _CAPACITY)
     first_step = int(state.step)
@@ -337,7 +337,7 @@ class Dispatcher:
       self._feed = Feed(stream, first_step)
     error: Any = None
     results: list[Dispatched] = []
-    # A step that is not finite makes the ones behind it take none.
+    # After a step that is not finite, the following dispatches take no step.
     going: Any = np.int32(1)
     while len(results) < length:
       try:
@@ -368,9 +368,9 @@ class Dispatcher:
     return state, Done(num_done, metrics, seconds, error)
 
   def _timed(self, start: float, length: int) -> float:
-    """Seconds since the start of a dispatch; decides how long the next one is."""
+    """Seconds since the start of a dispatch; sets the length of the next one."""
     seconds = time.perf_counter() - start
-    # Twice as long at most: the first dispatches are slower than later ones.
+    # At most twice as long: the first dispatches are slower than later ones.
     fitting = int(length * _SECONDS / seconds)
     self.length = max(1, min(fitting, 2 * self.length))
     return seconds

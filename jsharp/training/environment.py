@@ -1,4 +1,4 @@
-"""What has to be asked of XLA before JAX starts, and how many cores serve a step."""
+"""Settings for XLA that must be made before JAX starts, and the cores for a step."""
 
 import os
 import platform
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from jsharp._machine import num_cores
 from jsharp.training.options import Machine
 
-# Without instructions that multiply and add in one rounding, which XLA uses or not as a
-# program's fusions fall.
+# Without fused multiply-add instructions, which XLA uses depending on how it fuses
+# operations.
 _SAME_BITS: Mapping[str, str] = {
   "x86_64": "--xla_cpu_max_isa=AVX",
   "AMD64": "--xla_cpu_max_isa=AVX",
@@ -18,15 +18,15 @@ _VIRTUAL_DEVICES = "--xla_force_host_platform_device_count"
 
 
 def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
-  """Asks XLA for the same bits everywhere and for virtual CPU devices.
+  """Configures XLA for deterministic results and virtual CPU devices.
 
-  JAX must not have started yet. The CPU is divided among `num_devices` devices, or as
-  many as `cores_for_tasks`, unless XLA_FLAGS says among how many or there are several
-  processes; other platforms take no notice.
+  JAX must not have started yet. The CPU is divided into `num_devices` devices, or
+  `cores_for_tasks` devices by default, unless XLA_FLAGS gives a number or there are
+  several processes. Other platforms are not affected.
 
   Args:
-    machine: what was asked for.
-    num_tasks: tasks per meta-step; None leaves the CPU whole.
+    machine: the machine options.
+    num_tasks: tasks per meta-step; None does not divide the CPU.
 
   Example:
     >>> print(set_environment(Machine()))
@@ -36,7 +36,7 @@ def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
   asked: list[str | None] = []
   if machine.deterministic:
     asked += [_SAME_BITS.get(platform.machine()), _SAME_BITS_GPU]
-    # XLA divides sums among the threads that it has: 16 devices' worth, below.
+    # XLA divides sums among its threads; enough threads for 16 devices, see below.
     os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
   divided = any(flag.startswith(_VIRTUAL_DEVICES) for flag in flags_given)
   if num_tasks is not None and not (divided or machine.is_distributed):
@@ -52,7 +52,7 @@ def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
 
 
 def cores_for_tasks(num_tasks: int) -> int:
-  """The most cores that this process may use and that divide a number of tasks.
+  """The largest usable number of cores that divides a number of tasks.
 
   Example:
     >>> cores_for_tasks(1)

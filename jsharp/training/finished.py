@@ -1,4 +1,4 @@
-"""A run that has ended, as its directory describes it."""
+"""Reading finished runs from their directories."""
 
 import hashlib
 import os
@@ -14,21 +14,21 @@ _RESULT = "result.json"
 
 
 class FinishedRun(NamedTuple):
-  """A run that has ended.
+  """A finished run.
 
-  `jsharp.load(run.path)` loads the learner that it has trained.
+  `jsharp.load(run.path)` loads the learner that it trained.
 
   Attributes:
     path: its directory.
     experiment: the program that ran it.
-    description: what was run, such as a `jsharp.training.FewShotRun`.
+    description: its description, such as a `jsharp.training.FewShotRun`.
     result: the content of `result.json`.
-    fingerprints: of its data, by split.
+    fingerprints: the fingerprints of its data, by split.
     digest: 16 hexadecimal digits of its identity: its settings and its data.
-    best_step: meta-steps before the parameters that were tested.
-    last_step: meta-steps in all.
+    best_step: the meta-steps of the parameters that were tested.
+    last_step: all meta-steps.
     has_path: whether it kept the parameters of every validation.
-    identity: the digest that its checkpoints carry.
+    identity: the digest that its checkpoints store.
   """
 
   path: pathlib.Path
@@ -44,7 +44,7 @@ class FinishedRun(NamedTuple):
 
 
 def read_run(path: str | os.PathLike[str]) -> FinishedRun:
-  """Reads what a run was and what came out of it.
+  """Reads the description and the result of a finished run.
 
   Args:
     path: the directory of the run.
@@ -53,8 +53,8 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
     The run. Its parameters are not read.
 
   Raises:
-    ValueError: if it is no run directory, a file there is damaged, the run has not
-      ended, or this version of jsharp does not know a part of its description; the
+    ValueError: if it is not a run directory, a file there is damaged, the run is not
+      finished, or this version of jsharp does not know a part of its description; the
       message names the fix.
     OSError: if a file there cannot be read.
 
@@ -99,13 +99,13 @@ def _has_path(directory: pathlib.Path) -> bool:
 
 
 def description_of(path: str | os.PathLike[str]) -> AnyRun | None:
-  """What a run is or was, finished or not.
+  """Reads the description of a run, finished or not.
 
   Args:
-    path: a directory; that of one seed of a run of several is of this run.
+    path: the run's directory, or the subdirectory of one of its seeds.
 
   Returns:
-    The description; None if the directory holds no run.
+    The description; None if the directory does not contain a run.
 
   Raises:
     ValueError: if its description is damaged, or this version of jsharp does not know a
@@ -142,14 +142,14 @@ def _no_run(path: pathlib.Path, missing: str) -> ValueError:
 
 
 def check_comparable(first: FinishedRun, other: FinishedRun) -> None:
-  """Refuses runs that differ in their tests, their network or their data.
+  """Checks that two runs have the same tests, network and data.
 
   Args:
     first: a run.
-    other: another one.
+    other: another run.
 
   Raises:
-    ValueError: naming what differs.
+    ValueError: if they differ; the message lists the differences.
 
   Example:
     >>> from jsharp.training.options import Machine, Run

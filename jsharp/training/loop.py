@@ -1,13 +1,12 @@
 """The meta-training loop: dispatches, records, checkpoints, resuming.
 
-Parameters, optimizer state and the tasks drawn depend on nothing but the initial
-parameters, the data and the step. So a run that was killed goes on from its newest
-checkpoint and ends with the bits of a run that never was.
+Parameters, optimizer state and sampled tasks depend only on the initial parameters, the
+data and the step. So a run that was killed resumes from its newest checkpoint and ends
+bitwise equal to an uninterrupted run.
 
 At a step where several things are due, the order is: metrics line, validation, point of
-the path, best checkpoint, checkpoint. A checkpoint therefore never knows less than
-`metrics.jsonl` up to the count of records that it holds; what was recorded after it is
-cut on resume and happens again.
+the path, best checkpoint, checkpoint. A checkpoint therefore covers all records up to
+the count that it stores; later records are cut on resume and written again.
 """
 
 import contextlib
@@ -43,21 +42,20 @@ __all__ = [
 
 
 class TrainingResult(NamedTuple):
-  """How a run ended.
+  """The outcome of training.
 
   Attributes:
     state: the last state.
-    best_params: the parameters with the best validation score; the last ones where
+    best_params: the parameters with the best validation score; the last parameters if
       nothing was validated.
-    best_step: the meta-steps that `best_params` took.
-    best_score: their score, None where nothing was validated.
+    best_step: the number of meta-steps of `best_params`.
+    best_score: their score; None if nothing was validated.
     interrupted: whether a stop was requested; the same call resumes.
     tasks_per_second: over all meta-steps so far, without compilation and validation.
-    resumed_from: the step of the checkpoint that training went on from, or None.
-    top: the `keep_top` best validated states, the best first: `step`, `tree` (the
-      parameters) and `extra["score"]` each.
-    damaged: names of better checkpoints that were damaged, so that others stand in
-      for them.
+    resumed_from: the step of the checkpoint that training resumed from, or None.
+    top: the `keep_top` best validated states, best first, each with `step`, `tree` (the
+      parameters) and `extra["score"]`.
+    damaged: names of better checkpoints that are damaged and were replaced by others.
   """
 
   state: MetaState
@@ -94,60 +92,60 @@ def train(
   peers: Peers | None = None,
   execution: Execution = Execution(),
 ) -> TrainingResult:
-  """Meta-trains to `num_steps`, from the run's newest checkpoint where it has one.
+  """Meta-trains for `num_steps` in all, resuming from the newest checkpoint.
 
   `metrics.jsonl` gets `{"step", "loss", ..., "tasks_per_second", "wall_time"}`, means
-  over the steps since the line before, and `{"step", "val_loss", ..., "wall_time"}`
+  over the steps since the last line, and `{"step", "val_loss", ..., "wall_time"}`
   (seconds since 1970). Checkpoints are in `checkpoints/`: the state after every
-  validation, every `checkpoint_seconds` and at the end; the parameters of the best
-  validation beside it.
+  validation, every `checkpoint_seconds` and at the end, and the parameters of the best
+  validation.
 
   Args:
-    algorithm: what to train.
+    algorithm: the algorithm to train.
     params: the initial parameters; not changed.
-    sample_tasks: `sample_tasks(step, data) -> tasks`, pure, jitted here.
+    sample_tasks: `sample_tasks(step, data) -> tasks`, pure; compiled here.
     data: a pytree of arrays, put on the device once; None if not needed. Or a
-      `jsharp.data.streams.Stream`, of which each step is given the batch of its number
-      in the place of `data`.
-    run: the run's folder.
-    num_steps: meta-steps in all, those of earlier starts included. A run that has
-      taken more stays as it is.
+      `jsharp.data.streams.Stream`; each step then gets the stream's batch of its number
+      as `data`.
+    run: the run's directory.
+    num_steps: all meta-steps, including those of earlier starts. A run that has already
+      taken more does not change.
     num_tasks: tasks per meta-step, as `sample_tasks` draws them.
     log_every: meta-steps per line of metrics.
     eval_every: meta-steps between validations; the last step is always validated.
-    checkpoint_seconds: at most about so much work is lost when the process is
-      killed; 0 saves after every dispatch.
-    validate: `validate(params) -> metrics`, plain numbers. It may call
-      `stop.check()`; a validation cut short is made up for on resume.
-    score: which of the validation's metrics decides what is best, larger is better;
-      or a function of all of them. The earlier of two equal ones stays.
-    stop: looked at between dispatches, which take about a second.
+    checkpoint_seconds: about the most work that is lost if the process is killed; 0
+      saves after every dispatch.
+    validate: `validate(params) -> metrics`, plain numbers. It may call `stop.check()`;
+      an interrupted validation is repeated on resume.
+    score: the validation metric that decides what is best, larger is better; or a
+      function of all metrics. Of two equal scores the earlier one is kept.
+    stop: checked between dispatches, which take about a second.
     progress: None shows a bar on a terminal and lines elsewhere, True a bar, False
       nothing.
-    unit: what `num_tasks` counts, as the records, the display and errors name it.
+    unit: the name of what `num_tasks` counts, for records, display and errors.
     keep_top: how many of the best validated parameters to keep, for an ensemble.
     keep_path: whether to keep the initial parameters and those of every validation,
-      one file each, as `Checkpoints.restore_path` reads them.
-    num_devices: the devices that the tasks of a meta-step are divided among; several
-      ask `sample_tasks` for parts, see `jsharp.training.devices.on_devices`. A run may
-      go on with another number.
-    peers: the processes that train together, each of them by this call: the first
-      one's `run` is the run, the others' are discarded. This process alone if None.
+      one file each; `Checkpoints.restore_path` reads them.
+    num_devices: the devices that the tasks of a meta-step are divided among; with
+      several, `sample_tasks` is asked for parts, see
+      `jsharp.training.devices.on_devices`. A run may resume with another number.
+    peers: the processes that train together, each with this call. The `run` of the
+      first process is the run; those of the others are discarded. Only this process if
+      None.
     execution: what steps are compiled for; only `single_threaded` matters here.
 
   Returns:
-    The result; with `interrupted` set, the same call goes on.
+    The result; if `interrupted` is set, the same call resumes.
 
   Raises:
     NonFiniteLossError: at the first meta-step that is not finite. It is not taken;
       the state before it is saved.
-    ValueError: for counts out of range, tasks of another number, a score
-      that `validate` does not return, a checkpoint of another program or run,
-      `keep_path` without `validate`, devices that are not there or cannot share the
-      tasks evenly.
+    ValueError: for counts out of range, a wrong number of tasks, a score that
+      `validate` does not return, a checkpoint of another program or run, `keep_path`
+      without `validate`, devices that do not exist or cannot share the tasks evenly.
     OSError: if a record cannot be written; earlier checkpoints are intact. Also, with
       the state saved, if a file of a stream cannot be read, or a process that decodes
-      its images died.
+      its images has died.
     FileError: if an image of a stream cannot be decoded; the state is saved.
 
   Example:
@@ -176,19 +174,19 @@ def train(
   check_count("keep_top", keep_top, minimum=0)
   if keep_path and validate is None:
     raise ValueError(
-      "keep_path=True keeps the parameters of every validation, and validate is None; "
+      "keep_path=True keeps the parameters of every validation, but validate is None; "
       "pass validate, or keep_path=False"
     )
   if num_devices != 1 and isinstance(data, Stream):
     raise ValueError(
-      f"num_devices={num_devices}: streamed data are read for one device; pass 1"
+      f"num_devices={num_devices}: streamed data support only one device; pass 1"
     )
   mesh = None
   if num_devices != 1:
     mesh = task_mesh(num_devices, num_tasks=num_tasks)
   stop = stop or StopSignal()
   checkpoints = Checkpoints(run.path / "checkpoints", run=run)
-  # A copy: a dispatch consumes its argument, and `params` stay the caller's.
+  # Copied, since a dispatch donates its argument and `params` belongs to the caller.
   state = jax.tree.map(
     lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), algorithm.init(params)
   )
@@ -198,15 +196,15 @@ def train(
   peers = peers or Peers(timeout=0.0)
   state, saved = _of_the_first(peers, state, saved)
   step = int(state.step)
-  # The best file itself says how good it is: a kill may have come after it was
-  # written and before the checkpoint that could know of it.
+  # The best file stores its own score: the process may have been killed after writing
+  # it and before the next checkpoint.
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
   options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
   options["stopped"] = lambda: stop.requested
   dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
   if mesh is None:
-    # The batches of a stream are put there one by one.
+    # The batches of a stream are put on the device one by one.
     data = data if isinstance(data, Stream) else jax.device_put(data)
   else:
     state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
@@ -249,7 +247,7 @@ def train(
         stop=interrupted or stop.requested, length=dispatcher.length
       )
       if interrupted and not stop.requested:
-        stop.request()  # Another process was asked to.
+        stop.request()  # Another process received the request.
       over = at_end or interrupted
       if over or judged or time.monotonic() - saved_at >= checkpoint_seconds:
         saved_at = save()
@@ -257,7 +255,7 @@ def train(
         break
       if not dispatcher.compiled:
         records.note("compiling the training step")
-        # All that was trained is saved; other processes would wait for this one.
+        # Everything is saved here; with several processes the others would wait.
         alone = jax.process_count() == 1
         with stop.ending_at_once() if alone else contextlib.nullcontext():
           dispatcher.compile(state, data)
@@ -289,7 +287,7 @@ def train(
 def _stood_in_for(
   checkpoints: Checkpoints, best: Restored | None, keep_top: int
 ) -> tuple[str, ...]:
-  """The damaged files that would have been used in place of those that were."""
+  """The damaged files that were replaced by others."""
   paths = [
     path
     for step, path in checkpoints.damaged("best").items()
@@ -303,7 +301,7 @@ def _stood_in_for(
 def _of_the_first(
   peers: Peers, state: MetaState, saved: dict[str, Any] | None
 ) -> tuple[MetaState, dict[str, Any] | None]:
-  """The first process's state; the others begin records of their own there."""
+  """The first process's state; the other processes start their own records there."""
   if jax.process_count() == 1:
     return state, saved
   text = peers.text_from_first(json.dumps(saved))
@@ -323,6 +321,6 @@ def _judge(
     return metrics, float(score(metrics))
   if score not in metrics:
     raise ValueError(
-      f"score='{score}' is not among what validate returns: {sorted(metrics)}"
+      f"score='{score}' is not among the metrics of validate: {sorted(metrics)}"
     )
   return metrics, metrics[score]

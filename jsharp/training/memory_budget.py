@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and what a budget for it means."""
+"""The memory of a training step, and memory budgets."""
 
 import os
 import re
@@ -17,16 +17,16 @@ _UNITS |= {"GIB": 2**30}
 
 
 def in_bytes(budget: str) -> int:
-  """A size as bytes, or a fraction of the first device's memory.
+  """Parses a size in bytes, or a fraction of the first device's memory.
 
   Args:
-    budget: as in 8e9, 8GiB or 0.5.
+    budget: such as 8e9, 8GiB or 0.5.
 
   Returns:
-    Bytes.
+    The number of bytes.
 
   Raises:
-    ValueError: if it is neither.
+    ValueError: if it is neither a size nor a fraction.
 
   Example:
     >>> in_bytes("8KiB")
@@ -36,7 +36,7 @@ def in_bytes(budget: str) -> int:
   number = float(found[1]) if found else 0.0
   if not found or number <= 0:
     raise ValueError(
-      f"--memory_budget={budget} is no size; give bytes, as in 8e9 or 8GiB, or a "
+      f"--memory_budget={budget} is not a size; give bytes, as in 8e9 or 8GiB, or a "
       "fraction of the device's memory, as in 0.5"
     )
   if found[2] is None and number <= 1:
@@ -45,7 +45,7 @@ def in_bytes(budget: str) -> int:
 
 
 def device_bytes() -> int:
-  """Memory of the first device; the machine's own where the device is a CPU.
+  """The memory of the first device in bytes; the machine's memory if it is a CPU.
 
   Example:
     >>> device_bytes() > 0
@@ -67,22 +67,22 @@ def needed_bytes(
   num_devices: int = 1,
   execution: Execution = Execution(),
 ) -> int:
-  """What the compiled training step holds on a device: arguments, results, between.
+  """The memory of the compiled training step: arguments, results and temporaries.
 
   Args:
-    algorithm: whose step is compiled.
+    algorithm: the algorithm whose step is compiled.
     params: its initial parameters.
     sample_tasks: as for `jsharp.train`.
-    data: what `sample_tasks` reads.
+    data: the pytree that `sample_tasks` reads.
     num_tasks: tasks per meta-step.
     num_devices: devices that they are divided among.
     execution: what it is compiled for.
 
   Returns:
-    Bytes.
+    Bytes on one device.
 
   Raises:
-    ValueError: if the compiler cannot say.
+    ValueError: if the compiler does not report it.
 
   Example:
     >>> import jax.numpy as jnp, optax
@@ -105,8 +105,8 @@ def needed_bytes(
   needed = dispatcher.needed_bytes
   if needed is None:
     raise ValueError(
-      "--memory_budget needs a compiler that says how much memory a program takes, "
-      f"and that of {jax.default_backend()} does not; choose --task_chunk and "
+      "--memory_budget needs a compiler that reports the memory of a program, and the "
+      f"compiler for {jax.default_backend()} does not; choose --task_chunk and "
       "--second_order yourself"
     )
   return needed

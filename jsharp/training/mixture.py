@@ -1,12 +1,12 @@
-"""Tasks of several shapes in one run: another way or shot from step to step.
+"""Tasks of several shapes in one run: the way or shot varies from step to step.
 
     which = uniform over the members, by (seed, step)
     state = members[which].step(state, samplers[which](step, data))
 
-All tasks of one meta-step have one shape, so nothing is padded and every member
-keeps its own compiled program; `lax.switch` runs the one that is drawn. The members
-share parameters and optimizer state. Compilation time grows with their number, the
-cost of a step does not.
+All tasks of one meta-step have the same shape, so nothing is padded. Every member is
+compiled separately, and `lax.switch` runs the one that is drawn. The members share
+parameters and optimizer state. Compilation time grows with their number; the cost of a
+step does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,17 +27,17 @@ def mixture(
   Args:
     algorithms: the members; states and metrics must agree in structure and shape, so
       every member takes the same number of tasks per step.
-    samplers: `sampler(step, data) -> tasks`, one for each; called with the `part` that
-      the joined one is called with, see `jsharp.training.devices.on_devices`.
-    seed: decides which member takes which step. It may be the tasks' seed too: the
-      keys are those of `jsharp.data.task_key`'s stream "member".
+    samplers: `sampler(step, data) -> tasks`, one for each algorithm; a `part` argument
+      is passed on to them, see `jsharp.training.devices.on_devices`.
+    seed: decides which member takes which step. It may equal the tasks' seed, since the
+      keys come from a separate stream, "member" of `jsharp.data.task_key`.
 
   Returns:
-    An algorithm and the sampler that goes with it. `init` and `adapt` are those of the
-    first member; adapt to other shapes by their own members.
+    An algorithm and its sampler. `init` and `adapt` are those of the first member; to
+    adapt to other shapes use the other members.
 
   Raises:
-    ValueError: if there is no member, or not one sampler for each.
+    ValueError: if there is no member, or not one sampler per algorithm.
 
   Example:
     >>> import jax.numpy as jnp, optax
@@ -81,5 +81,5 @@ def mixture(
 
     jax.lax.switch(member(step), [branch(sampler) for sampler in samplers])
 
-  draw.reads = reads  # type: ignore[attr-defined]  # for jsharp.data.prefetch
+  draw.reads = reads  # type: ignore[attr-defined]  # For jsharp.data.prefetch.
   return algorithms[0]._replace(step=step), draw

@@ -1,4 +1,4 @@
-"""What describes a run beside its learner and its tasks: the loop and the machine."""
+"""Options of a run other than its learner and tasks: the loop and the machine."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -10,50 +10,48 @@ _SEED = between(0, 2**31 - 1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Options):
-  """A run: where it lies, its seed, its records."""
+  """The directory, seed and records of a run."""
 
   role: ClassVar[Role] = Role.MACHINE
 
   run_dir: str | None = option(
     None,
     "Directory of the run: checkpoints, metrics, result. The same command with the "
-    "same directory goes on where it stopped. Default: runs/, with a name made of the "
+    "same directory resumes the run. Default: a subdirectory of runs/, named by the "
     "experiment, its data, the algorithm, the kind of task, the seed and a digest of "
     "all settings.",
   )
   compilation_cache_dir: str = option(
     "~/.cache/jsharp/xla",
-    "Directory for compiled programs, so that a second start need not compile again. "
-    "It holds native code: it is created for you alone and refused if others can "
-    "write to it. Empty: no cache.",
+    "Directory for compiled programs, which a second start reuses. It holds native "
+    "code: it is created with access for you only, and rejected if others can write "
+    "to it. Empty: no cache.",
   )
   seed: int = option(
     0,
-    "Seed of the initial parameters and of what is trained on when.",
+    "Seed of the initial parameters and of the sampling of training data.",
     check=_SEED,
     role=Role.TRAINING,
   )
   precision: Literal["float32", "tf32", "bfloat16"] = option(
     "float32",
-    "What the network's products are computed in: float32 on every device; tf32 where "
-    "a GPU has it, else float32; bfloat16, forward and backward, with parameters, "
-    "updates, losses and metrics in float32.",
+    "Precision of the network's matrix products and convolutions: float32 on every "
+    "device; tf32 on GPUs that support it, otherwise float32; bfloat16 in the forward "
+    "and backward pass, with parameters, updates, losses and metrics in float32.",
     role=Role.LEARNER,
   )
-  log_every: int = option(
-    50, "Steps from one line of metrics to the next.", check=at_least(1)
-  )
+  log_every: int = option(50, "Steps between two lines of metrics.", check=at_least(1))
   checkpoint_seconds: float = option(
     60.0,
-    "Seconds from one checkpoint to the next: what a power cut can cost. Ctrl-C and "
-    "SIGTERM save by themselves.",
+    "Seconds between two checkpoints: the most work that a power failure can cost. "
+    "Ctrl-C and SIGTERM save before the run stops.",
     check=positive("usual values lie between 10 and 600."),
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaTraining(Options):
-  """How long a learner is trained, and which of its parameters are kept."""
+  """The length of training, and which parameters are kept."""
 
   role: ClassVar[Role] = Role.TRAINING
 
@@ -62,143 +60,142 @@ class MetaTraining(Options):
   )
   num_steps: int = option(
     60_000,
-    "Meta-steps in all. No schedule depends on it: a finished run can be made longer. "
-    "baseline and baseline_plus_plus learn nothing from tasks and take one.",
+    "Number of meta-steps. No schedule depends on it, so a finished run can be "
+    "extended. baseline and baseline_plus_plus learn nothing from tasks and take one.",
     check=at_least(1),
     identity=False,
   )
   eval_every: int = option(
     500,
-    "Meta-steps from one validation to the next. It decides which parameters can "
-    "become the best checkpoint, so a run keeps it.",
+    "Meta-steps between two validations. It decides which parameters can become the "
+    "best checkpoint, so it cannot change within a run.",
     check=at_least(1),
   )
   val_tasks: int = option(
     200,
-    "Validation tasks, always the same ones; the checkpoint that is best on them is "
-    "the one that is tested.",
+    "Number of validation tasks, always the same ones; the checkpoint that is best on "
+    "them is tested.",
     check=at_least(1),
   )
   keep_path: bool = option(
     False,
-    "Keep the initial parameters and those of every validation, to draw the way of "
-    "training in a landscape: one copy of the parameters each (4 bytes per number), "
-    "num_steps / eval_every + 1 in all.",
+    "Keep the initial parameters and those of every validation, to draw the training "
+    "trajectory in a landscape: num_steps / eval_every + 1 copies of the parameters (4 "
+    "bytes per number).",
   )
   ensemble: int = option(
     1,
-    "Tests the ensemble of this many checkpoints too, those that were best in "
-    "validation; 5 in MAML++.",
+    "Also test the ensemble of this many checkpoints, those with the best validation; "
+    "5 in MAML++.",
     check=at_least(1),
   )
   num_seeds: int = option(
     1,
-    "Trains this many seeds, from --seed on, in one program; each by itself, with "
-    "parameters and tasks of its own. The checkpoint that is tested is the one with "
-    "the best validation on average over the seeds.",
+    "Train this many seeds, starting at --seed, in one program. Each has its own "
+    "parameters and tasks. The tested checkpoint is the one with the best mean "
+    "validation over the seeds.",
     check=at_least(1),
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Testing(Options):
-  """How many tasks the chosen parameters are tested on."""
+  """The number and the seed of test tasks."""
 
   role: ClassVar[Role] = Role.TESTING
 
   eval_tasks: int = option(
     600,
-    "Test tasks, always the same ones. 600 is the papers' number; the interval shrinks "
-    "with its square root.",
+    "Number of test tasks, always the same ones. The papers use 600; the interval "
+    "shrinks with the square root of the number.",
     check=at_least(2, "an interval needs at least 2 tasks; the papers use 600."),
     identity=False,
   )
   eval_seed: int = option(
     0,
-    "Seed of the validation and test tasks; apart from --seed, so that runs of several "
-    "seeds are measured on the same tasks.",
+    "Seed of the validation and test tasks. It is separate from --seed, so that runs "
+    "with different seeds are measured on the same tasks.",
     check=_SEED,
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine(Options):
-  """Memory, devices and processes: what changes a result by rounding at most."""
+  """Memory, devices and processes: options that change results only by rounding."""
 
   role: ClassVar[Role] = Role.MACHINE
 
   task_chunk: int | None = option(
     None,
-    "Tasks computed at once, in training and evaluation: memory against speed, with "
-    "equal results up to rounding. Default: 1 on a CPU, all on an accelerator.",
+    "Tasks computed at a time, in training and evaluation: fewer need less memory, "
+    "more can be faster. Results agree up to rounding. Default: 1 on a CPU, all on an "
+    "accelerator.",
     check=at_least(1),
   )
   num_devices: int | None = option(
     None,
-    "Devices that the tasks of a meta-step are divided among, --num_tasks being a "
-    "multiple; a run can go on with another number. On a CPU: parts of it. Default: "
-    "as many of its cores as divide --num_tasks on a CPU, all devices of several "
-    "processes, else 1.",
+    "Number of devices that the tasks of a meta-step are divided among; --num_tasks "
+    "must be a multiple of it. A run can resume with another number. A CPU is divided "
+    "into this many devices. Default: on a CPU the largest usable number of cores that "
+    "divides --num_tasks; with several processes all devices; otherwise 1.",
     check=at_least(1),
   )
   convolution: Literal["auto", "direct", "im2col", "winograd"] = option(
     "auto",
-    "How convolutions are computed, with equal results up to rounding: by XLA, as "
-    "matrix products, or with fewer multiplications where the shape suits that. auto: "
-    "by shape, platform and the cores of a device.",
+    "How convolutions are computed; results agree up to rounding. direct: by XLA; "
+    "im2col: as matrix products; winograd: with fewer multiplications where the shape "
+    "allows it; auto: chosen by shape, platform and the cores of a device.",
   )
   deterministic: bool = option(
     False,
-    "The same bits on any number of x86 CPU devices: tasks one at a time, their "
-    "gradients added in order, no contracted products. Elsewhere what of this there "
-    "is. Default: the same to rounding.",
+    "Make results bitwise equal on any number of x86 CPU devices: compute one task at "
+    "a time, add gradients in order, use no fused multiply-add. On other platforms "
+    "this applies as far as possible. By default results agree up to rounding.",
     identity=True,
   )
   memory_budget: str | None = option(
     None,
-    "Chooses the fastest --task_chunk and --second_order whose training step fits: "
-    "bytes, as in 8e9 or 8GiB, or a fraction of the device's memory, as in 0.5. "
-    "Default: they are as given.",
+    "Choose the fastest --task_chunk and --second_order whose training step fits into "
+    "this memory: bytes, as in 8e9 or 8GiB, or a fraction of the device's memory, as "
+    "in 0.5. Default: use these flags as given.",
   )
   distributed: bool = option(
     False,
-    "Train with the other processes of this job, on all their devices; found from "
-    "SLURM, Open MPI, Kubernetes or a TPU pod, or given by --coordinator.",
+    "Train together with the other processes of this job, on all their devices. They "
+    "are found from SLURM, Open MPI, Kubernetes or a TPU pod, or by --coordinator.",
   )
   coordinator: str | None = option(
     None,
-    "HOST:PORT of the first process, which keeps the run directory; with "
+    "HOST:PORT of the first process, which writes the run directory. Needs "
     "--num_processes and --process_id.",
   )
-  num_processes: int | None = option(
-    None, "How many processes there are.", check=at_least(1)
-  )
-  process_id: int | None = option(None, "Which one this is, from 0.")
+  num_processes: int | None = option(None, "Number of processes.", check=at_least(1))
+  process_id: int | None = option(None, "Number of this process, counted from 0.")
   peer_timeout: float = option(
     300.0,
-    "Seconds after which a process gives up on others that do not answer; those that "
-    "died break their connections and are noticed sooner.",
+    "Seconds after which a process gives up on others that do not respond. The death "
+    "of a process breaks its connections and is noticed sooner.",
     check=positive("usual values lie between 60 and 600."),
   )
 
   def complete(self) -> None:
-    """Refuses flags that decide on what another one says."""
+    """Rejects flags that conflict with each other."""
     if self.memory_budget is not None:
       for name in ("task_chunk", "deterministic"):
         if getattr(self, name):
           raise ValueError(
-            f"--memory_budget decides on --{name}, got --{name}={getattr(self, name)} "
-            "too; drop one of them"
+            f"--memory_budget chooses --{name}, but --{name}={getattr(self, name)} is "
+            "given too; drop one of them"
           )
       if self.is_distributed:
         raise ValueError(
-          "--memory_budget would be decided by each process on its own; find the flags "
+          "--memory_budget would let each process choose for itself; find the flags "
           "with one process, then pass --task_chunk and --second_order"
         )
     if self.deterministic and self.task_chunk is not None:
       raise ValueError(
-        "--deterministic computes one task at a time, got --task_chunk="
-        f"{self.task_chunk}; drop one of them"
+        "--deterministic computes one task at a time, but --task_chunk="
+        f"{self.task_chunk} is given; drop one of them"
       )
 
   @property
@@ -210,23 +207,23 @@ class Machine(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Options):
-  """Where the files of a dataset lie."""
+  """The location of a dataset's files."""
 
   role: ClassVar[Role] = Role.MACHINE
 
   data_dir: str | None = option(
     None,
-    "Directory that holds the files of the dataset; image_folder: or a tar or zip.",
+    "Directory with the files of the dataset; for image_folder also a tar or zip file.",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement(Files):
-  """Where the files of a dataset lie, and where its images are kept."""
+  """The location of a dataset's files, and of its images in memory."""
 
   data_dir: str | None = option(
     None,
-    "Directory that holds the files of the dataset; image_folder: or a tar or zip.",
+    "Directory with the files of the dataset; for image_folder also a tar or zip file.",
     shared=True,
   )
   test_data_dir: str | None = option(
@@ -234,8 +231,8 @@ class Placement(Files):
   )
   images: Literal["auto", "device", "host"] = option(
     "auto",
-    "Where the images of the dataset are kept: on the device, or in host memory, from "
-    "where those of the next tasks are fetched while a meta-step runs. No result "
-    "depends on it. auto: on the device, unless they take more than half of its "
-    "memory.",
+    "Where the images of the dataset are kept; it does not affect results. device: in "
+    "device memory; host: in host memory, and the images of the next tasks are copied "
+    "while a meta-step runs; auto: on the device, unless they take more than half of "
+    "its memory.",
   )

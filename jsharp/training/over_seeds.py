@@ -1,11 +1,10 @@
-"""Several runs of one algorithm in one program: the same steps for many seeds.
+"""Several runs of one algorithm in one program: one for each seed.
 
     params[i], opt_state[i] = algorithms[i].step(params[i], opt_state[i], tasks[i])
 
-Runs side by side share one compilation and, on an accelerator, keep it busy where one
-run cannot; memory is that of all of them. They have nothing else in common: each has
-tasks of its own and ends with the parameters that it would have by itself, up to
-rounding.
+The runs share one compilation and, on an accelerator, can keep it busy when a single
+run cannot; they need the memory of all runs. Otherwise they are independent: each has
+its own tasks and ends with the parameters of a separate run, up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +20,17 @@ from jsharp.types import MetaAlgorithm, MetaState, Metrics, Params
 def over_seeds(
   algorithms: Sequence[MetaAlgorithm], *, together: bool | None = None
 ) -> MetaAlgorithm:
-  """Joins algorithms that differ at most in how they start.
+  """Joins algorithms that differ at most in their initialisation.
 
   Args:
-    algorithms: one for each seed; all of them step and adapt as the first.
+    algorithms: one for each seed; `step` and `adapt` of the first are used for all.
     together: whether they are batched by `vmap`, or run one after another in the same
-      program; None for what suits the backend, one after another on a CPU.
+      program; None chooses by backend: one after another on a CPU.
 
   Returns:
-    A bundle whose params, and the tasks of whose `step`, have one more leading axis
-    `[num_seeds]`. Metrics of `step` are `[num_seeds * num_tasks]`, seed after seed.
-    `adapt` adapts all seeds to one support set. `evaluator_over_seeds` measures them.
+    A bundle whose parameters and tasks have an additional leading axis `[num_seeds]`.
+    Metrics of `step` are `[num_seeds * num_tasks]`, seed after seed. `adapt` adapts all
+    seeds to one support set. `evaluator_over_seeds` measures them.
 
   Raises:
     ValueError: if there is no algorithm; when called, if an array's leading axis is
@@ -44,7 +43,7 @@ def over_seeds(
     >>> loss_fn = lambda w, batch: (jnp.mean((w - batch.targets) ** 2), {})
     >>> one = maml(loss_fn, optax.sgd(0.25), optax.sgd(0.5), num_inner_steps=1)
     >>> both = over_seeds([one, one])
-    >>> batch = Batch(None, jnp.zeros((2, 1, 4)))  # two seeds, a task each
+    >>> batch = Batch(None, jnp.zeros((2, 1, 4)))  # Two seeds, one task each.
     >>> state, metrics = jax.jit(both.step)(
     ...   both.init(jnp.array([2.0, 4.0])), Task(batch, batch))
     >>> state.params.tolist(), metrics["loss"].tolist()
@@ -98,7 +97,7 @@ def evaluator_over_seeds(
   Args:
     evaluate_tasks: `evaluate_tasks(params, tasks) -> metrics` of one seed, each metric
       `[num_tasks, ...]`, such as from `jsharp.evaluation.evaluator`.
-    num_seeds: how many seeds there are.
+    num_seeds: the number of seeds.
     together: as for `over_seeds`.
 
   Returns:
@@ -132,9 +131,9 @@ def _checked(name: str, tree: Any, num_seeds: int) -> Any:
   for leaf in jax.tree.leaves(tree):
     if jnp.shape(leaf)[:1] != (num_seeds,):
       raise ValueError(
-        f"there are {num_seeds} seeds, and an array of {name} is "
+        f"there are {num_seeds} seeds, but an array of {name} is "
         f"{list(jnp.shape(leaf))}; its leading axis must be {num_seeds}, one row per "
-        "seed: stack them, or pass as many algorithms as there are rows"
+        "seed: stack them, or pass one algorithm per row"
       )
   return tree
 

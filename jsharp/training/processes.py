@@ -1,13 +1,13 @@
-"""Several processes that train one run: what they agree on, and when they give up.
+"""Training one run with several processes: agreement, and timeouts.
 
-All of them run the same program on the same tasks and states; the first one alone
-keeps records and checkpoints. They have to agree on what only one of them knows: a
-signal that asked for a stop, the length of the next dispatch, the checkpoint to go on
+All processes run the same program on the same tasks and states; only the first one
+writes records and checkpoints. They have to agree on what only one of them knows: a
+signal that requested a stop, the length of the next dispatch, the checkpoint to resume
 from.
 
-A process that dies breaks its connections; one that lives and does not answer would
-hold the others for ever. `Peers.patience` ends them in both cases. JAX's own
-heartbeats, which would abort them with a dump of their stack, wait longer.
+A process that dies breaks its connections; one that hangs would block the others for
+ever. `Peers.patience` ends them in both cases. JAX's own heartbeats, which would abort
+them with a stack dump, have a longer timeout.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from jax.experimental import multihost_utils
 from jsharp._checks import check_nonnegative
 from jsharp.training.options import Machine
 
-# In the messages of JAX's collectives on CPUs and of its coordination service.
+# Words in error messages of JAX's CPU collectives and of its coordination service.
 _LOST = "(?i)gloo|connect|socket|broken pipe|timed? ?out|unavailable|peer"
 _WHILE_THE_FIRST_TESTS = 7 * 24 * 3600  # seconds
 
 NEVER_CAME = 2
-"""Exit code of a process that waited in vain for the others to start."""
+"""Exit code of a process if the others did not start in time."""
 
 GIVEN_UP = 75
-"""Exit code of a process whose peers were lost, or whose run another one holds."""
+"""Exit code of a process that lost its peers, or whose run is in use by another."""
 
 
 def start(
@@ -52,18 +52,18 @@ def start(
   """Joins this process to the others, before anything else of JAX is used.
 
   Args:
-    coordinator: `host:port` of the first process; None lets JAX find all three from
-      SLURM, Open MPI, Kubernetes or a TPU pod.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
-    timeout: seconds for which this process waits for the others to come. JAX takes one
-      that sends no heartbeat for dead after twice as long and a minute more.
+    coordinator: `host:port` of the first process; None lets JAX find all three
+      arguments from SLURM, Open MPI, Kubernetes or a TPU pod.
+    num_processes: the number of processes.
+    process_id: the number of this process, counted from 0.
+    timeout: how many seconds this process waits for the others. JAX considers a process
+      without heartbeats dead after twice this time plus a minute.
 
   Raises:
     ValueError: if only some of the three are given, none can be found, or the
-      coordinator is no address.
+      coordinator is not a valid address.
 
-  If the others do not come, the process ends with the code `NEVER_CAME`.
+  If the others do not connect in time, the process exits with the code `NEVER_CAME`.
 
   Example:
     >>> start(coordinator="127.0.0.1:8476", num_processes=2)
@@ -84,10 +84,10 @@ def start(
     )
   if coordinator is not None:
     _check_address(coordinator, listens=process_id == 0)
-  # Its handler would swallow a SIGTERM that comes before training listens.
+  # Its handler would swallow a SIGTERM that arrives before training handles signals.
   jax.config.update("jax_enable_preemption_service", False)
   at_home = coordinator is not None and _is_loopback(coordinator)
-  # JAX itself would abort with a dump of its stack.
+  # JAX itself would abort with a stack dump.
   others = threading.Timer(timeout, _never_came, (coordinator, num_processes, timeout))
   others.daemon = True
   others.start()
@@ -96,7 +96,7 @@ def start(
       coordinator,
       num_processes,
       process_id,
-      # Nobody has to prove who they are to it; by default it listens to the network.
+      # It has no authentication, and by default it listens on all interfaces.
       coordinator_bind_address=coordinator if at_home else None,
       initialization_timeout=int(timeout) + 60,
       heartbeat_timeout_seconds=2 * int(timeout) + 60,
@@ -114,7 +114,7 @@ def _is_loopback(coordinator: str) -> bool:
 
 
 def _check_address(coordinator: str, *, listens: bool) -> None:
-  """Refuses an address that no process can have, or whose port is taken here."""
+  """Rejects an invalid address, and one whose port is not free on this machine."""
   host, colon, port = coordinator.rpartition(":")
   if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
     raise ValueError(
@@ -125,8 +125,8 @@ def _check_address(coordinator: str, *, listens: bool) -> None:
     socket.getaddrinfo(host.strip("[]"), int(port))
   except OSError as error:
     raise ValueError(
-      f"coordinator={coordinator}: there is no host {host} ({error.strerror}); name "
-      "the machine of the first process"
+      f"coordinator={coordinator}: cannot find the host {host} ({error.strerror}); "
+      "name the machine of the first process"
     ) from error
   if listens:
     with socket.socket() as probe:
@@ -143,25 +143,25 @@ def _check_address(coordinator: str, *, listens: bool) -> None:
 def _never_came(
   coordinator: str | None, num_processes: int | None, timeout: float
 ) -> None:
-  """Ends a process whose peers did not come, as a bad flag does: not to be repeated."""
+  """Ends a process whose peers did not start; like a bad flag, it is not retried."""
   count = "all" if num_processes is None else f"all {num_processes}"
   where = "the first one" if coordinator is None else f"the first one at {coordinator}"
   text = (
-    f"\nwaited {timeout:g} s for the other processes, and they did not come: start "
-    f"{count} of them, each with a number of its own and {where}\n"
+    f"\nwaited {timeout:g} s for the other processes, but they did not connect: start "
+    f"{count} of them, each with its own --process_id and {where}\n"
   )
   _end(text, NEVER_CAME)
 
 
 def _end(text: str, code: int) -> None:
-  """Ends this process from any thread, whether or not somebody reads why."""
+  """Ends this process from any thread, even if its message cannot be printed."""
   with contextlib.suppress(OSError):
     os.write(2, text.encode())
   os._exit(code)
 
 
 def has_joined() -> bool:
-  """Whether this process is one of several by now.
+  """Whether this process has joined others.
 
   Example:
     >>> has_joined()
@@ -178,11 +178,11 @@ def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
     machine: how they find each other.
 
   Yields:
-    None in the first process, which keeps records; in another one, which prints nothing
-    but errors, a temporary directory for the records that nobody needs.
+    None in the first process, which writes records; in the others, which print only
+    errors, a temporary directory for their unused records.
 
   Raises:
-    ValueError: if flags are missing, or the others do not come.
+    ValueError: if flags are missing, or the others do not connect.
 
   Example:
     >>> from jsharp.training.options import Machine
@@ -199,7 +199,9 @@ def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
       timeout=machine.peer_timeout,
     )
   except RuntimeError as error:
-    raise ValueError(f"the other processes did not come: {error}") from error
+    raise ValueError(
+      f"the other processes did not connect: {error}; start all of them"
+    ) from error
   try:
     if is_first():
       yield None
@@ -211,13 +213,13 @@ def joined(machine: Machine) -> Iterator[pathlib.Path | None]:
     ):
       yield pathlib.Path(directory)
   except Exception:
-    # An orderly end would wait for the others, and they for this one.
+    # A normal exit would wait for the others, and they for this one.
     traceback.print_exc()
     leave(1)
 
 
 def is_first() -> bool:
-  """Whether this process is the one that keeps records.
+  """Whether this process is the one that writes records.
 
   Example:
     >>> is_first()
@@ -227,7 +229,7 @@ def is_first() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-  """Ends this process without waiting for the others, which then notice it is gone.
+  """Ends this process without waiting for the others, which then notice its end.
 
   Args:
     code: the exit code.
@@ -244,10 +246,10 @@ def leave(code: int) -> NoReturn:
 
 
 class Peers:
-  """The processes of a run, this one among them.
+  """The processes of a run, including this one.
 
   Args:
-    timeout: seconds that the others are waited for where all have to come.
+    timeout: seconds to wait for the others where all processes have to meet.
 
   Example:
     >>> peers = Peers(timeout=300.0)
@@ -260,7 +262,7 @@ class Peers:
     self._timeout = timeout
 
   def agree(self, *, stop: bool, length: int) -> tuple[bool, int]:
-    """Whether any process stops, and the first one's `length`."""
+    """Whether any process stops, and the `length` of the first process."""
     if jax.process_count() == 1:
       return stop, length
     with self.patience("the other processes"):
@@ -284,14 +286,14 @@ class Peers:
     return bytes(self.from_first(np.frombuffer(content, np.uint8))).decode()
 
   def check_same(self, facts: Mapping[str, Any]) -> None:
-    """Refuses processes that were started for different runs.
+    """Checks that all processes were started for the same run.
 
     Args:
-      facts: what has to be the same in all of them, as JSON holds it.
+      facts: JSON values that must be the same in all processes.
 
     Raises:
-      ValueError: in every process; where the facts differ from those of the first one,
-        the message lists each with both values.
+      ValueError: in every process if any differs; in a process that differs from the
+        first one, the message lists each difference with both values.
 
     Example:
       >>> Peers(timeout=300.0).check_same({"seed": 0})
@@ -318,7 +320,7 @@ class Peers:
 
   @contextlib.contextmanager
   def patience(self, whom: str) -> Iterator[None]:
-    """Ends this process if what is inside fails or takes longer than the timeout."""
+    """Ends this process if the block fails or takes longer than the timeout."""
     if jax.process_count() == 1:
       yield
       return
@@ -329,7 +331,7 @@ class Peers:
     try:
       yield
     except (jax.errors.JaxRuntimeError, ValueError, OSError) as error:
-      # Some errors of a connection come as a ValueError.
+      # JAX reports some connection errors as ValueError.
       is_ours = isinstance(error, jax.errors.JaxRuntimeError)
       if "RESOURCE_EXHAUSTED" in str(error):
         raise
@@ -342,6 +344,6 @@ class Peers:
   def _give_up(self, what: str) -> None:
     text = (
       f"\nprocess {jax.process_index()} of {jax.process_count()} {what} and gives up; "
-      "start all of them again, they go on from the last checkpoint\n"
+      "start all processes again to resume from the last checkpoint\n"
     )
-    _end(text, GIVEN_UP)  # An orderly end would wait for them once more.
+    _end(text, GIVEN_UP)  # A normal exit would wait for the others again.

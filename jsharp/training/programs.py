@@ -1,4 +1,4 @@
-"""Training runs as programs of their own: several at a time, stopped together."""
+"""Training runs as separate processes: several at a time, stopped together."""
 
 import concurrent.futures
 import contextlib
@@ -14,7 +14,7 @@ from jsharp._files import open_own
 from jsharp.training.stop_signal import SAME_SECONDS
 
 Command = Callable[[str], Sequence[str]]
-"""`command(program) -> words`, what starts a program."""
+"""`command(program) -> words`, the command that starts a program."""
 
 
 def module_command(program: str) -> list[str]:
@@ -28,14 +28,14 @@ def module_command(program: str) -> list[str]:
 
 
 class Runner:
-  r"""Runs programs with their output in files, and stops them when asked to.
+  r"""Runs programs with their output in files, and stops them on request.
 
-  A program has a session of its own: a terminal's Ctrl-C reaches it through `stop`
-  alone, which asks once, and a second request would end it without saving.
+  Each program has its own session, so a terminal's Ctrl-C reaches it only through
+  `stop`, which signals once; a second signal would end it without saving.
 
   Args:
-    logs: directory of their output; made where it is missing.
-    command: what starts a program.
+    logs: the directory of their output; created if missing.
+    command: the command that starts a program.
 
   Example:
     >>> import tempfile
@@ -57,8 +57,9 @@ class Runner:
     """Runs a program to its end; may be called from several threads.
 
     Args:
-      program: what `command` takes.
-      name: of its file of output, without `.txt`; a file that is there goes on.
+      program: the argument of `command`.
+      name: the name of its output file, without `.txt`; an existing file is appended
+        to.
       arguments: words after the command.
 
     Returns:
@@ -71,8 +72,8 @@ class Runner:
     words = [*self._command(program), *arguments]
     ended: concurrent.futures.Future[int] = concurrent.futures.Future()
 
-    # Signals raise in the main thread. This one starts the program, notes it and waits
-    # for it, so that none of these can be cut short.
+    # Signals raise exceptions in the main thread. This thread starts the program,
+    # registers it and waits for it, so that no signal can interrupt these steps.
     def run() -> None:
       try:
         ended.set_result(self._run(words, self._logs / f"{name}.txt"))
@@ -97,18 +98,18 @@ class Runner:
       return code
 
   def wait_while(self, busy: Callable[[], bool]) -> None:
-    """Waits for what is not a program of this runner, or until `stop` is called.
+    """Waits for something other than this runner's programs, or until `stop`.
 
     Args:
-      busy: whether to go on waiting; asked every second.
+      busy: whether to go on waiting; called every second.
     """
     while not self._stopped and busy():
       time.sleep(1.0)
 
   def stop(self) -> None:
-    """Asks all running programs once to save and to end; waits until they have.
+    """Signals all running programs once to save and exit; waits until they have.
 
-    No further one is started. A second call asks those that still run again.
+    No further programs are started. A second call signals those still running again.
     """
     with self._lock:
       self._stopped = True
@@ -122,15 +123,15 @@ class Runner:
 def run_all(
   calls: Mapping[str, Callable[[], int]], *, jobs: int
 ) -> Iterator[tuple[str, int]]:
-  """Makes several calls, `jobs` at a time, and yields what has ended.
+  """Makes several calls, `jobs` at a time, and yields each result when it is ready.
 
   Args:
-    calls: by name; each returns an exit code.
-    jobs: how many at a time. With 1 they are made in order and in this thread.
+    calls: the calls by name; each returns an exit code.
+    jobs: the number of calls at a time. With 1 they run in order and in this thread.
 
   Returns:
-    `(name, exit code)` in the order of their ends. If the caller stops early or a call
-    raises, no further one is made.
+    `(name, exit code)` in order of completion. If the caller stops early or a call
+    raises, no further calls are made.
 
   Example:
     >>> list(run_all({"a": lambda: 0, "b": lambda: 1}, jobs=1))
@@ -157,8 +158,8 @@ class Interrupted(Exception):
 def interruptible() -> Iterator[None]:
   """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, in the main thread.
 
-  Under nohup, SIGHUP is still ignored. Signals closer than half a second are one: a
-  terminal or a launcher may signal a process and then its group.
+  Under nohup, SIGHUP is still ignored. Signals within half a second count as one, since
+  a terminal or a launcher may signal a process and then its group.
 
   Example:
     >>> with interruptible():
@@ -191,17 +192,17 @@ def interruptible() -> Iterator[None]:
 
 
 def stop_and_wait(stop: Callable[[], None], say: Callable[[str], None]) -> None:
-  """Stops programs, and asks them again whenever another signal arrives meanwhile.
+  """Stops programs, and signals them again whenever another signal arrives.
 
   Args:
-    stop: as `Runner.stop`; a program that is asked twice ends without saving.
-    say: is told what is happening.
+    stop: as `Runner.stop`; a program that is signalled twice ends without saving.
+    say: called with messages about the progress.
 
   Example:
     >>> stop_and_wait(lambda: None, print)
-    the runs save what they have; once more to end them without
+    the runs are saving; repeat the signal to end them without saving
   """
-  what = "the runs save what they have; once more to end them without"
+  what = "the runs are saving; repeat the signal to end them without saving"
   while True:
     try:
       say(what)

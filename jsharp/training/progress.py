@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar, plain lines, TensorBoard curves."""
+"""The progress display of a run: a bar, plain lines, TensorBoard curves."""
 
 import contextlib
 import importlib
@@ -14,18 +14,18 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-  """A progress bar on a terminal, a plain line now and then anywhere else.
+  """A progress bar on a terminal, plain lines elsewhere.
 
   Args:
     num_steps: meta-steps of the whole run.
     step: meta-steps already taken.
-    bar: True for the bar, False for silence; None decides by whether standard
-      error is a terminal, with a line every 10 seconds where it is not.
-    unit: what a step takes several of.
+    bar: True for the bar, False for no output; None for the bar if standard error is a
+      terminal, otherwise a line every 10 seconds.
+    unit: the name of what a step processes, such as "tasks".
 
   Example:
     >>> import contextlib, io
-    >>> with contextlib.redirect_stderr(io.StringIO()):  # not a terminal
+    >>> with contextlib.redirect_stderr(io.StringIO()):  # Not a terminal.
     ...   progress = Progress(100, step=0, bar=None)
     >>> progress.validated(10, {"val_loss": 1.5}, is_best=True)
     step 10: val_loss 1.5000 (best so far)
@@ -58,7 +58,7 @@ class Progress:
 
   @contextlib.contextmanager
   def _drawing(self) -> Iterator[None]:
-    """Goes on without a bar where its terminal is gone."""
+    """Continues without a bar if its terminal is gone."""
     try:
       yield
     except (OSError, ValueError):  # ValueError: the file is closed.
@@ -68,7 +68,7 @@ class Progress:
   def update(
     self, step: int, metrics: dict[str, float], *, tasks_per_second: float
   ) -> None:
-    """Shows where training is.
+    """Shows the progress of training.
 
     Args:
       step: meta-steps taken so far.
@@ -95,7 +95,7 @@ class Progress:
     self.note(f"step {step}: {_listed(metrics)}{' (best so far)' if is_best else ''}")
 
   def note(self, text: str) -> None:
-    """Prints a line, above the bar where there is one."""
+    """Prints a line, above the bar if there is one."""
     if self._bar is not None:
       with self._drawing():
         self._bar.write(text, file=sys.stderr)
@@ -103,19 +103,19 @@ class Progress:
       tell(text)
 
   def close(self) -> None:
-    """Leaves the terminal as it was."""
+    """Removes the bar from the terminal."""
     if self._bar is not None:
       with self._drawing():
         self._bar.close()
 
 
 class EventFiles:
-  """TensorBoard event files where tensorboardX is installed, else nothing.
+  """TensorBoard event files if tensorboardX is installed, otherwise nothing.
 
   Args:
-    directory: where they are written.
-    step: meta-steps already taken; TensorBoard hides what an earlier attempt
-      recorded after it.
+    directory: the directory of the files.
+    step: meta-steps already taken; TensorBoard hides later records of an earlier
+      attempt.
 
   Example:
     >>> import importlib.util, tempfile

@@ -1,4 +1,4 @@
-"""What a run records while it trains, and how it goes on after being cut."""
+"""The records that a run writes during training, and their continuation on resume."""
 
 import dataclasses
 import time
@@ -15,17 +15,17 @@ from jsharp.training.run_directory import RunDirectory
 
 @dataclasses.dataclass
 class Ledger:
-  """Saved in every checkpoint, so that the records go on as if never cut.
+  """The state of the records, saved in every checkpoint so that they can be resumed.
 
   Attributes:
-    num_records: lines of `metrics.jsonl`; later ones belong to steps not saved.
+    num_records: lines of `metrics.jsonl`; later lines belong to steps not saved.
     logged_step: the step of the last training line.
     validated_step: the step of the last validation.
     sums: per metric, the sum over the steps since the last line of the means over
       tasks, in float64.
-    num_summed: how many steps these are.
+    num_summed: the number of these steps.
     num_tasks: tasks trained on so far.
-    seconds: the time that took, without compilation and validation.
+    seconds: their training time, without compilation and validation.
   """
 
   num_records: int = 0
@@ -41,16 +41,16 @@ class Records:
   """Writes `metrics.jsonl`, TensorBoard events and the progress display.
 
   Args:
-    run: the run's folder.
-    saved: the ledger of the checkpoint that training goes on from, as a dict; None
-      for a new run. Lines of `metrics.jsonl` after it are cut.
+    run: the run's directory.
+    saved: the ledger of the checkpoint that training resumes from, as a dict; None for
+      a new run. Later lines of `metrics.jsonl` are cut.
     step: meta-steps already taken.
     num_steps: meta-steps of the whole run.
     progress: as for `train`.
     unit: as for `train`.
 
   Attributes:
-    ledger: what to save in a checkpoint.
+    ledger: the state to save in a checkpoint.
 
   Example:
     >>> import tempfile
@@ -79,7 +79,7 @@ class Records:
       self.ledger = Ledger(**(saved or {}))
     except TypeError as error:
       raise FileError(
-        f"the newest checkpoint of {run.path} holds records of another version "
+        f"the newest checkpoint of {run.path} has records of another version of jsharp "
         f"({error}); use the version that wrote it"
       ) from error
     self._run = run
@@ -89,23 +89,23 @@ class Records:
     self._progress = Progress(num_steps, step=step, bar=progress, unit=unit)
     self._events = EventFiles(run.path / "tensorboard", step=step)
     if saved:
-      self.note(f"going on from step {step} of {run.path}")
+      self.note(f"resuming from step {step} of {run.path}")
 
   def _cut(self, *, is_new: bool) -> None:
-    """Cuts the records after the checkpoint; none of those before it may be missing."""
+    """Cuts the records after the checkpoint; warns if earlier ones are missing."""
     found, ledger = self._run.num_metrics(), self.ledger
     if is_new and found:
       logging.warning(
-        "%s has no checkpoint: training begins at step 0 again. The %d records of the "
-        "start before are kept in metrics.jsonl.before",
+        "%s has no checkpoint: training starts at step 0 again. The %d records of the "
+        "earlier start are kept in metrics.jsonl.before",
         self._run.path,
         found,
       )
       self._run.keep_metrics("metrics.jsonl.before")
     if found < ledger.num_records:
       logging.warning(
-        "%s has %d of the %d records that its checkpoint knows of; they are missing in "
-        "metrics.jsonl and in the curves, and nowhere else",
+        "%s has %d of the %d records that its checkpoint expects; the others are "
+        "missing only in metrics.jsonl and in the curves",
         self._run.path,
         found,
         ledger.num_records,
@@ -114,11 +114,11 @@ class Records:
     self._run.truncate_metrics(ledger.num_records)
 
   def note(self, text: str) -> None:
-    """Tells the person who watches."""
+    """Prints a line in the progress display."""
     self._progress.note(text)
 
   def add(self, step: int, done: Done) -> None:
-    """Adds a dispatch that ended at `step`; how steps are grouped changes no sum."""
+    """Adds a dispatch that ended at `step`; sums do not depend on the grouping."""
     ledger = self.ledger
     for name, rows in done.metrics.items():
       for value in rows.mean(axis=1, dtype=np.float64).tolist():
@@ -151,11 +151,11 @@ class Records:
     self.ledger.validated_step = step
 
   def tasks_per_second(self) -> float:
-    """The speed over all of the run; 0 before the first step."""
+    """The speed over the whole run; 0 before the first step."""
     return self.ledger.num_tasks / max(self.ledger.seconds, 1e-9)
 
   def close(self) -> None:
-    """Leaves the terminal as it was."""
+    """Closes the display and the event files."""
     self._progress.close()
     self._events.close()
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its identity, its metrics, its lock against two writers."""
+"""The directory of one run: its identity, its metrics, and its lock."""
 
 import errno
 import fcntl
@@ -19,20 +19,20 @@ _FORMAT = 1
 _IDENTITY = "run.json"
 _LOCK = "lock"
 _METRICS = "metrics.jsonl"
-_DIGEST = "sha256"  # of a record; its first 16 digits
+_DIGEST = "sha256"  # The key of a record's digest, of 16 digits.
 _MAX_METRICS_BYTES = 2**32
 
 
 class RunDirectory:
-  """One run's folder, held by one process; a context manager.
+  """One run's directory, locked by one process; a context manager.
 
-  Made by `RunDirectory.open`. It holds `run.json` (what the run is),
-  `metrics.jsonl` (a line per record) and whatever else the run writes. Before every
-  write it checks that the folder still is the one that it has opened.
+  Created by `RunDirectory.open`. It contains `run.json` (the run's identity),
+  `metrics.jsonl` (one line per record) and everything else that the run writes. Before
+  every write it checks that the directory is still the one that was opened.
 
   Attributes:
-    path: the folder.
-    digest: of the identity, which the checkpoints of the run carry.
+    path: the directory.
+    digest: the digest of the identity, which the run's checkpoints store.
 
   Example:
     >>> import tempfile
@@ -54,22 +54,24 @@ class RunDirectory:
   def open(
     cls, path: str | os.PathLike[str], *, identity: dict[str, Any]
   ) -> "RunDirectory":
-    """Creates the folder of a run, or opens it again to go on.
+    """Creates the directory of a run, or opens it again to resume the run.
 
     Args:
-      path: the folder; it and its parents are created where missing.
-      identity: everything that changes the meaning of the run, by flag name; values
-        that JSON holds. What may change between two starts (the number of steps,
-        how often to log) is left out.
+      path: the directory; it and its parents are created if missing.
+      identity: everything that changes the meaning of the run, by flag name, as JSON
+        values. Settings that may change between two starts (the number of steps, how
+        often to log) are left out.
 
     Returns:
-      The folder, locked until `close`; a torn last line of `metrics.jsonl` is gone.
+      The directory, locked until `close`. An incomplete last line of `metrics.jsonl` is
+      removed.
 
     Raises:
-      ValueError: if the folder belongs to a run with another identity (the message
-        lists each flag with both values), holds other things, or a damaged `run.json`.
+      ValueError: if the directory belongs to a run with another identity (the message
+        lists each flag with both values), or contains other files or a damaged
+        `run.json`.
       BlockingIOError: if another process is writing there.
-      OSError: if the folder cannot be created or written.
+      OSError: if the directory cannot be created or written.
     """
     path = pathlib.Path(path)
     try:
@@ -78,14 +80,14 @@ class RunDirectory:
       ours = {_LOCK, f"{_LOCK}.tmp", f"{_IDENTITY}.tmp"}
       if _IDENTITY not in present and not present <= ours:
         raise ValueError(
-          f"run_dir={path} holds other things ({', '.join(sorted(present - ours)[:3])})"
-          f" and no {_IDENTITY}; give an empty or a new directory"
+          f"run_dir={path} has other files ({', '.join(sorted(present - ours)[:3])})"
+          f" and no {_IDENTITY}; pass an empty or a new directory"
         )
       lock = _files.open_own(path / _LOCK)
     except OSError as error:
       raise type(error)(
         error.errno,
-        f"cannot write to run_dir={path} ({error.strerror}); give a directory that can "
+        f"cannot write to run_dir={path} ({error.strerror}); pass a directory that can "
         "be created and written",
       ) from error
     _hold(lock, path)
@@ -99,7 +101,7 @@ class RunDirectory:
     return run
 
   def close(self) -> None:
-    """Lets another process write."""
+    """Releases the lock, so that another process can write."""
     self._lock.close()
 
   def __enter__(self) -> Self:
@@ -114,10 +116,10 @@ class RunDirectory:
     self.close()
 
   def check_owned(self) -> None:
-    """Refuses to go on in a folder that was deleted or replaced meanwhile.
+    """Checks that the directory was not deleted or replaced since it was opened.
 
     Raises:
-      FileNotFoundError: if the lock on the disk is not the one that is held.
+      FileNotFoundError: if the lock file on disk is not the one that is locked.
     """
     held = os.fstat(self._lock.fileno())
     try:
@@ -131,8 +133,8 @@ class RunDirectory:
     raise FileNotFoundError(
       errno.ENOENT,
       f"run_dir={self.path} was deleted or replaced while this run was writing there; "
-      "nothing more is written. Start it again, with another run_dir if a new run is "
-      "there now",
+      "nothing more is written. Start the run again, with another run_dir if a new run "
+      "uses this one now",
     ) from cause
 
   def append_metrics(self, record: dict[str, Any]) -> None:
@@ -141,7 +143,7 @@ class RunDirectory:
     Its last key is a digest of the others.
 
     Args:
-      record: numbers by name; NaN and infinity become null, as JSON lacks them.
+      record: numbers by name; NaN and infinity, which JSON lacks, become null.
 
     Raises:
       OSError: if it cannot be written; the message names the file.
@@ -178,21 +180,21 @@ class RunDirectory:
     return len(self._metrics_lines())
 
   def truncate_metrics(self, num_records: int) -> None:
-    """Keeps the first `num_records` records: a count, where a step is ambiguous.
+    """Keeps the first `num_records` records.
 
-    Two records may belong to one step (training and validation), of which a
-    checkpoint may have seen one.
+    A count, because a step would be ambiguous: it may have a training and a validation
+    record, and a checkpoint may have been saved between the two.
     """
     lines = self._metrics_lines()
     if len(lines) > num_records:
       self.write(_METRICS, b"".join(lines[:num_records]))
 
   def keep_metrics(self, name: str) -> None:
-    """Copies `metrics.jsonl` to the file `name` of the folder."""
+    """Copies `metrics.jsonl` to the file `name` in the directory."""
     self.write(name, b"".join(self._metrics_lines()))
 
   def write(self, name: str, content: bytes) -> None:
-    """Writes the file `name` of the folder, all or nothing.
+    """Writes the file `name` in the directory atomically.
 
     Raises:
       OSError: if it cannot be written; the message names it.
@@ -201,14 +203,14 @@ class RunDirectory:
     write_atomically(self.path / name, content)
 
   def write_json(self, name: str, obj: dict[str, Any]) -> None:
-    """Writes a table as JSON to the file `name` of the folder, all or nothing."""
+    """Writes a dict as JSON to the file `name` in the directory atomically."""
     _files.write_json(self.path / name, obj, lambda _, text: self.write(name, text))
 
   def read_json(self, name: str) -> dict[str, Any]:
-    """Reads what `write_json` wrote.
+    """Reads a file written by `write_json`.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if it does not exist.
       ValueError: if it is damaged; the message names it.
     """
     try:
@@ -225,14 +227,14 @@ class RunDirectory:
     recorded = self.read_json(_IDENTITY)
     if recorded.get("format") != _FORMAT:
       raise FileError(
-        f"{self.path / _IDENTITY} has format {recorded.get('format')}, this version "
-        f"reads {_FORMAT}; use the version that wrote it, or another run_dir"
+        f"{self.path / _IDENTITY} has format {recorded.get('format')}, but this "
+        f"version reads {_FORMAT}; use the version that wrote it, or another run_dir"
       )
     before = recorded.get("identity")
     if not isinstance(before, dict):
       raise FileError(
-        f"{self.path / _IDENTITY} is damaged: it holds no identity; restore a copy of "
-        "it, or start over with another run_dir"
+        f"{self.path / _IDENTITY} is damaged: it has no identity; restore it from a "
+        "copy, or start over with another run_dir"
       )
     absent = object()
     differing = [
@@ -244,7 +246,7 @@ class RunDirectory:
       raise ValueError(
         f"run_dir={self.path} belongs to a run with other settings:\n"
         + "\n".join(differing)
-        + "\nGo on with the settings there, or start anew with another run_dir"
+        + "\nUse these settings to resume it, or start a new run with another run_dir"
       )
 
   def _metrics_lines(self) -> list[bytes]:
@@ -253,14 +255,14 @@ class RunDirectory:
     return (content or b"").splitlines(keepends=True)
 
   def _drop_damaged_lines(self) -> None:
-    """A kill or a power cut while appending leaves half a line, a bad disk any line."""
+    """Drops lines damaged by a kill or power failure while appending, or a bad disk."""
     lines = self._metrics_lines()
     path = self.path / _METRICS
     whole = [line for line in lines if _is_whole(line)]
     if len(whole) == len(lines):
       return
     if whole == lines[:-1] and not lines[-1].endswith(b"\n"):
-      logging.warning("dropped a torn last line of %s", path)
+      logging.warning("dropped an incomplete last line of %s", path)
     else:
       aside = f"{_METRICS}.damaged"
       self.keep_metrics(aside)
@@ -275,10 +277,10 @@ class RunDirectory:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-  """A record without its digest; those of earlier versions have none."""
+  """A record without its digest; records of earlier versions have none."""
   record = json.loads(line)
   if not isinstance(record, dict):
-    raise ValueError("it holds no table")
+    raise ValueError("it is not a JSON object")
   digest = record.pop(_DIGEST, None)
   if digest is None and re.search(rb'"[0-9a-f]{16}"}\s*$', line):
     raise ValueError("the key of its SHA-256 is damaged")
@@ -296,7 +298,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:
-  """The number of the process that holds a run's folder; None if there is none.
+  """The ID of the process that has locked a run's directory; None if there is none.
 
   Raises:
     OSError: if the lock cannot be read.
@@ -331,19 +333,19 @@ def _hold(lock: BinaryIO, path: pathlib.Path) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     if not isinstance(error, BlockingIOError):
-      what = f"cannot lock run_dir={path} ({error.strerror}); give one on another disk"
+      what = f"cannot lock run_dir={path} ({error.strerror}); use another file system"
       raise type(error)(error.errno, what) from error
     lock.seek(0)
     holder = lock.read().decode(errors="replace").strip()
     lock.close()
     raise BlockingIOError(
       error.errno,
-      f"run_dir={path} is in use by process {holder}; wait for it, or give another "
+      f"run_dir={path} is in use by process {holder}; wait for it, or pass another "
       "run_dir",
     ) from error
   try:
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n".encode())
     lock.flush()
-  except OSError:  # A full disk: the lock is held all the same.
-    logging.warning("the lock of %s does not say who holds it", path)
+  except OSError:  # A full disk; the lock is still held.
+    logging.warning("the lock file of %s does not name its process", path)

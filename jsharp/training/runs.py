@@ -1,4 +1,4 @@
-"""Whole runs as descriptions: data, tasks, learner, loop and machine."""
+"""Descriptions of whole runs: data, tasks, learner, loop and machine."""
 
 import dataclasses
 import pathlib
@@ -48,7 +48,7 @@ from jsharp.types import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnyRun(Options):
-  """What every run is made of: where it lies and what it runs on."""
+  """Base class of all runs, with their directory and machine options."""
 
   kind: ClassVar[str] = "run"
 
@@ -57,21 +57,21 @@ class AnyRun(Options):
 
   @property
   def num_tasks(self) -> int | None:
-    """Tasks per step that devices can share; None if there is nothing to share."""
+    """Tasks per step that devices can share; None if a step cannot be divided."""
     return None
 
   def asked(self) -> dict[str, Any]:
-    """What the result of the finished run has to report, for being what is asked."""
+    """The values that the finished run's result must have to count as this run."""
     return {}
 
   def comparable(self) -> dict[str, Any]:
-    """What finished runs must share to be compared, by name: how they are tested."""
+    """The test settings that finished runs must share to be compared, by name."""
     return select(self, lambda field: field.shared and field.identity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaRun(AnyRun):
-  """What every run that meta-learns is made of."""
+  """Base class of runs that meta-learn."""
 
   algorithm: Algorithm = option()
   sharpness: Sharpness = option()
@@ -81,15 +81,15 @@ class MetaRun(AnyRun):
   testing: Testing = option(role=Role.TESTING)
 
   def complete(self) -> None:
-    """Refuses a memory budget that decides on what the algorithm says."""
+    """Rejects a memory budget together with `second_order`."""
     algorithm, budget = self.algorithm, self.machine.memory_budget
     mode = "stored"
     if isinstance(algorithm, SecondOrderOptions):
       mode = algorithm.second_order
     if budget is not None and mode != "stored":
       raise ValueError(
-        f"--memory_budget decides on --second_order, got --second_order={mode} too; "
-        "drop one of them"
+        f"--memory_budget chooses --second_order, but --second_order={mode} is given "
+        "too; drop one of them"
       )
 
   @property
@@ -103,7 +103,7 @@ class MetaRun(AnyRun):
     }
 
   def comparable(self) -> dict[str, Any]:
-    """What runs must share to be compared: how they are tested, and their network."""
+    """The test settings and the network that runs must share to be compared."""
     network = select(self.network, lambda field: True, "network.")
     return {**super().comparable(), "network": self.network.name, **network}
 
@@ -115,7 +115,7 @@ class MetaRun(AnyRun):
     input_shape: tuple[int, ...],
     source: ImageSource | None = None,
   ) -> Description:
-    """What the run trains, once its inputs are known; see `Description`."""
+    """The description of the learner, given its inputs; see `Description`."""
     return Description(
       algorithm=self.algorithm,
       network=self.network,
@@ -129,10 +129,10 @@ class MetaRun(AnyRun):
     )
 
   def check(self, *, problem: Literal["classification", "regression"]) -> None:
-    """Refuses an algorithm that does not go with the rest of the run.
+    """Checks that the algorithm fits the rest of the run.
 
     Raises:
-      ValueError: naming the option and the fix.
+      ValueError: if it does not; the message names the option and the fix.
     """
     check_parts(
       self.algorithm,
@@ -143,7 +143,7 @@ class MetaRun(AnyRun):
     )
 
   def loop(self) -> dict[str, Any]:
-    """Keyword arguments of `jsharp.train`: how long, how many tasks, what is kept."""
+    """Keyword arguments of `jsharp.train`: steps, tasks, and what is kept."""
     training = self.training
     return {
       "num_steps": training.num_steps,
@@ -155,8 +155,8 @@ class MetaRun(AnyRun):
     }
 
   def leaner(self) -> Iterator[tuple[Self, dict[str, Any]]]:
-    """The same run in less memory, the fastest way first, and what each chooses."""
-    if jax.default_backend() == "cpu":  # one task at a time is fastest and leanest
+    """Equivalent runs with less memory, fastest first, with the options of each."""
+    if jax.default_backend() == "cpu":  # One task at a time is fastest and smallest.
       chunks = [1]
     else:
       chunks = [self.training.num_tasks // (self.machine.num_devices or 1)]
@@ -172,7 +172,7 @@ class MetaRun(AnyRun):
         yield self.replace(algorithm=algorithm, machine=machine), chosen
 
   def protocol(self) -> dict[str, Any]:
-    """What, of the learner and its training, a reader of a result must know."""
+    """The facts about the learner and its training to report with a result."""
     own = select(self.algorithm, lambda field: field.role is not Role.MACHINE)
     steps = ("num_inner_steps", "num_eval_inner_steps", "inner_optimizer", "inner_lr")
     inner = {name: own.pop(name) for name in steps if name in own}
@@ -201,12 +201,12 @@ class MetaRun(AnyRun):
 
   @property
   def words(self) -> list[str]:
-    """What the run is called after its algorithm."""
+    """The words that follow the algorithm in the run's name."""
     name, sharpness = self.algorithm.name, self.sharpness.sharpness
     return [name] if sharpness == "none" else [name, f"sharp_{sharpness}"]
 
   def phases(self) -> list[tuple[float, float]]:
-    """`(end, gradients per task)` of each phase, the mean over the kinds of task."""
+    """`(end, gradients per task)` for each phase, averaged over the kinds of task."""
     each = [
       self.algorithm.phases(support, query, self.sharpness)
       for support, query in self.examples()
@@ -234,21 +234,21 @@ class FewShotRun(MetaRun):
   tasks: Tasks = option(role=Role.TESTING)
 
   def complete(self) -> None:
-    """Refuses several seeds with several kinds of task."""
+    """Checks the normalisation, and several seeds with several kinds of task."""
     super().complete()
     object.__setattr__(self, "data", self.data.for_training())
     self.check(problem="classification")
     if self.network.needs_pretraining and self.initial.init_from is None:
       raise ValueError(
-        "--norm=frozen normalises by the running averages of pretraining, and there "
-        "are none; give --init_from, or another --norm"
+        "--norm=frozen normalises by the running averages of pretraining, but there "
+        "are none; pass --init_from, or another --norm"
       )
-    if not self.algorithm.meta_learns:  # A step only measures.
+    if not self.algorithm.meta_learns:  # A step only computes metrics.
       object.__setattr__(self, "training", self.training.replace(num_steps=1))
     if self.training.num_seeds > 1 and len(self.tasks.training()) > 1:
       raise ValueError(
-        f"--num_seeds={self.training.num_seeds} goes with one kind of task; train "
-        "several ways and shots one seed after another"
+        f"--num_seeds={self.training.num_seeds} supports only one kind of task; with "
+        "several ways or shots train one seed after another"
       )
 
   def examples(self) -> list[tuple[int, int]]:
@@ -258,7 +258,7 @@ class FewShotRun(MetaRun):
     """The splits "train", "val" and "test", on the host.
 
     Raises:
-      ValueError: if the data are not what the description says.
+      ValueError: if the data do not match the description.
       OSError: if they cannot be read.
     """
     return load_with_test(
@@ -270,7 +270,7 @@ class FewShotRun(MetaRun):
 
   @property
   def folder(self) -> str:
-    """The last part of the directory that the data lie in; empty without files."""
+    """The last part of the data's directory; empty for data without files."""
     data_dir = self.placement.data_dir
     if not self.data.files or not data_dir:
       return ""
@@ -278,7 +278,7 @@ class FewShotRun(MetaRun):
 
   @property
   def data_name(self) -> str:
-    """What the data are called: by their folder where any images can lie there."""
+    """The name of the data: of the dataset or, for images of one's own, the folder."""
     return self.folder if self.data.holds_any and self.folder else self.data.name
 
   def protocol(self) -> dict[str, Any]:
@@ -322,18 +322,18 @@ class SineRun(MetaRun):
   tasks: SineTasks = option(role=Role.TESTING)
 
   def complete(self) -> None:
-    """Refuses what is for classes."""
+    """Rejects options for classification."""
     super().complete()
     self.check(problem="regression")
     if self.training.ensemble > 1:
       raise ValueError(
-        f"--ensemble={self.training.ensemble} averages class probabilities, and "
+        f"--ensemble={self.training.ensemble} averages class probabilities, but "
         "sinusoid is a regression; drop it"
       )
     if self.training.num_seeds > 1:
       raise ValueError(
-        f"--num_seeds={self.training.num_seeds} is for images; train sine waves one "
-        "seed after another"
+        f"--num_seeds={self.training.num_seeds} supports only images; train sine waves "
+        "one seed after another"
       )
 
   def examples(self) -> list[tuple[int, int]]:
@@ -353,16 +353,16 @@ class ControlRun(MetaRun):
   tasks: GoalTasks = option(role=Role.TESTING)
 
   def complete(self) -> None:
-    """Refuses what is for images."""
+    """Rejects options for images."""
     super().complete()
     _ = self.policy
     for name in ("ensemble", "num_seeds"):
       if (number := getattr(self.training, name)) > 1:
-        raise ValueError(f"--{name}={number} is for images; leave it out")
+        raise ValueError(f"--{name}={number} supports only images; leave it out")
 
   @property
   def policy(self) -> PolicyDescription:
-    """What the run trains."""
+    """The description of the policy that the run trains."""
     return PolicyDescription(
       algorithm=self.algorithm,
       network=self.network,
@@ -422,20 +422,20 @@ class OrdinaryRun(AnyRun):
   machine: Machine = option(Machine(), role=Role.MACHINE)
 
   def complete(self) -> None:
-    """Refuses what needs all images in memory, where they are streamed."""
+    """Rejects options that need all images in memory if they are streamed."""
     if self.data.streamed and self.preparation.relabel:
       raise ValueError(
-        f"--relabel={self.preparation.relabel} keeps a probability of every class for "
-        f"every training image, and --dataset={self.data.name} is streamed; leave the "
-        "flag out, or relabel a smaller dataset"
+        f"--relabel={self.preparation.relabel} stores the probability of every class "
+        f"for every training image, but --dataset={self.data.name} is streamed; leave "
+        "the flag out, or relabel a smaller dataset"
       )
 
   def protocol(self, splits: Splits, params: Params) -> dict[str, Any]:
-    """What a reader of the figures must know.
+    """The facts to report with a result.
 
     Args:
-      splits: what was made of the dataset.
-      params: of the network.
+      splits: the prepared splits of the dataset.
+      params: the network's parameters.
     """
 
     def named(part: Options, name: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stopping in an orderly way on SIGTERM, SIGHUP and Ctrl-C."""
+"""Graceful stopping on SIGTERM, SIGHUP and Ctrl-C."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from jsharp import _early
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 SAME_SECONDS = 0.5
-"""Signals closer than this are one: a launcher signals a process and then its group."""
+"""Signals within this time count as one, for launchers that signal a group too."""
 
 
 class StopRequested(Exception):
@@ -26,12 +26,11 @@ class StopSignal:
   """Turns the first SIGTERM, SIGHUP or Ctrl-C into a request, the second into an exit.
 
   Inside `with StopSignal() as stop:` (main thread only) the first signal sets
-  `stop.requested`, which loops look at: as soon as Python runs in the main thread,
-  however late the thread that watches gets its turn. The second ends the process at
-  once with 128 + its own number, even in the middle of a compilation: for that a
-  thread of its own watches. Signals closer than `SAME_SECONDS` are one. Leaving the
-  block brings the previous handlers back. Never entered, it is a switch that only
-  `request` sets.
+  `stop.requested`, which loops check, as soon as Python runs in the main thread. The
+  second signal ends the process at once with exit code 128 + its number, even during a
+  compilation, because a separate thread watches for it. Signals within `SAME_SECONDS`
+  count as one. Leaving the block restores the previous handlers. Without entering the
+  block, it is a flag that only `request` sets.
 
   Example:
     >>> stop = StopSignal()
@@ -54,7 +53,7 @@ class StopSignal:
 
   @property
   def exit_code(self) -> int:
-    """What to exit with: 128 + the signal (143 after SIGTERM), 0 without one."""
+    """The exit code: 128 + the signal (143 after SIGTERM), 0 without a signal."""
     return 0 if self._signum is None else 128 + self._signum
 
   def request(self, signum: int = signal.SIGTERM) -> None:
@@ -62,7 +61,7 @@ class StopSignal:
     self._signum = int(signum)
 
   def check(self) -> None:
-    """Call it between the parts of anything that takes more than a second.
+    """Raises if a stop was requested; call it at least once a second in long work.
 
     Raises:
       StopRequested: if a stop was requested.
@@ -72,7 +71,7 @@ class StopSignal:
 
   @contextlib.contextmanager
   def ending_at_once(self) -> Iterator[None]:
-    """While nothing is unsaved, the first signal ends the process as the second does.
+    """Lets the first signal end the process at once, while nothing is unsaved.
 
     Example:
       >>> with StopSignal().ending_at_once():
@@ -88,14 +87,14 @@ class StopSignal:
     _early.check()
     self._reader, self._writer = socket.socketpair()
     self._writer.setblocking(False)
-    # Python runs its handlers only between two bytecodes, which may be a minute
-    # away in a compilation; the file descriptor is written to at once.
+    # Python runs handlers only between two bytecodes, which may take a minute during a
+    # compilation; the file descriptor is written to at once.
     self._previous_descriptor = signal.set_wakeup_fd(
       self._writer.fileno(), warn_on_full_buffer=False
     )
     for signum in _SIGNALS:
       if signal.getsignal(signum) is signal.SIG_IGN:
-        continue  # Under nohup and the like the caller does not want it heard.
+        continue  # Ignored signals stay ignored, as under nohup.
       self._previous[signum] = signal.signal(signum, self._handle)
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
@@ -120,7 +119,7 @@ class StopSignal:
       self.request(signum)
 
   def _watch(self) -> None:
-    first: float | None = None  # A request from inside is no signal.
+    first: float | None = None  # A request from inside is not a signal.
     while received := self._reader.recv(1):
       signum = received[0]
       if signum not in _SIGNALS:
@@ -136,12 +135,12 @@ class StopSignal:
         first = now
         self._handle(signum, None)
         _say(
-          f"\n{signal.Signals(signum).name}: saving and stopping, after the "
-          "compilation if there is one; once more to stop at once\n"
+          f"\n{signal.Signals(signum).name}: saving and stopping, after a running "
+          "compilation; repeat the signal to stop at once\n"
         )
 
 
 def _say(text: str) -> None:
-  """Past every buffer: the process may be gone in the next moment."""
-  with contextlib.suppress(OSError):  # Nobody may be reading any more.
+  """Prints without buffering, since the process may end at any moment."""
+  with contextlib.suppress(OSError):  # The reader may be gone.
     os.write(2, text.encode())

@@ -77,7 +77,7 @@ class CostTest(parameterized.TestCase):
     class New(Algorithm):
       name: ClassVar[str] = "new"
 
-    with self.assertRaisesRegex(ValueError, "--algorithm=new has no price"):
+    with self.assertRaisesRegex(ValueError, "--algorithm=new does not define its cost"):
       New().phases(5, 5, Sharpness())
 
 

@@ -90,7 +90,7 @@ class LanczosTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "num_steps must be an integer"):
       lanczos(lambda v: v, jnp.zeros(2), 0, KEY)
     mixed = {"a": jnp.zeros(2), "b": jnp.zeros(2, jnp.bfloat16)}
-    with self.assertRaisesRegex(ValueError, "dtypes .*bfloat16.*cast the leaves"):
+    with self.assertRaisesRegex(ValueError, "dtypes .*bfloat16.*cast all leaves"):
       lanczos(lambda v: v, mixed, 1, KEY)
 
 

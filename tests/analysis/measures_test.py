@@ -43,7 +43,7 @@ class MeasuresTest(absltest.TestCase):
     self.assertGreater(len(calls), len(found))
 
   def test_refuses_radii(self):
-    with self.assertRaisesRegex(ValueError, "radii.*needs positive numbers"):
+    with self.assertRaisesRegex(ValueError, "radii.*must be positive numbers"):
       Measures(radii=(0.0,))
     with self.assertRaisesRegex(ValueError, "trace_samples=1: .*at least 2"):
       Measures(trace_samples=1)

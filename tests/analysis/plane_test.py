@@ -81,7 +81,7 @@ class PlaneTest(parameterized.TestCase):
     self.assertEqual(square_axes(paths, 1)[1][0].tolist(), [0])
 
   @parameterized.parameters(
-    ({"dimensions": "1"}, "no line; take --dimensions=2"),
+    ({"dimensions": "1"}, "not a line; use --dimensions=2"),
     ({"orthogonal": True}, "leave --orthogonal out"),
     ({"keep_vectors": True}, "leave --keep_vectors out"),
     ({"grid": 0}, "grid=0: .*at least 1"),

@@ -39,7 +39,7 @@ class ProjectionTest(absltest.TestCase):
 
   def test_refusals(self):
     w = jnp.array([1.0, 2.0])
-    with self.assertRaisesRegex(ValueError, "span no plane.*orthogonal_to"):
+    with self.assertRaisesRegex(ValueError, "do not span a plane.*orthogonal_to"):
       project([w], w, w, 2 * w)
     with self.assertRaisesRegex(ValueError, "on one line"):
       principal_directions([w, 2 * w], 0 * w)
@@ -53,7 +53,7 @@ class ProjectionTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "on one line"):
       principal_directions(points, centre)
     third = jax.tree.map(lambda x: x / 3, way)
-    with self.assertRaisesRegex(ValueError, "span no plane"):
+    with self.assertRaisesRegex(ValueError, "do not span a plane"):
       project(points, centre, way, third)
 
 

@@ -89,7 +89,7 @@ class EvaluateTest(parameterized.TestCase):
     written = path.stat().st_mtime_ns
     code, out, err = self.call(*arguments, model="protonet1")
     self.assertEqual((code, path.stat().st_mtime_ns), (0, written))
-    self.assertIn("has it already", err)
+    self.assertIn("already has this evaluation", err)
     self.assertIn("test accuracy", out)
     code, _, err = self.call("--way=3", "--eval_name=once", model="protonet1")
     self.assertEqual((code, path.stat().st_mtime_ns), (2, written))
@@ -159,7 +159,7 @@ class EvaluateTest(parameterized.TestCase):
     code, out, err = self.call("--table", model="changed")
     self.assertEqual((code, out), (2, ""))
     self.assertRegex(
-      err, "changed/evaluations/.*is of other parameters than .* has now"
+      err, "changed/evaluations/.*belongs to other parameters than those of .* now"
     )
 
   def test_nothing_is_measured_that_cannot_be_written_or_means_nothing(self):
@@ -203,7 +203,7 @@ class EvaluateTest(parameterized.TestCase):
     (["--dataset=omniglot"], "protonet0", "--data_dir"),
     (["--way=1"], "protonet0", "way"),
     (["--eval_name=../escape"], "protonet0", "eval_name"),
-    ([], "nowhere", "holds no learner"),
+    ([], "nowhere", "does not contain a learner"),
   )
   def test_refuses(self, arguments, model, message):
     code, out, err = self.call(*arguments, model=model)
@@ -223,7 +223,7 @@ class EvaluateTest(parameterized.TestCase):
     self.assertIn("no evaluations yet", self.call("--table", model="waves")[2])
     (self.root / "waves" / "evaluations").mkdir()
     (self.root / "waves" / "evaluations" / "x.json").write_text("{")
-    self.assertIn("x.json is no evaluation", self.call("--table", model="waves")[2])
+    self.assertIn("x.json is not an evaluation", self.call("--table", model="waves")[2])
 
 
 if __name__ == "__main__":

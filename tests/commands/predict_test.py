@@ -73,7 +73,7 @@ class PredictTest(parameterized.TestCase):
       self.assertEndsWith(row[-1], " %")
     self.assertIn("ant hill, sea, sky", err)
     self.assertIn("adapted to 6 examples in", err)
-    self.assertNotIn("like their folder", err)
+    self.assertNotIn("match the name of their folder", err)
 
   def test_csv_and_json_have_the_same_figures(self):
     image = self.root / "new" / "sea.png"
@@ -104,7 +104,7 @@ class PredictTest(parameterized.TestCase):
   def test_folders_that_are_called_after_classes_are_the_truth(self):
     code, out, err = self.call(f"--images={self.root / 'known'}")
     self.assertEqual((code, out.count("\n")), (0, 3))
-    self.assertIn("3 of 3 are named like their folder: 100.0 ± 0.0 %", err)
+    self.assertIn("3 of 3 match the name of their folder: 100.0 ± 0.0 %", err)
 
   @parameterized.parameters(
     (["--images=/nowhere"], "/nowhere does not exist"),
@@ -128,7 +128,7 @@ class PredictTest(parameterized.TestCase):
   def test_unknown_learners_are_refused_with_those_that_come_with_jsharp(self):
     code, _, err = self.call(self.root / "new", model="/nowhere")
     self.assertEqual(code, 2)
-    self.assertIn("holds no learner", err)
+    self.assertIn("does not contain a learner", err)
 
   def test_as_a_program(self):
     done = subprocess.run(

@@ -58,7 +58,7 @@ SHAPES = {
   "two": (
     "step",
     lambda self, state, action, goal: (state, state[0]),
-    r"return three: the state, the reward and whether",
+    r"return three values: the state, the reward and whether",
   ),
 }
 

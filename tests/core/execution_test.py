@@ -54,7 +54,7 @@ def loops(constructor, num_steps, **options):
 class ExecutionTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"task_chunk": 0}, "task_chunk must be an integer of at least 1, got 0"),
-    ({"task_chunk": "all"}, "task_chunk must be a count.*got 'all'"),
+    ({"task_chunk": "all"}, "task_chunk must be an integer.*got 'all'"),
     ({"inner_steps": "looped"}, "inner_steps must be one of unrolled, .*got 'looped'"),
     ({"max_unrolled": -1}, "max_unrolled must be an integer of at least 0, got -1"),
     ({"convolution": "fft"}, "convolution must be one of auto, .*got 'fft'"),

@@ -145,7 +145,7 @@ class ImageFolderTest(parameterized.TestCase):
     path = next((self.root / "train").rglob("*.png"))
     path.unlink()
     os.mkfifo(path)
-    with self.assertRaisesRegex(ValueError, f"{path.name} is no regular file"):
+    with self.assertRaisesRegex(ValueError, f"{path.name} is not a regular file"):
       image_folder.load(self.root, size=8)
 
   def test_a_missing_directory_says_what_to_do(self):

@@ -331,10 +331,10 @@ class MiniImagenetTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    ("filename,label\nü.png,a\n".encode("latin-1"), "train.csv is no text in UTF-8"),
-    ("filename,label\n".encode("utf-16"), "train.csv is no text in UTF-8"),
+    ("filename,label\nü.png,a\n".encode("latin-1"), "train.csv is not UTF-8 text"),
+    ("filename,label\n".encode("utf-16"), "train.csv is not UTF-8 text"),
     (b"filename,label\na.png\n", "line 2 of .*train.csv has 1 values for 2 columns"),
-    (b"filename,label\n" + b"a" * 200_000, "line 2 of .*train.csv is no CSV"),
+    (b"filename,label\n" + b"a" * 200_000, "line 2 of .*train.csv is not valid CSV"),
   )
   def test_a_csv_that_is_none_is_named(self, content, message):
     self._refuses(_FLAT | {"train.csv": content}, message)

@@ -43,7 +43,7 @@ class BudgetTest(parameterized.TestCase):
     ({"steps": 10, "minutes": 1}, "exactly one of steps, gradients, minutes"),
     ({"epochs": 10}, "exactly one of"),
     ({}, "exactly one of"),
-    (3, "budget must .*, got 3; for example"),
+    (3, "budget must .*, got 3; write for example"),
   )
   def test_bad_tables_are_named(self, table, message):
     with self.assertRaisesRegex(ValueError, message):

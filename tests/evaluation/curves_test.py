@@ -38,7 +38,9 @@ class PlotCurvesTest(parameterized.TestCase):
   )
   def test_a_record_of_another_shape_is_named(self, **record):
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "c.png"
-    with self.assertRaisesRegex(ValueError, "records of 'loss' are no numbers by step"):
+    with self.assertRaisesRegex(
+      ValueError, "records of 'loss' are not one number per step"
+    ):
       curves.plot_curves([record], path, title="maml", best_step=30)
 
   def test_values_far_above_are_left_outside_and_counted(self):

@@ -57,7 +57,7 @@ class ReadColumnTest(absltest.TestCase):
     columns = report.read_column(self.path, "accuracy")
     np.testing.assert_array_equal(columns, [[0.25, 0.5], [0.5, 1.0]])
     np.testing.assert_array_equal(report.read_column(self.path, "loss"), [[9, 9]])
-    with self.assertRaisesRegex(ValueError, "no column 'mse', it has task, loss"):
+    with self.assertRaisesRegex(ValueError, "no column 'mse'; it has task, loss"):
       report.read_column(self.path, "mse")
 
   def test_damage_is_named(self):

@@ -127,9 +127,9 @@ class PlanTest(parameterized.TestCase):
     ('outer_optimizer = "sgd"', "inner_lr = -1", "methods.reptile: .*inner_lr=-1"),
     ('outer_optimizer = "sgd"', "num_cg_steps = 3", "num_cg_steps has no effect"),
     ('outer_optimizer = "sgd"', "eval_tasks = 9", "methods.reptile is tested on"),
-    ("validations = 1", "seeds_side_by_side = true", "is for images"),
+    ("validations = 1", "seeds_side_by_side = true", "supports only images"),
     ("validations = 1", "validations = 0", "validations=0: must .* at least 1"),
-    ("validations = 1", "validations = ", "is no TOML file"),
+    ("validations = 1", "validations = ", "is not a TOML file"),
     ("validations = 1", "validations = true", "validations=True: must be a whole nu"),
     ("validations = 1", "seeds_side_by_side = 1", "side=1: must be true or false"),
     ("seeds = [0, 1]", "seeds = 3", "seeds=3: must be a list of int"),
@@ -141,7 +141,7 @@ class PlanTest(parameterized.TestCase):
       f"seeds = {[*range(1001)]}",
       r"seeds=.*\.\.\.: must .* at most 100",
     ),
-    ("seeds = [0, 1]", "seeds = " + "[" * 9999, "is no TOML file"),
+    ("seeds = [0, 1]", "seeds = " + "[" * 9999, "is not a TOML file"),
     ("seeds = [0, 1]", "seeds = []", r"seeds=\(\): must be different numbers"),
     ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
     ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
@@ -161,7 +161,7 @@ class PlanTest(parameterized.TestCase):
     ),
     ('outer_optimizer = "sgd"', "budget_factor = 0", "factor must be .*, got 0"),
     ('outer_optimizer = "sgd"', "budget_factor = true", "at most 1000, got True"),
-    ('"reptile"', '"reptile"\nrelabel = "reptile"', "which must stand above it"),
+    ('"reptile"', '"reptile"\nrelabel = "reptile"', "which must come before it"),
     ("[common]", "[common.num_tasks]", "common.num_tasks must be a number.*--num_tas"),
     ("[budget]", "common = 3\n[budget]", "common must be a table, got 3; write"),
     ('outer_optimizer = "sgd"', "max_phase = 1", "tasks of max_phase = 1.0, the"),
@@ -375,8 +375,8 @@ class CompareTest(parameterized.TestCase):
       self.assertEqual(path.read_text(), f"[{signal.SIGTERM.real}]")
       self.assertEqual((path.parent / "ready").read_text(), "True")  # Own session.
     stopping, interrupted = err.splitlines()
-    self.assertIn("stopping: the runs save what they have", stopping)
-    self.assertIn("the same command goes on", interrupted)
+    self.assertIn("stopping: the runs are saving", stopping)
+    self.assertIn("the same command resumes it", interrupted)
 
   def test_a_run_that_cannot_start_is_an_error(self):
     runner = Runner(self.out / "logs", command=lambda _: ["/nowhere"])
@@ -542,7 +542,7 @@ class CompareTest(parameterized.TestCase):
     self.assertNotIn("| maml |", out)  # Though its result.json lies there.
     self.assertIn("| reptile | 2 |", out)
     self.assertIn("| method | seeds | mean squared error | ± tasks | ± seeds |\n", out)
-    self.assertIn("The baseline maml has no results: no differences.", out)
+    self.assertIn("The baseline maml has no results, so no differences.", out)
     rows = (directory / "comparison.csv").read_text().splitlines()
     self.assertEndsWith(rows[1], ",,,")
 
@@ -566,7 +566,7 @@ class CompareTest(parameterized.TestCase):
   def test_bad_command_lines_are_named(self):
     for more, message in (
       ({"plan": self.out / "nothing.toml"}, "--plan=/.*nothing.toml: No such file"),
-      ({"plan": "/dev/zero"}, "/dev/zero is no regular file"),
+      ({"plan": "/dev/zero"}, "/dev/zero is not a regular file"),
       ({"plan": "~/no/plan.toml"}, f"--plan={pathlib.Path.home()}/no/plan.toml: No s"),
       ({"set": "num_tasks"}, "--set=num_tasks must look like flag=value"),
       ({"set": "num_tasks=0"}, "methods.maml: .*num_tasks=0"),

@@ -223,7 +223,7 @@ class DemoBrowserTest(absltest.TestCase):
     choose = self.card(page, 0).locator("input[type=file]")
     problem = self.card(page, 0).locator(".problem")
     choose.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no"})
-    sync_api.expect(problem).to_contain_text("a.png is damaged or no picture")
+    sync_api.expect(problem).to_contain_text("a.png is damaged or not a picture")
     self.shoot(page, "bad_upload")
     large = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "b.png")
     large.write_bytes(bytes(20 * 2**20))

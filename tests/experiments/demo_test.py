@@ -147,8 +147,8 @@ class UploadTest(parameterized.TestCase):
         drawing.upload(data, "bomb.png")
 
   @parameterized.parameters(
-    (b"", "damaged or no picture"),
-    (b"no picture", "damaged or no picture"),
+    (b"", "damaged or not a picture"),
+    (b"no picture", "damaged or not a picture"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format EPS"),
   )
   def test_what_is_no_picture_is_refused(self, data, message):
@@ -263,7 +263,7 @@ class RecogniserTest(parameterized.TestCase):
     (asked([[HOOK]] * 2, HOOK) | {"learner": {}}, "no learner"),
     (asked([[HOOK]], HOOK), "1 classes"),
     (asked([[HOOK]] * 51, HOOK), "51 classes"),
-    (asked([[HOOK]] * 3, HOOK, "two"), "tells 2 to 2 apart"),
+    (asked([[HOOK]] * 3, HOOK, "two"), "distinguishes 2 to 2"),
     (asked([[HOOK], []], HOOK), "needs an example"),
     (asked([[HOOK], [HOOK] * 250], HOOK), "more than 250"),
     (asked([[HOOK]] * 2, HOOK) | {"classes": {"a": 1}}, "list of lists"),
@@ -271,7 +271,7 @@ class RecogniserTest(parameterized.TestCase):
       asked([[HOOK]] * 2, HOOK) | {"classes": [["a"], ["b"]]},
       "strokes or with a photo",
     ),
-    (asked([[HOOK]] * 2, HOOK) | {"query": {"photo": 3}}, "no PNG"),
+    (asked([[HOOK]] * 2, HOOK) | {"query": {"photo": 3}}, "not a PNG"),
     (asked([[HOOK], [[[]]]], HOOK), "needs a stroke"),
   )
   def test_other_requests_are_refused(self, request, message):
@@ -392,7 +392,7 @@ class ServerTest(parameterized.TestCase):
     self.assertEqual(body, drawing.upload(data, "gray.png"))
 
   @parameterized.parameters(
-    ("/upload?name=notes.txt", b"hello", 400, "notes.txt is damaged or no picture"),
+    ("/upload?name=notes.txt", b"hello", 400, "notes.txt is damaged or not a picture"),
     ("/upload", b"", 400, "the picture is damaged"),
     ("/name", b"{", 400, "JSON"),
     ("/name", b"[" * 100_000, 400, "JSON"),

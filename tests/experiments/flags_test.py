@@ -486,11 +486,14 @@ class HostileWordsTest(parameterized.TestCase):
     os.mkfifo(fifo)
     for path in (fifo, "/dev/zero"):
       for words in ([f"--flagfile={path}"], ["--flagfile", str(path)]):
-        self.assertIn(f"{path} is no regular file", self._refusal(*words))
+        self.assertIn(f"{path} is not a regular file", self._refusal(*words))
     for content, message in (
-      (b"\xff\xfe\x00", "file is no text in UTF-8"),
-      (b"--shot=1\n\0", "file is no text: it holds zero bytes"),
-      (b"#" * (2**20 + 1), "file has 1,048,577 bytes, at most 1,048,576 are read"),
+      (b"\xff\xfe\x00", "file is not UTF-8 text"),
+      (b"--shot=1\n\0", "file is not text: it contains NUL bytes"),
+      (
+        b"#" * (2**20 + 1),
+        "file has 1,048,577 bytes, more than the limit of 1,048,576",
+      ),
     ):
       file.write_bytes(content)
       self.assertIn(message, self._refusal(f"--flagfile={file}"))
@@ -500,7 +503,9 @@ class HostileWordsTest(parameterized.TestCase):
     for number in range(1000):
       path = self.root / f"{number}"
       path.write_text(f"--flagfile={self.root / str(number + 1)}\n")
-    self.assertIn("0 names more than 100", self._refusal(f"--flagfile={self.root}/0"))
+    self.assertIn(
+      "0 includes more than 100", self._refusal(f"--flagfile={self.root}/0")
+    )
 
   def test_a_word_that_no_file_can_hold(self):
     self.assertIn(r"'--run_dir=\udcff' is not UTF-8", self._refusal("--run_dir=\udcff"))

@@ -122,12 +122,12 @@ class LandscapeTest(parameterized.TestCase):
     code, _, err = measure(self.runs[:1], self.root / "out", *words)
     self.assertEqual(code, 2)
     self.assertIn(
-      "through two of one seed and their initial parameters; there are 1", err
+      "two runs of the same seed with common initial parameters; there are 1", err
     )
 
   @parameterized.parameters(
-    (("--objective=task",), "has one loss and keeps no path; leave --objective"),
-    (("--plane=path",), "has one loss and keeps no path; leave --objective"),
+    (("--objective=task",), "has one loss and saves no path; leave out --obj"),
+    (("--plane=path",), "has one loss and saves no path; leave out --obj"),
     (("--split=val",), "there are no validation images; choose another"),
   )
   def test_refuses_what_ordinary_training_has_not(self, words, message):

@@ -230,7 +230,7 @@ class LandscapeTest(parameterized.TestCase):
     with self.subTest("resuming"):
       code, _, err = self.interrupted(runs, cut)
       self.assertEqual(code, 143)
-      self.assertIn("go on with the same command", err)
+      self.assertIn("resume with the same command", err)
       records = (cut / "metrics.jsonl").read_text()
       self.assertLen(records.splitlines(), 3)  # A path and two rows.
       with (cut / "metrics.jsonl").open("a") as file:
@@ -305,7 +305,7 @@ class LandscapeTest(parameterized.TestCase):
       self.assertLen((cut / "metrics.jsonl").read_text().splitlines(), 4)
       code, _, err = measure([one, two], cut, *arguments)
       self.assertEqual(code, 2)
-      self.assertRegex(err, "path that .*one has kept is no more.*put its files back")
+      self.assertRegex(err, "path saved in .*one is not the one.*restore its files")
       (self.root / "aside").rename(last)
       self.assertEqual(measure([one, two], cut, *arguments)[0], 0)
       again = np.load(cut / "landscape.npz")
@@ -317,10 +317,10 @@ class LandscapeTest(parameterized.TestCase):
       (
         self.run,
         "--plane=path",
-        "kept no path.*random, or train it anew:\n.*keep_path",
+        "no saved path.*random, or train again:\n.*keep_path",
       ),
-      (straight, "--plane=path", "straight has kept spans no plane; .*eval_every"),
-      (straight, "--dimensions=1", "no line; take --dimensions=2"),
+      (straight, "--plane=path", "straight does not span a plane; .*eval_every"),
+      (straight, "--dimensions=1", "not a line; use --dimensions=2"),
       (straight, "--orthogonal", "leave --orthogonal out"),
       (straight, "--keep_vectors", "leave --keep_vectors out"),
     ):
@@ -335,7 +335,7 @@ class LandscapeTest(parameterized.TestCase):
     runs = [self.run, self.sibling("twin")]
     code, _, err = measure(runs, self.root / "never", *arguments)
     self.assertEqual(code, 2)
-    self.assertIn("the parameters of these runs lie on one line; take others", err)
+    self.assertIn("the parameters of these runs lie on one line; use others", err)
 
   def interrupted(self, runs, out, *arguments):
     """A start that gets a SIGTERM while it computes its second row."""
@@ -386,7 +386,7 @@ class LandscapeTest(parameterized.TestCase):
         [self.sibling("adam", "--algorithm=reptile", "--inner_optimizer=adam")],
         "inner Adam has no derivative.*--nomeasure",
       ),
-      ([sines], "landscapes are drawn of few-shot tasks of images"),
+      ([sines], "only few-shot tasks of images"),
       ([self.run, self.run], "names a directory twice"),
       (
         [self.run, self.sibling("other", "--shot=2", "--image_size=16")],
@@ -439,7 +439,7 @@ class LandscapeTest(parameterized.TestCase):
   @parameterized.parameters(
     ("--grid=0", "grid=0: .*at least 1"),
     ("--extent=-1", "extent=-1.0: must be positive"),
-    ("--radii=a", "radii.*needs positive numbers"),
+    ("--radii=a", "radii.*must be positive numbers"),
     ("--trace_samples=1", "trace_samples=1: .*at least 2"),
     ("--objective=both", "objective"),
   )

@@ -40,7 +40,7 @@ class MemoryBudgetTest(parameterized.TestCase):
 
   @parameterized.parameters("much", "-1", "0", "8 TB")
   def test_what_is_no_size_is_refused(self, text):
-    with self.assertRaisesRegex(ValueError, f"--memory_budget={text} is no size"):
+    with self.assertRaisesRegex(ValueError, f"--memory_budget={text} is not a size"):
       memory_budget.in_bytes(text)
 
   def test_the_fastest_that_fits_is_chosen(self):
@@ -68,7 +68,7 @@ class MemoryBudgetTest(parameterized.TestCase):
       code, _, err = run("sinusoid", other, *SINES, "--memory_budget=1000")
       self.assertEqual(code, 2)
       self.assertRegex(
-        err, "1,000 bytes, and the leanest .*forward_over_reverse.*needs"
+        err, "1,000 bytes, but the smallest .*forward_over_reverse.*needs"
       )
       code, _, err = run(
         "sinusoid", other, *SINES, "--memory_budget=1GiB", "--task_chunk=2"

@@ -105,7 +105,7 @@ class NavigationTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (("--algorithm=cavia",), "cavia needs examples with targets"),
-    (("--num_seeds=2",), "--num_seeds=2 is for images"),
+    (("--num_seeds=2",), "--num_seeds=2 supports only images"),
     (("--environment=cheetah",), "environment"),
     (("--discount=2",), "--discount=2"),
     ((LINE + "Wide",), "Wide.observe returns float32[2], and [1] is needed"),

@@ -168,7 +168,7 @@ class ProgramTest(parameterized.TestCase):
 
     code, _, err = run("omniglot", cut, *arguments, "--num_steps=4", build=interrupting)
     self.assertEqual(code, 143)
-    self.assertIn("go on with the same command", err)
+    self.assertIn("resume with the same command", err)
     self.assertFalse((cut / "result.json").exists())
     self.assertEqual(newest_checkpoint(cut)[0], "step_00000002.npz")
     self.assertEqual(run("omniglot", cut, *arguments, "--num_steps=4")[0], 0)
@@ -201,7 +201,9 @@ class ProgramTest(parameterized.TestCase):
     before = (self.run_dir / "b" / "result.json").read_bytes()
     code, _, err = run("sinusoid", "unused", again, b, "--eval_tasks=6")
     self.assertEqual(code, 1)
-    self.assertRegex(err, "run_dir=.*b has taken 4 steps already, more than the 2 that")
+    self.assertRegex(
+      err, "run_dir=.*b has already taken 4 steps, more than num_steps=2"
+    )
     self.assertEqual((self.run_dir / "b" / "result.json").read_bytes(), before)
 
   def test_refuses_another_run(self):

@@ -126,7 +126,7 @@ class ResourcesTest(parameterized.TestCase):
   def test_devices_are_checked_before_data_are_loaded(self):
     with (
       mock.patch.object(jax, "devices", lambda: [mock.Mock()] * 2),
-      self.assertRaisesRegex(ValueError, "nearest that can is 4"),
+      self.assertRaisesRegex(ValueError, "nearest number that can is 4"),
     ):
       _program._with_devices(describe("sinusoid", "--num_devices=2", "--num_tasks=5"))
 

@@ -96,7 +96,7 @@ class StreamedTest(parameterized.TestCase):
         time.sleep(0.05)
       code, out, err = run(cut, *self.arguments, *more)
       self.assertEqual(code, 0, err)
-      self.assertIn("going on from step", out)
+      self.assertIn("resuming from step", out)
       found, wanted = (newest_checkpoint(path) for path in (cut, whole))
       self.assertEqual(found[0], wanted[0])
       self.assertEqual(

@@ -212,7 +212,7 @@ class ProgramTest(parameterized.TestCase):
     ("no_data", ["--dataset=image_folder"], "needs files.*train/.*characters"),
     ("no_tfds", ["--dataset=tfds:cifar10"], "needs files: pass the directory"),
     ("nowhere", ["--dataset=image_folder", "--data_dir=/nowhere"], "does not exist"),
-    ("depth", ["--depth=9"], "depth must be 6n \\+ 2 .* got 9. Take 8"),
+    ("depth", ["--depth=9"], "depth must be 6n \\+ 2 .* got 9. Use 8"),
     ("batch", [*THREE, "--batch_size=46"], "batch_size is 46, but there are 45"),
     ("option", ["--algorithm=sgd", "--rho=1"], "--rho has no effect .*=sgd; .* sam,"),
     (

@@ -132,7 +132,7 @@ class ProgramTest(parameterized.TestCase):
     (["--algorithm=sharp_maml_up", "--sharpness=up"], "in its name"),
     (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
     (["--outer_schedule=cosine"], "needs --outer_schedule_steps"),
-    (["--num_seeds=2", "--train_way=3,5"], "--num_seeds=2 goes with one kind"),
+    (["--num_seeds=2", "--train_way=3,5"], "--num_seeds=2 supports only one kind"),
     (["--algorithm=maml_plus_plus", "--num_eval_inner_steps=9"], "at most"),
     (["--eval_way=99999"], "way is 99999, but split 'test' has only"),
     (["--train_shot=99999"], "shot .*99999"),

@@ -253,7 +253,10 @@ class ExportTest(parameterized.TestCase):
     ({"num_steps": -1}, "num_steps must be an integer of at least 0"),
     ({"num_support": 2}, "num_support must be an integer of at least 3, got 2"),
     ({"num_images": 0}, "num_images must be an integer of at least 1, got 0"),
-    ({"platforms": ("gpu",)}, "platforms must be of cpu, cuda, rocm, tpu, got .*gpu"),
+    (
+      {"platforms": ("gpu",)},
+      "platforms must be among cpu, cuda, rocm, tpu, got .*gpu",
+    ),
   )
   def test_refuses_before_it_traces(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -187,7 +187,7 @@ class FewShotClassifierTest(parameterized.TestCase):
       clf.predict(images)
     self.assertFalse(hasattr(clf, "classes_"))
     for given, message in (
-      ((images, [0] * 6), "all examples are of the class 0"),
+      ((images, [0] * 6), "all examples belong to the class 0"),
       ((images, labels[:4]), "6 images and 4 labels"),
       ((images,), "labels is missing"),
       (([], []), "no images"),

@@ -115,7 +115,7 @@ class FilesTest(parameterized.TestCase):
     ),
     (
       lambda c: c["learner"].update(algorithm={"name": "protonet"}),
-      "protonet classifies, and this is a regression",
+      "protonet classifies, but this is a regression",
     ),
   )
   def test_what_does_not_fit_is_refused_by_name(self, change, message):
@@ -125,7 +125,7 @@ class FilesTest(parameterized.TestCase):
       jsharp.load(self.directory)
 
   def test_nothing_there_is_said(self):
-    with self.assertRaisesRegex(FileNotFoundError, "holds no learner"):
+    with self.assertRaisesRegex(FileNotFoundError, "does not contain a learner"):
       jsharp.load(self.directory)
 
 

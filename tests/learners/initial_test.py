@@ -160,7 +160,7 @@ class InitialTest(parameterized.TestCase):
       learners.initial(FineTuning(init_from=str(broken)), PARAMS)
     large = self.root / "large.npz"
     np.savez_compressed(large, x=np.zeros(2**25, np.uint8), y=np.zeros(2**26, np.uint8))
-    with self.assertRaisesRegex(ValueError, "its arrays take 100,663,.* make sense"):
+    with self.assertRaisesRegex(ValueError, "its arrays take 100,663,.* bytes, more"):
       learners.initial(FineTuning(init_from=str(large)), PARAMS)
     with self.assertRaisesRegex(ValueError, "is a few-shot learner; name an ordinary"):
       learners.initial(FineTuning(init_from="omniglot-protonet"), PARAMS)

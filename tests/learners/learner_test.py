@@ -188,7 +188,7 @@ class LearnerTest(parameterized.TestCase):
 class DescriptionTest(parameterized.TestCase):
   @parameterized.parameters(ProtoNet(), Ridge())
   def test_classifiers_are_refused_for_a_regression(self, algorithm):
-    with self.assertRaisesRegex(ValueError, f"{algorithm.name} classifies, and this"):
+    with self.assertRaisesRegex(ValueError, f"{algorithm.name} classifies, but this"):
       of_sines(algorithm)
 
   @parameterized.parameters(
@@ -221,7 +221,7 @@ class DescriptionTest(parameterized.TestCase):
     class Plain(Conv4Options):
       with_context = Conv4Options.__mro__[1].with_context
 
-    with self.assertRaisesRegex(ValueError, "cavia needs a network with a place"):
+    with self.assertRaisesRegex(ValueError, "cavia needs a network with a context"):
       learners.build(of_images(CAVIA(), network=Plain()))
 
 

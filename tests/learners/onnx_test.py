@@ -132,7 +132,7 @@ class OnnxTest(parameterized.TestCase):
   def test_a_model_that_answers_differently_is_not_written(self):
     with (
       mock.patch.object(_onnx, "TOLERANCE", -1.0),
-      self.assertRaisesRegex(ValueError, "answers differently: .*method export"),
+      self.assertRaisesRegex(ValueError, "probabilities differ .*method export"),
     ):
       few_shot(ProtoNet(), MLPOptions()).to_onnx(self.path)
     self.assertFalse(self.path.exists())

@@ -62,7 +62,7 @@ class ShippedTest(absltest.TestCase):
         self.assertEqual(evaluations_of(name), pathlib.Path("evaluations", name))
         os.mkdir(name)
         self.assertEqual(evaluations_of(name), pathlib.Path(name, "evaluations"))
-        with self.assertRaisesRegex(FileNotFoundError, f"jsharp.save wrote.*{name}"):
+        with self.assertRaisesRegex(FileNotFoundError, f"written by jsharp.*{name}"):
           jsharp.load(name)
       finally:
         os.chdir(here)

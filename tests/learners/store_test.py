@@ -208,7 +208,7 @@ class RoundTripTest(_Folder):
     ({"a": np.float32(1)}, r"config\['a'\]"),
     ({"a": "\ud800"}, r"config\['a'\]"),
     ({"jsharp": 1}, "rename key 'jsharp'"),
-    ({"a": "x" * 2**20}, "config has .* bytes, at most 1048576"),
+    ({"a": "x" * 2**20}, "config has .* bytes, but at most 1048576"),
     ({"a": eval("[" * 90 + "]" * 90), "b": {}}, None),
   )
   def test_what_a_config_cannot_hold(self, config, message):
@@ -240,7 +240,7 @@ class RoundTripTest(_Folder):
     ("a", np.ones(1, "i4,f4"), "array 'a' is"),
     ("a", np.ones(1, ml_dtypes.float8_e4m3fn), "array 'a' is float8_e4m3fn"),
     ("a", np.ones(1, "M8[s]"), "array 'a' is datetime64"),
-    ("x" * 2**24, np.ones(1), "header has .* bytes, at most 16777216"),
+    ("x" * 2**24, np.ones(1), "header has .* bytes, but at most 16777216"),
   )
   def test_what_an_array_cannot_be(self, name, array, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -364,11 +364,11 @@ class DamageTest(_Folder):
   def test_sizes_are_compared_before_anything_is_read(self):
     content = self.contents[WEIGHTS]
     (self.path / WEIGHTS).write_bytes(content + b"\0")
-    self._refused(f"{len(content) + 1} bytes, its header says {len(content)}")
+    self._refused(f"{len(content) + 1} bytes, but its header says {len(content)}")
     os.truncate(self.path / WEIGHTS, 2**40)  # 1 TiB of nothing
-    self._refused(f"{2**40} bytes, its header says {len(content)}")
+    self._refused(f"{2**40} bytes, but its header says {len(content)}")
     (self.path / WEIGHTS).write_bytes((2**24 + 1).to_bytes(8, "little") + content[8:])
-    self._refused("header has 16777217 bytes, at most 16777216")
+    self._refused("header has 16777217 bytes, but at most 16777216")
     os.truncate(self.path / CONFIG, 2**20 + 1)
     self._refused(str(self.path / CONFIG), "1048577 bytes, at most 1048576")
 
@@ -376,9 +376,9 @@ class DamageTest(_Folder):
     ('"kind": "A"', '"kind": "C"', "does not match"),
     (f'"version": "{jsharp.__version__}"', '"version": "9.9"', "does not match"),
     ('"rate": 0.25', '"rate": 0.250', "does not match"),
-    ('"rate": 0.25', '"rate": NaN', "NaN is no finite number"),
-    ('"rate": 0.25', '"rate": -Infinity', "-Infinity is no finite number"),
-    ('"rate": 0.25', '"rate": 1e999', "1e999 is no finite number"),
+    ('"rate": 0.25', '"rate": NaN', "NaN is not a finite number"),
+    ('"rate": 0.25', '"rate": -Infinity', "-Infinity is not a finite number"),
+    ('"rate": 0.25', '"rate": 1e999', "1e999 is not a finite number"),
     ('"rate": 0.25', '"rate": 0.25, "kind": "A"', "the key 'kind' occurs twice"),
     ('"format": 1', '"format": 1, "format": 1', "the key 'format' occurs twice"),
     ('"format": 1', '"format": true', "format is True"),
@@ -430,20 +430,20 @@ class DamageTest(_Folder):
     )
     path.symlink_to("nothing")
     self.assertTrue(holds(self.path))
-    self._refused(str(path), "the link leads nowhere", error=FileNotFoundError)
+    self._refused(str(path), "the link is dangling", error=FileNotFoundError)
     path.unlink()
     path.symlink_to(name)
-    self._refused(str(path), "the link leads nowhere", error=OSError)
+    self._refused(str(path), "the link is dangling", error=OSError)
     path.unlink()
     path.symlink_to("/dev/zero")
-    self._refused(str(path), "no regular file")
+    self._refused(str(path), "not a regular file")
     path.unlink()
     path.mkdir()
     self._refused(str(path), "Is a directory", error=IsADirectoryError)
     path.rmdir()
     os.mkfifo(path)
     start = time.monotonic()
-    self._refused(str(path), "no regular file")
+    self._refused(str(path), "not a regular file")
     self.assertLess(time.monotonic() - start, 5)
     path.unlink()
     path.with_name("real").write_bytes(self.contents[name])

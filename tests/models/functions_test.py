@@ -70,7 +70,7 @@ class FunctionsTest(absltest.TestCase):
     # The name of a parameter is not that of a module.
     with self.assertRaisesRegex(ValueError, "no module named .'x'.; .*'a', 'b', 'c'"):
       part_mask("x")(params)
-    with self.assertRaisesRegex(ValueError, "no module named .'heads'.; they have"):
+    with self.assertRaisesRegex(ValueError, "no module named .'heads'.; it has"):
       part_mask("heads", "a")(params)
     with self.assertRaisesRegex(ValueError, "at least one module"):
       part_mask()

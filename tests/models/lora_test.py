@@ -110,7 +110,7 @@ class LoraTest(absltest.TestCase):
   def test_refuses(self):
     with self.assertRaisesRegex(ValueError, "bias.*needs two axes; leave it out"):
       self.made(where=lambda tree: jax.tree.map(lambda _: True, tree))
-    with self.assertRaisesRegex(ValueError, "no parameter gets an adapter; choose"):
+    with self.assertRaisesRegex(ValueError, "where selects no parameter; select"):
       self.made(where=lambda tree: jax.tree.map(lambda _: False, tree))
     with self.assertRaisesRegex(ValueError, "rank"):
       self.made(rank=0)

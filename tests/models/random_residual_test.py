@@ -67,8 +67,8 @@ class SizesTest(parameterized.TestCase):
     self.assertEqual(counted, expected)
 
   @parameterized.parameters(
-    (ShakeShake(3, depth=10), "depth must be 6n \\+ 2 .* got 10. Take 8"),
-    (PyramidNet(3, depth=19), "depth must be 9n \\+ 2 .* got 19. Take 11"),
+    (ShakeShake(3, depth=10), "depth must be 6n \\+ 2 .* got 10. Use 8"),
+    (PyramidNet(3, depth=19), "depth must be 9n \\+ 2 .* got 19. Use 11"),
     (ImageNetResNet(3, depth=20), "depth must be one of 18, 26, .* got 20"),
   )
   def test_refuses_other_depths(self, model, message):

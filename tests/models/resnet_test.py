@@ -133,8 +133,8 @@ class ResNetTest(parameterized.TestCase):
     np.testing.assert_allclose(actual, equations(params, x), rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters(
-    (ResNet(3, depth=10), (1, 8, 8, 1), "depth must be 6n \\+ 2 .* got 10. Take 8"),
-    (WideResNet(3, depth=4), (1, 8, 8, 1), "depth must be 6n \\+ 4 .* got 4. Take 10"),
+    (ResNet(3, depth=10), (1, 8, 8, 1), "depth must be 6n \\+ 2 .* got 10. Use 8"),
+    (WideResNet(3, depth=4), (1, 8, 8, 1), "depth must be 6n \\+ 4 .* got 4. Use 10"),
     (WideResNet(3, depth=10, widen=0), (1, 8, 8, 1), "widen must be at least 1; got 0"),
     (ResNet(3, depth=8), (8, 8, 1), "inputs must be a float array"),
   )
@@ -159,8 +159,8 @@ class OptionsTest(parameterized.TestCase):
     self.assertEqual(description.label, label)
 
   @parameterized.parameters(
-    (ResNetOptions, {"depth": 9}, "depth must be 6n \\+ 2 .* got 9. Take 8"),
-    (WideResNetOptions, {"depth": 8}, "depth must be 6n \\+ 4 .* got 8. Take 10"),
+    (ResNetOptions, {"depth": 9}, "depth must be 6n \\+ 2 .* got 9. Use 8"),
+    (WideResNetOptions, {"depth": 8}, "depth must be 6n \\+ 4 .* got 8. Use 10"),
     (WideResNetOptions, {"widen": 0}, "widen=0: must be .* at least 1"),
   )
   def test_refusals(self, cls, values, message):

@@ -202,7 +202,7 @@ class CheckpointTest(parameterized.TestCase):
     os.mkfifo(path)
     with self.assertLogs("absl", "WARNING") as logs:
       self.assertEqual(self.checkpoints.restore(_tree()).step, 1)
-    self.assertIn("no regular file", logs.output[0])
+    self.assertIn("not a regular file", logs.output[0])
 
   def test_a_member_that_would_fill_the_memory(self):
     path = self._save_two()
@@ -313,7 +313,7 @@ class CheckpointTest(parameterized.TestCase):
     for leaf in ("text", object(), np.array([1.0], ">f4"), np.zeros(2, "f4,i4")):
       with self.assertRaisesRegex(ValueError, "leaf 'a'"):
         self.checkpoints.save(1, {"a": leaf}, extra={})
-    with self.assertRaisesRegex(ValueError, "two leaves are called 'a/b'"):
+    with self.assertRaisesRegex(ValueError, "two leaves have the name 'a/b'"):
       self.checkpoints.save(1, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, extra={})
 
   def test_leftovers_of_a_kill_are_cleared(self):

@@ -72,7 +72,7 @@ class CompilationCacheTest(absltest.TestCase):
     jax.clear_caches()
     with self.assertLogs("absl", "WARNING") as logs:
       self.assertEqual(make()(1.0), 4.25)
-    self.assertIn("is damaged; it is compiled anew", logs.output[0])
+    self.assertIn("is damaged; it is compiled again", logs.output[0])
     self.assertNotEqual(file.read_bytes()[-1], content[-1] ^ 1)
     jax.clear_caches()
     with mock.patch("absl.logging.warning", self.fail):

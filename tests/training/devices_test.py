@@ -250,7 +250,7 @@ class OnEightDevices(parameterized.TestCase):
 
   def test_tasks_that_cannot_be_shared_are_refused(self):
     for num_tasks, nearest in ((9, 8), (15, 16), (3, 8)):
-      with self.assertRaisesRegex(ValueError, f"nearest that can is {nearest}$"):
+      with self.assertRaisesRegex(ValueError, f"nearest number that can is {nearest}$"):
         devices.task_mesh(8, num_tasks=num_tasks)
 
 

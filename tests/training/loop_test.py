@@ -304,7 +304,7 @@ class TrainingTest(parameterized.TestCase):
     before = path.read_bytes()
     with self.assertLogs("absl", "WARNING") as logs:
       _, found = self._train(20)
-    self.assertIn("training begins at step 0 again", logs.output[0])
+    self.assertIn("training starts at step 0 again", logs.output[0])
     self.assertEqual(path.with_name("metrics.jsonl.before").read_bytes(), before)
     self.assertEqual(found, records)
 

@@ -99,7 +99,7 @@ class OverSeedsTest(parameterized.TestCase):
   def test_another_number_of_rows_is_named(self):
     with jax.enable_x64(True):  # The table keeps its arrays.
       joined = over_seeds([build(jsharp.maml, seed) for seed in range(2)])
-      message = "2 seeds, and an array of {} is .3.*leading axis must be 2"
+      message = "2 seeds, but an array of {} is .3.*leading axis must be 2"
       with self.assertRaisesRegex(ValueError, message.format("params")):
         joined.init(starts())
       two = jax.tree.map(lambda x: x[:2], starts())

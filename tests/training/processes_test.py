@@ -115,7 +115,7 @@ class ProcessesTest(parameterized.TestCase):
     _, error = both[0].communicate(timeout=60)
     self.assertLess(time.monotonic() - start, 40)
     self.assertEqual(both[0].returncode, processes.GIVEN_UP, error)
-    self.assertIn("gives up; start all of them again", error)
+    self.assertIn("gives up; start all processes again", error)
 
 
 class TwoTest(parameterized.TestCase):
@@ -180,7 +180,7 @@ class TwoTest(parameterized.TestCase):
     ("127.0.0.1:x", "must be HOST:PORT with a port from 1 to 65535"),
     ("127.0.0.1:99999", "must be HOST:PORT"),
     ("127.0.0.1", "must be HOST:PORT"),
-    ("no.such.host.invalid:80", "there is no host no.such.host.invalid"),
+    ("no.such.host.invalid:80", "cannot find the host no.such.host.invalid"),
   )
   def test_a_coordinator_that_is_none(self, coordinator, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -51,7 +51,7 @@ class RunDirectoryTest(parameterized.TestCase):
       pass
 
   @parameterized.parameters(
-    ({"way": 20}, "  way: 5 there, 20 now\nGo on with"),
+    ({"way": 20}, "  way: 5 there, 20 now\nUse these"),
     ({"way": 20, "inner_lr": 0.01}, "inner_lr: 0.4 there, 0.01 now\n  way: 5 there, 2"),
     ({"shot": 1}, "shot: absent there, 1 now"),
     ({"dataset": None}, 'dataset: "characters" there, null now'),
@@ -87,7 +87,7 @@ class RunDirectoryTest(parameterized.TestCase):
 
   def test_a_folder_with_other_things_is_refused(self):
     (self.root / "thesis.tex").write_text("precious")
-    with self.assertRaisesRegex(ValueError, "holds other things .thesis.tex"):
+    with self.assertRaisesRegex(ValueError, "has other files .thesis.tex"):
       RunDirectory.open(self.root, identity={})
     self.assertEqual([path.name for path in self.root.iterdir()], ["thesis.tex"])
 
@@ -104,7 +104,7 @@ class RunDirectoryTest(parameterized.TestCase):
     self.root.chmod(0o755)
     with (
       _unprivileged(),
-      self.assertRaisesRegex(PermissionError, f"run_dir={self.root} .*give a dir"),
+      self.assertRaisesRegex(PermissionError, f"run_dir={self.root} .*pass a dir"),
     ):
       RunDirectory.open(self.root, identity={})
 
