@@ -23,7 +23,7 @@ extensions = [
   "sphinx.ext.napoleon",
   "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["results/runs/**"]
+exclude_patterns = ["results/runs/**", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"jsharp {version}"
 html_show_sourcelink = False
@@ -62,6 +62,7 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_output_stderr = "remove"
+nb_merge_streams = True
 
 default_role = "code"
 add_module_names = False
