@@ -16,7 +16,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.ipynb"))
 LINKING = [*PAGES, *(f"tutorials/{name}" for name in TUTORIALS)]
-TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p}" for p in LINKING)]
+ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+TEXTS = [*ROOT_PAGES, *(f"docs/{page}" for page in LINKING)]
 
 
 def read(path):
