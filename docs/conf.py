@@ -1,8 +1,18 @@
 """The site: `python -m sphinx -W docs build/site`, from the root of the checkout."""
 
+import hashlib
+import os
+import pathlib
 import re
+import shutil
+from importlib import metadata
+
+from ipykernel.kernelspec import write_kernel_spec
 
 import jsharp
+
+ROOT = pathlib.Path(__file__).parents[1]
+BUILD = ROOT / "build" / "tutorials"
 
 project = "jsharp"
 author = "the authors of jsharp"
@@ -13,13 +23,46 @@ extensions = [
   "sphinx.ext.napoleon",
   "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["results/runs/**"]
+exclude_patterns = ["results/runs/**", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"jsharp {version}"
 html_show_sourcelink = False
 
 myst_heading_anchors = 4
-nb_execution_mode = "off"
+
+
+def _digest():
+  """Of all code that a tutorial runs, its own excepted: the cache compares that."""
+  found = hashlib.sha256()
+  for path in sorted((ROOT / "jsharp").rglob("*.py")):
+    found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+  for package in ("jax", "jaxlib", "flax", "optax", "equinox", "matplotlib"):
+    found.update(f"{package} {metadata.version(package)}".encode())
+  return found.hexdigest()[:16]
+
+
+def _use_this_python():
+  """Tutorials run in this Python, on this checkout, whatever kernels a user has."""
+  kernels = BUILD / "jupyter" / "kernels" / "python3"
+  shutil.rmtree(kernels, ignore_errors=True)
+  write_kernel_spec(kernels)
+  for variable, path in (
+    ("JUPYTER_PATH", BUILD / "jupyter"),
+    ("PYTHONPATH", ROOT),
+  ):
+    others = [os.environ[variable]] if os.environ.get(variable) else []
+    os.environ[variable] = os.pathsep.join([str(path), *others])
+
+
+_use_this_python()
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(BUILD / "cache" / _digest())
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 default_role = "code"
 add_module_names = False

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import pathlib
 import re
 
@@ -18,7 +19,18 @@ PAGES = sorted(
   for folder in FOLDERS
   for path in (DOCS / folder).glob("*.md")
 )
-TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p}" for p in PAGES)]
+TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.ipynb"))
+LINKING = [*PAGES, *(f"tutorials/{name}" for name in TUTORIALS)]
+ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+TEXTS = [*ROOT_PAGES, *(f"docs/{page}" for page in LINKING)]
+
+
+def read(path):
+  """The text of a page; all cells of a notebook."""
+  text = path.read_text()
+  if path.suffix != ".ipynb":
+    return text
+  return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
 def resolve(name):
@@ -42,28 +54,28 @@ class DocsTest(parameterized.TestCase):
         exec(code, namespace)
     self.assertLen(blocks, text.count("```python"))
 
-  @parameterized.parameters(*PAGES)
+  @parameterized.parameters(*LINKING)
   def test_links_exist(self, page):
-    named = re.findall(r"\]\(([^)#:]+)\)", (DOCS / page).read_text())
-    folder = (DOCS / page).parent
-    self.assertEqual([name for name in named if not (folder / name).exists()], [])
+    path = DOCS / page
+    named = re.findall(r"\]\(([^)#:\s]+)\)", read(path))
+    self.assertEqual([x for x in named if not (path.parent / x).exists()], [])
 
   @parameterized.parameters(*TEXTS)
   def test_names_of_the_library_exist(self, page):
-    text = (ROOT / page).read_text()
+    text = read(ROOT / page)
     for name in re.findall(r"`(?:[a-z]+\()?(jsharp(?:\.[A-Za-z_]\w*)+)", text):
       with self.subTest(name):
         resolve(name)
 
   @parameterized.parameters(*TEXTS)
   def test_learners_that_come_with_jsharp_exist(self, page):
-    text = (ROOT / page).read_text()
+    text = read(ROOT / page)
     named = re.findall(r"\b((?:omniglot|characters|miniimagenet)-[a-z_-]+)\b", text)
     self.assertEmpty(set(named) - set(jsharp.models_available()))
 
   @parameterized.parameters(*TEXTS)
   def test_files_of_the_library_exist(self, page):
-    text = (ROOT / page).read_text()
+    text = read(ROOT / page)
     for name in re.findall(
       r"`((?:jsharp|tests|experiments|benchmarks)/[\w./]*)`", text
     ):

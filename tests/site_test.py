@@ -1,6 +1,7 @@
-"""The site: every public name is on a page, and it is built without a warning."""
+"""The site: all public names, tutorials that ran, and no warning."""
 
 import importlib.util
+import json
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ from absl.testing import absltest
 import jsharp
 
 ROOT = pathlib.Path(__file__).parents[1]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 
 
 class SiteTest(absltest.TestCase):
@@ -36,8 +38,22 @@ class SiteTest(absltest.TestCase):
     pages -= {"index"}
     self.assertEqual(pages - listed, set())
 
+  def test_every_tutorial_is_in_the_contents(self):
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"(?m)^tutorials/(\w+)$", index)
+    self.assertCountEqual(listed, [path.stem for path in TUTORIALS])
+
+  def test_tutorials_are_stored_without_outputs(self):
+    self.assertNotEmpty(TUTORIALS)
+    for path in TUTORIALS:
+      cells = json.loads(path.read_text())["cells"]
+      self.assertEqual(cells[0]["cell_type"], "markdown")
+      for cell in cells:
+        if cell["cell_type"] == "code":
+          self.assertEqual((cell["outputs"], cell["execution_count"]), ([], None))
+
   def test_it_is_built_without_a_warning(self):
-    for module in ("sphinx", "myst_nb", "furo"):
+    for module in ("sphinx", "myst_nb", "furo", "ipykernel", "equinox"):
       if importlib.util.find_spec(module) is None:
         self.skipTest(f"{module} is not installed: pip install '.[docs]'")
     with tempfile.TemporaryDirectory() as out:
@@ -45,7 +61,7 @@ class SiteTest(absltest.TestCase):
         [sys.executable, "-m", "sphinx", "-W", "-q", ROOT / "docs", out],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,  # Where no tutorial is in the cache, all of them run.
         cwd=ROOT,
       )
       self.assertEqual(done.returncode, 0, done.stderr)
@@ -54,6 +70,12 @@ class SiteTest(absltest.TestCase):
         for name in getattr(getattr(jsharp, module), "__all__", ()):
           there = re.search(rf'id="jsharp[\w.]*\.{name}"', page)
           self.assertTrue(there, f"jsharp.{module}.{name} is on no page")
+      for path in TUTORIALS:
+        page = (pathlib.Path(out) / "tutorials" / f"{path.stem}.html").read_text()
+        last = page.split('class="cell_input')[-1]
+        self.assertRegex(last, r'<img [^>]*src="\.\./_images/\w+\.png"')
+        for noise in ("Traceback (most", "cpu_aot_loader", "UserWarning"):
+          self.assertNotIn(noise, page)
 
 
 if __name__ == "__main__":
