@@ -61,7 +61,7 @@ class SiteTest(absltest.TestCase):
         [sys.executable, "-m", "sphinx", "-W", "-q", ROOT / "docs", out],
         capture_output=True,
         text=True,
-        timeout=1500,  # Where no tutorial is in the cache, all of them run.
+        timeout=2400,  # Where no tutorial is in the cache, all of them run.
         cwd=ROOT,
       )
       self.assertEqual(done.returncode, 0, done.stderr)
