@@ -1,4 +1,4 @@
-"""The networks of SAM's paper: parameters, compilation, time and memory of a step.
+"""Measures size, compilation, step time and memory of the networks of SAM's paper.
 
 Question: does every network of the tables compile and step on this machine, and what
 would its row cost?
@@ -7,8 +7,9 @@ would its row cost?
     python -m benchmarks.networks --networks=imagenet_resnet50 --batch_size=2
 
 A step is SAM with weight decay and momentum in float32, batch normalisation in
-training mode, random branches drawn. Memory is what the compiler reserves beside the
-arguments. Nothing is extrapolated: times are those of this batch on this machine.
+training mode and random branches drawn. Memory is what the compiler reserves in
+addition to the arguments. Nothing is extrapolated: times are for this batch on this
+machine.
 """
 
 import platform
