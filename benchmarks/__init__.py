@@ -1,1 +1,1 @@
-"""Measurements that others can rerun: python -m benchmarks.NAME."""
+"""Reproducible measurements, run as `python -m benchmarks.NAME`."""

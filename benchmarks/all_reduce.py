@@ -1,12 +1,12 @@
-"""The sum of a meta-gradient over processes, which a meta-step on several hosts adds.
+"""Times the all-reduce of a meta-gradient that a meta-step on several hosts needs.
 
-Question: what does a meta-step pay for being divided among processes, and from how many
-tasks per process on is that little?
+Question: what does it cost to divide a meta-step among processes, and from how many
+tasks per process is that cost small?
 
     python -m benchmarks.all_reduce
 
 Starts the processes on this machine, connected over loopback as hosts are over a
-network (on CPUs by JAX's Gloo collectives). Each has one device and sums, in
+network (on CPUs with JAX's Gloo collectives). Each has one device and sums, in
 `jax.shard_map` as `jsharp.training.devices` does, trees of the shapes of the settings'
 parameters: as one vector, as `jsharp.core.objectives` does, and array by array. Times
 are of the first process, from call to call; the processes share the machine's cores,
@@ -38,10 +38,10 @@ from jsharp.training.devices import replicate, task_mesh
 _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini", "omni_strided"], "As in benchmarks.meta_step."
 )
-_PROCESSES = flags.DEFINE_list("processes", ["2", "4"], "How many, comma-separated.")
+_PROCESSES = flags.DEFINE_list("processes", ["2", "4"], "Numbers of processes.")
 _CALLS = flags.DEFINE_integer("calls", 200, "Sums per round.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
-_RANK = flags.DEFINE_string("rank", None, "Which process this is; set by the first.")
+_RANK = flags.DEFINE_string("rank", None, "Rank of this process; set by the first.")
 
 
 def measure(names: Sequence[str], calls: int, rounds: int) -> dict[str, list[float]]:
@@ -106,7 +106,7 @@ def report(count: int, names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
   check_arguments(argv, _SETTINGS.value)
-  logging.set_verbosity(logging.WARNING)  # absl shows the chatter of JAX otherwise.
+  logging.set_verbosity(logging.WARNING)  # Otherwise absl shows JAX's messages.
   if _RANK.value:
     rank, count, address = _RANK.value.split("/")
     processes.start(

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced function, counted from its products."""
+"""Counts the floating-point operations of a traced function's products."""
 
 from collections.abc import Callable, Iterator
 from math import prod
@@ -16,12 +16,12 @@ _CONVOLUTIONS = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient")
 def count(function: Callable[..., Any], *arguments: Any) -> int:
   """Multiplications and additions of its convolutions and matrix products.
 
-  A convolution and its derivatives count as direct ones, however they are computed, and
-  what is computed twice to save memory, a first layer's map and inner steps, once.
-  Loops count as often as they run; of a branch, the largest.
+  A convolution and its derivatives count as direct ones, however they are computed.
+  Recomputation to save memory (a first layer's map, inner steps) counts once. A loop
+  counts as often as it runs, a conditional as its most expensive branch.
 
   Args:
-    function: what to trace.
+    function: the function to trace.
     *arguments: arrays or their shapes.
 
   Example:

@@ -1,16 +1,16 @@
-"""Where the time of one meta-step goes, by layer and by kind of operation.
+"""Breaks down the time of one meta-step by layer and by kind of operation.
 
 Question: what should be made faster next?
 
     python -m benchmarks.breakdown --settings=omni,mini
 
 One task at a time on a CPU. A trace of JAX's profiler gives the time of every compiled
-operation, and the compiled program says which layer each belongs to: the median over
-`--steps` steps, times how often it runs. Bind it to one core (`taskset -c 0`): of
-operations that run side by side, times overlap. "Products" are convolutions and matrix
-products, "copies" what only moves numbers (padding, concatenating, transposing), "sums"
-reductions, "rest" what is computed per element. The trace itself costs time, which the
-header states; where it is much, other programs disturbed it.
+operation, and the compiled program says which layer each belongs to. The time is the
+median over `--steps` steps, times the number of runs per step. Bind the process to one
+core (`taskset -c 0`), because times of parallel operations overlap. "Products" are
+convolutions and matrix products, "copies" only move numbers (padding, concatenating,
+transposing), "sums" are reductions, and "rest" is elementwise. The header states the
+overhead of the trace; if it is large, other programs disturbed the measurement.
 """
 
 import glob
@@ -35,7 +35,7 @@ _SETTINGS = flags.DEFINE_list(
   "settings", ["omni", "mini"], "As in benchmarks.meta_step."
 )
 _ALGORITHM = flags.DEFINE_string("algorithm", "maml", "As in benchmarks.meta_step.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Traced steps.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 10, "Number of traced steps.", lower_bound=1)
 
 KINDS = ("products", "copies", "sums", "rest")
 _COPIES = {
@@ -89,7 +89,7 @@ def operations(program: str) -> dict[str, tuple[str, str]]:
 
 def _kind(opcodes: set[str]) -> str:
   if opcodes & {"while", "call", "conditional"}:
-    return "control"  # Its time is that of what it contains.
+    return "control"  # Its time is that of the operations in it.
   if opcodes & {"convolution", "dot"}:
     return "products"
   if opcodes & {"reduce", "reduce-window"}:

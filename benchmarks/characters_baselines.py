@@ -1,4 +1,4 @@
-"""How hard are the embedded characters? Two figures on 5-way 1-shot test tasks.
+"""Measures two baselines on 5-way 1-shot tasks of the embedded characters.
 
     python -m benchmarks.characters_baselines --num_steps=800
 
@@ -33,11 +33,17 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters and tasks.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 800, "Meta-steps of the Conv4.")
 _NUM_TASKS = flags.DEFINE_integer("num_tasks", 16, "Tasks per meta-step.")
 _NUM_FILTERS = flags.DEFINE_integer("num_filters", 48, "Filters of the Conv4.")
-_INNER_LR = flags.DEFINE_float("inner_lr", 1.0, "Of the mean cross-entropy.")
+_INNER_LR = flags.DEFINE_float("inner_lr", 1.0, "Step size for the mean cross-entropy.")
 _OUTER_LR = flags.DEFINE_float("outer_lr", 3e-3, "Learning rate of Adam.")
-_NUM_INNER_STEPS = flags.DEFINE_integer("num_inner_steps", 1, "In training.")
-_NUM_EVAL_INNER_STEPS = flags.DEFINE_integer("num_eval_inner_steps", 3, "In testing.")
-_QUERY_SHOT = flags.DEFINE_integer("query_shot", 5, "Training query images a class.")
+_NUM_INNER_STEPS = flags.DEFINE_integer(
+  "num_inner_steps", 1, "Inner steps in training."
+)
+_NUM_EVAL_INNER_STEPS = flags.DEFINE_integer(
+  "num_eval_inner_steps", 3, "Inner steps in testing."
+)
+_QUERY_SHOT = flags.DEFINE_integer(
+  "query_shot", 5, "Query images per class in training."
+)
 _EVAL_TASKS = flags.DEFINE_integer("eval_tasks", 1000, "Number of test tasks.")
 
 _WAY, _SHOT, _EVAL_QUERY_SHOT, _CHUNK = 5, 1, 15, 20

@@ -1,12 +1,12 @@
-"""The forms of a convolution, side by side on the shapes of few-shot networks.
+"""Compares the forms of a convolution on the shapes of few-shot networks.
 
-Question: which form of `jsharp.nn.conv2d` is the fastest for a shape, and which one for
-its weight gradient?
+Question: which form of `jsharp.nn.conv2d` is fastest for a shape, and which one for its
+weight gradient?
 
     python -m benchmarks.convolution
 
 Figures are GFLOP/s of direct arithmetic, 2 kh kw in out per output pixel, the median of
-`--rounds` rounds in which the forms take turns. The form that jsharp chooses by itself
+`--rounds` rounds in which the forms alternate. The form that jsharp chooses by default
 is marked with *.
 """
 

@@ -1,15 +1,15 @@
-"""What it is worth to move and scale a drawing before it is named, as the demo does.
+"""Measures the benefit of centring and scaling a drawing before it is classified.
 
     python -m benchmarks.drawings --models=omniglot-maml --data_dir=DIRECTORY
 
-Drawings of Omniglot's test characters, 105x105 pixels, are named as they are, or after
-they were moved and scaled as a person might have drawn them on an empty page: by up to
+Drawings of Omniglot's test characters, 105x105 pixels, are classified unchanged, or
+after they are shifted and scaled as a person might draw them on an empty page: by up to
 `--most_shift` of the page's side, and to between `--smallest` and `--largest` of their
-size. Each task has `--way` classes with one example and three drawings to name, each by
-itself. The same tasks are done with the drawings as they come; with the middle of their
-ink in the middle of the page; and scaled besides to the sizes that the demo allows,
-`experiments._demo_drawing.HANDS`. Scaled here is the picture, with the width of its
-strokes; the demo keeps that of the pen.
+size. Each task has `--way` classes with one example and three drawings to classify
+separately. The same tasks are repeated with the drawings unchanged; with their ink
+centred on the page; and also scaled to the sizes that the demo allows,
+`experiments._demo_drawing.HANDS`. Here the whole picture is scaled, including the width
+of its strokes; the demo keeps the width of the pen.
 """
 
 import io
@@ -29,14 +29,19 @@ from jsharp.learners import Learner
 _MODELS = flags.DEFINE_list("models", ["omniglot-maml"], "Learners of Omniglot.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Omniglot's two zips.", required=True)
 _SPLIT = flags.DEFINE_enum(
-  "split", "mixed", ["mixed", "vinyals"], "Whose test characters: the learners' own."
+  "split",
+  "mixed",
+  ["mixed", "vinyals"],
+  "Split of the test characters; use the learners' own.",
 )
 _WAY = flags.DEFINE_integer("way", 5, "Classes per task.", lower_bound=2)
 _TASKS = flags.DEFINE_integer("tasks", 200, "Number of tasks.", lower_bound=2)
-_SHIFT = flags.DEFINE_float("most_shift", 0.15, "Of the page's side, in x and y.")
-_SMALLEST = flags.DEFINE_float("smallest", 0.6, "Factor of a drawing's size.")
-_LARGEST = flags.DEFINE_float("largest", 1.2, "Factor of a drawing's size.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the tasks.")
+_SHIFT = flags.DEFINE_float(
+  "most_shift", 0.15, "Largest shift in x and y, as a fraction of the side."
+)
+_SMALLEST = flags.DEFINE_float("smallest", 0.6, "Smallest scale of a drawing.")
+_LARGEST = flags.DEFINE_float("largest", 1.2, "Largest scale of a drawing.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the tasks.")
 
 _QUERIES = 3
 _HAND = _demo_drawing.HANDS["omniglot"]
@@ -47,8 +52,8 @@ def place(page: np.ndarray, x: float, y: float, scale: float) -> np.ndarray:
 
   Args:
     page: `[side, side]` uint8, light ink on dark.
-    x: where the middle of the ink is to be, as a share of the side; so is `y`.
-    y: see `x`.
+    x: target position of the ink's centre, as a fraction of the side.
+    y: as `x`.
     scale: factor of the ink's size.
   """
   middle, _ = ink_of(page)
@@ -63,7 +68,7 @@ def place(page: np.ndarray, x: float, y: float, scale: float) -> np.ndarray:
 
 
 def ink_of(page: np.ndarray) -> tuple[np.ndarray, float]:
-  """The middle of the ink `[x, y]` in pixels, and its longer side as a share."""
+  """The centre of the ink `[x, y]` in pixels, and its longer side as a fraction."""
   rows, columns = (np.flatnonzero(page.any(axis=axis)) for axis in (1, 0))
   low = np.array([columns[0], rows[0]])
   high = np.array([columns[-1], rows[-1]]) + 1
@@ -71,12 +76,12 @@ def ink_of(page: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def centred(page: np.ndarray) -> np.ndarray:
-  """The drawing with the middle of its ink in the middle."""
+  """The drawing with its ink centred."""
   return place(page, 0.5, 0.5, 1.0)
 
 
 def centred_and_scaled(page: np.ndarray) -> np.ndarray:
-  """The same, of a usual size."""
+  """The drawing, centred and scaled to a usual size."""
   _, length = ink_of(page)
   usual = min(max(length, _HAND.smallest), _HAND.largest)
   return place(page, 0.5, 0.5, usual / length)
@@ -112,7 +117,7 @@ def main(argv: list[str]) -> None:
   for name in _MODELS.value:
     learner = jsharp.load(name)
     if not isinstance(learner, Learner):
-      raise app.UsageError(f"--models: {name} is no few-shot learner")
+      raise app.UsageError(f"--models: {name} is not a few-shot learner")
     classifiers[name] = learner.classifier()
   right: dict[tuple[str, str, str], list[float]] = {}
   rng = np.random.default_rng(_SEED.value)

@@ -1,10 +1,11 @@
-"""Sizes, times and errors of exported learners.
+"""Measures sizes, times and errors of exported learners.
 
     python -m benchmarks.exports --models=omniglot-maml,omniglot-protonet
 
-Each learner learns five characters that jsharp draws, one drawing of each, and is then
-written in every form of docs/export.md; what comes back is read, asked and compared
-with the classifier itself. Needs the extra `onnx`. The learners take 28x28 gray images.
+Each learner learns five characters that jsharp draws, from one drawing of each, and is
+then exported in every form of docs/export.md. Each export is loaded and its predictions
+are compared with those of the classifier. Needs the extra `onnx`. The learners take
+28x28 gray images.
 """
 
 import pathlib
@@ -34,7 +35,7 @@ Program = Callable[[np.ndarray], Any]
 
 
 def adapting(path: pathlib.Path, examples: np.ndarray) -> Program:
-  """A program that learns the classes anew with every call."""
+  """A program that learns the classes again in every call."""
   from jax import export
 
   program = export.deserialize(bytearray(path.read_bytes()))
@@ -43,7 +44,7 @@ def adapting(path: pathlib.Path, examples: np.ndarray) -> Program:
 
 
 def fitted(path: pathlib.Path, examples: np.ndarray) -> Program:
-  """A program for JAX that names images of the classes it was given."""
+  """A JAX program that classifies images among the classes it was fitted to."""
   from jax import export
 
   return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
   for name in _MODELS.value:
     learner = jsharp.load(name)
     if not isinstance(learner, Learner):
-      raise app.UsageError(f"--models: {name} is no few-shot learner")
+      raise app.UsageError(f"--models: {name} is not a few-shot learner")
     classifier = learner.classifier().fit(drawings[:_WAY, 0], list(range(_WAY)))
     examples = drawings[:_WAY, 0].astype(np.float32) / 255
     pixels = drawings[:_WAY, 1:].reshape(-1, 28, 28, 1)[:_MANY]

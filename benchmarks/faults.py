@@ -1,17 +1,17 @@
-"""Counts what kills, signals and damaged files do to a run.
+"""Counts the effects of kills, signals and damaged files on a run.
 
   python -m benchmarks.faults --kills=100 --terms=50 --flips=500 --truncations=50
 
 A run of `experiments.sinusoid` is killed, or asked to stop, at random instants and
-started again until it ends. Its checkpoints and records must have the bits of a run
-that was left alone. Then a random bit is flipped, or a file is cut short, in what is
-read back: the records, checkpoints and learner of a finished run, a prepared dataset,
-the list of an archive's members, compiled programs. Everything is read again. Faults
-are
+restarted until it ends. Its checkpoints and records must equal those of an
+uninterrupted run bit for bit. Then a random bit is flipped in, or the end is cut off,
+each kind of file that is read again: the records, checkpoints and learner of a finished
+run, a prepared dataset, the list of an archive's members, compiled programs. After each
+such damage everything is read again. Faults are
 
-- silent: something else was read, or trained, without a word;
-- tracebacks: an error that is no refusal, or an end by another signal;
-- hangs: nothing came within `--patience` seconds.
+- silent: something different was read or trained without an error;
+- tracebacks: an error that does not explain the damage, or an exit by another signal;
+- hangs: no result within `--patience` seconds.
 
 The exit code is 1 unless all three are 0.
 """
@@ -53,7 +53,7 @@ _KILLS = flags.DEFINE_integer("kills", 100, "SIGKILLs.")
 _TERMS = flags.DEFINE_integer("terms", 50, "SIGTERMs.")
 _FLIPS = flags.DEFINE_integer("flips", 500, "Flipped bits, each in a copy of the run.")
 _CUTS = flags.DEFINE_integer("truncations", 50, "Files cut short.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of instants, files, bits and places.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of instants, files, bits and places.")
 _STEPS = flags.DEFINE_integer("steps", 3000, "Meta-steps of the run.")
 _PATIENCE = flags.DEFINE_float("patience", 300.0, "Seconds before it is a hang.")
 
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     code, error = _finish(_start(root / "whole", root))
     if code:
-      sys.exit(f"the run that nothing is done to ended with {code}: {error}")
+      sys.exit(f"the uninterrupted run ended with {code}: {error}")
     seconds = time.monotonic() - started
     for flag, signum in ((_KILLS, signal.SIGKILL), (_TERMS, signal.SIGTERM)):
       counts.append(_interrupted(root, flag.value, signum, generator, seconds))
@@ -122,7 +122,7 @@ def _finish(process: subprocess.Popen[str]) -> tuple[int | None, str]:
 def _interrupted(
   root: pathlib.Path, number: int, signum: int, generator: random.Random, seconds: float
 ) -> Counts:
-  """Interrupts runs again and again until so many interruptions have landed."""
+  """Interrupts runs until the requested number of interruptions has taken effect."""
   count: Counts = collections.Counter(dict.fromkeys(_FAULTS, 0))
   run = root / "cut"
   while count["landed"] < number or run.exists():
@@ -170,9 +170,9 @@ class _Store(NamedTuple):
   """Files that are read back.
 
   Attributes:
-    directory: that of the files and of all that is read with them.
-    files: those that are damaged.
-    readers: each is given a copy of the directory.
+    directory: the directory of the files and of all that is read with them.
+    files: the files to damage.
+    readers: functions that read a copy of the directory.
   """
 
   directory: pathlib.Path
@@ -208,7 +208,7 @@ def _damaged(
   damage: Callable[[bytes, random.Random], bytes],
   generator: random.Random,
 ) -> dict[str, Counts]:
-  """Damages one file at a time, each kind as often, and reads everything back."""
+  """Damages one file at a time, all kinds equally often, and reads everything back."""
   counts: dict[str, Counts] = {}
   for turn, (name, store) in enumerate(stores.items()):
     count = counts[name] = collections.Counter(dict.fromkeys(_FAULTS, 0))
@@ -234,7 +234,7 @@ def _damaged(
 def _read_back(
   store: _Store, directory: pathlib.Path, count: Counts
 ) -> tuple[dict[str, Any], list[str]]:
-  """What every reader finds, and what they say of what they do not."""
+  """The results of all readers, and the messages of those that fail."""
   found: dict[str, Any] = {}
   told: list[str] = []
   signal.setitimer(signal.ITIMER_REAL, _PATIENCE.value)

@@ -1,15 +1,15 @@
-"""Pickles made by mutation, against the reader of mini-ImageNet's caches.
+"""Fuzzes the reader of mini-ImageNet's caches with mutated pickles.
 
-Question: is there a file that makes the reader crash, run on, take gigabytes or raise
+Question: is there a file that makes the reader crash, hang, take gigabytes or raise
 anything but a ValueError?
 
     python -m benchmarks.fuzz_pickles --seconds=600
 
 The seeds are small caches of both families in every protocol and as Python 2 wrote
 them, and arrays in forms that a reader has to refuse. With atheris (`pip install
-atheris`) mutations are led by the coverage of the reader's lines; else a mutator of
-this file's own keeps what gives a new error message. The work is done in a child
-process that may take 2 GB more than it has at its start, and 20 seconds per file. The
+atheris`) the coverage of the reader's lines guides the mutations; without it the
+mutator in this file keeps inputs that give a new error message. The work is done in a
+child process that may use 2 GB more than at its start, and 20 seconds per file. The
 exit code is 1 after a finding, and the file that caused it stays in `--out`;
 `--reproduce=FILE` reads one file.
 """
@@ -37,9 +37,12 @@ from absl import app, flags
 
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "How long to try.", lower_bound=0)
 _ENGINE = flags.DEFINE_enum(
-  "engine", "auto", ["auto", "atheris", "mutation"], "What mutates; auto: see above."
+  "engine",
+  "auto",
+  ["auto", "atheris", "mutation"],
+  "Source of mutations; auto: see above.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Decides the mutations.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
 _OUT = flags.DEFINE_string("out", "fuzz_pickles", "Directory for seeds and findings.")
 _REPRODUCE = flags.DEFINE_string("reproduce", None, "A file to read instead, once.")
 _WORKER = flags.DEFINE_string("worker", None, "Used by this program for its child.")
@@ -68,7 +71,7 @@ class _Python2Pickler(pickle._Pickler):
 
 
 class _Call:
-  """Pickled, it becomes a call, and perhaps a state for what that gives."""
+  """Pickles as a call, and perhaps a state for its result."""
 
   def __init__(self, *call: Any):
     self._call = call
@@ -78,7 +81,7 @@ class _Call:
 
 
 def contents() -> list[Any]:
-  """Caches of both families, and what is near to one."""
+  """Caches of both families, and objects that resemble one."""
   images = np.random.default_rng(0).integers(0, 256, (3, _SIZE, _SIZE, 3), np.uint8)
   few = images[:, :1, :1]
   state = (3, "|", None, None, None, 1, 0, 0)  # numpy divides by the alignment
@@ -135,9 +138,9 @@ def make_tokens() -> list[bytes]:
 
 
 def make_check(path: Path) -> Callable[[bytes], str]:
-  """A function that has the reader read bytes from a file at `path`.
+  """Returns a function that runs the reader on bytes, through a file at `path`.
 
-  It returns what came of it, and raises whatever is no ValueError.
+  It returns the outcome as text, and raises any error except ValueError.
   """
   from jsharp.data import _pickles
 
@@ -159,7 +162,7 @@ def make_check(path: Path) -> Callable[[bytes], str]:
 def mutate(
   data: bytes, choose: random.Random, corpus: list[bytes], tokens: list[bytes]
 ):
-  """The data with one to eight changes."""
+  """Returns the data with one to eight changes."""
   changed = bytearray(data)
   for _ in range(1 << choose.randrange(4)):
     at = choose.randrange(len(changed) + 1)
@@ -187,7 +190,7 @@ def mutate(
 
 
 def run_mutation(check: Callable[[bytes], str], seeds: list[bytes]) -> None:
-  """Mutates for `--seconds`; what gives a new outcome is mutated further."""
+  """Mutates for `--seconds`; inputs with a new outcome are mutated further."""
   choose, tokens = random.Random(_SEED.value), make_tokens()
   corpus, outcomes = list(seeds), set()
   end = time.monotonic() + _SECONDS.value
@@ -232,7 +235,7 @@ def run_atheris(check: Callable[[bytes], str], out: Path) -> None:
 
 
 def work(engine: str, out: Path, current: Path) -> None:
-  """What the child does; it writes what is to be read to the file `current`."""
+  """The work of the child process; it writes each input to the file `current`."""
   if engine == "atheris":
     import atheris
 

@@ -1,17 +1,17 @@
-"""Tasks drawn per second, from the device and from host memory.
+"""Measures tasks drawn per second, from the device and from host memory.
 
 Question: does a meta-step ever wait for its images, and how much faster are tasks drawn
-than it takes them?
+than it consumes them?
 
     python -m benchmarks.input
 
-Random images in the numbers and sizes of the real datasets; tasks as in the other
-benchmarks. The meta-step is second-order MAML on tasks that are there already. The
-forms take turns, `--seconds` at a time for `--rounds` rounds, and the ratios are taken
-round by round. The first two forms draw one after another. "between meta-steps" draws
-from host memory after each meta-step and "prefetched" does too, its images having been
-gathered during that. The meta-steps do not count, the prefetch's own preparations do:
-this is the time that training waits.
+The images are random, in the numbers and sizes of the real datasets; tasks are as in
+the other benchmarks. The meta-step is second-order MAML on tasks drawn beforehand. The
+forms alternate, `--seconds` at a time for `--rounds` rounds, and ratios are taken
+within rounds. The first two forms only draw tasks, one after another. "Between
+meta-steps" draws from host memory after each meta-step; "prefetched" does too, with
+images gathered during the meta-step. The time of the meta-steps is excluded and the
+prefetch's overhead included: this is the time that training waits.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1)
 
 
 def make_dataset(setting: dict[str, int]) -> data.Dataset:
-  """Random images in the numbers of Omniglot's or mini-ImageNet's training split."""
+  """Random images, as many as in Omniglot's or mini-ImageNet's training split."""
   is_omniglot = setting["channels"] == 1
   num_classes, size = (1200, 20) if is_omniglot else (64, 600)
   shape = (num_classes * size, setting["size"], setting["size"], setting["channels"])

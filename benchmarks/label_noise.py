@@ -1,14 +1,15 @@
-"""Does SAM help under label noise: per epoch, and per gradient?
+"""Measures whether SAM helps under label noise, per epoch and per gradient.
 
     python -m benchmarks.label_noise --data_dir=DIRECTORY --out=DIRECTORY
 
-trains a ResNet on a part of CIFAR-10 whose labels are partly drawn anew: with SGD, with
-SGD for twice the epochs (as many gradients as SAM takes), and with SAM. Every run is an
-ordinary one of experiments.supervised in --out, tested at its last parameters, and the
-same command goes on where it was stopped. The seed of a run draws the images, the
-noise, the start and the order of the batches; methods share it, so differences are
-paired. Intervals are Student's, over the seeds. Two processes with different --seeds
-may share --out; a last one with all of them prints the table.
+trains a ResNet on a subset of CIFAR-10, some of whose labels are replaced at random:
+with SGD, with SGD for twice the epochs (as many gradients as SAM takes), and with SAM.
+Every run is an ordinary run of experiments.supervised in --out, tested at its last
+parameters, and the same command resumes after an interruption. The seed of a run
+determines the images, the noise, the initial parameters and the order of the batches;
+methods share it, so differences are paired. Intervals are Student's, over the seeds.
+Processes with different --seeds may share --out; a final call with all seeds prints the
+table.
 """
 
 import json
@@ -27,9 +28,11 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory with train/CLASS/* and test/CLASS/*.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Directory of the runs.", required=True)
-_NOISE = flags.DEFINE_list("noise", ["0", "0.4", "0.8"], "Shares of labels drawn anew.")
+_NOISE = flags.DEFINE_list(
+  "noise", ["0", "0.4", "0.8"], "Fractions of labels replaced."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_NUM_EPOCHS = flags.DEFINE_integer("num_epochs", 40, "Of SAM.", lower_bound=1)
+_NUM_EPOCHS = flags.DEFINE_integer("num_epochs", 40, "Epochs of SAM.", lower_bound=1)
 _TRAIN_EXAMPLES = flags.DEFINE_integer(
   "train_examples", 5000, "Training images.", lower_bound=10
 )
@@ -70,11 +73,11 @@ def run_dir(noise: str, method: str, seed: str) -> pathlib.Path:
 
 
 def result_of(noise: str, method: str, seed: str) -> dict[str, Any]:
-  """The result of a run, which trains unless it has ended.
+  """The result of a run, which is trained first unless it has ended.
 
   Raises:
-    SystemExit: if the run fails, or its directory holds one with other flags; the log
-      names them.
+    SystemExit: if the run fails, or its directory has a run with other flags, which the
+      log names.
   """
   directory, chosen = run_dir(noise, method, seed), flags_of(noise, method, seed)
   print(f"{directory.name} ...", flush=True)

@@ -1,16 +1,16 @@
-"""MAML over low-rank adapters against full MAML: memory, time and loss.
+"""Compares MAML over low-rank adapters with full MAML: memory, time and loss.
 
-Question: what does it cost to adapt a few numbers of a transformer in place of all?
+Question: what does it cost to adapt a few parameters of a transformer instead of all?
 
     python -m benchmarks.lora
 
 Tasks are the topics of Python's own help texts (`pydoc_data.topics`): from 4 windows of
 64 characters of a topic to the next characters in 4 other windows of it. Every fourth
 topic is for testing. A transformer is first trained on windows of all training topics,
-then meta-trained from there for as many steps by full MAML, by MAML over adapters with
-all else meta-learned, and with all else frozen. The loss is in nats per character, on
-200 fixed test tasks, before and after adaptation; memory is what the compiler reserves
-for a step beside its arguments.
+then meta-trained from there for the same number of steps by full MAML, by MAML over
+adapters with all else meta-learned, and with all else frozen. The loss is in nats per
+character, on 200 fixed test tasks, before and after adaptation; memory is what the
+compiler reserves for a step in addition to its arguments.
 """
 
 import functools
@@ -32,11 +32,11 @@ from jsharp.evaluation import mean_and_ci95
 from jsharp.evaluation.report import git_commit
 from jsharp.types import Batch, MetaAlgorithm, Task
 
-_PRETRAINING = flags.DEFINE_integer("pretraining_steps", 1500, "Steps beforehand.")
+_PRETRAINING = flags.DEFINE_integer("pretraining_steps", 1500, "Steps of pretraining.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Meta-steps of each kind.")
 _TASKS = flags.DEFINE_integer("eval_tasks", 200, "Test tasks.")
-_RANK = flags.DEFINE_integer("rank", 4, "Of the adapters.")
-_WIDTH = flags.DEFINE_integer("width", 64, "Of the transformer.")
+_RANK = flags.DEFINE_integer("rank", 4, "Rank of the adapters.")
+_WIDTH = flags.DEFINE_integer("width", 64, "Width of the transformer.")
 
 LENGTH, SHOT, NUM_TASKS, INNER_STEPS, VOCABULARY = 64, 4, 4, 3, 96
 
@@ -45,9 +45,9 @@ class Texts(NamedTuple):
   """Topics, one after another.
 
   Attributes:
-    tokens: `[num_characters]` int32; 0 for what is no printable ASCII.
+    tokens: `[num_characters]` int32; 0 for all but printable ASCII.
     starts: `[num_topics]` int32.
-    sizes: `[num_topics]` int32, of windows that fit.
+    sizes: `[num_topics]` int32, numbers of windows that fit.
   """
 
   tokens: jax.Array
@@ -81,7 +81,7 @@ def _texts(texts: Sequence[str]) -> Texts:
 
 
 def windows(key: jax.Array, texts: Texts, topics: jax.Array) -> Batch:
-  """A random window of each topic: characters, and those that follow each of them."""
+  """A random window of each topic: characters, and the next character of each."""
   places = jax.random.uniform(key, topics.shape)
   begin = texts.starts[topics] + (places * texts.sizes[topics]).astype(jnp.int32)
   rows = texts.tokens[begin[:, None] + jnp.arange(LENGTH + 1)[None]]

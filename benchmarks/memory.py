@@ -1,17 +1,18 @@
-"""Memory and time of a second-order meta-step, by inner steps, tasks and mode.
+"""Measures memory and time of a second-order meta-step by inner steps, tasks and mode.
 
-Question: what does the memory of a meta-gradient depend on, and what does less cost?
+Question: what does the memory of a meta-gradient depend on, and what does it cost to
+save some?
 
     python -m benchmarks.memory
 
 MAML with SGD inside, on Conv4 or, `--setting=resnet12`, on ResNet-12, both with batch
 statistics. `--rounds=0` compiles and takes one step of each mode, without times.
-Memory is what the compiler reserves for the step beside its arguments; it is reported
-in units of one support set's activations too, the outputs of all blocks. Modes are
-those of `--second_order`; they take turns, `--seconds` at a time for `--rounds` rounds,
-and times are relative to the first one's in the same round, "stored" by default. The
-last column is the largest difference between meta-gradients and the first mode's,
-relative to their length.
+Memory is what the compiler reserves for the step in addition to its arguments; it is
+also reported in units of one support set's activations, the outputs of all blocks.
+Modes are those of `--second_order`; they alternate, `--seconds` at a time for
+`--rounds` rounds, and times are relative to the first mode ("stored" by default) in the
+same round. The last column is the largest difference from the first mode's
+meta-gradient, relative to the gradient's norm.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ _INNER_STEPS = flags.DEFINE_list("inner_steps", ["1", "5", "10", "50"], "Inner s
 _NUM_TASKS = flags.DEFINE_list("num_tasks", ["4"], "Tasks per meta-step.")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds per mode and round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=0)
-_MODES = flags.DEFINE_list("modes", None, "Only these modes; all if left out.")
+_MODES = flags.DEFINE_list("modes", None, "Only these modes; default: all.")
 _LOOP = flags.DEFINE_enum(
   "loop", None, ["unrolled", "scanned", "recomputed"], "How inner steps are repeated."
 )
@@ -59,10 +60,10 @@ class Step(NamedTuple):
   """A compiled meta-step.
 
   Attributes:
-    run: runs it once and waits.
-    gradient: its meta-gradient, one vector.
-    temporary: bytes that it needs beside its arguments.
-    seconds: of compilation.
+    run: runs the step once and waits for it.
+    gradient: its meta-gradient as one vector.
+    temporary: bytes that it needs in addition to its arguments.
+    seconds: compilation time.
   """
 
   run: Callable[[], Any]

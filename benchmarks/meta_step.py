@@ -1,20 +1,20 @@
-"""Meta-steps per second, against PyTorch by turns.
+"""Measures meta-steps per second, alternating with PyTorch.
 
-Question: how many tasks a second does one machine meta-train on, how far is that from
-what its matrix products allow, and how does it compare with PyTorch on the same machine
-in the same minutes?
+Question: how many tasks per second does one machine meta-train on, how far is that from
+the limit set by its matrix products, and how does it compare with PyTorch on the same
+machine at the same time?
 
     python -m benchmarks.meta_step --torch_python=/path/to/torch-venv/bin/python
 
 Every setting is Conv4 with batch statistics, cross-entropy, SGD inside and Adam
 outside, float32 unless `--precision` says otherwise for jsharp's side. After one
-untimed step each, the forms take turns, `--seconds` at a time for `--rounds` rounds, so
-that what else the machine does hits all alike; the ratio is taken round by round
-against the faster PyTorch form of that round. A product of two square matrices takes
-turns with them: "of matmul" is the share of its speed that a form's arithmetic reaches,
-counted as that of direct convolutions (`benchmarks/arithmetic.py`): with fewer
-multiplications the share may exceed all.
-Memory is what the compiled step holds on a device, arguments included.
+untimed step each, the forms alternate, `--seconds` at a time for `--rounds` rounds, so
+that other load on the machine affects all equally. The ratio is taken within rounds,
+against the faster PyTorch form of that round. A product of two square matrices
+alternates with them: "of matmul" is a form's arithmetic speed relative to that of the
+product. Arithmetic is counted as that of direct convolutions
+(`benchmarks/arithmetic.py`), so a form with fewer multiplications may exceed 100 %.
+Memory is what the compiled step occupies on a device, including its arguments.
 """
 
 import platform
@@ -83,8 +83,8 @@ _PRECISION = flags.DEFINE_enum(
   "precision",
   "float32",
   PRECISIONS,
-  "What jsharp's network is computed in, as in the experiments; PyTorch's and the "
-  "matrix product that speeds are compared with are computed in float32.",
+  "Precision of jsharp's network, as in the experiments; PyTorch's network and the "
+  "matrix product that speeds are compared with use float32.",
 )
 
 _MATMUL_SIZE = 2048

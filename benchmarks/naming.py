@@ -1,14 +1,14 @@
-"""Names on photographs: how often they are right, and how long they take.
+"""Measures the accuracy and the time of few-shot classification of photographs.
 
     python -m benchmarks.naming --images=DIRECTORY --models=RUN,RUN --shot=5
 
-`DIRECTORY` has a folder of photographs for each class. Each task draws `--way` classes
-and `--shot` examples of each; the rest of their photographs, at most `--most` a class,
-are named, each by itself. With `--classes=a,b,c` all tasks are of these classes.
+`DIRECTORY` has a folder of photographs per class. Each task draws `--way` classes and
+`--shot` examples of each; the rest of their photographs, at most `--most` per class,
+are classified separately. With `--classes=a,b,c` all tasks have these classes.
 
-The learners are measured on the same tasks, and beside them the nearest neighbour of
-each photograph among the examples, by Euclidean distance between pixels at the size of
-the first learner. Intervals are over tasks; with one task, over photographs.
+All learners are measured on the same tasks. The baseline is the nearest neighbour of
+each photograph among the examples, by Euclidean distance between pixels at the image
+size of the first learner. Intervals are over tasks; with one task, over photographs.
 
 Times are of the first learner's first and second task in this process: the first
 compiles. They include the reading of files.
@@ -32,9 +32,9 @@ _MODELS = flags.DEFINE_list("models", None, "Learners to load.", required=True)
 _CLASSES = flags.DEFINE_list("classes", None, "Classes of every task; drawn if None.")
 _WAY = flags.DEFINE_integer("way", 5, "Classes per task.", lower_bound=2)
 _SHOT = flags.DEFINE_integer("shot", 5, "Examples per class.", lower_bound=1)
-_MOST = flags.DEFINE_integer("most", 100, "Photographs per class that are named.")
+_MOST = flags.DEFINE_integer("most", 100, "Most photographs to classify per class.")
 _TASKS = flags.DEFINE_integer("tasks", 50, "Number of tasks.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the tasks.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the tasks.")
 
 
 class Nearest:
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
   for name in _MODELS.value:
     learner = jsharp.load(name)
     if not isinstance(learner, Learner):
-      raise app.UsageError(f"--models: {name} is no few-shot learner")
+      raise app.UsageError(f"--models: {name} is not a few-shot learner")
     if not named:
       named["nearest neighbour"] = Nearest(learner.description.looks)
     named[name] = learner.classifier()

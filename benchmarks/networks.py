@@ -1,4 +1,4 @@
-"""The networks of SAM's paper: parameters, compilation, time and memory of a step.
+"""Measures size, compilation, step time and memory of the networks of SAM's paper.
 
 Question: does every network of the tables compile and step on this machine, and what
 would its row cost?
@@ -8,7 +8,7 @@ would its row cost?
     python -m benchmarks.networks --networks=pyramid_net272_200 --nosam
 
 A step is SAM with weight decay and momentum in float32 (`--nosam`: SGD, half the
-program to compile), batch normalisation in training mode, random branches drawn. Memory
+program to compile), batch normalisation in training mode and random branches drawn. Memory
 is what the compiler reserves beside the arguments. Times hold for this machine.
 """
 

@@ -1,15 +1,15 @@
-"""How far a float32 meta-gradient is from float64's.
+"""Measures the error of a float32 meta-gradient relative to float64.
 
-Question: does a form of convolution cost digits that matter?
+Question: does a form of convolution lose significant digits?
 
     python -m benchmarks.numerics --settings=omni,mini
 
 For each setting, number of inner steps and form of convolution: the length of the
 difference between MAML's meta-gradient in float32 and in float64, relative to the
 latter's length, for one task at the start of training; median and range over `--seeds`
-tasks of random images. "Smooth" is the same of a network with means of windows in place
-of maxima and softplus in place of ReLU: there rounding cannot change which element of
-a window wins, or on which side of zero it is, and no derivative jumps. "PyTorch" is
+tasks of random images. "Smooth" is the same for a network with mean pooling instead of
+max pooling and softplus instead of ReLU: there rounding cannot change which element of
+a window is the largest, or its sign, and derivatives are continuous. "PyTorch" is
 PyTorch's own float32 against its float64, with `--torch_python`.
 """
 
@@ -44,7 +44,7 @@ _FORMS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of tasks.", lower_bound=1)
 _TORCH_PYTHON = flags.DEFINE_string(
-  "torch_python", None, "Interpreter with PyTorch, to ask the same of it."
+  "torch_python", None, "Interpreter with PyTorch, to measure it too."
 )
 
 

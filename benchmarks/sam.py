@@ -1,21 +1,21 @@
-"""What a SAM step costs: time, gradients, state and memory, beside optax's own.
+"""Measures the cost of a SAM step, and of optax's: time, gradients, state and memory.
 
-Question: how far is `optax.chain(jsharp.sam(rho), optax.adamw(lr))` from the two
-gradients that it cannot do without?
+Question: how much slower is `optax.chain(jsharp.sam(rho), optax.adamw(lr))` than the
+two gradients that it needs at least?
 
     python -m benchmarks.sam
 
-The yardstick is two programs, one after the other: a gradient, and a plain AdamW step
-with a gradient of its own. (In one program the compiler would see that both are one
-gradient.) All forms take turns, `--seconds` at a time for `--rounds` rounds; ratios are
-taken round by round. The column "gradients" is one plus the time above a plain AdamW
+The reference is two programs, one after the other: a gradient, and a plain AdamW step
+with its own gradient. (In one program the compiler would compute the gradient only
+once.) All forms alternate, `--seconds` at a time for `--rounds` rounds; ratios are
+taken within rounds. The column "gradients" is one plus the time above a plain AdamW
 step in units of one gradient. Memory is what the compiler reports.
 
     python -m benchmarks.sam --suite
 
 runs optax's common suite of tests, all of it, over `optax.contrib.sam` (Adam base, both
-modes) and over jsharp's constructors, and prints what fails. Of it
-tests/perturbations/conformance_test.py takes a part.
+modes) and over jsharp's constructors, and prints what fails.
+tests/perturbations/conformance_test.py runs a part of it.
 """
 
 import importlib
@@ -60,8 +60,8 @@ class Problem(NamedTuple):
 
   Attributes:
     loss_fn: `loss_fn(params) -> loss`, of one fixed batch.
-    params: where to start.
-    description: for the table.
+    params: initial parameters.
+    description: label in the table.
   """
 
   loss_fn: Callable[[Any], jax.Array]

@@ -1,15 +1,15 @@
-"""Whether two versions of jsharp train the same parameters, bit for bit.
+"""Checks that two versions of jsharp train the same parameters, bit for bit.
 
 A refactoring must not change a number. This program trains small runs of every
-algorithm and experiment with the code of one checkout and writes down the digests of
-what came out; given two such files, it says what differs.
+algorithm and experiment with the code of one checkout and writes the digests of the
+results to a file; from two such files it reports the differences.
 
   python -m benchmarks.same_digits --checkout=OLD --out=old.json
   python -m benchmarks.same_digits --checkout=. --out=new.json
   python -m benchmarks.same_digits --compare=old.json,new.json
 
 Digests agree only between runs on one machine with the same versions of JAX, and only
-while both read the same flags.
+if both checkouts accept the same flags.
 """
 
 import hashlib
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
   if _COMPARE.value:
     return _compare(*(json.loads(pathlib.Path(p).read_text()) for p in _COMPARE.value))
   if _OUT.value is None:
-    raise app.UsageError("--out is missing: the file that the digests go to")
+    raise app.UsageError("--out is missing: pass a file to write the digests to")
   with tempfile.TemporaryDirectory() as directory:
     found = _digests(pathlib.Path(_KEEP.value or directory))
   pathlib.Path(_OUT.value).write_text(json.dumps(found, indent=1) + "\n")

@@ -30,7 +30,7 @@ SETTINGS = {
     "way": 5, "shot": 1, "query_shot": 1, "inner_steps": 1, "num_tasks": 32,
     "size": 28, "channels": 1, "filters": 64, "stride": 2,
   },
-  # One task of the deep backbone, which stride 0 stands for.
+  # One task of the deep backbone, selected by stride 0.
   "resnet12": {
     "way": 5, "shot": 5, "query_shot": 15, "inner_steps": 5, "num_tasks": 1,
     "size": 84, "channels": 3, "filters": 640, "stride": 0,
@@ -44,11 +44,11 @@ def check_arguments(argv: Sequence[str], settings: Sequence[str]) -> None:
   """Refuses stray arguments and names that `SETTINGS` lacks.
 
   Args:
-    argv: what `app.run` calls a program with.
+    argv: the arguments that `app.run` passes to `main`.
     settings: the value of `--settings`.
 
   Raises:
-    app.UsageError: naming what is wrong and what there is.
+    app.UsageError: names what is wrong and the valid values.
   """
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")

@@ -4,9 +4,9 @@
       --data="Omniglot (Lake et al. 2015)" --use="Characters of any script."
 
 Copies `config.json` and `model.safetensors` to `jsharp/shipped/NAME/` and writes the
-model card beside them from the run's own record: what it was trained on, how accurate
-it is on which tasks, the command and the commit. What `python -m jsharp.evaluate` has
-measured of the run is on the card too.
+model card next to them from the run's record: its training data, its accuracy by task,
+the command and the commit. Results of `python -m jsharp.evaluate` on the run are
+on the card too.
 """
 
 import json
@@ -23,16 +23,16 @@ from jsharp.evaluation import protocol_card
 from jsharp.learners import Learner
 
 _RUN = flags.DEFINE_string("run", None, "Directory of the run.", required=True)
-_NAME = flags.DEFINE_string("name", None, "What it is loaded by.", required=True)
-_USE = flags.DEFINE_string("use", None, "What it is for, and not.", required=True)
-_DATA = flags.DEFINE_string("data", None, "What it learned from.", required=True)
+_NAME = flags.DEFINE_string("name", None, "Name to load it by.", required=True)
+_USE = flags.DEFINE_string("use", None, "Intended use and limits.", required=True)
+_DATA = flags.DEFINE_string("data", None, "Training data.", required=True)
 
 _SHIPPED = pathlib.Path(jsharp.__file__).parent / "shipped"
 _PLACES = re.compile(r"^--(data_dir|run_dir|test_data_dir|compilation_cache_dir)=.*")
 
 
 def command(words: list[str]) -> str:
-  """A command line without the places of one machine."""
+  """A command line without machine-specific paths."""
   kept = []
   for word in words:
     if match := _PLACES.match(word):

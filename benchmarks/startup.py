@@ -1,20 +1,20 @@
-"""Seconds from a command to its first finished meta-step.
+"""Measures the seconds from a command to its first finished meta-step.
 
-Question: how long does one wait for `--help`, and for a first meta-step, without and
-with what an earlier start has compiled?
+Question: how long does one wait for `--help`, and for a first meta-step, with and
+without programs compiled by an earlier start?
 
     python -m benchmarks.startup
 
 Every start is a fresh process. The end of the first meta-step is the `wall_time` of the
 first line of `metrics.jsonl`, with `--num_steps=1 --log_every=1`. "until built" is when
-the run directory gets its `flags.txt`: Python, JAX, the data and the network are there,
-and what follows is compiling (or reading) the training step and taking it. "cold"
-starts with an empty `--compilation_cache_dir`, "warm" again with what that left there
-and a new run directory. The omni and mini rows have shapes of `benchmarks.meta_step`,
+the run directory gets its `flags.txt`: Python, JAX, the data and the network are ready,
+and the training step remains to be compiled (or loaded) and run. "cold" starts with an
+empty `--compilation_cache_dir`, "warm" with the cache that the cold start filled and a
+new run directory. The omni and mini rows have shapes of `benchmarks.meta_step`,
 on characters drawn by jsharp itself: second-order MAML, Conv4 with max-pooling, 5-way
 1-shot, 5 inner steps, 4 tasks. Importing JAX alone is measured by turns with the
-others. CPU seconds are those of all cores; on a machine that does other work they say
-more than the clock.
+others. CPU seconds are those of all cores; on a machine that does other work they are
+more informative than wall-clock time.
 """
 
 import json

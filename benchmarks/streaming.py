@@ -1,14 +1,14 @@
-"""Images decoded and cropped per second, and the memory that streaming takes.
+"""Measures images decoded and cropped per second, and the memory that streaming takes.
 
-Questions: how many worker processes does an accelerator need, and does a data set that
-is larger than memory train?
+Questions: how many worker processes does an accelerator need, and can a dataset larger
+than memory be trained on?
 
     python -m benchmarks.streaming
 
 Photographs of ImageNet's mean size, 500x375 pixels and about 110 kB as JPEG, drawn by
 this program and kept in the layout `train/CLASS/`. The forms take turns for `--rounds`
-rounds. The time begins with the first batch, so that the start of the workers does not
-count; it is shown beside. Memory is the resident set of this process and of its largest
+rounds. Timing begins with the first batch, so it excludes the start of the workers,
+which is shown separately. Memory is the resident set of this process and of its largest
 worker, while `--megabytes` of decoded pixels are streamed.
 """
 
@@ -64,7 +64,7 @@ def stream(root: pathlib.Path, num_workers: int, num_batches: int) -> streams.St
 
 
 def rate(root: pathlib.Path, num_workers: int) -> tuple[float, float]:
-  """Images per second behind the first batch, and seconds until that is there."""
+  """Images per second after the first batch, and seconds until the first batch."""
   start = time.perf_counter()
   with streams.Feed(stream(root, num_workers, _BATCHES.value)) as feed:
     jax.block_until_ready(feed.take())
@@ -92,7 +92,7 @@ def resident() -> tuple[float, float]:
 
 
 def report_memory(root: pathlib.Path) -> None:
-  """Streams more and more, and prints what is resident."""
+  """Streams more and more images, and prints the resident memory."""
   num_workers = max(map(int, _WORKERS.value))
   each = _BATCH_SIZE.value * 224 * 224 * 3 / 1e6
   number = max(3, int(_MEGABYTES.value / each))
@@ -108,7 +108,7 @@ def report_memory(root: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f"{argv[1]} is no flag")
+    raise app.UsageError(f"{argv[1]} is not a flag")
   commit = git_commit(pathlib.Path(__file__).parents[1])
   print(
     f"Python {platform.python_version()}, jax {jax.__version__}, numpy "

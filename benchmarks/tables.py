@@ -1,4 +1,4 @@
-"""How the benchmarks take and write their figures."""
+"""Timing and Markdown tables for the benchmarks."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
-  """How often `run` fits into a second, over at least so many of them."""
+  """Calls of `run` per second, measured over at least `seconds`."""
   count, start = 0, time.perf_counter()
   while count == 0 or time.perf_counter() - start < seconds:
     run()

@@ -7,8 +7,8 @@ under an interpreter that has PyTorch. Reads one JSON request per line from stdi
 
     {"setting": {...}, "algorithm": "maml", "form": "loop", "amount": 5.0}
 
-runs meta-steps of that form for so many seconds, and answers with one JSON line. The
-form "error" takes the meta-gradients of so many tasks, in float32 and in float64, and
+runs meta-steps of that form for `amount` seconds, and answers with one JSON line. The
+form "error" takes the meta-gradients of `amount` tasks, in float32 and in float64, and
 answers with the lengths of their differences relative to the latter's.
 """
 
@@ -43,7 +43,7 @@ def init_params(way, filters, stride, size, channels, seed=0):
 
 def body(params, x, stride):
   for block in range(4):
-    # No bias, as in jsharp's network: the normalisation would take it out.
+    # No bias, as in jsharp's network: normalisation would remove it.
     x = F.conv2d(x, params[f"kernel_{block}"], stride=stride, padding=1)
     scale, offset = params[f"scale_{block}"], params[f"offset_{block}"]
     x = F.relu(F.batch_norm(x, None, None, scale, offset, training=True))
@@ -137,7 +137,7 @@ def func_gradient(algorithm, setting):
 
 
 class Network(torch.nn.Module):
-  """The same network as a module, as `higher` wants it."""
+  """The same network as a module, as `higher` needs it."""
 
   def __init__(self, params, stride):
     super().__init__()
@@ -176,7 +176,7 @@ FORMS = {"loop": loop_gradient, "func": func_gradient, "higher": higher_gradient
 
 
 def errors(setting, algorithm, num_tasks):
-  """Of float32 meta-gradients, for tasks and parameters of different seeds."""
+  """Errors of float32 meta-gradients, for tasks and parameters of several seeds."""
   meta_gradient = loop_gradient(algorithm, setting)
 
   def vector(params, tasks, dtype):

@@ -1,4 +1,4 @@
-"""The PyTorch process that the benchmarks take turns with."""
+"""The PyTorch process that alternates with the benchmarks."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Torch:
-  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is not asked."""
+  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is idle."""
 
   def __init__(self, python: str, threads: int):
     script = Path(__file__).with_name("torch_meta_step.py")
@@ -32,11 +32,11 @@ class Torch:
   def ask(
     self, name: str, setting: dict[str, int], algorithm: str, form: str, amount: float
   ) -> Any:
-    """Has it run one form for so many seconds, or `form="error"` on so many tasks.
+    """Runs one form for `amount` seconds, or `form="error"` on `amount` tasks.
 
     Args:
-      name: of the setting.
-      setting: its numbers.
+      name: name of the setting.
+      setting: values of the setting.
       algorithm: "maml", ...
       form: one of the forms of `torch_meta_step`.
       amount: seconds, or tasks.
@@ -55,7 +55,7 @@ class Torch:
     self._process.stdin.write(json.dumps(request) + "\n")
     self._process.stdin.flush()
     answer = self._answer()
-    self._process.send_signal(signal.SIGSTOP)  # Its threads would look for work.
+    self._process.send_signal(signal.SIGSTOP)  # Its idle threads would spin.
     return answer
 
   def close(self) -> None:

@@ -1,10 +1,10 @@
-"""How much rounding the points of a Winograd convolution magnify.
+"""Measures how the points of a Winograd convolution amplify rounding errors.
 
 Question: which points for F(4x4, 3x3) in float32, and what do larger tiles cost?
 
     python -m benchmarks.winograd_points
 
-The length of the difference from a float64 convolution, relative to that one's length:
+The error is the norm of the difference from a float64 convolution, relative to that:
 tiles of normally distributed inputs with 32 channels, kernels of variance 1/288, all
 sums and products in float32.
 """
@@ -32,7 +32,7 @@ _TILES, _CHANNELS = 400, 32
 
 
 def error(points: Sequence[float] | None) -> float:
-  """That of a tile of `len(points) - 1` outputs a side; None: of a direct one."""
+  """Error of tiles of `len(points) - 1` outputs per side; None: of direct sums."""
   tile = len(points) - 1 if points else 4
   generator = np.random.default_rng(0)
   side = tile + 2

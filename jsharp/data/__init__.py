@@ -1,7 +1,7 @@
 """Datasets and the tasks drawn from them.
 
-`Dataset` and the sampling functions are here; each source of data is a module
-of its own (`jsharp.data.characters.load()`, ...), imported when first used.
+`Dataset` and the sampling functions are here. Each source of data has its own module,
+such as `jsharp.data.characters` with its function `load`, imported when first used.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Walk the files of a directory or an archive without extracting anything.
+"""Walks the files of a directory or an archive without extracting anything.
 
-Members are streamed in the order in which they are stored. An archive whose member
-names leave the directory, or that holds links or devices, is refused as a whole:
-nobody packs images like that by accident.
+Members are streamed in stored order. An archive is rejected as a whole if the name of a
+member leaves the directory, or if it contains links or devices: archives of images do
+not contain these by accident.
 """
 
 import bz2
@@ -36,7 +36,7 @@ DAMAGE = (
   zlib.error,
   struct.error,
   EOFError,
-  NotImplementedError,  # a zip with another compression
+  NotImplementedError,  # A zip with an unsupported compression.
   OSError,
   OverflowError,
   UnicodeError,
@@ -56,7 +56,7 @@ _COMPRESSIONS = (
 )
 _OTHER_COMPRESSIONS = {9: "deflate64", 93: "zstd", 95: "xz", 98: "PPMd"}
 LARGEST_MEMBER = 256 * 2**20
-"""Bytes; a member is held in memory, and a small archive can hold large ones."""
+"""Maximum bytes of a member; members are held in memory, even of a small archive."""
 
 
 _EXTENDED_HEADERS = (
@@ -70,10 +70,10 @@ _LARGEST_HEADER = 2**20
 
 
 class Header(tarfile.TarInfo):
-  """A header that ends the reading with an error where it is damaged or huge.
+  """A header that raises an error if it is damaged or huge.
 
-  `tarfile` itself takes a damaged header for the archive's end, and reads the name of
-  a member at whatever length it is announced.
+  `tarfile` itself treats a damaged header as the end of the archive, and reads a
+  member's name of any announced length.
   """
 
   @classmethod
@@ -81,7 +81,7 @@ class Header(tarfile.TarInfo):
     try:
       header = super().frombuf(buf, encoding, errors)
     except tarfile.HeaderError as error:
-      if not buf.strip(b"\0"):  # the end, as it should be
+      if not buf.strip(b"\0"):  # The regular end of the archive.
         raise
       raise tarfile.TarError(str(error)) from error
     if header.type in _EXTENDED_HEADERS and header.size > _LARGEST_HEADER:
@@ -90,41 +90,40 @@ class Header(tarfile.TarInfo):
 
 
 def check_encodable(name: str, *, where: object) -> None:
-  """Refuse a name that no record of a dataset can hold.
+  """Checks that a name can be stored in the records of a dataset.
 
   Raises:
-    ValueError: it is not UTF-8.
+    ValueError: if it is not UTF-8.
   """
   if name != name.encode(errors="replace").decode():
     raise ValueError(
-      f"{where} holds the name {name!r}, which is not UTF-8. Rename it, for example "
+      f"{where} has the name {name!r}, which is not UTF-8. Rename it, for example "
       "with convmv."
     )
 
 
 def check_not_html(path: pathlib.Path) -> None:
-  """Refuse a web page that was saved under the name of a data file.
+  """Checks that a data file is not empty or a web page saved under its name.
 
   Raises:
-    ValueError: `path` starts like an HTML page, or is empty.
+    ValueError: if `path` is empty or starts like an HTML page.
   """
   with open_regular(path, most=LARGEST) as file:
     head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
   if head.startswith((b"<!doctype", b"<html", b"<head", b"<script", b"<?xml")):
     raise ValueError(
       f"{path} is an HTML page, not data: probably the warning page of Google Drive "
-      "or a login page, saved under this name. Fetch the file again in a browser "
-      "and compare its size with the one announced there."
+      "or a login page, saved under this name. Download the file again in a browser "
+      "and compare its size with the one given there."
     )
   if not head:
     raise ValueError(f"{path} is empty. Fetch the file again.")
 
 
 def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]:
-  """The files below `root`, sorted by folder; see `_left_out.is_hidden` for those left.
+  """The files below `root`, sorted by folder, without hidden files and prepared data.
 
-  Prepared data are left out too. Links are followed, but for one to a folder that it
-  lies in.
+  See `_left_out.is_hidden`. Links are followed, except links to an enclosing folder.
   """
   real = os.path.realpath(root)
   if real in _above:
@@ -144,7 +143,7 @@ def walk(root: pathlib.Path, _above: tuple[str, ...] = ()) -> list[pathlib.Path]
 
 
 def given(data_dir: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """The directory that was given and its files; or that of an archive, and it alone.
+  """The given directory and its files; for an archive, its directory and only itself.
 
   Example:
     >>> given("/nowhere")[1]
@@ -157,7 +156,7 @@ def given(data_dir: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]
 
 
 def is_archive(path: pathlib.PurePath) -> bool:
-  """Whether the name of `path` is that of an archive that `members` reads.
+  """Whether `path` has the name of an archive that `members` can read.
 
   Example:
     >>> is_archive(pathlib.Path("train_0.tar.xz")), is_archive(pathlib.Path("a.csv"))
@@ -169,7 +168,7 @@ def is_archive(path: pathlib.PurePath) -> bool:
 def members(
   path: pathlib.Path, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes]]:
-  """The names and contents of those files in an archive that are `wanted`.
+  """The names and contents of the wanted files in an archive.
 
   Args:
     path: a zip, or a tar that is plain or compressed with xz, gzip or bzip2. The
@@ -180,9 +179,9 @@ def members(
     `(name, content)` in stored order.
 
   Raises:
-    ValueError: the file is an HTML page, is no archive, is truncated or damaged, or
-      holds a link, a device, a name outside the archive's own folder or a wanted file
-      of more than `LARGEST_MEMBER` bytes.
+    ValueError: if the file is an HTML page, not an archive, truncated or damaged, or
+      contains a link, a device, a name outside the archive's own folder or a wanted
+      file of more than `LARGEST_MEMBER` bytes.
   """
   check_not_html(path)
   with open_regular(path, most=LARGEST) as file:
@@ -203,7 +202,7 @@ def members(
       tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as tar,
     ):
       yield from _tar_members(path, tar, wanted)
-      # To the very end, where the checksum of a compressed stream is.
+      # To the end, where the checksum of a compressed stream is.
       while stream.read(1 << 20):
         pass
   except DAMAGE as error:
@@ -215,10 +214,10 @@ def members(
 
 @contextlib.contextmanager
 def archives_within_named() -> Iterator[None]:
-  """Says of a loader that fails that it has seen archives within archives.
+  """Extends the error of a failing loader if there were archives within archives.
 
   Raises:
-    ValueError: as from inside, with what to do about them.
+    ValueError: as raised in the block, with a hint on nested archives.
     FileNotFoundError: likewise.
   """
   seen: list[str] = []
@@ -229,8 +228,8 @@ def archives_within_named() -> Iterator[None]:
     if not seen or type(error) not in (ValueError, FileNotFoundError):
       raise
     raise type(error)(
-      f"{error} There are archives within an archive, which are not looked into: "
-      f"{', '.join(dict.fromkeys(seen[:3]))}. Extract the outer one, and give its "
+      f"{error} There are archives within an archive, which are not read: "
+      f"{', '.join(dict.fromkeys(seen[:3]))}. Extract the outer one, and pass its "
       "folder."
     ) from error
   finally:
@@ -258,7 +257,7 @@ def _zip_members(path, wanted):
       kind = stat.S_IFMT(info.external_attr >> 16)
       if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         _refuse(path, info.filename, "is a link or a device")
-      # Some programs of Windows write backslashes between folders.
+      # Some Windows programs write backslashes between folders.
       _check_name(path, info.orig_filename.replace("\\", "/"))
       name = info.filename.replace("\\", "/")
       if name.endswith("/") or _left_out.is_hidden(name):
@@ -270,18 +269,18 @@ def _zip_members(path, wanted):
           method = _OTHER_COMPRESSIONS.get(info.compress_type, info.compress_type)
           raise ValueError(
             f"{path}: the member {name!r} is compressed by method {method}, which "
-            "Python cannot read. Extract the archive and give the folder, or pack it "
-            "anew with deflate."
+            "Python cannot read. Extract the archive and pass the folder, or pack it "
+            "again with deflate."
           )
         _check_size(path, name, info.file_size)
         yield name, archive.read(info)
 
 
 def check_member(path: object, info: tarfile.TarInfo) -> None:
-  """Refuse a member of a tar file that is no file of its own below its folder.
+  """Checks that a member of a tar file is a regular file below its folder.
 
   Raises:
-    ValueError: naming the member and the file.
+    ValueError: if it is not; the message names the member and the file.
   """
   if not (info.isreg() or info.isdir()):
     _refuse(path, info.name, "is a link or a device")
@@ -317,7 +316,7 @@ def _check_size(path: pathlib.Path, name: str, size: int) -> None:
 
 def _refuse(path: object, name: str, why: str) -> None:
   raise ValueError(
-    f"{path}: the member {name!r} {why}; an archive of images has none such. "
+    f"{path}: the member {name!r} {why}, which an archive of images should not have. "
     "Nothing was read from it. Fetch it from its source, or extract it yourself and "
-    "give the folder."
+    "pass the folder."
   )

@@ -1,10 +1,10 @@
-"""tensorflow-datasets builders of ours that need no TensorFlow.
+"""Builders for tensorflow-datasets that do not need TensorFlow.
 
 One record holds one class: its name and its images as raw uint8. So a prepared dataset
-is read back at the speed of the disk, without decoding an image. The builder's metadata
-lists every class with its number of images and their SHA-256, in the order of the
-records; whatever does not agree is reported as damage. Import this module only where it
-is used: it imports tensorflow-datasets.
+is read at the speed of the disk, without decoding images. The builder's metadata lists
+every class with its number of images and their SHA-256, in the order of the records;
+any difference is reported as damage. Import this module only where it is used, since it
+imports tensorflow-datasets.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ _DIGEST = "sha256"
 def file_format() -> str:
   """The record format that this machine can write without TensorFlow.
 
-  array_record exists for Linux only; parquet is everywhere.
+  array_record is available on Linux only, parquet everywhere.
   """
   return "array_record" if importlib.util.find_spec("array_record") else "parquet"
 
 
 def digest(images: np.ndarray) -> str:
-  """SHA-256 in hexadecimal of an array's shape and contents."""
+  """The SHA-256 of an array's shape and contents, in hexadecimal."""
   header = str(images.shape).encode()
   return hashlib.sha256(header + np.ascontiguousarray(images).data).hexdigest()
 
 
 def text(value: Any) -> str:
-  """A text as tensorflow-datasets reads it, which may be bytes."""
+  """Converts a string of tensorflow-datasets, which may be bytes."""
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -73,7 +73,7 @@ class _ClassRecords:
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-    del dl_manager  # nothing is downloaded, and its extractor needs TensorFlow
+    del dl_manager  # Nothing is downloaded, and its extractor needs TensorFlow.
     splits = self.read()
     listed = {
       split: [
@@ -173,17 +173,17 @@ def open_prepared(
   """The classes of every split of a builder that has been prepared, verified.
 
   Args:
-    builder: that has prepared them.
-    parts: the splits to open, where they are there; None for all.
+    builder: the builder that prepared them.
+    parts: the splits to open if they exist; None for all.
 
   Raises:
-    ValueError: the records are not those that the metadata lists.
+    ValueError: if the records differ from the metadata.
   """
   metadata = dict(builder.info.metadata or {})
   expected = metadata.pop(_DIGEST, None)
   if not metadata:
     raise ValueError("metadata.json lists no classes")
-  # Copies of earlier versions have no digest here, only those of the images.
+  # Copies of earlier versions have only the digests of the images.
   if expected is not None and expected != short_digest(metadata):
     raise ValueError("metadata.json does not match its SHA-256")
   sources = builder.as_data_source()
@@ -194,7 +194,7 @@ def open_prepared(
     if len(sources[split]) != len(entries):
       raise ValueError(f"{split} has {len(sources[split])} records of {len(entries)}")
     counts = np.array([entry["shape"][0] for entry in entries], np.int32)
-    # Filled class by class: fresh memory for each record would take twice the time.
+    # Filled class by class: allocating memory for each record takes twice the time.
     images = np.empty((counts.sum(), *entries[0]["shape"][1:]), np.uint8)
     end = 0
     for index, entry in enumerate(entries):

@@ -1,4 +1,4 @@
-"""CIFAR-FS and FC100: the classes of CIFAR-100 split in two ways, in any layout."""
+"""CIFAR-FS and FC100: two splits of the classes of CIFAR-100, in any layout."""
 
 import os
 import pathlib
@@ -34,21 +34,21 @@ def load(
   only: str | None,
   prepared_dir: str | os.PathLike | None,
 ) -> dict[str, Dataset]:
-  """The datasets of one of the two splits.
+  """Loads the datasets of one of the two splits.
 
   Args:
     data_dir: a directory or an archive.
-    title: what the dataset is called.
-    pickles: the name of the pickles, with `{}` for the split.
+    title: the name of the dataset.
+    pickles: the file name of the pickles, with `{}` for the split.
     builder: a class of `jsharp.data._builders`.
-    lists: the folder that lists of classes lie in; empty where there are none.
-    expected: what must be found.
-    only: the split that alone is loaded.
+    lists: the folder of the lists of classes; empty if there are none.
+    expected: the expected classes and sizes.
+    only: the split to be loaded alone.
     prepared_dir: see `docs/data.md`.
 
   Raises:
-    FileNotFoundError: there is nothing of the dataset.
-    ValueError: what is there is damaged or differs from what is expected.
+    FileNotFoundError: if the dataset is not there.
+    ValueError: if it is damaged or differs from what is expected.
   """
   wanted = _published.wanted_splits(only, expected.classes)
 
@@ -68,7 +68,9 @@ def load(
   sources = [file for file in files if _formats.is_image(file.name)]
   sources = sources or [file for file in files if _archives.is_archive(file)]
   if not caches and not official and not sources:
-    raise FileNotFoundError(f"data_dir={root} holds no {title}. {help_on(root)}")
+    raise FileNotFoundError(
+      f"data_dir={root} does not contain {title}. {help_on(root)}"
+    )
   if lists:
     _check_lists(root, files, lists, expected, title)
 
@@ -103,7 +105,7 @@ def load(
 
 
 def _official(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """What holds the official version: the folder of its files, or its archive."""
+  """The folder or archive with the official files."""
   for file in files:
     if file.name == "meta":
       return file.parent
@@ -116,7 +118,7 @@ def _official(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
 def _of_official(
   place: pathlib.Path | None, expected: splits.Composition, title: str
 ) -> _Found:
-  """Training and test images of CIFAR-100 together, by the split of their class."""
+  """All images of CIFAR-100, by the split of their class."""
   assert place is not None
   parts = cifar.class_arrays(place, num_classes=100)
   names = list(parts["train"])
@@ -142,7 +144,7 @@ def _cached(
   arrays = _pickles.class_arrays(path, expected.image_size)
   fine = {f"label{label}": name for label, name in enumerate(splits.CIFAR_100_CLASSES)}
   if {fine.get(label) for label in arrays} != set(expected.classes[split]):
-    return arrays  # Numbered in another way, and counted only.
+    return arrays  # Other numbers, so classes are only counted.
   return {fine[label]: images for label, images in arrays.items()}
 
 
@@ -153,7 +155,7 @@ def _check_lists(
   expected: splits.Composition,
   title: str,
 ) -> None:
-  """Refuse lists of classes, one name a line, that are not the published ones."""
+  """Checks lists of classes, one name per line, against the published ones."""
   for file in files:
     if file.parent.name != folder or file.name not in (
       f"{split}.txt" for split in expected.classes

@@ -1,7 +1,4 @@
-"""Class lists of published datasets, too long to stand beside their sources.
-
-`jsharp.data.splits` says where they come from.
-"""
+"""Long class lists of published datasets; `jsharp.data.splits` has their sources."""
 
 TIERED_IMAGENET = {
   "train": """
@@ -181,4 +178,4 @@ CUB = """
   Carolina_Wren:60 House_Wren:59 Marsh_Wren:60 Rock_Wren:60 Winter_Wren:60
   Common_Yellowthroat:60
 """
-"""Species of CUB-200-2011 in the order of their numbers, and images of each."""
+"""Species of CUB-200-2011 in the order of their numbers, with numbers of images."""

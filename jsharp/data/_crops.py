@@ -1,8 +1,7 @@
-"""Rectangles of photographs, and their pixels at one size.
+"""Crops of photographs, resized to one size.
 
-The rectangle that is trained on is random (Szegedy et al. 2015, arXiv 1409.4842); the
-one that is tested is in the middle. Sizes differ from image to image, so this happens
-on the host, one image at a time.
+Crops are random in training (Szegedy et al. 2015, arXiv 1409.4842) and central at test.
+Sizes differ from image to image, so images are cropped on the host, one at a time.
 """
 
 import math
@@ -10,34 +9,34 @@ import math
 import numpy as np
 
 AREA = (0.08, 1.0)
-"""Smallest and largest share of an image that a random rectangle covers."""
+"""Smallest and largest fraction of an image that a random crop covers."""
 
 ASPECT = (3 / 4, 4 / 3)
-"""Smallest and largest width of a random rectangle, divided by its height."""
+"""Smallest and largest width of a random crop, divided by its height."""
 
 CENTRAL = 224 / 256
-"""Share of the shorter side that the rectangle in the middle covers."""
+"""Fraction of the shorter side that the central crop covers."""
 
 FILTER = "BICUBIC"
-"""Pillow's filter that rectangles are resized by."""
+"""The Pillow filter that resizes crops."""
 
 _ATTEMPTS = 10
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom are outside."""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
 def random_box(draw: np.random.RandomState, height: int, width: int) -> Box:
-  """A rectangle whose area and aspect are drawn.
+  """A crop with random area, aspect ratio and position.
 
-  The area is uniform between the shares `AREA` of the image, the logarithm of the
-  aspect between those of `ASPECT`, the position uniform. What does not fit into the
-  image is drawn anew; after ten of these it is the rectangle in the middle.
+  The area is uniform between the fractions `AREA` of the image, the logarithm of the
+  aspect ratio uniform between those of `ASPECT`, and the position uniform. A crop that
+  does not fit into the image is drawn again; after ten attempts it is the central crop.
 
   Args:
-    draw: where the random numbers come from.
-    height: of the image in pixels.
-    width: of the image in pixels.
+    draw: the source of random numbers.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
 
   Returns:
     The rectangle, at least one pixel wide and high.
@@ -61,7 +60,7 @@ def random_box(draw: np.random.RandomState, height: int, width: int) -> Box:
 
 
 def central_box(height: int, width: int) -> Box:
-  """The square in the middle that covers `CENTRAL` of the shorter side.
+  """The central square that covers the fraction `CENTRAL` of the shorter side.
 
   Example:
     >>> central_box(256, 320)
@@ -73,12 +72,12 @@ def central_box(height: int, width: int) -> Box:
 
 
 def cropped(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-  """The pixels of a rectangle, resized to a square.
+  """Crops an image and resizes the crop to a square.
 
   Args:
     image: `[height, width, 3]` uint8.
     box: the rectangle.
-    size: of the square in pixels.
+    size: side of the square in pixels.
 
   Returns:
     `[size, size, 3]` uint8.

@@ -1,6 +1,7 @@
-"""Encoded images that are read one by one, in any order, from where they lie.
+"""Encoded images, read one by one and in any order from their files.
 
-Worker processes read them, so what is here can be pickled, is small, and needs no JAX.
+Worker processes read them, so these classes are small, can be pickled and do not need
+JAX.
 """
 
 import dataclasses
@@ -16,26 +17,26 @@ from jsharp._files import open_regular, read_bytes
 from jsharp.data import _archives
 
 FORMATS = ("JPEG", "PNG")
-"""Pillow's names of what the images may be; ImageNet has a PNG among its JPEGs."""
+"""Pillow's names of the accepted formats; ImageNet has a PNG among its JPEGs."""
 
 
 class Encoded(Protocol):
   """Images by their numbers."""
 
   def __len__(self) -> int:
-    """How many there are."""
+    """The number of images."""
     ...
 
   def __getitem__(self, index: int) -> tuple[str, bytes]:
-    """The place of an image, for errors, and its encoded content."""
+    """The location of an image, for errors, and its encoded content."""
     ...
 
 
 class Names:
-  """Texts in two arrays: a million of them are pickled at once.
+  """Strings in two arrays, so that a million strings can be pickled fast.
 
   Args:
-    texts: any.
+    texts: the strings.
 
   Example:
     >>> names = Names(["cat", "ox"])
@@ -51,7 +52,7 @@ class Names:
 
   @classmethod
   def of(cls, blob: np.ndarray, ends: np.ndarray) -> "Names":
-    """Those of two arrays that were kept."""
+    """Restores the strings from two saved arrays."""
     names = cls([])
     names.blob, names.ends = blob, ends
     return names
@@ -64,7 +65,7 @@ class Names:
     return self.blob[start : self.ends[index]].tobytes().decode()
 
   def take(self, rows: np.ndarray) -> "Names":
-    """Those of some numbers, in their order."""
+    """The strings with given numbers, in this order."""
     return Names(self[int(row)] for row in rows)
 
 
@@ -90,12 +91,12 @@ class FileImages:
 
 @dataclasses.dataclass(frozen=True)
 class TarImages:
-  """Members of a tar file that is not compressed, where their content begins.
+  """Members of an uncompressed tar file, by their offsets.
 
   Attributes:
-    path: of the tar file.
-    names: of the members.
-    starts: `[n]` int64, in bytes.
+    path: the tar file.
+    names: the names of the members.
+    starts: `[n]` int64, the offset of each member's content in bytes.
     sizes: `[n]` int64, in bytes.
   """
 
@@ -123,11 +124,11 @@ class TarImages:
 
 @dataclasses.dataclass(frozen=True)
 class RecordImages:
-  """Records of a dataset that tensorflow-datasets has prepared.
+  """Records of a dataset prepared by tensorflow-datasets.
 
   Attributes:
-    source: tensorflow-datasets' data source of a split, with images not decoded.
-    place: what it is called in errors.
+    source: the data source of a split in tensorflow-datasets, with encoded images.
+    place: its name in errors.
     records: `[n]` int64, the numbers of the records.
   """
 
@@ -152,13 +153,13 @@ def bytes_of(image: Any) -> bytes:
 
 
 class Listed(NamedTuple):
-  """The images of a split: one class after the other, each in the order of its names.
+  """The images of a split, sorted by class and file name.
 
   Attributes:
     images: the encoded images.
-    labels: `[n]` int32, numbers of classes.
-    class_names: their names, sorted.
-    digest: of names of classes and files and of labels, the same for every layout.
+    labels: `[n]` int32, the numbers of the classes.
+    class_names: the sorted names of the classes.
+    digest: a digest of class names, file names and labels, the same for every layout.
   """
 
   images: Encoded
@@ -168,7 +169,7 @@ class Listed(NamedTuple):
 
 
 def digest_of(class_names: Sequence[str], labels: np.ndarray, names: Names) -> str:
-  """Sixteen hexadecimal digits of what a split is; pixels do not count."""
+  """Sixteen hexadecimal digits that identify a split; pixels are not included."""
   digest = hashlib.sha256(repr(tuple(class_names)).encode())
   for array in (labels.astype("<i4"), names.ends.astype("<i8"), names.blob):
     digest.update(np.ascontiguousarray(array).data)

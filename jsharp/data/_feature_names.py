@@ -1,7 +1,7 @@
-"""The classes that a prepared dataset's `features.json` names.
+"""Checks the classes named in a prepared dataset's `features.json`.
 
 tensorflow-datasets imports the module of every class named there, and importing a
-module runs it.
+module runs its code.
 """
 
 import json
@@ -16,15 +16,15 @@ _KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def check(root: pathlib.Path, name: str) -> None:
-  """Refuse a dataset whose features would make a foreign module be imported.
+  """Rejects a dataset whose features would import a foreign module.
 
   Args:
     root: the directory that holds prepared datasets.
     name: `dataset`, `dataset/config` or `dataset/config:version`.
 
   Raises:
-    ValueError: a file `features.json` of this dataset is damaged, or names a class
-      that is neither tensorflow-datasets' own nor of a module imported already.
+    ValueError: if a file `features.json` of this dataset is damaged, or names a class
+      of a module that is neither part of tensorflow-datasets nor already imported.
   """
   dataset = _plain(name.split("/")[0].split(":")[0])
   files = [*root.glob("*/*/features.json"), *root.glob("*/*/*/features.json")]
@@ -50,12 +50,12 @@ def check(root: pathlib.Path, name: str) -> None:
 
 
 def _plain(name: str) -> str:
-  """A dataset's name is the same in snake case and in camel case."""
+  """A dataset's name without the difference between snake case and camel case."""
   return name.replace("_", "").lower()
 
 
 def _names(value: Any) -> Iterator[str]:
-  """Every class name in the file, those in JSON inside of strings included."""
+  """All class names in the file, including those in JSON inside strings."""
   if isinstance(value, dict):
     for key, inner in value.items():
       if key in _KEYS and isinstance(inner, str):

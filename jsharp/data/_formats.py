@@ -1,7 +1,7 @@
-"""Which files are images, and how one is opened: by the formats that are meant alone.
+"""Recognising image files, and opening them as one of the expected formats only.
 
-Pillow tries every format that it knows, whatever a file is called. One of them,
-EPS, starts Ghostscript on the file.
+Pillow tries all formats that it knows, whatever the file's name. One of them, EPS, runs
+Ghostscript on the file.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from PIL import Image
 
-# ImageNet has a PNG under the name of a JPEG: each of the two may hold the other.
+# ImageNet has a PNG with the name of a JPEG, so either name allows both formats.
 _PHOTOS = ("PNG", "JPEG")
 FORMATS = {
   **dict.fromkeys((".png", ".jpg", ".jpeg"), _PHOTOS),
@@ -22,7 +22,7 @@ FORMATS = {
   **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
   ".webp": ("WEBP",),
 }
-"""Pillow's names of the formats that a file of this suffix may have."""
+"""Pillow's names of the formats allowed for each suffix."""
 
 NAMES = "PNG, JPEG, BMP, GIF, PPM, TIFF or WebP"
 """The formats in words, for messages."""
@@ -46,11 +46,11 @@ _BRANDS = {b"WEBP": "WEBP", b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC"}
 
 
 class WrongFormatError(ValueError):
-  """A file holds an image of another format than its name says."""
+  """The format of an image differs from its file name's."""
 
 
 def is_image(name: str) -> bool:
-  """Whether a file's name is that of an image that we read.
+  """Whether a file has the name of an image that jsharp reads.
 
   Example:
     >>> is_image("train/n01532829/n0153282900000005.JPEG"), is_image("train.csv")
@@ -62,19 +62,19 @@ def is_image(name: str) -> bool:
 def open_image(
   data: bytes, *, name: str, formats: Sequence[str] | None = None
 ) -> "Image.Image":
-  """An encoded image, opened as one of the formats that are meant.
+  """Opens an encoded image as one of the expected formats.
 
   Args:
     data: the encoded image.
-    name: the file's name, for the error, and whose suffix decides the formats.
-    formats: Pillow's names of the formats instead.
+    name: the file's name, for errors; its suffix determines the formats.
+    formats: Pillow's names of the formats, instead of the suffix's.
 
   Returns:
-    Pillow's image, whose pixels have not been decoded yet.
+    Pillow's image, whose pixels are not decoded yet.
 
   Raises:
-    WrongFormatError: the content has another format that we know.
-    OSError: it has none that we know. Pillow raises this and much else.
+    WrongFormatError: if the content has another known format.
+    OSError: if the format is unknown. Pillow raises this and other exceptions.
   """
   from PIL import Image
 
@@ -85,13 +85,13 @@ def open_image(
     renamed = endings and is_image(name)
     rename = f"Give it the ending {endings[0]}, or convert" if renamed else "Convert"
     raise WrongFormatError(
-      f"{name} holds an image of the format {found}, not {' or '.join(meant)}. "
+      f"{name} contains an image of the format {found}, not {' or '.join(meant)}. "
       f"{rename} it to PNG."
     )
   try:
     return Image.open(io.BytesIO(data), formats=meant)
   except Image.UnidentifiedImageError as error:
-    # Pillow's own message holds an address in memory.
+    # Pillow's own message contains a memory address.
     raise OSError(f"it is not {' or '.join(meant)}") from error
 
 
@@ -100,7 +100,7 @@ def _suffix(name: str) -> str:
 
 
 def _kind(data: bytes) -> str | None:
-  """The format that the first bytes announce."""
+  """The format, judged by the first bytes."""
   if data[:4] == b"RIFF" or data[4:8] == b"ftyp":
     return _BRANDS.get(data[8:12])
   return next((kind for magic, kind in _SIGNATURES if data.startswith(magic)), None)

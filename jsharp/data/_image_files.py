@@ -1,4 +1,4 @@
-"""The images that lie in a directory or in archives, by their paths."""
+"""The images in a directory or in archives, by path."""
 
 import os
 import pathlib
@@ -13,8 +13,9 @@ class ImageFile(NamedTuple):
   """One image.
 
   Attributes:
-    place: file, and name in its archive, for errors.
-    path: `/` between folders, accents composed; below the directory or in the archive.
+    place: the file, and the name within an archive, for errors.
+    path: the path below the directory or in the archive, with `/` between folders and
+      composed accents.
     content: the encoded image.
   """
 
@@ -27,9 +28,9 @@ class ImageFiles:
   """The images of a dataset.
 
   Attributes:
-    given: the directory or archive that was given.
-    root: the directory that they lie in.
-    sources: the loose images, or the archives that hold them.
+    given: the given directory or archive.
+    root: the directory that contains them.
+    sources: the loose images, or the archives that contain them.
   """
 
   def __init__(
@@ -42,16 +43,16 @@ class ImageFiles:
 
   @classmethod
   def find(cls, data_dir: str | os.PathLike, *, fix: str) -> Self:
-    """The images of a directory or an archive.
+    """Finds the images of a directory or an archive.
 
-    Loose images come before archives, which are at any depth.
+    Loose images take precedence over archives, at any depth.
 
     Args:
       data_dir: a directory with images or archives, or an archive.
-      fix: what to do where there are none; `{}` stands for the directory.
+      fix: what to do if there are none; `{}` stands for the directory.
 
     Raises:
-      FileNotFoundError: there are none.
+      FileNotFoundError: if there are none.
     """
     given = pathlib.Path(data_dir).expanduser()
     root, files = _archives.given(given)
@@ -66,7 +67,7 @@ class ImageFiles:
     sources = sources or [file for file in files if _archives.is_archive(file)]
     if not sources:
       raise FileNotFoundError(
-        f"data_dir={given} holds no {_formats.NAMES}. {fix.format(given)}"
+        f"data_dir={given} has no {_formats.NAMES} files. {fix.format(given)}"
       )
     found = cls(given, given, sources)
     used = set(sources)
@@ -77,14 +78,14 @@ class ImageFiles:
 
   @property
   def packed(self) -> bool:
-    """Whether the images lie in archives."""
+    """Whether the images are in archives."""
     return _archives.is_archive(self.sources[0])
 
   def paths(self) -> list[str]:
-    """The paths of all images; archives are read through to their end.
+    """The paths of all images; archives are read to their end.
 
     Raises:
-      ValueError: an archive is damaged or refused.
+      ValueError: if an archive is damaged or unsafe.
     """
     found: list[str] = []
 
@@ -101,14 +102,14 @@ class ImageFiles:
     return found
 
   def read(self, wanted: Container[str] | None = None) -> Iterator[ImageFile]:
-    """The images in the order in which they are stored.
+    """The images in stored order.
 
     Args:
       wanted: the paths to read; None for all.
 
     Raises:
-      ValueError: an archive is damaged or refused.
-      OSError: a file cannot be read.
+      ValueError: if an archive is damaged or unsafe.
+      OSError: if a file cannot be read.
     """
 
     def is_wanted(name: str) -> bool:
@@ -128,11 +129,11 @@ class ImageFiles:
         )
 
   def encoded(self) -> Iterator[tuple[str, bytes]]:
-    """Place and content of every image."""
+    """The location and content of every image."""
     return ((file.place, file.content) for file in self.read())
 
   def warn(self) -> None:
-    """Counts and names in one line the files that are left out."""
+    """Logs one line with the number and names of the ignored files."""
     self._left_out.warn()
 
   def _name(self, file: pathlib.Path) -> str:

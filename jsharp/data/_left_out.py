@@ -1,4 +1,4 @@
-"""Which files are no part of a dataset, and one line on what else is left out."""
+"""Files that are not part of a dataset, and a warning about ignored files."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ _NUM_SHOWN = 5
 
 
 def is_hidden(path: str) -> bool:
-  """Whether a file was put there by a program or a system, without being asked.
+  """Whether a file was created by a program or system, not by the user.
 
   Args:
-    path: `/` between folders.
+    path: the path, with `/` between folders.
 
   Example:
     >>> is_hidden("cat/._1.png"), is_hidden("__MACOSX/1.png"), is_hidden("__a__/_1.png")
@@ -27,10 +27,10 @@ def is_hidden(path: str) -> bool:
 
 
 class LeftOut:
-  """Tells images from other files, and remembers the others.
+  """Distinguishes images from other files, and collects the other files.
 
   Args:
-    where: what is read, for the warning.
+    where: the source, for the warning.
   """
 
   def __init__(self, where: object):
@@ -38,18 +38,18 @@ class LeftOut:
     self._names: list[str] = []
 
   def is_image(self, name: str) -> bool:
-    """Whether the name is that of an image that we read; if not, it is left out."""
+    """Whether a file is an image by its name; other files are collected."""
     if _formats.is_image(name):
       return True
     self.add([name])
     return False
 
   def add(self, names: Iterable[str]) -> None:
-    """Remembers files that are left out."""
+    """Adds files that are ignored."""
     self._names += names
 
   def warn(self) -> None:
-    """Counts and names in one line what was left out since the last time."""
+    """Logs one line with the files ignored since the last call."""
     names, self._names = sorted(set(self._names)), []
     if names:
       more = ", ..." if len(names) > _NUM_SHOWN else ""

@@ -1,8 +1,8 @@
-"""What an opened picture is as pixels: every mode of Pillow, upright, on white.
+"""The pixels of an opened image: every Pillow mode, upright, on a white background.
 
-The colour of a transparent pixel is one that nobody has seen. Shown on white, as by
-browsers, a picture keeps what its alpha channel holds. A picture of 16 bits keeps the
-upper 8. A picture whose numbers have no known black and white is refused.
+Transparent pixels are shown on white, as in browsers, since their stored colour is
+meaningless. Images of 16 bits keep the upper 8 bits. Images whose values have no known
+black and white are rejected.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"}
 _DEEP = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N"))
 _GRAY = frozenset(("1", "L", "LA", "La", *_DEEP))
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # Tags of TIFF.
 
 
 class WrongModeError(ValueError):
-  """A picture has pixels of a kind that is not read."""
+  """An image has an unsupported kind of pixels."""
 
 
 def pixels(image: "Image.Image", *, name: str, mode: str | None) -> np.ndarray:
-  """A picture as an array; the first frame of an animation, the first page of several.
+  """An image as an array; the first frame of an animation, the first of several pages.
 
   Args:
-    image: as Pillow opened it, preferably before its pixels are decoded: after that, it
-      no longer says how many bits they had.
-    name: the file's name, for the error.
-    mode: `"L"` (one channel) or `"RGB"` (three); None takes the image's own.
+    image: as opened by Pillow, preferably before decoding its pixels: afterwards the
+      original number of bits is unknown.
+    name: the file's name, for errors.
+    mode: `"L"` (one channel) or `"RGB"` (three); None for the image's own mode.
 
   Returns:
     uint8 `[height, width, channels]`, 1 or 3 channels.
 
   Raises:
-    WrongModeError: the pixels are floating point, signed or 32-bit integers, or RGB of
-      16 bits with one colour that is transparent.
-    OSError: the picture is damaged. Pillow raises this and much else.
+    WrongModeError: if the pixels are floating point, signed or 32-bit integers, or RGB
+      of 16 bits with a transparent colour.
+    OSError: if the image is damaged. Pillow raises this and other exceptions.
 
   Example:
     >>> from PIL import Image
@@ -47,7 +47,7 @@ def pixels(image: "Image.Image", *, name: str, mode: str | None) -> np.ndarray:
   stored, file_format = _stored_mode(image), image.format
   image.load()
   _refuse_unknown_black(image, file_format, stored, name)
-  if file_format != "TIFF":  # Pillow turns those while decoding.
+  if file_format != "TIFF":  # Pillow rotates TIFFs while decoding.
     image = _upright(image)
   own = "L" if image.mode in _GRAY or stored == "LA;16B" else "RGB"
   key = image.info.get("transparency")
@@ -82,13 +82,13 @@ def _refuse_unknown_black(
   if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
     kind = "signed or 32-bit integers" if image.mode == "I" else "floating point"
     raise WrongModeError(
-      f"{name} has pixels of Pillow's mode {image.mode} ({kind}), which does not say "
-      "what is black and what is white. Convert it to grayscale of 8 or 16 bits."
+      f"{name} has pixels of Pillow's mode {image.mode} ({kind}), which does not "
+      "define black and white. Convert it to grayscale of 8 or 16 bits."
     )
   if stored == "RGB;16B" and "transparency" in image.info:
     raise WrongModeError(
       f"{name} has pixels of the mode RGB with 16 bits and a transparent colour, which "
-      "is not read. Convert it to RGB with 8 bits, or to RGBA."
+      "is not supported. Convert it to RGB with 8 bits, or to RGBA."
     )
 
 
@@ -101,14 +101,14 @@ def _upper_bits(image: "Image.Image", values: np.ndarray) -> np.ndarray:
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-  """The picture turned as its EXIF says."""
+  """The image, rotated as its EXIF orientation says."""
   from PIL import ImageOps
 
   try:
     return ImageOps.exif_transpose(image)
   except MemoryError:
     raise
-  except Exception:  # EXIF that cannot be read turns nothing.
+  except Exception:  # Unreadable EXIF data is ignored.
     return image
 
 
@@ -120,11 +120,11 @@ def _palette_has_alpha(image: "Image.Image") -> bool:
 
 
 def _is_key(color: np.ndarray, key: Any, mode: str, stored: str) -> np.ndarray:
-  """Where a picture has the one colour that its file calls transparent."""
+  """Where an image has the colour that its file declares transparent."""
   wanted = np.atleast_1d(key)
   if mode == "1":
     wanted = 255 * (wanted != 0)
-  elif stored in ("L;2", "L;4"):  # The key has as few bits as the pixels of the file.
+  elif stored in ("L;2", "L;4"):  # The key has as few bits as the file's pixels.
     largest = 2 ** int(stored[-1]) - 1
     wanted = (wanted & largest) * (255 // largest)
   return (color == wanted).all(-1, keepdims=True)
@@ -136,7 +136,7 @@ def _on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _converted(image: "Image.Image", mode: str) -> np.ndarray:
-  if image.mode == "LAB":  # Pillow converts it to RGB alone.
+  if image.mode == "LAB":  # Pillow can convert it only to RGB.
     image = image.convert("RGB")
   array = np.asarray(image.convert(mode))
   return array.reshape(*array.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""What every source of images is described by."""
+"""Base classes for the options of image sources."""
 
 import dataclasses
 import os
@@ -12,14 +12,14 @@ from jsharp.options import Options, Role, at_least, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSource(Options):
-  """Where images of few-shot tasks come from: splits of different classes.
+  """The options of a few-shot dataset: a source of splits with different classes.
 
   Class attributes:
-    files: what to put into `data_dir`; empty for a source that needs no files.
-    holds_any: whether its directory may hold any images, so that these are called after
-      it.
-    filter: Pillow's filter that images were resized by.
-    light_ink: whether its images are drawings in light ink on a dark ground.
+    files: what to put into `data_dir`; empty for a source without files.
+    holds_any: whether its directory may contain any images, whose name is then that of
+      the directory.
+    filter: the Pillow filter that images were resized by.
+    light_ink: whether its images are drawings in light ink on a dark background.
   """
 
   kind: ClassVar[str] = "dataset"
@@ -36,7 +36,7 @@ class ImageSource(Options):
 
     Args:
       data_dir: its directory; None for a source without files.
-      only: the split that is wanted. Files of the others may then be missing.
+      only: the only split to load; files of the others may then be missing.
 
     Raises:
       ValueError: if it needs a directory and none was given.
@@ -48,15 +48,15 @@ class ImageSource(Options):
     return {only: self.read_one(directory, only)}
 
   def read(self, directory: str) -> dict[str, Dataset]:
-    """Loads the splits from a directory that was given where one is needed."""
+    """Loads the splits from a directory; it is empty for a source without files."""
     raise NotImplementedError
 
   def read_one(self, directory: str, split: str) -> Dataset:
-    """Loads one split; a source that can do so without the others says how."""
+    """Loads one split; sources that can do so without the others override this."""
     return self.read(directory)[split]
 
   def for_training(self) -> Self:
-    """The source with all options said that decide which classes are trained on."""
+    """The source with explicit values for all options that decide training classes."""
     return self
 
   def directory(self, data_dir: str | os.PathLike[str] | None) -> str:
@@ -71,13 +71,13 @@ class ImageSource(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledSource(ImageSource):
-  """Where images of ordinary training come from: the same classes in every split.
+  """The options of a labelled dataset, with the same classes in every split.
 
   Class attributes:
-    mirrored: whether a mirrored image is still one of its class.
-    standardised: whether each channel is made to have mean 0 and deviation 1 over the
+    mirrored: whether a mirrored image still belongs to its class.
+    standardised: whether each channel is normalised to mean 0 and deviation 1 over the
       training set; otherwise pixels are scaled to [0, 1].
-    streamed: whether its images stay in their files and are cropped as they are read.
+    streamed: whether its images stay in their files and are cropped when they are read.
   """
 
   kind: ClassVar[str] = "labelled dataset"
@@ -88,11 +88,11 @@ class LabelledSource(ImageSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamedSource(LabelledSource):
-  """A labelled dataset too large for memory, whose images are read as they are needed.
+  """A labelled dataset too large for memory, whose images are read on demand.
 
   Class attributes:
-    pixel_mean: of each channel, subtracted from the pixels, 0 to 255.
-    pixel_deviation: of each channel, which divides what is left.
+    pixel_mean: the mean of each channel, subtracted from pixel values of 0 to 255.
+    pixel_deviation: the deviation of each channel, which divides the difference.
   """
 
   streamed: ClassVar[bool] = True
@@ -104,23 +104,23 @@ class StreamedSource(LabelledSource):
   )
   num_workers: int | None = option(
     None,
-    "Processes that decode images; no result depends on it. 0: threads of the training "
-    "process. Default: one for each core but one.",
+    "Number of processes that decode images; it does not affect results. 0: threads of "
+    "the training process. Default: one per core, minus one.",
     check=at_least(0),
     role=Role.MACHINE,
   )
 
   def listed(self, directory: str) -> dict[str, Listed]:
-    """Lists the images of the splits "train" and "test", and "val" where there is one.
+    """Lists the images of the splits "train" and "test", and of "val" if it exists.
 
     Raises:
-      ValueError: if the files are not what they should be.
+      ValueError: if the files are not as expected.
       OSError: if they are missing or cannot be read.
     """
     raise NotImplementedError
 
   def read(self, directory: str) -> dict[str, Dataset]:
     raise ValueError(
-      f"--dataset={self.name} is too large to be held in memory; it is for ordinary "
-      "training, python -m experiments.supervised"
+      f"--dataset={self.name} is too large for memory; it is only for ordinary "
+      "training: python -m experiments.supervised"
     )

@@ -1,8 +1,8 @@
-"""numpy's dtypes, arrays and scalars rebuilt from what a pickle says of them.
+"""Rebuilds numpy's dtypes, arrays and scalars from the contents of a pickle.
 
 numpy's own functions trust a pickle: `dtype.__setstate__` takes any size, alignment and
-flags, and what is then done with the dtype reads and divides by them. Here a state is
-data. It is checked, and an array is made of it by `numpy.frombuffer`.
+flags, and what is then done with the dtype reads and divides by them. Here a state
+is data: it is checked, and `numpy.frombuffer` makes an array from it.
 """
 
 import math
@@ -27,12 +27,12 @@ NDARRAY = _NdarrayType()
 
 
 class Unfinished:
-  """A dtype or an array whose state has not come yet.
+  """A dtype or an array whose state has not been read yet.
 
   Attributes:
-    finish: makes the dtype or the array of the state.
+    finish: makes the dtype or the array from the state.
     is_array: whether it will be an array.
-    result: what `finish` has made; None before.
+    result: the result of `finish`; None before.
   """
 
   def __init__(self, finish: Callable[[Any], Any], *, is_array: bool = False):
@@ -168,7 +168,7 @@ def _integer(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-  """The beginning of a value, for an error; nothing that could go on for ever."""
+  """The beginning of a value, for an error; never unbounded work."""
   if isinstance(value, str | bytes):
     return repr(value[:40])
   if isinstance(value, int | float | np.generic) or value is None:

@@ -1,8 +1,8 @@
-"""The part of the pickle language that data need, run by rules of our own.
+"""An interpreter of the part of the pickle language that data need.
 
-`pickle.Unpickler` believes what a file says: ten bytes make it take gigabytes for its
-memo, and what a pickle builds sets a state of the pickle's choice. Here every
-instruction checks what it is given. There are no classes, no sets and no attributes;
+`pickle.Unpickler` trusts the file: ten bytes can make it allocate gigabytes for its
+memo, and a pickle chooses the state of the objects it builds. Here every instruction
+checks its operands. There are no classes, no sets and no attributes;
 the file's size and the machine's limits bound the memory.
 """
 
@@ -38,8 +38,9 @@ def load(file: BinaryIO, size: int, scale: int = 1) -> Any:
     of Python 2 are text, decoded as latin-1; byte arrays are bytes.
 
   Raises:
-    RefusedError: the pickle asks for what data do not need, or passes a limit.
-    Exception: of any other type: the file is damaged or no pickle.
+    RefusedError: the pickle asks for something that data do not need, or exceeds a
+      limit.
+    Exception: of any other type: the file is damaged or not a pickle.
   """
   machine = Machine(file, size, scale)
   most = MAX_INSTRUCTIONS * scale
@@ -57,12 +58,12 @@ def stream(file: BinaryIO, size: int) -> Iterator[Any]:
     size: bytes in the file.
 
   Yields:
-    Each item as `load` would give it. An item that is an image, and comes twice as the
-    same object, is refused.
+    Each item as `load` would return it. An image that occurs twice as the same object
+    is refused.
 
   Raises:
     RefusedError: as `load`; the number of items is not limited.
-    Exception: as `load`, or what the file holds is no list.
+    Exception: as `load`, or the file does not contain a list.
   """
   machine = Stream(file, size)
   count = 0  # Of instructions since the last items.
@@ -78,7 +79,7 @@ def stream(file: BinaryIO, size: int) -> Iterator[Any]:
 
 
 def _step(machine: Machine) -> bool:
-  """Does the next instruction; whether it was not the last one."""
+  """Runs the next instruction; returns False after the last one."""
   code = machine.read(1)
   if code == pickle.STOP:
     return False

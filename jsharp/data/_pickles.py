@@ -1,8 +1,8 @@
-"""Pickles of images, read without running code; mini-ImageNet's two families.
+"""Reads pickles of images without running code, such as mini-ImageNet's two families.
 
-A pickle is a program: `pickle.load` may call anything. What reads it here knows the
-few functions that rebuild numpy arrays, in versions of its own, and refuses every
-other name before anything is called.
+A pickle is a program: `pickle.load` may call anything. The reader here has its own
+versions of the few functions that rebuild numpy arrays, and refuses every other name
+before anything is called.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ def load(path: pathlib.Path, *, scale: int = 1) -> Any:
     Memory for them is bounded by four times the file's size and `scale` times 100 MB.
 
   Raises:
-    ValueError: the file is an HTML page, is truncated or no pickle, or asks for
-      anything else than arrays of numbers or text; nothing is executed.
+    ValueError: the file is an HTML page, truncated or not a pickle, or asks for
+      anything other than arrays of numbers or text; nothing is executed.
   """
   _archives.check_not_html(path)
   with open_regular(path, most=2**40) as file:
@@ -62,12 +62,12 @@ def read(file: BinaryIO, size: int, *, where: object, scale: int = 1) -> Any:
 
 
 def stream(path: pathlib.Path) -> Iterator[Any]:
-  """The items of a pickled list, of any number, as `load` would give them.
+  """The items of a pickled list of any length, as `load` would return them.
 
-  Memory holds no more of them than the pickle adds to the list at once.
+  No more of them are in memory than the pickle adds to the list at once.
 
   Raises:
-    ValueError: as `load`, perhaps after many items; or the pickle holds no list.
+    ValueError: as `load`, perhaps after many items; or the pickle is not a list.
   """
   _archives.check_not_html(path)
   with open_regular(path, most=2**40) as file, _explained(path):
@@ -76,7 +76,7 @@ def stream(path: pathlib.Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _explained(where: object) -> Iterator[None]:
-  """Says of a pickle that cannot be read what to do about it."""
+  """Explains why a pickle cannot be read, and what to do about it."""
   try:
     yield
   except _pickle_language.RefusedError as error:
@@ -89,8 +89,8 @@ def _explained(where: object) -> Iterator[None]:
     raise
   except Exception as error:  # a damaged pickle can raise anything
     raise ValueError(
-      f"{where} is truncated or no pickle of arrays ({type(error).__name__}: {error}). "
-      "Fetch the file again."
+      f"{where} is truncated or not a pickle of arrays ({type(error).__name__}: "
+      f"{error}). Fetch the file again."
     ) from error
 
 
@@ -143,7 +143,7 @@ def class_arrays(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
     if index.size and not 0 <= index.min() <= index.max() < len(images):
       raise ValueError(f"{path}: class {name} names images beyond {len(images)}.")
     if used[index].any() or len(np.unique(index)) != index.size:
-      raise ValueError(f"{path}: class {name} names an image that is already taken.")
+      raise ValueError(f"{path}: class {name} names an image of another class.")
     used[index] = True
     arrays[name] = images[index]
   return arrays
@@ -195,7 +195,7 @@ def _is_integer(value: Any) -> bool:
 
 def _name(path: pathlib.Path, name: Any) -> str:
   if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-    raise ValueError(f"{path}: {_shown(name)} is no name of a class.")
+    raise ValueError(f"{path}: {_shown(name)} is not a class name.")
   return name
 
 

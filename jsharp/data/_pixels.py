@@ -43,8 +43,8 @@ def decode(
     raise
   except Exception as error:  # a damaged image can make Pillow raise anything
     raise ValueError(
-      f"{name} cannot be decoded ({error}). The file is damaged or no image: replace "
-      "it, or fetch the data again."
+      f"{name} cannot be decoded ({error}). The file is damaged or not an image: "
+      "replace it, or fetch the data again."
     ) from error
 
 
@@ -89,7 +89,7 @@ def resize(
 
 
 def to_size(image: np.ndarray, size: int | None) -> np.ndarray:
-  """The image scaled to `size` by Lanczos' filter, or as it is where it has that.
+  """The image resized to `size` with a Lanczos filter; unchanged if it has that size.
 
   Args:
     image: uint8 `[height, width, channels]`, one or three channels.

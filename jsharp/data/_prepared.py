@@ -67,7 +67,7 @@ def fingerprint(
       mounted directory keeps its fingerprint.
     files: the source files. Names, sizes and modification times count; contents are
       not read.
-    *settings: whatever else decides the prepared arrays; their `repr` counts.
+    *settings: whatever else determines the prepared arrays, compared by `repr`.
   """
   digest = hashlib.sha256(repr(settings).encode())
   for file in sorted(files):
@@ -109,10 +109,10 @@ def load(
     prepared_dir: where to keep the prepared dataset. None means `data_dir/tfds`
       where that can be written, else `~/.cache/jsharp`.
     files: the source files.
-    settings: whatever else decides the arrays.
-    encoded: all images of the source files; None where they are stored as pixels.
-    parts: the splits that are needed and that `read` gives; None for all. They are
-      taken from a copy of all where there is one, and else have one of their own.
+    settings: whatever else determines the arrays.
+    encoded: all images of the source files; None if they are stored as pixels.
+    parts: the splits that are needed and that `read` returns; None for all. They are
+      taken from a copy of all splits if there is one, else from a copy of their own.
 
   Returns:
     The classes of each split, in the order in which `read` gave them.
@@ -163,13 +163,14 @@ def load(
       return {p: c for p, c in classes.items() if parts is None or p in parts}
     if classes:
       say(
-        f"{place / older} is used no more: some of its images read otherwise today "
-        "(transparency, 16 bits, orientation) or were left out. It may be deleted."
+        f"{place / older} is no longer used: some of its images are decoded "
+        "differently now (transparency, 16 bits, orientation) or were left out. It "
+        "may be deleted."
       )
   if not writable:
     raise OSError(
-      f"nowhere to keep the prepared dataset: {' and '.join(map(str, places))} cannot "
-      "be written. Give prepared_dir=, a directory that can."
+      f"no place for the prepared dataset: {' and '.join(map(str, places))} cannot be "
+      "written. Pass prepared_dir=, a writable directory."
     )
   root = writable[0] / current
   say(f"Preparing {data_dir} in {root}, once.")
@@ -181,7 +182,7 @@ def load(
 
 
 def _still_right(classes: dict[str, Classes], encoded: Encoded) -> bool:
-  """Whether the copy of an older rule holds what the present one would read."""
+  """Whether the copy made by an older rule is what the present rule would read."""
   say("Checking the prepared images once.")
   names = [name for split in classes.values() for name in split.names]
   rest = sum(len(split.images) for split in classes.values())
@@ -212,9 +213,9 @@ def _prepare(builder, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _kept_in_memory() -> Iterator[None]:
-  """Records of more than 1 GB are not set aside in files, which takes TensorFlow.
+  """Keeps records of more than 1 GB in memory: spilling to files needs TensorFlow.
 
-  Memory holds them once all the same: each class is given away as it is written.
+  They still take memory only once: each class is released as it is written.
   """
   from tensorflow_datasets.core import shuffle
 
@@ -229,7 +230,7 @@ def _kept_in_memory() -> Iterator[None]:
 def kept_in(
   data_dir: pathlib.Path, prepared_dir: str | os.PathLike | None
 ) -> list[pathlib.Path]:
-  """The directories that what is made of data may be kept in, the best first."""
+  """The directories where prepared data may be kept, the preferred one first."""
   if prepared_dir is not None:
     return [pathlib.Path(prepared_dir).expanduser()]
   cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -237,7 +238,7 @@ def kept_in(
 
 
 def can_write(place: pathlib.Path) -> bool:
-  """Whether a directory can be written, once it is made."""
+  """Whether a directory can be created and written to."""
   existing = next(path for path in (place, *place.parents) if path.exists())
   # Root may write anywhere; a directory marked read-only stays as it is all the same.
   if not existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
@@ -252,10 +253,10 @@ def can_write(place: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _preparing(folder: pathlib.Path) -> Iterator[None]:
-  """Marks a preparation as going on; removes what earlier ones left that were killed.
+  """Marks a preparation as running; removes the remains of earlier, killed ones.
 
-  Each holds a lock of the folder together with the others. Who gets it alone knows that
-  no other goes on.
+  Each holds a shared lock of the folder. A process that can lock it exclusively knows
+  that no other preparation is running.
   """
   folder.mkdir(parents=True, exist_ok=True)
   lock = os.open(folder, os.O_RDONLY)

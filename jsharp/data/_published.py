@@ -1,4 +1,4 @@
-"""What the readers of published few-shot datasets share.
+"""Shared code of the readers of published few-shot datasets.
 
 Images in folders and archives are sorted into splits and classes, and what was found is
 compared with the published lists.
@@ -20,7 +20,7 @@ from jsharp.data.dataset import Dataset
 def given(
   data_dir: Any, *, help_on: Callable[[pathlib.Path], str]
 ) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """The directory that was given and its files; or that of an archive, and it alone.
+  """The given directory and its files; for an archive, its directory and only itself.
 
   Raises:
     FileNotFoundError: it does not exist.
@@ -42,7 +42,7 @@ def wanted_splits(only: str | None, classes: splits.Split) -> tuple[str, ...]:
     ('val',)
   """
   if only not in (None, *classes):
-    raise ValueError(f"only={only!r} is none of {', '.join(classes)}.")
+    raise ValueError(f"only={only!r} must be one of {', '.join(classes)}.")
   return tuple(classes) if only is None else (only,)
 
 
@@ -63,8 +63,8 @@ def family(
   missing = [split for split in names if split not in found and only in (None, split)]
   if found and missing:
     raise FileNotFoundError(
-      f"{next(iter(found.values()))} is there, {names[missing[0]]} is missing: put "
-      "the files of the family side by side."
+      f"{next(iter(found.values()))} is there, but {names[missing[0]]} is missing: put "
+      "the files of the family into one directory."
     )
   return found
 
@@ -91,14 +91,14 @@ def check(
   title: str,
   only: str | None = None,
 ) -> None:
-  """Refuse missing, extra, misplaced and too small or too large classes.
+  """Refuses missing, extra, misplaced and too small or too large classes.
 
   Args:
     root: where they were found, for errors.
     found: images by class by split.
     expected: what must be found.
     title: what the dataset is called.
-    only: the split that alone is compared.
+    only: the split to be compared alone.
 
   Raises:
     ValueError: naming the classes.
@@ -123,7 +123,7 @@ def check_names(
   *,
   title: str,
 ) -> None:
-  """Refuse classes that are not those of a split.
+  """Refuses classes that differ from those of a split.
 
   Classes without names, which are called `label0`, `label1`, ..., are counted.
 
@@ -177,7 +177,7 @@ class Reader:
     sources: loose images and CSVs, and archives.
     expected: classes, which say the split where no folder does, and the image size.
     title: what the dataset is called.
-    only: the split that alone is read.
+    only: the split to be read alone.
     lists: whether CSVs called after the splits say what belongs where.
     is_part: whether an image of this path belongs to the dataset.
     change: what is done to an image `[height, width, 3]` of some path before it is
@@ -252,7 +252,7 @@ class Reader:
   def _files(
     self, wanted: Callable[[str], bool], within: Iterable[pathlib.Path]
   ) -> Iterator[tuple[str, str, bytes]]:
-    """Place for errors, name and content: loose files first, then those `within`."""
+    """Place for errors, name and content of images: loose files, then those `within`."""
     for file in self._loose:
       name = file.relative_to(self._root).as_posix()
       if wanted(name):
@@ -326,7 +326,7 @@ class Reader:
       listed = " and there is no CSV that names it" if self._lists else ""
       fix = "Add train.csv, val.csv and test.csv, or use" if self._lists else "Use"
       raise ValueError(
-        f"{path} below {self._root} lies in no class folder of {self._title}{listed}. "
+        f"{path} below {self._root} is not in a class folder of {self._title}{listed}. "
         f"{fix} folders split/class/."
       )
     return Key(split, label, name)

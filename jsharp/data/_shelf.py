@@ -1,4 +1,4 @@
-"""Images that were gathered before they are asked for, between two threads."""
+"""Passes images that one thread gathers ahead of time to another."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable
 import numpy as np
 
 STEPS_AHEAD = 2
-"""Steps gathered beyond the last one that has begun."""
+"""Number of steps gathered beyond the last one that has begun."""
 
 
 class Gathered:
-  """Images on a shelf; `images` is None where gathering them failed."""
+  """Images on a shelf; `images` is None if gathering them failed."""
 
   def __init__(self, step: int):
     self.step = step
@@ -19,11 +19,11 @@ class Gathered:
 
 
 class Shelf:
-  """Images of coming steps, put there by one thread and taken by callbacks.
+  """Images of upcoming steps, put there by one thread and taken by callbacks.
 
   Args:
-    first: the first step whose images are asked for.
-    entries: what is there already, by key.
+    first: the first step whose images are needed.
+    entries: the initial contents, by key.
   """
 
   def __init__(self, first: int, entries: dict[Hashable, Gathered]):
@@ -34,7 +34,7 @@ class Shelf:
     self._closed = False
 
   def take(self, key: Hashable) -> np.ndarray | None:
-    """What was gathered under a key, once; None if the caller has to gather it."""
+    """Removes and returns a key's images; None if the caller has to gather them."""
     with self._changed:
       entry = self._entries.pop(key, None)
       if entry is None:
@@ -46,7 +46,7 @@ class Shelf:
     return entry.images
 
   def put(self, key: Hashable, step: int, gather: Callable[[], np.ndarray]) -> bool:
-    """Gathers, unless the images are there or the caller of `take` was faster.
+    """Gathers images unless they are there or the caller of `take` was faster.
 
     Returns:
       Whether that caller was.
@@ -66,7 +66,7 @@ class Shelf:
     return False
 
   def wait_for_room(self, step: int) -> int | None:
-    """Waits until a step may be gathered, and says which one.
+    """Waits until a step may be gathered, and returns that step.
 
     Args:
       step: the one that is next, unless it has begun.
@@ -85,17 +85,17 @@ class Shelf:
       return max(step, self._begun + 1)
 
   def skip_to(self, step: int) -> None:
-    """Takes it that all before a step have begun."""
+    """Declares that all steps before this one have begun."""
     with self._changed:
       self._begun = max(self._begun, step - 1)
 
   @property
   def closed(self) -> bool:
-    """Whether nothing more is to be put there."""
+    """Whether the shelf is closed, so that nothing more may be put there."""
     return self._closed
 
   def close(self) -> None:
-    """Makes the thread that puts things there come to an end."""
+    """Closes the shelf, which ends the thread that fills it."""
     with self._changed:
       self._closed = True
       self._changed.notify_all()

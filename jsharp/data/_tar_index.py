@@ -1,8 +1,8 @@
-"""Where the members of ImageNet's tar files begin, found without unpacking them.
+"""Finds where the members of ImageNet's tar files begin, without unpacking them.
 
 `ILSVRC2012_img_train.tar` holds a tar file for each class, `ILSVRC2012_img_val.tar`
 holds images. Neither is compressed, so an image can be read at its offset. The headers
-are read through once, and what was found is kept beside the archive.
+are read once, and the index is kept beside the archive.
 """
 
 import hashlib
@@ -45,15 +45,15 @@ class Index(NamedTuple):
 
 
 def index(path: pathlib.Path, *, nested: bool) -> Index:
-  """The images of a tar file, read or as they were kept.
+  """The images of a tar file, from a kept index or by reading the file.
 
   Args:
-    path: of the tar file.
+    path: the tar file.
     nested: whether it holds a tar file for each class, whose name is that of the
       class; otherwise it holds images.
 
   Raises:
-    ValueError: the file is compressed, truncated, damaged or another archive.
+    ValueError: the file is compressed, truncated, damaged or a different archive.
     OSError: it cannot be read.
   """
 
@@ -84,18 +84,18 @@ def kept(
   *,
   what: str,
 ) -> dict[str, np.ndarray]:
-  """Arrays that take long to make, from a file that was kept.
+  """Arrays that take long to make, loaded from a file if they were kept.
 
   The file's name changes with the names, sizes and modification times of the files
-  that the arrays were made of. A damaged one is made anew. Where nothing can be
-  written, they are made at every start.
+  that the arrays were made from. A damaged file is made again. If nothing can be
+  written, the arrays are made at every start.
 
   Args:
     data_dir: the directory of the files.
-    files: what the arrays are made of.
-    settings: whatever else decides them.
-    make: makes them.
-    what: in words, for what is said.
+    files: the files that the arrays are made from.
+    settings: whatever else determines the arrays.
+    make: makes the arrays.
+    what: a description of the arrays, for messages.
   """
   known = _prepared.fingerprint(data_dir, files, _VERSION, *settings)
   paths = [place / f"index-{known}.npz" for place in _prepared.kept_in(data_dir, None)]
@@ -113,8 +113,8 @@ def kept(
       _write(path, arrays)
       return arrays
   say(
-    f"The list cannot be kept, neither {paths[0].parent} nor {paths[1].parent} can be "
-    "written: it is made at every start."
+    f"The list cannot be kept, because neither {paths[0].parent} nor {paths[1].parent} "
+    "can be written. It is made again at every start."
   )
   return arrays
 
@@ -129,7 +129,7 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   content = read_bytes(path, most=_MOST)
   if hashlib.sha256(content[32:]).digest() != content[:32]:
-    raise ValueError("its SHA-256 is another one")
+    raise ValueError("its SHA-256 differs")
   with np.load(io.BytesIO(content[32:]), allow_pickle=False) as arrays:
     return dict(arrays)
 
@@ -166,8 +166,8 @@ def _members(
     head = file.read(262)
     if head[257:262] != b"ustar":
       raise ValueError(
-        f"{path} is no plain tar file (it starts with {head[:8]!r}). A compressed one "
-        f"cannot be read at random: decompress it. Otherwise: {_FETCH}"
+        f"{path} is not a plain tar file (it starts with {head[:8]!r}). A compressed "
+        f"one does not allow random access: decompress it. Otherwise: {_FETCH}"
       )
     for name, start, size in _listed(path, file, 0, total):
       stem = pathlib.PurePosixPath(name)
@@ -177,9 +177,9 @@ def _members(
         continue
       if stem.suffix != ".tar":
         raise ValueError(
-          f"{path} holds {name}, not a tar file for each class: it is not the archive "
-          "of ImageNet's training images. Where it holds folders, unpack it and give "
-          f"them. {_FETCH}"
+          f"{path} contains {name}, not a tar file per class: it is not the archive of "
+          "ImageNet's training images. If it contains folders, unpack it and pass "
+          f"these. {_FETCH}"
         )
       place, count = f"{path}: {name}", 0
       for image, offset, length in _listed(place, file, start, size):
@@ -188,13 +188,14 @@ def _members(
         yield composed(stem.stem), file_name, offset, length
         count += 1
       if not count:
-        raise ValueError(f"{place} holds no images: the class is empty. {_FETCH}")
+        raise ValueError(f"{place} has no images: the class is empty. {_FETCH}")
 
 
 def _check_image(place: object, name: str) -> None:
   if not _formats.is_image(name):
     raise ValueError(
-      f"{place} holds {name}, which is no image: it is another archive. {_FETCH}"
+      f"{place} contains {name}, which is not an image: this is a different archive. "
+      f"{_FETCH}"
     )
 
 
@@ -213,9 +214,9 @@ def _listed(
         if not info.isreg() or _left_out.is_hidden(info.name):
           continue
         if info.offset_data + info.size > size:
-          raise EOFError(f"{info.name} ends after the archive does")
+          raise EOFError(f"{info.name} extends beyond the end of the archive")
         yield info.name.removeprefix("./"), start + info.offset_data, info.size
       if tar.offset + _BLOCK > size:
-        raise EOFError("the mark at its end is missing")
+        raise EOFError("its end-of-archive mark is missing")
   except _archives.DAMAGE as error:
     raise ValueError(f"{place}: {at} ({error}). {_FETCH}") from error

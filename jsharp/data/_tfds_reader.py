@@ -17,8 +17,8 @@ def opened(
   """The reader of a prepared dataset in one of the formats.
 
   Raises:
-    FileNotFoundError: there is none of that name.
-    ValueError: it has another format, or features of a foreign class.
+    FileNotFoundError: if there is none of that name.
+    ValueError: if it has another format, or features of a foreign class.
   """
   import tensorflow_datasets as tfds
 
@@ -29,13 +29,13 @@ def opened(
   except tfds.core.DatasetNotFoundError as error:
     there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     raise FileNotFoundError(
-      f"data_dir={root} holds no prepared dataset {name} (there: "
+      f"data_dir={root} has no prepared dataset {name} (found: "
       f"{', '.join(there[:10]) or 'nothing'}). Prepare it with tensorflow-datasets, "
       "file_format='array_record'; --dataset=characters needs no data."
     ) from error
   found = builder.info.file_format.value
   if found not in formats:
-    readers = "is not read at random" if found == "parquet" else "only TensorFlow reads"
+    readers = "has no random access" if found == "parquet" else "only TensorFlow reads"
     raise ValueError(
       f"{name} in {root} is written as {found}, which {readers}. Prepare it again with "
       "file_format='array_record'."
@@ -44,10 +44,10 @@ def opened(
 
 
 def check_features(name: str, features: Any, image: str, label: str) -> None:
-  """Refuses records without an image and a class label of these names.
+  """Checks that records have an image and a class label of these names.
 
   Raises:
-    ValueError: naming the features that there are.
+    ValueError: if they have not; the message lists the features.
   """
   import tensorflow_datasets as tfds
 
@@ -57,12 +57,12 @@ def check_features(name: str, features: Any, image: str, label: str) -> None:
       raise ValueError(
         f"{name} has no {kind.__name__} feature {feature!r}; its features are "
         f"{', '.join(f'{key} ({type(features[key]).__name__})' for key in features)}. "
-        "Give image= and label=."
+        "Pass image= and label=."
       )
 
 
 def encoded_source(builder: Any, split: str, image: str) -> Any:
-  """The records of a split by their numbers, with images as they were encoded."""
+  """The records of a split by number, with encoded images."""
   import tensorflow_datasets as tfds
 
   return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})

@@ -1,7 +1,7 @@
-"""Random changes of one image `[height, width, channels]` by a key; `vmap` for more.
+"""Random augmentation of one image `[height, width, channels]`; use `vmap` for several.
 
-Pixels from outside the image, and those that are cut out, are zero: with images that
-are normalised first (`jsharp.data.examples`) that is the mean colour.
+Pixels from outside the image, and those that are cut out, are zero. For images that
+were normalised before (`jsharp.data.examples`) this is the mean colour.
 """
 
 import jax
@@ -12,13 +12,12 @@ from jsharp.types import Batch
 
 
 def random_crop(key: jax.Array, image: jax.Array, *, padding: int = 4) -> jax.Array:
-  """Moves the image by at most `padding` pixels in each direction, uniformly.
+  """Pads the image with zeros and takes a random crop of the original size.
 
   Args:
-    key: decides the shift; each of the `(2 * padding + 1)**2` is equally likely.
+    key: decides the shift; all `(2 * padding + 1)**2` shifts are equally likely.
     image: `[height, width, channels]`.
-    padding: rows and columns of zeros around it before a window of its own size is
-      taken.
+    padding: rows and columns of zeros on each side.
 
   Returns:
     An array like `image`.
@@ -38,7 +37,7 @@ def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
   """Mirrors left and right with probability one half.
 
   Args:
-    key: decides whether.
+    key: decides whether the image is mirrored.
     image: `[height, width, channels]`.
 
   Returns:
@@ -53,15 +52,15 @@ def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def cutout(key: jax.Array, image: jax.Array, *, size: int = 16) -> jax.Array:
-  """Blanks a square (DeVries and Taylor 2017, arXiv 1708.04552).
+  """Cutout: zeroes a square (DeVries and Taylor 2017, arXiv 1708.04552).
 
-  The centre is uniform over the pixels, so the square may overhang the border, where
-  less than `size**2` pixels are blanked, as in the paper.
+  The centre is uniform over the pixels, so the square may extend beyond the border and
+  zero fewer than `size**2` pixels, as in the paper.
 
   Args:
     key: decides the centre.
     image: `[height, width, channels]`.
-    size: side of the square in pixels; the paper takes 16 for CIFAR-10.
+    size: side of the square in pixels; the paper uses 16 for CIFAR-10.
 
   Returns:
     An array like `image`.
@@ -89,13 +88,13 @@ def standard(
   flip: bool = True,
   cutout_size: int = 0,
 ) -> jax.Array:
-  """What is usual on CIFAR: crop, flip and, where asked for, cutout.
+  """The standard augmentation on CIFAR: crop, flip and, optionally, cutout.
 
   Args:
-    key: split between the parts.
+    key: a random key.
     image: `[height, width, channels]`.
     padding: as for `random_crop`.
-    flip: whether left and right may be exchanged; not with letters and digits.
+    flip: whether to mirror at random; not for letters and digits.
     cutout_size: as for `cutout`; 0 for none.
 
   Returns:
@@ -115,18 +114,18 @@ def standard(
 def mixup(
   key: jax.Array, batch: Batch, *, alpha: float = 1.0, num_classes: int
 ) -> Batch:
-  """Mixes each example with another one (Zhang et al. 2018, arXiv 1710.09412).
+  """Mixup: mixes each example with another one (Zhang et al. 2018, arXiv 1710.09412).
 
   Args:
-    key: decides the one share of the batch, from Beta(alpha, alpha), and who is mixed
-      with whom.
+    key: decides the weight, from Beta(alpha, alpha) and the same for the whole batch,
+      and the pairs of examples.
     batch: inputs `[batch, ...]` float, targets `[batch]` integers or `[batch,
-      num_classes]` shares.
-    alpha: 1 is a uniform share; smaller ones mix less.
+      num_classes]` class weights.
+    alpha: 1 gives a uniform weight; smaller values mix less.
     num_classes: number of classes.
 
   Returns:
-    The batch with targets `[batch, num_classes]`: the shares of its classes.
+    The batch with targets `[batch, num_classes]`, the weights of the classes.
 
   Example:
     >>> batch = Batch(jnp.array([[0.0], [1.0]]), jnp.array([0, 1]))

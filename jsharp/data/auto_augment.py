@@ -1,8 +1,8 @@
 """AutoAugment's policies (Cubuk et al. 2019, arXiv 1805.09501) as pure functions.
 
-A policy is 25 pairs of operations. Each image is given one pair at random; each of the
-two operations has its probability and its level, 0 to 10, which the authors' code
-(tensorflow/models, research/autoaugment) turns into an amount.
+A policy is 25 pairs of operations. One random pair is applied to each image; each of
+its operations has a probability and a level from 0 to 10, which the authors' code
+(tensorflow/models, research/autoaugment) converts to an amount.
 """
 
 import functools
@@ -78,19 +78,19 @@ def _table(name: str, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def auto_augment(key: jax.Array, image: jax.Array, *, policy: str) -> jax.Array:
-  """Distorts an image by one pair of operations of a policy.
+  """Distorts an image by a random pair of operations of a policy.
 
   Args:
-    key: decides the pair, whether each of the two is done, and the signs.
+    key: decides the pair, which of its operations are applied, and the signs.
     image: `[height, width, channels]`, one or three channels, uint8.
-    policy: "cifar", found on CIFAR-10 and used on CIFAR-100 too, or "imagenet".
+    policy: "cifar", found on CIFAR-10 and also used on CIFAR-100, or "imagenet".
 
   Returns:
-    An array like `image`. What comes in from outside is grey, 128.
+    An array like `image`. Pixels from outside the image are grey, 128.
 
   Raises:
-    ValueError: if there is no such policy, or the image has another number of channels
-      or is not uint8.
+    ValueError: if there is no such policy, or the image does not have one or three
+      channels or is not uint8.
 
   Example:
     >>> image = jnp.arange(3 * 64, dtype=jnp.uint8).reshape(8, 8, 3)

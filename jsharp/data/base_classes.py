@@ -1,4 +1,4 @@
-"""The training classes of a few-shot dataset, to pretrain on all of them at once."""
+"""The training classes of a few-shot dataset, for pretraining."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,9 +14,8 @@ from jsharp.options import at_least, between, option
 class BaseClasses(LabelledSource):
   """The training classes of a few-shot dataset, as base:NAME.
 
-  Each image is one of its class; Omniglot's rotated classes are left out. Pixels are
-  scaled to [0, 1] and no more, as few-shot learners take them, so that a learner can
-  begin with the parameters.
+  Omniglot's rotated classes are left out. Pixels are only scaled to [0, 1], as for
+  few-shot learners, so that a learner can start from the parameters.
   """
 
   name: ClassVar[str] = "base:"
@@ -31,7 +30,7 @@ class BaseClasses(LabelledSource):
   )
   held_out: float = option(
     0.1,
-    "Share of the images of each base class that test the pretrained classifier.",
+    "Fraction of the images of each base class that test the pretrained classifier.",
     check=between(0, 1, below=True),
   )
 
@@ -48,7 +47,7 @@ class BaseClasses(LabelledSource):
       return cls()
     if not hasattr(cls, "image_size"):
       raise ValueError(
-        f"--image_size={self.image_size}: images of --dataset={self.name} have one "
+        f"--image_size={self.image_size}: images of --dataset={self.name} have a fixed "
         "size; leave it out"
       )
     return cls(image_size=self.image_size)

@@ -1,16 +1,15 @@
-"""Few-shot characters drawn by this module: data for a machine without any.
+"""Few-shot characters drawn by this module, for machines without data.
 
 Every class is a made-up character of two to four strokes (lines, arcs,
-S-curves), often joined to one another; every drawing of it moves the control
-points, turns, shears, stretches and shifts the whole, and picks a pen. Nothing
-is downloaded or stored.
+S-curves), often connected; every drawing of it moves the control points, rotates,
+shears, stretches and shifts the whole, and chooses a pen width. Nothing is downloaded
+or stored.
 
-The images are a function of the seed alone, the same bits everywhere: numbers
-come from the raw output of numpy's Philox counter generator (whose stream is
-fixed, unlike that of `Generator`'s methods), and drawing them uses only
-operations that IEEE 754 rounds exactly (`+ - * /`, square root, comparisons).
-
-`docs/characters.md` says how hard the classes are to tell apart.
+The images depend only on the seed and are bitwise equal everywhere: random numbers come
+from the raw output of NumPy's Philox counter generator (whose stream is fixed, unlike
+that of `Generator`'s methods), and drawing uses only operations that IEEE 754 rounds
+exactly (`+ - * /`, square root, comparisons). `docs/characters.md` has the difficulty
+of the classes.
 """
 
 import dataclasses
@@ -26,13 +25,13 @@ from jsharp.data.pictures import Filter
 from jsharp.options import at_least, between, option
 
 NUM_CLASSES = {"train": 320, "val": 60, "test": 100}
-"""Classes per split, which take consecutive characters in this order."""
+"""Classes per split; the splits use consecutive characters in this order."""
 
 _LEAST_SIZE = 8
 _MAX_STROKES = 4
-_SEGMENTS = 8  # straight pieces that a stroke is drawn as
-_STROKE_NUMBERS = 10  # random numbers that define a stroke
-_POSE_NUMBERS = 7  # random numbers that define a drawing, control points aside
+_SEGMENTS = 8  # Straight segments per stroke.
+_STROKE_NUMBERS = 10  # Random numbers that define a stroke.
+_POSE_NUMBERS = 7  # Random numbers that define a drawing, without control points.
 
 # How much drawings of one character differ, in units of half the image.
 _JITTER = 0.2  # largest shift of a control point, in x and in y
@@ -54,18 +53,18 @@ def load(
     Dataset(split='test', 100 classes, 200 images of 28x28x1)
 
   Args:
-    seed: which characters; each seed has its own classes and drawings.
-    num_drawings: images per class. The first ones do not depend on how many
-      follow.
+    seed: each seed has its own classes and drawings.
+    num_drawings: images per class. The first images do not depend on this number.
     size: height and width in pixels.
-    only: "train", "val" or "test", which alone is drawn.
+    only: the only split to draw: "train", "val" or "test".
 
   Returns:
-    `"train"`, `"val"` and `"test"`, or the one that was asked for, on the host, with no
+    `"train"`, `"val"` and `"test"`, or only the requested one, on the host, with no
     class in common; images `[num_images, size, size, 1]`, ink 255 on 0.
 
   Raises:
-    ValueError: a seed outside `[0, 2**64)`, no drawings, or a size below 8.
+    ValueError: if the seed is outside `[0, 2**64)`, `num_drawings` is below 1, or
+      `size` is below 8.
   """
   if not 0 <= seed < 2**64:
     raise ValueError(f"seed is {seed}; it must lie in [0, 2**64)")
@@ -93,7 +92,7 @@ def load(
 
 @functools.lru_cache(maxsize=len(NUM_CLASSES))
 def _draw(seed: int, num_drawings: int, size: int, indices: range) -> np.ndarray:
-  """Some classes, `[num_classes, num_drawings, size, size]` uint8, read-only."""
+  """Draws classes, `[num_classes, num_drawings, size, size]` uint8, read-only."""
   images = np.empty([len(indices), num_drawings, size, size], np.uint8)
   for place, index in enumerate(indices):
     strokes = _character(_uniforms(seed, 2 * index, _MAX_STROKES * _STROKE_NUMBERS + 1))
@@ -123,7 +122,7 @@ def _character(numbers: np.ndarray) -> np.ndarray:
       0.75 * np.array([cell % 3 - 1, cell // 3 - 1]) + 0.4 * (noise - 0.5)
       for cell, noise in ((first, u[2:4]), (last, u[4:6]))
     )
-    if strokes and u[6] < 0.6:  # joined to where an earlier stroke ends or bends
+    if strokes and u[6] < 0.6:  # Connected to an end or bend of an earlier stroke.
       start = strokes[int(u[6] / 0.6 * len(strokes))][(3, 0, 1)[int(u[7] * 3)]]
     along = end - start
     across = np.array([-along[1], along[0]])
@@ -160,7 +159,7 @@ def _drawings(
   num_drawings = len(numbers)
   pose = (2 * numbers[:, :_POSE_NUMBERS].T - 1)[:, :, None, None]
   turn, shear, stretch_x, stretch_y, shift_x, shift_y, press = pose
-  # The sum of two numbers is more often small than large, as a hand's error is.
+  # The sum of two numbers is small more often than large, like errors of a hand.
   jitter = numbers[:, _POSE_NUMBERS:].reshape(num_drawings, 2, *strokes.shape)
   points = strokes + _JITTER * (jitter[:, 0] + jitter[:, 1] - 1)
 
@@ -183,7 +182,7 @@ def _drawings(
 
 
 def _render(curves: np.ndarray, pen: np.ndarray, size: int) -> np.ndarray:
-  """Inks every pixel by its distance from the nearest piece of a curve.
+  """Inks every pixel by its distance from the nearest segment of a curve.
 
   Args:
     curves: `[num_drawings, num_strokes, num_points, 2]` x and y in [-1, 1].
@@ -225,7 +224,7 @@ class Characters(ImageSource):
 
   image_size: int = option(
     28,
-    "Height and width in pixels that images are resized to or drawn in.",
+    "Height and width in pixels that images are resized to or drawn at.",
     check=at_least(1),
   )
 
@@ -247,12 +246,12 @@ class LabelledCharacters(LabelledSource):
 
   num_characters: int = option(
     20,
-    "How many of the 320 training classes are used.",
+    "Number of classes to use, of the 320 training classes.",
     check=between(2, 320),
   )
   image_size: int = option(
     28,
-    "Height and width in pixels that images are resized to or drawn in.",
+    "Height and width in pixels that images are resized to or drawn at.",
     check=at_least(1),
   )
 

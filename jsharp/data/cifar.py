@@ -19,7 +19,7 @@ _SIDE = 32
 
 class _Layout(NamedTuple):
   archive: str
-  files: dict[str, tuple[str, ...]]  # by split
+  files: dict[str, tuple[str, ...]]  # By split.
   names_file: str
   labels: str
   names: str
@@ -50,12 +50,12 @@ _LAYOUTS = {
 def load(data_dir: str | os.PathLike, *, num_classes: int = 10) -> dict[str, Dataset]:
   """The images of `cifar-10-python.tar.gz` or `cifar-100-python.tar.gz`.
 
-  The files are pickles, which are programs; nothing of them is executed, and what is
-  not arrays of numbers or text is refused.
+  The files are pickles, which can contain code; none of it is executed, and anything
+  but arrays of numbers and text is rejected.
 
   Args:
-    data_dir: the archive, a directory with the archive in it, or with what is in the
-      archive (`data_batch_1`, ... or `train`, `test`, `meta`), at any depth.
+    data_dir: the archive, or a directory with the archive or its contents
+      (`data_batch_1`, ... or `train`, `test`, `meta`), at any depth.
     num_classes: 10, or 100 for CIFAR-100 with its fine labels.
 
   Returns:
@@ -63,8 +63,9 @@ def load(data_dir: str | os.PathLike, *, num_classes: int = 10) -> dict[str, Dat
     of the labels; the published files have 50,000 and 10,000.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or a file is missing.
-    ValueError: a file is damaged, foreign or refused, or a label has no name.
+    FileNotFoundError: if `data_dir` does not exist or a file is missing.
+    ValueError: if a file is damaged, unsafe or of another dataset, or a label has no
+      name.
 
   Example:
     >>> load("/nowhere")
@@ -90,8 +91,8 @@ def class_arrays(
     Split -> class -> uint8 `[num_images, 32, 32, 3]`.
 
   Raises:
-    FileNotFoundError: as `load`.
-    ValueError: as `load`.
+    FileNotFoundError: as for `load`.
+    ValueError: as for `load`.
 
   Example:
     >>> class_arrays("/nowhere")
@@ -114,7 +115,7 @@ def class_arrays(
 
 
 def _contents(data_dir: Any, layout: _Layout) -> dict[str, tuple[str, dict]]:
-  """Place for errors and content of every file that is needed, by its name."""
+  """The location (for errors) and content of every needed file, by name."""
   wanted = {
     layout.names_file,
     *(name for part in layout.files.values() for name in part),
@@ -141,7 +142,7 @@ def _contents(data_dir: Any, layout: _Layout) -> dict[str, tuple[str, dict]]:
 def _files(
   sources: list[pathlib.Path], wanted: set[str]
 ) -> Iterator[tuple[str, str, bytes]]:
-  """Name, place and content; loose files before archives, which are then not read."""
+  """Name, location and content; if there are loose files, archives are not read."""
   loose = [file for file in sources if file.name in wanted]
   for file in loose:
     yield file.name, str(file), read_bytes(file, most=_archives.LARGEST_MEMBER)
@@ -166,7 +167,7 @@ def _part(
   if pixels is None or dtype != np.uint8 or shape[1:] != (3 * _SIDE**2,):
     raise ValueError(
       f"{place}: data is {dtype} of shape {list(shape)}, not uint8 of shape "
-      f"[num_images, {3 * _SIDE**2}]; this is no file of CIFAR's Python version."
+      f"[num_images, {3 * _SIDE**2}]; this is not a file of CIFAR's Python version."
     )
   if layout.labels not in content:
     raise ValueError(

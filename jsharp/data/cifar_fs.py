@@ -1,8 +1,8 @@
-"""CIFAR-FS from CIFAR-100's own files or from the copies that people have.
+"""CIFAR-FS from CIFAR-100's own files or from its common copies.
 
 The 100 classes of CIFAR-100 (Krizhevsky 2009), 64 / 16 / 20 for training, validation
-and testing (Bertinetto et al. 2019): 600 images each of 32x32 pixels in RGB, those that
-CIFAR-100 trains and tests on together. `docs/data.md` shows every layout.
+and testing (Bertinetto et al. 2019): 600 RGB images of 32x32 pixels each, from both the
+training and the test set of CIFAR-100. `docs/data.md` shows every layout.
 """
 
 import dataclasses
@@ -29,22 +29,23 @@ def load(
       `CIFAR_FS_train.pickle`, `CIFAR_FS_val.pickle` and `CIFAR_FS_test.pickle`;
       `cifar-100-python.tar.gz` or what is in it; folders `split/class/` or `class/`
       (Bertinetto's `cifar100/data/`); or archives of such folders. The first that is
-      there is read. Nothing of a pickle is executed.
-    only: "train", "val" or "test", which alone is loaded; pickles and archives of the
+      there is read. Pickles are never executed.
+    only: the only split to load: "train", "val" or "test"; pickles and archives of the
       others may be missing.
     prepared_dir: where to keep the decoded images of folders and archives; see
       `docs/data.md`.
     expected: the classes and sizes that must be found.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
     `[num_images, 32, 32, 3]`, classes in the order of their names.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or holds no CIFAR-FS, or one of the
-      pickles is missing.
-    ValueError: a file is damaged, no image or refused; a class is missing, unknown, in
-      the wrong split or not of the right size. The message names the file or class.
+    FileNotFoundError: if `data_dir` does not exist or does not contain CIFAR-FS, or one
+      of the pickles is missing.
+    ValueError: if a file is damaged, unsafe or not an image, or a class is missing,
+      unknown, in the wrong split or of the wrong size. The message names the file or
+      class.
 
   Example:
     >>> load("/nowhere")

@@ -1,8 +1,8 @@
-"""Tasks made harder on purpose: wrong labels, and images bent out of shape.
+"""Corrupted tasks: wrong labels, and distorted images.
 
-Each function takes a sampler of one task and gives one back that draws the same
-classes and images, then changes them by a key of its own. So a clean task and its
-corrupted twin can be compared one to one.
+Each function takes a sampler of one task and returns a sampler that draws the same
+classes and images, then changes them by a separate key. So each corrupted task can be
+compared with its clean counterpart.
 """
 
 import math
@@ -17,11 +17,11 @@ from jsharp.data.label_noise import corrupt
 from jsharp.types import Task
 
 SampleOne = Callable[..., Task]
-"""`sample_one(key, ...) -> Task`; further arguments are handed on."""
+"""`sample_one(key, ...) -> Task`; further arguments are passed on."""
 
 Range = tuple[float, float]
 
-_NOISE, _DISTORTION = 0x6E6F, 0x6469  # streams of a task's key
+_NOISE, _DISTORTION = 0x6E6F, 0x6469  # Streams of a task's key.
 
 
 def with_label_noise(
@@ -31,17 +31,17 @@ def with_label_noise(
   support_rate: float = 0.0,
   query_rate: float = 0.0,
 ) -> SampleOne:
-  """Gives a share of the labels of a task to another of its classes.
+  """Replaces a fraction of a task's labels by other classes of the task.
 
-  Exactly `round(rate * num_examples)` labels of a set are wrong, each by a class
-  drawn uniformly from the others: at 0.2, one of the five labels of a 5-way 1-shot
-  support set. Which ones is decided by the task's key.
+  Exactly `round(rate * num_examples)` labels of a set are wrong, each replaced by a
+  class drawn uniformly from the others: at 0.2, one of the five labels of a 5-way
+  1-shot support set. The task's key decides which ones.
 
   Args:
     sample_one: `sample_one(key, ...) -> Task` with integer targets.
     way: classes per task.
-    support_rate: share of wrong labels in the support set, from 0 to 1.
-    query_rate: the same in the query set.
+    support_rate: fraction of wrong labels in the support set, from 0 to 1.
+    query_rate: fraction of wrong labels in the query set.
 
   Returns:
     A sampler of the same kind.
@@ -92,21 +92,21 @@ def _check_any_wrong(name: str, rate: float, num_examples: int) -> None:
 def affine(
   image: jax.Array, *, rotation: Any = 0.0, shear: Any = 0.0, scale: Any = 1.0
 ) -> jax.Array:
-  """Turns, shears and scales an image about its centre, in this order.
+  """Rotates, shears and scales an image about its centre, in this order.
 
-  Pixels are interpolated linearly; what comes in from outside repeats the border.
+  Pixels are interpolated linearly; outside the image the border is repeated.
 
   Args:
     image: `[height, width, channels]`, float.
     rotation: counter-clockwise, in degrees.
-    shear: columns moved to the right per row upwards; 0 leaves the image upright.
-    scale: size of what is drawn; 2 doubles it and loses the margins.
+    shear: columns to the right per row upwards; 0 for no shear.
+    scale: the scale factor; 2 doubles the size and cuts off the margins.
 
   Returns:
     An array like `image`.
 
   Raises:
-    ValueError: if `image` is not float or has not three axes.
+    ValueError: if `image` is not float or does not have three axes.
 
   Example:
     >>> image = jnp.arange(9.0).reshape(3, 3, 1)
@@ -125,7 +125,7 @@ def affine(
   center = jnp.array([(height - 1) / 2, (width - 1) / 2], dtype)
   rows = jnp.arange(height, dtype=dtype)[:, None] - center[0]
   columns = jnp.arange(width, dtype=dtype)[None, :] - center[1]
-  # Backwards, from where a pixel is to where it came from.
+  # The inverse map, from each output pixel to its source.
   rows, columns = jnp.broadcast_arrays(rows / scale, columns / scale)
   columns = columns + shear * rows
   angle = jnp.deg2rad(jnp.asarray(rotation, dtype))
@@ -148,16 +148,16 @@ def with_distortion(
   shear: Range = (0.0, 0.0),
   scale: Range = (1.0, 1.0),
 ) -> SampleOne:
-  """Bends all images of a task in the same way, drawn anew for each task.
+  """Distorts all images of a task in the same way, drawn for each task.
 
-  Beyond the ranges of training this asks whether a learner still learns from the
-  support set when the tasks are unlike those it saw (Finn and Levine 2018, arXiv
-  1710.11622, compare gradient-based and black-box learners so).
+  Beyond the ranges of training this tests whether a learner still learns from the
+  support set when tasks differ from those in training. Finn and Levine (2018, arXiv
+  1710.11622) compare gradient-based and black-box learners in this way.
 
   Args:
     sample_one: `sample_one(key, ...) -> Task` with images as inputs.
-    rotation: range in degrees that each task's rotation is drawn from, uniformly;
-      equal ends fix it.
+    rotation: range in degrees of each task's rotation, which is uniform; equal ends
+      give a fixed rotation.
     shear: range of the shear, see `affine`.
     scale: range of the scale, see `affine`.
 
@@ -165,8 +165,8 @@ def with_distortion(
     A sampler of the same kind.
 
   Raises:
-    ValueError: if a range is not finite, has its ends the wrong way round, or a
-      scale is not positive.
+    ValueError: if a range is not finite or has `low` above `high`, or a scale is not
+      positive.
 
   Example:
     >>> from jsharp.types import Batch

@@ -22,7 +22,7 @@ _TITLE = "CUB-200-2011"
 _BOXES, _IMAGES, _LABELS = "bounding_boxes.txt", "images.txt", "image_class_labels.txt"
 _MASKS = "segmentations"
 
-_Table = dict[str, list[str]]  # What follows the number of an image, by that number.
+_Table = dict[str, list[str]]  # The values of each image, by the image's number.
 _Box = tuple[float, float, float, float]  # Left, top, width, height.
 
 
@@ -41,26 +41,25 @@ def load(
   Args:
     data_dir: `CUB_200_2011.tgz`, or the directory with one of these, at any depth: the
       folder extracted from it; folders `NNN.Species/` or `split/NNN.Species/`; or
-      archives of these. Folders come before archives. Masks (`segmentations/`) are left
-      out.
+      archives of these. Folders take precedence over archives. Masks (`segmentations/`)
+      are ignored.
     size: height and width of the result in pixels. Images are resized by Lanczos'
       filter without keeping the aspect.
-    bounding_boxes: whether images are cropped first to the box around the bird, which
-      takes `bounding_boxes.txt` and `images.txt`.
-    only: "train", "val" or "test", which alone is loaded; images of the others may be
+    bounding_boxes: whether images are first cropped to the box around the bird, which
+      needs `bounding_boxes.txt` and `images.txt`.
+    only: the only split to load: "train", "val" or "test"; images of the others may be
       missing.
     prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
-    expected: the species and numbers of images that must be found; its image size does
-      not count.
+    expected: the expected species and numbers of images; its image size is not used.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
     `[num_images, size, size, 3]`, species in the order of their numbers.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or holds no images, or lacks the boxes.
-    ValueError: an argument is wrong; a file is damaged or no image; a species is
-      missing, unknown, in the wrong split or not of the right size; or the lists
+    FileNotFoundError: if `data_dir` does not exist, has no images, or lacks the boxes.
+    ValueError: if an argument is invalid; a file is damaged or not an image; a species
+      is missing, unknown, in the wrong split or of the wrong size; or the lists
       contradict the folders. The message names the file or class.
 
   Example:
@@ -77,7 +76,7 @@ def load(
   sources = [file for file in below if _formats.is_image(file.name)]
   sources = sources or [file for file in below if _archives.is_archive(file)]
   if not sources:
-    raise FileNotFoundError(f"data_dir={root} holds no {_TITLE}. {_help(root)}")
+    raise FileNotFoundError(f"data_dir={root} does not contain {_TITLE}. {_help(root)}")
   lists = [file for file in below if file.name in (_BOXES, _IMAGES, _LABELS)]
 
   def read() -> dict[str, dict[str, np.ndarray]]:
@@ -123,12 +122,12 @@ def _help(root: pathlib.Path) -> str:
 
 
 def _is_part(path: str) -> bool:
-  """Whether a file may belong to the dataset: masks have the folders of the images."""
+  """Whether a file may be an image; masks are in folders of the same names."""
   return not any(part.split(".")[0] == _MASKS for part in path.split("/"))
 
 
 def _tables(places: Sequence[pathlib.Path]) -> dict[str, tuple[str, _Table]]:
-  """Place for errors and content of the lists, by file name, from files or archives."""
+  """The location (for errors) and content of the lists, by file name."""
   names = (_BOXES, _IMAGES, _LABELS)
 
   def wanted(path: str) -> bool:
@@ -151,21 +150,21 @@ def _tables(places: Sequence[pathlib.Path]) -> dict[str, tuple[str, _Table]]:
 
 
 def _table(content: bytes, place: str, num_values: int) -> _Table:
-  """The lines of a list: the number of an image, and values."""
+  """The lines of a list: an image's number, and its values."""
   rows: _Table = {}
   for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
     key, *values = line.split() or [""]
     if len(values) != num_values or not key.isdecimal() or key in rows:
       raise ValueError(
-        f"line {number} of {place} is {line[:60]!a}, not the number of an image, "
-        f"which comes once, and {num_values} values. Fetch the file again."
+        f"line {number} of {place} is {line[:60]!a}, not a unique number of an image "
+        f"and {num_values} values. Fetch the file again."
       )
     rows[key] = values
   return rows
 
 
 def _check_labels(root: pathlib.Path, tables: dict[str, tuple[str, _Table]]) -> None:
-  """Refuse a list of labels that contradicts the folders of the images."""
+  """Checks that the list of labels agrees with the folders of the images."""
   if _IMAGES not in tables or _LABELS not in tables:
     return
   (_, images), (place, labels) = tables[_IMAGES], tables[_LABELS]
@@ -186,7 +185,7 @@ def _check_labels(root: pathlib.Path, tables: dict[str, tuple[str, _Table]]) -> 
 def _cropping(
   root: pathlib.Path, tables: dict[str, tuple[str, _Table]]
 ) -> Callable[[str, np.ndarray], np.ndarray]:
-  """What crops an image of some path to the box around its bird."""
+  """A function that crops an image, given by path, to the box around its bird."""
   for name in (_BOXES, _IMAGES):
     if name not in tables:
       raise FileNotFoundError(
@@ -202,7 +201,7 @@ def _cropping(
       left, top, width, height = map(float, boxes[key])
     except ValueError as error:
       raise ValueError(
-        f"{place}: the box of image {key} is no four numbers."
+        f"{place}: the box of image {key} is not four numbers."
       ) from error
     found[path] = left, top, width, height
 
@@ -214,7 +213,7 @@ def _cropping(
         "image, or leave out bounding_boxes."
       )
     box = found[name]
-    if np.abs(box).max() < 2**31:  # False for what is no number.
+    if np.abs(box).max() < 2**31:  # False for NaN.
       left, top, width, height = map(int, box)
       part = image[
         max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)
@@ -222,7 +221,7 @@ def _cropping(
       if part.size:
         return part
     raise ValueError(
-      f"{place}: the box of {name} is {box}, outside of its {image.shape[1]}x"
+      f"{place}: the box of {name} is {box}, outside its {image.shape[1]}x"
       f"{image.shape[0]} pixels. Fetch the data again."
     )
 

@@ -1,9 +1,9 @@
-"""Images of many classes as a few arrays, the form in which tasks are drawn.
+"""Images of many classes as a few arrays, from which tasks are drawn.
 
 A `Dataset` is a pytree of three arrays. With the images on the device
-(`Dataset.on_device`) an episode is a pure function of a key, so no data loader
-stands between the accelerator and its work. Images that do not fit there stay in host
-memory (`Dataset.on_host`); the episodes are the same.
+(`Dataset.on_device`) an episode is a pure function of a key, so no data loader is
+needed. Images that do not fit on the device stay in host memory (`Dataset.on_host`);
+the episodes are the same.
 """
 
 import dataclasses
@@ -45,27 +45,26 @@ class Dataset:
     ('cross', 2)
 
   Attributes:
-    images: `[num_images, height, width, channels]` uint8, the images of one
-      class next to each other; numpy, JAX (on the device) or `HostImages` (stay on
-      the host).
+    images: `[num_images, height, width, channels]` uint8, with the images of each class
+      contiguous; NumPy, JAX (on the device) or `HostImages` (on the host).
     offsets: `[num_base_classes]` int32, the first image of each class.
     counts: `[num_base_classes]` int32, the number of images of each class.
     class_names: one name per base class (static under `jit`).
     split: name of the split, such as `"train"` (static).
-    num_rotations: 1, or up to 4 to make each class into that many classes, the
-      r-th of which shows the images turned by r times 90 degrees
-      counter-clockwise. Class `rotation * num_base_classes + base` is `base` turned
-      by `rotation`. Needs square images (static).
-    smallest: name and count of the smallest class; found at construction, so
-      that an impossible task is refused under `jit` too (static).
-    origin: in words, what jsharp did to the images or decided on the classes that a
-      reader of a result must know; empty where it was nothing (static).
-    domains: name and number of base classes of each dataset that this one was joined
-      of, in their order; empty where it is one (static). Tasks that vary
-      (`jsharp.data.varied_tasks`) take their classes from one of them.
+    num_rotations: 1, or up to 4 to turn each class into that many classes, where class
+      r has the images rotated by r times 90 degrees counter-clockwise. Class `rotation
+      * num_base_classes + base` is `base` rotated by `rotation`. Needs square images
+      (static).
+    smallest: name and count of the smallest class; computed at construction, so that
+      impossible tasks are errors under `jit` too (static).
+    origin: changes of the images or choices of classes by jsharp that should be
+      reported with a result, in words; empty if there are none (static).
+    domains: name and number of base classes of each dataset that was joined into this
+      one, in order; empty for a single dataset (static). Varied tasks
+      (`jsharp.data.varied_tasks`) take their classes from one domain.
 
   Raises:
-    ValueError: on construction, for anything that contradicts the above.
+    ValueError: on construction, if the attributes contradict each other.
   """
 
   images: Any
@@ -89,8 +88,8 @@ class Dataset:
         f"num_rotations is {self.num_rotations}, but the images are {shape[1]}x"
         f"{shape[2]}: crop them to squares or use num_rotations=1"
       )
-    # JAX rebuilds the object around tracers and placeholders; those come with
-    # `smallest` already known and are not looked into.
+    # JAX rebuilds the object with tracers and placeholders; `smallest` is then already
+    # known, and the arrays are not checked.
     if not self.smallest[1]:
       object.__setattr__(self, "class_names", tuple(self.class_names))
       _check_arrays(self)
@@ -126,8 +125,8 @@ class Dataset:
       Dataset(split='val', 2 classes, 4 images of 8x8x3)
 
     Args:
-      arrays: class name to `[num_images, height, width, channels]` uint8, in
-        the order that the classes are to have.
+      arrays: class name to `[num_images, height, width, channels]` uint8, in the order
+        of the classes.
       split: name of the split.
       num_rotations: see `Dataset`.
       origin: see `Dataset`.
@@ -136,8 +135,8 @@ class Dataset:
       The dataset, on the host.
 
     Raises:
-      ValueError: no class, an empty one, or classes that differ in shape or
-        are not uint8 of rank 4; the class is named.
+      ValueError: if there is no class, or a class is empty, differs in shape from the
+        others or is not uint8 of rank 4; the message names the class.
     """
     if not arrays:
       raise ValueError(f"arrays is empty: split {split!r} needs at least one class")
@@ -149,11 +148,11 @@ class Dataset:
           "uint8 [num_images, height, width, channels]"
         )
       if not len(images):
-        raise ValueError(f"arrays[{name!r}] holds no images: leave the class out")
+        raise ValueError(f"arrays[{name!r}] has no images: leave the class out")
       if images.shape[1:] != reference.shape[1:]:
         raise ValueError(
-          f"arrays[{name!r}] holds images of shape {images.shape[1:]}, the classes "
-          f"before it {reference.shape[1:]}: resize them to one shape"
+          f"arrays[{name!r}] has images of shape {images.shape[1:]}, but the classes "
+          f"before it {reference.shape[1:]}: resize them to the same shape"
         )
     counts = np.array([len(images) for images in arrays.values()], np.int32)
     return cls(
@@ -168,7 +167,7 @@ class Dataset:
 
   @classmethod
   def joined(cls, datasets: Mapping[str, "Dataset"], *, split: str) -> Self:
-    """Puts datasets of several domains into one.
+    """Joins datasets of several domains into one.
 
     Example:
       >>> images = np.zeros([2, 8, 8, 3], np.uint8)
@@ -178,20 +177,20 @@ class Dataset:
       (('birds/owl', 'more/owl'), (('birds', 1), ('more', 1)))
 
     Args:
-      datasets: by the name of their domain, on the host; rotated classes are left out.
+      datasets: the datasets by domain name, on the host; rotated classes are left out.
       split: name of the split.
 
     Returns:
       The dataset, whose classes are called `domain/class`.
 
     Raises:
-      ValueError: if there is none, or their images differ in shape.
+      ValueError: if there is no dataset, or their images differ in shape.
     """
     shapes = {name: dataset.image_shape for name, dataset in datasets.items()}
     if len(set(shapes.values())) != 1:
       raise ValueError(
-        f"datasets must hold one and have images of one shape, got {shapes}; resize "
-        "them"
+        f"datasets must not be empty and their images must have the same shape, got "
+        f"{shapes}; resize them"
       )
     parts = list(datasets.values())
     counts = np.concatenate([np.asarray(part.counts) for part in parts])
@@ -213,12 +212,12 @@ class Dataset:
 
   @property
   def num_base_classes(self) -> int:
-    """Number of classes, rotations not counted."""
+    """Number of classes without rotations."""
     return len(self.class_names)
 
   @property
   def num_classes(self) -> int:
-    """Number of classes that tasks are drawn from, rotations included."""
+    """Number of classes that tasks are drawn from, including rotations."""
     return self.num_base_classes * self.num_rotations
 
   @property
@@ -227,7 +226,7 @@ class Dataset:
     return tuple(self.images.shape[1:])
 
   def on_device(self, device: Any = None) -> Self:
-    """Copies the arrays to a device, once, so that `jit` need not on each call.
+    """Copies the arrays to a device once, so that `jit` does not copy on each call.
 
     Example:
       >>> images = np.zeros([2, 8, 8, 1], np.uint8)
@@ -248,7 +247,7 @@ class Dataset:
     return jax.device_put(dataclasses.replace(self, images=images), device)
 
   def on_host(self, device: Any = None) -> Self:
-    """Leaves the images in host memory, where compiled programs fetch what they need.
+    """Keeps the images in host memory, from which compiled programs fetch them.
 
     Example:
       >>> images = np.zeros([2, 8, 8, 1], np.uint8)
@@ -257,10 +256,10 @@ class Dataset:
       ('HostImages', True)
 
     Args:
-      device: where offsets and counts are put, as for `on_device`.
+      device: the device of offsets and counts, as for `on_device`.
 
     Returns:
-      The same dataset with `jsharp.data.HostImages`; a memory map stays one.
+      The same dataset with `jsharp.data.HostImages`; a memory map stays a memory map.
     """
     images = self.images
     if not isinstance(images, HostImages):
@@ -268,7 +267,7 @@ class Dataset:
     return jax.device_put(dataclasses.replace(self, images=images), device)
 
   def fingerprint(self) -> str:
-    """Returns 16 hex digits of the SHA-256 of everything tasks are made of.
+    """Returns 16 hexadecimal digits of the SHA-256 of the data that tasks depend on.
 
     The split's name is left out: equal data have equal fingerprints.
 
@@ -318,7 +317,7 @@ def _check_arrays(dataset: Dataset) -> None:
     )
   if len(set(names)) != len(names):
     twice = next(name for i, name in enumerate(names) if name in names[:i])
-    raise ValueError(f"class_names holds {twice!r} twice: merge the two classes")
+    raise ValueError(f"class_names has {twice!r} twice: merge the two classes")
   offsets, counts = np.asarray(dataset.offsets), np.asarray(dataset.counts)
   if counts.min() < 1:
     index = int(np.argmin(counts))

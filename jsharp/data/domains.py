@@ -1,4 +1,4 @@
-"""Several few-shot datasets as one, for tasks of varying way drawn from any of them."""
+"""Several few-shot datasets joined into one, for varied tasks from any of them."""
 
 import dataclasses
 from typing import Any, ClassVar, Self
@@ -15,24 +15,24 @@ _NOWHERE = "-"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domains(ImageSource):
-  """Several of the datasets together, for --min_way: --domains, --domain_dirs.
+  """Several datasets joined, for --min_way: see --domains and --domain_dirs.
 
-  Every split holds that split of each dataset, so no test class of any is trained on.
-  Images are resized and converted to one shape. A dataset has its own defaults.
+  Every split joins that split of each dataset, so no dataset's test classes are trained
+  on. Images are resized and converted to one shape. Each dataset uses its own defaults.
   """
 
   name: ClassVar[str] = "domains"
 
   domains: tuple[str, ...] = option(
     ("characters", "omniglot"),
-    "The datasets, as --dataset takes them: omniglot,characters,cub.",
+    "Names of the datasets, as for --dataset: omniglot,characters,cub.",
     check=Check(
-      lambda names: len(set(names)) == len(names) > 0, "needs names, each once."
+      lambda names: len(set(names)) == len(names) > 0, "must be names, each once."
     ),
   )
   domain_dirs: tuple[str, ...] | None = option(
     None,
-    "The directory of each of --domains, in their order; - for one without files.",
+    "Directories of the --domains, in the same order; - for a dataset without files.",
     role=Role.MACHINE,
   )
   image_size: int = option(

@@ -1,14 +1,14 @@
 """Few-shot tasks from a dataset, as a pure function of a key.
 
 A task has `way` distinct classes in random order and, within each class,
-`shot` support and `query_shot` query images, all distinct; every such choice is
-equally likely. Nothing but (seed, step) is needed to draw the same tasks again:
+`shot` support and `query_shot` query images, all distinct; every such choice is equally
+likely. The tasks depend only on (seed, step):
 
     tasks = sample_tasks(task_key(seed, step), dataset, num_tasks=32, ...)
 
-Task i depends on the key and on i alone, so chunks, devices and hosts can each
-draw their own part of the same tasks. A dataset that does not fit on the device gives
-the same ones (`Dataset.on_host`).
+Task i depends only on the key and on i, so chunks, devices and hosts can each draw
+their own part of the same tasks. A dataset in host memory (`Dataset.on_host`) gives the
+same tasks.
 """
 
 import functools
@@ -27,13 +27,13 @@ Stream = Literal["train", "val", "test", "member"]
 _STREAMS: tuple[Stream, ...] = ("train", "val", "test", "member")
 _MAX_STREAMS = 4
 
-# Multiplied by instead of divided by 255, which XLA would compile to just that:
-# so numpy on the host and every device give the same float32.
+# A factor instead of a division by 255, which XLA would compile to a multiplication:
+# so NumPy on the host and every device give the same float32.
 UNIT = np.float32(1 / 255)
 
 
 class TaskIndices(NamedTuple):
-  """Which images make up a task.
+  """The images of a task.
 
   Attributes:
     support: `[way, shot]` int32 rows of `Dataset.images`.
@@ -49,10 +49,10 @@ class TaskIndices(NamedTuple):
 def task_key(
   seed: int, step: int | jax.Array, *, stream: Stream = "train"
 ) -> jax.Array:
-  """The key that a step's tasks are drawn with.
+  """The random key of a step's tasks.
 
-  For one seed, no two pairs (step, stream) share a key: both are packed into
-  one number, and `fold_in` with different numbers gives different keys.
+  For one seed, all pairs (step, stream) have different keys: both are packed into one
+  number, and `fold_in` with different numbers gives different keys.
 
   Example:
     >>> key = task_key(0, 7)
@@ -62,18 +62,18 @@ def task_key(
   Args:
     seed: seed of the run.
     step: meta-step, in `[0, 2**30)`; may be traced.
-    stream: which of the independent sequences of tasks; "member" is for what a step
-      draws beside its tasks, in `jsharp.training.mixture` the member that takes it.
+    stream: the independent sequence of tasks; "member" is for other random choices of a
+      step, such as the member in `jsharp.training.mixture`.
 
   Returns:
     A typed key.
 
   Raises:
-    ValueError: unknown stream.
+    ValueError: if the stream is unknown.
   """
   if stream not in _STREAMS:
     raise ValueError(f"stream is {stream!r}; expected one of {', '.join(_STREAMS)}")
-  # Room for four streams, so that a further one would change no present run.
+  # Room for four streams, so that adding one does not change existing runs.
   number = jnp.asarray(step, jnp.uint32) * jnp.uint32(_MAX_STREAMS)
   return jax.random.fold_in(
     jax.random.key(seed), number + jnp.uint32(_STREAMS.index(stream))
@@ -81,7 +81,7 @@ def task_key(
 
 
 def check_task_shape(dataset: Dataset, *, way: int, shot: int, query_shot: int) -> None:
-  """Refuses tasks that the dataset cannot give.
+  """Checks that the dataset is large enough for tasks of a shape.
 
   Example:
     >>> images = np.zeros([5, 8, 8, 1], np.uint8)
@@ -94,8 +94,8 @@ def check_task_shape(dataset: Dataset, *, way: int, shot: int, query_shot: int) 
 only 5 images: use at most 5 images per class, or leave that class out
 
   Raises:
-    ValueError: a number below 1, more classes than there are, or more images
-      than the smallest class has; that class is named with its count.
+    ValueError: if a number is below 1, or there are too few classes, or the smallest
+      class has too few images; the message names that class with its count.
   """
   for name, value in (("way", way), ("shot", shot), ("query_shot", query_shot)):
     if value < 1:
@@ -130,8 +130,8 @@ def draw_distinct(key: jax.Array, population: jax.Array | int, num: int) -> jax.
     num: how many to draw from each population.
 
   Returns:
-    `[..., num]` int32, independent from population to population. Of a population below
-    `num`, as many are drawn as it has, and the numbers behind them mean nothing.
+    `[..., num]` int32, independent for each population. If a population is smaller than
+    `num`, all its numbers are drawn, and the remaining entries are meaningless.
   """
   population = jnp.asarray(population, jnp.int32)[..., None]
   shape = (*population.shape[:-1], num)
@@ -150,7 +150,7 @@ def draw_distinct(key: jax.Array, population: jax.Array | int, num: int) -> jax.
 def sample_indices(
   key: jax.Array, dataset: Dataset, *, way: int, shot: int, query_shot: int
 ) -> TaskIndices:
-  """Chooses the images of one task; looks at offsets and counts, not at images.
+  """Chooses the images of one task from offsets and counts, without reading images.
 
   Example:
     >>> images = np.zeros([5, 8, 8, 1], np.uint8)
@@ -179,7 +179,7 @@ def sample_indices(
 def sample_task(
   key: jax.Array, dataset: Dataset, *, way: int, shot: int, query_shot: int
 ) -> Task:
-  """Draws one task; pure, to be compiled with `dataset` as an argument.
+  """Draws one task; a pure function, to be compiled with `dataset` as an argument.
 
   Example:
     >>> images = np.zeros([5, 8, 8, 1], np.uint8)
@@ -215,7 +215,7 @@ def sample_task(
 
 
 def gathered(dataset: Dataset, rows: jax.Array, rotation: jax.Array) -> jax.Array:
-  """Images as a task has them, those of a group turned alike.
+  """Gathers images as task inputs, rotating each group by its own number of turns.
 
   Args:
     dataset: where they come from.
@@ -266,7 +266,7 @@ def sample_many(
     What `sample_one` returns, with a leading axis `[num_tasks]`.
 
   Raises:
-    ValueError: `num_tasks` below 1.
+    ValueError: if `num_tasks` is below 1.
   """
   if num_tasks < 1:
     raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
@@ -317,6 +317,6 @@ def sample_tasks(
 
 
 def _turn(images: jax.Array, rotation: jax.Array, *, num_rotations: int) -> jax.Array:
-  """Turns `[num, size, size, channels]` by `rotation` (traced) quarter turns."""
+  """Rotates `[num, size, size, channels]` by `rotation` (traced) quarter turns."""
   turned = [jnp.rot90(images, r, axes=(1, 2)) for r in range(num_rotations)]
   return jax.lax.select_n(rotation, *turned)

@@ -1,7 +1,7 @@
-"""Images with labels for ordinary training: batches as a pure function of the step.
+"""Labelled images for ordinary training: batches as a pure function of the step.
 
-The counterpart of `episodes`: the same few-array datasets, but the classes of train
-and test are the same ones, and a step's batch is the next part of an epoch.
+The counterpart of `episodes`: the datasets have the same form, but train and test have
+the same classes, and a step's batch is the next part of an epoch.
 """
 
 import functools
@@ -24,10 +24,10 @@ class Examples(NamedTuple):
 
   Attributes:
     images: `[num_examples, height, width, channels]` uint8.
-    labels: `[num_examples]` int32, or `[num_examples, num_classes]` float32, the shares
-      of the classes.
-    mean: `[channels]` float32, subtracted from the pixels (0 to 255).
-    scale: `[channels]` float32, what is left is multiplied by it.
+    labels: `[num_examples]` int32, or `[num_examples, num_classes]` float32 class
+      weights.
+    mean: `[channels]` float32, subtracted from pixel values of 0 to 255.
+    scale: `[channels]` float32, multiplied by the difference.
   """
 
   images: Any
@@ -39,19 +39,19 @@ class Examples(NamedTuple):
 def from_dataset(
   dataset: Dataset, *, like: Examples | None = None, standardised: bool = True
 ) -> Examples:
-  """Takes a dataset's images with the numbers of their classes as labels.
+  """Converts a dataset to examples, labelled by the numbers of their classes.
 
   Args:
     dataset: on the host, without rotations.
-    like: whose normalisation to take. None takes the mean and the standard deviation
-      of every channel over all pixels of `dataset`, which is then the training set.
-    standardised: if not, and without `like`, pixels are scaled to [0, 1] and no more.
+    like: the examples whose normalisation to use. None computes the mean and standard
+      deviation of every channel over all pixels of `dataset`, the training set.
+    standardised: if False, and without `like`, pixels are only scaled to [0, 1].
 
   Returns:
     The examples, on the host, one class after the other.
 
   Raises:
-    ValueError: if the dataset has rotations, which would be further classes.
+    ValueError: if the dataset has rotations, which would be additional classes.
 
   Example:
     >>> images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
@@ -72,7 +72,7 @@ def from_dataset(
   if not standardised:
     ones = np.ones(images.shape[-1], np.float32)
     return Examples(images, labels, 0 * ones, ones / 255)
-  # Counted, so that the sums are exact and a copy in floats is never made.
+  # From a histogram, so that sums are exact and no float copy is needed.
   values = np.arange(256.0)
   tables = [np.bincount(plane.ravel(), minlength=256) for plane in _planes(images)]
   means = np.array([table @ values / table.sum() for table in tables])
@@ -87,7 +87,7 @@ def _planes(images: np.ndarray) -> list[np.ndarray]:
 
 
 def inputs_of(data: Examples, images: jax.Array) -> jax.Array:
-  """Normalised float32 of uint8 images.
+  """Normalises uint8 images to float32.
 
   Example:
     >>> data = Examples(None, None, jnp.array([2.0]), jnp.array([0.5]))
@@ -111,9 +111,9 @@ def sample_batch(
 ) -> Batch:
   """The batch of a step, a pure function of (seed, step).
 
-  Every epoch goes through the examples in an order of its own, without replacement;
-  what is left at its end and fills no batch is dropped. An example is augmented by a
-  key of (seed, step, example).
+  Every epoch visits the examples in a new random order, without replacement; an
+  incomplete batch at its end is dropped. Each example is augmented by a key that
+  depends on (seed, step, example).
 
   Args:
     seed: seed of the run.
@@ -122,7 +122,7 @@ def sample_batch(
     batch_size: examples per batch.
     distort: `distort(key, image) -> image`, on uint8 images.
     augment: `augment(key, image) -> image`, on normalised images.
-    mix: `mix(key, batch) -> batch`, last.
+    mix: `mix(key, batch) -> batch`, applied last.
 
   Returns:
     Inputs `[batch_size, height, width, channels]` float32, targets `[batch_size]`.
@@ -162,15 +162,15 @@ def augmented(
   """Normalises and augments the examples of one batch.
 
   Args:
-    key: of the step.
-    data: of the batch alone.
-    chosen: `[batch_size]` the numbers of the examples, which decide their keys.
-    distort: this and the rest as for `sample_batch`.
-    augment: on normalised images.
-    mix: last.
+    key: the key of the step.
+    data: only the examples of the batch.
+    chosen: `[batch_size]` the numbers of the examples, which determine their keys.
+    distort: as for `sample_batch`.
+    augment: as for `sample_batch`.
+    mix: as for `sample_batch`.
 
   Returns:
-    As `sample_batch`.
+    As for `sample_batch`.
 
   Example:
     >>> data = Examples(
@@ -186,15 +186,15 @@ def augmented(
   if augment is not None:
     inputs = jax.vmap(augment)(keys, inputs)
   batch = Batch(inputs, data.labels)
-  # Numbers of examples are below that of the batch's own key.
+  # The numbers of examples are smaller than the number of this key.
   return batch if mix is None else mix(jax.random.fold_in(key, 2**31), batch)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-  """Number of whole batches.
+  """The number of complete batches per epoch.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is not even one.
 
   Example:
     >>> steps_per_epoch(50_000, 256)
@@ -209,10 +209,10 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def example_at(index: jax.Array, data: Examples) -> Batch:
-  """One example as it is, for `jsharp.evaluation.tasks.evaluate`.
+  """One example without augmentation, for `jsharp.evaluation.tasks.evaluate`.
 
   Args:
-    index: which; indices past the end give the last one.
+    index: its number; numbers past the end give the last example.
     data: on the device.
 
   Returns:
@@ -228,7 +228,7 @@ def example_at(index: jax.Array, data: Examples) -> Batch:
 
 
 def take(data: Examples, chosen: np.ndarray) -> Examples:
-  """The examples of these numbers, in this order.
+  """Selects examples by number, in this order.
 
   Example:
     >>> data = Examples(np.zeros((3, 1, 1, 1)), np.arange(3), None, None)
@@ -239,15 +239,15 @@ def take(data: Examples, chosen: np.ndarray) -> Examples:
 
 
 def hold_out(data: Examples, num_held: int, *, seed: int) -> tuple[Examples, Examples]:
-  """Divides examples at random.
+  """Splits off random examples, for validation.
 
   Args:
     data: on the host.
-    num_held: how many to hold out.
-    seed: decides which, the same ones for every machine.
+    num_held: the number of examples to hold out.
+    seed: decides which examples, independently of the machine.
 
   Returns:
-    The others and those held out, both in their order in `data`.
+    The remaining and the held-out examples, both in their order in `data`.
 
   Raises:
     ValueError: if one of the two would be empty.
@@ -273,13 +273,13 @@ def hold_out(data: Examples, num_held: int, *, seed: int) -> tuple[Examples, Exa
 def in_batches(
   data: Examples, num_examples: int, batch_size: int, *, seed: int
 ) -> Batch:
-  """Examples chosen at random, as they are, for what is measured over batches.
+  """Random examples without augmentation, in batches, for measurements.
 
   Args:
     data: on the host.
-    num_examples: how many to choose at most; what fills no batch is dropped.
-    batch_size: examples per batch, fewer where there are fewer in all.
-    seed: decides which, the same ones on every machine.
+    num_examples: the largest number of examples; an incomplete batch is dropped.
+    batch_size: examples per batch; fewer if there are fewer in all.
+    seed: decides which examples, independently of the machine.
 
   Returns:
     Inputs `[num_batches, batch, height, width, channels]` float32, targets

@@ -1,4 +1,4 @@
-"""Images of one domain made into those that a learner of another one takes."""
+"""Conversion of a dataset's images to those of a learner of another domain."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ from jsharp.data.pictures import Looks
 def fit_to(
   dataset: Dataset, looks: Looks, *, light_ink: bool = False
 ) -> tuple[Dataset, str]:
-  """Resizes and converts every image of a dataset, where that is needed.
+  """Resizes and converts the images of a dataset to fit a learner.
 
   Args:
     dataset: on the host, images with 1 or 3 channels.
-    looks: what the learner was trained on.
-    light_ink: whether the dataset's images are drawings in light ink already.
+    looks: how the learner's images are prepared.
+    light_ink: whether the dataset's images are already drawings in light ink.
 
   Returns:
-    The dataset in the learner's shape, and in words what was done, such as "84x84
-    colour resized to 28x28 gray by BOX"; empty if nothing was.
+    The dataset in the learner's shape, and a description of the changes, such as "84x84
+    colour to 28x28 gray, box filter"; empty if there are none.
 
   Example:
     >>> images = np.zeros((2, 8, 6, 3), np.uint8)

@@ -1,9 +1,8 @@
 """Images that stay in host memory, for datasets larger than the device.
 
-`HostImages` stands in the place of `Dataset.images`. A compiled program that indexes it
-calls back to the host, which gathers the images asked for, so that the tasks are those
-of a dataset on the device, bit by bit. `prefetch.py` gathers them before they are asked
-for.
+`HostImages` replaces the array `Dataset.images`. A compiled program that indexes it
+calls back to the host, which gathers the requested images, so the tasks are bitwise
+equal to those of a dataset on the device. `prefetch.py` gathers images in advance.
 """
 
 from collections.abc import Hashable
@@ -22,20 +21,19 @@ class HostImages:
   """Images in host memory that compiled programs can index.
 
   It is static under `jit`, compared by identity: a program is compiled once per object.
-  JAX's caches keep the object, and so the array, after the program is gone; make one
-  per dataset. Programs that index it are not kept by JAX's persistent compilation
-  cache. They need JAX's CPU platform beside an accelerator's
-  (`JAX_PLATFORMS=cuda,cpu`; it is there by default).
+  JAX's caches keep the object, and therefore the array, alive after the program is
+  gone; create only one per dataset. JAX's persistent compilation cache does not store
+  programs that index it. They need JAX's CPU platform in addition to an accelerator's
+  (`JAX_PLATFORMS=cuda,cpu`; by default it is available).
 
   Args:
     images: `[num_images, height, width, channels]` uint8 in host memory; a memory map
-      is read where it is asked for.
+      is read on demand.
 
   Attributes:
-    shape: of the array.
+    shape: the shape of the array.
     dtype: uint8.
-    shelf: where a prefetch puts images before they are asked for; None where there is
-      none.
+    shelf: where a prefetch puts images in advance; None without a prefetch.
 
   Raises:
     ValueError: if `images` is anything else.
@@ -86,8 +84,8 @@ class HostImages:
     """The images of some rows.
 
     Args:
-      rows: `[...]` integers, each a row; for a JAX array, traced or not, the images
-        are one too, gathered by a callback. What NumPy takes for an index otherwise.
+      rows: `[...]` integers, each a row. For a JAX array, traced or not, the result is
+        a JAX array, gathered by a callback; otherwise any NumPy index.
 
     Returns:
       `[..., height, width, channels]` uint8.
@@ -98,7 +96,7 @@ class HostImages:
     if not isinstance(rows, jax.Array):
       return self._images[rows]
     if not jnp.issubdtype(rows.dtype, jnp.integer):
-      raise TypeError(f"rows is {rows.dtype}; images in host memory take integers")
+      raise TypeError(f"rows is {rows.dtype}; images in host memory need integers")
     return self._call(rows)
 
   def _call(self, rows: jax.Array) -> jax.Array:
@@ -106,7 +104,7 @@ class HostImages:
     return jax.pure_callback(self._find, found, rows, vmap_method="broadcast_all")
 
   def gather(self, rows: np.ndarray) -> np.ndarray:
-    """Copies rows together, in the calling thread.
+    """Copies rows into one array, in the calling thread.
 
     Example:
       >>> images = HostImages(np.zeros((4, 2, 2, 1), np.uint8))
@@ -116,12 +114,12 @@ class HostImages:
     return np.take(self._images, rows, axis=0)
 
   def key(self, rows: np.ndarray) -> Hashable:
-    """What these rows of these images are known by on a shelf."""
+    """The key of these rows of these images on a shelf."""
     return id(self), rows.shape, rows.tobytes()
 
   def _find(self, rows: Any) -> np.ndarray:
-    # JAX runs this on a thread that the device waits for: no JAX in here, save for
-    # reading the rows.
+    # JAX runs this on a thread that the device waits for, so it must not use JAX except
+    # to read the rows.
     rows = np.asarray(rows)
     shelf = self.shelf
     images = None if shelf is None else shelf.take(self.key(rows))
@@ -130,11 +128,11 @@ class HostImages:
 
 @jax.tree_util.register_static
 class RowRecorder(HostImages):
-  """Images that write down which rows a program asks for, and are all black.
+  """Black images that record which rows a program requests.
 
   Args:
-    images: what the rows are of.
-    recorded: gets `(images, rows)` each time that the program asks.
+    images: the images that the rows belong to.
+    recorded: gets `(images, rows)` at each request.
 
   Example:
     >>> images, recorded = HostImages(np.zeros((4, 2, 2, 1), np.uint8)), []
@@ -151,8 +149,8 @@ class RowRecorder(HostImages):
     def record(rows: Any) -> None:
       recorded.append((images, np.array(rows)))
 
-    # A callback with effects stays although nothing depends on it, but JAX would call
-    # it row by row under `vmap`.
+    # A callback with effects is kept although nothing depends on it, but under `vmap`
+    # JAX would call it row by row.
     @jax.custom_batching.custom_vmap
     def recorder(rows: jax.Array) -> tuple[()]:
       io_callback(record, None, rows)
@@ -162,7 +160,7 @@ class RowRecorder(HostImages):
     def _(
       axis_size: int, in_batched: Any, rows: jax.Array
     ) -> tuple[tuple[()], tuple[()]]:
-      del axis_size, in_batched  # There is one argument, so it is batched.
+      del axis_size, in_batched  # The only argument is batched.
       recorder(rows)
       return (), ()
 

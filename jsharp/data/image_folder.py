@@ -1,7 +1,7 @@
 """Any directory or archive of images as a few-shot dataset.
 
-The classes lie in folders `train/`, `val/` and `test/`, or side by side without those.
-Then a seed divides them.
+The class folders are in `train/`, `val/` and `test/`, or directly in the directory; a
+seed then divides them into splits.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 from jsharp.options import at_least, between, option
 
-_UNDIVIDED = "undivided"  # tensorflow-datasets keeps "all" for itself.
+_UNDIVIDED = "undivided"  # tensorflow-datasets reserves "all".
 _Paths = dict[str, dict[str, list[str]]]  # Split, or `_UNDIVIDED`, -> class -> images.
 _FIX = (
   "Put the images into {0}/CLASS/, or into {0}/train/CLASS/, {0}/val/CLASS/ and "
@@ -50,32 +50,31 @@ def load(
 
   Args:
     data_dir: a directory with the three folders, which hold one folder per class; or
-      with the class folders alone, which are then divided into the three; or with one
-      folder that holds either; or with archives of these (tar, tar.xz, tar.gz, tar.bz2
-      or zip), or such an archive itself. `val/` may also be called `valid/` or
-      `validation/`. All images below a class folder belong to the class. Files that are
-      no images are left out with a warning; hidden ones, such as `.*` and `Thumbs.db`,
-      without one.
+      with only the class folders, which are then divided into the three; or with one
+      folder that contains either; or with archives of these (tar, tar.xz, tar.gz,
+      tar.bz2 or zip), or such an archive itself. `val/` may also be called `valid/` or
+      `validation/`. All images below a class folder belong to the class. Other files
+      are ignored with a warning; hidden ones, such as `.*` and `Thumbs.db`, without.
     size: height and width of the result in pixels. An image of another size is
       resized by Lanczos' filter without keeping its aspect.
-    channels: 1 (grayscale) or 3 (RGB). None takes 1 if every image is grayscale,
-      else 3.
-    split_seed: decides which classes train, validate and test where no folders do. See
-      `jsharp.data.splits.divided`. None means 0, and leaves all classes to a split that
-      is loaded alone.
-    only: "train", "val" or "test", which alone is read and has to be there.
+    channels: 1 (grayscale) or 3 (RGB). None chooses 1 if every image is grayscale,
+      otherwise 3.
+    split_seed: decides the split of each class if there are no split folders, see
+      `jsharp.data.splits.divided`. None means 0; with `only` it assigns all classes to
+      that split.
+    only: the only split to read: "train", "val" or "test"; it must exist.
     prepared_dir: where to keep the decoded images of archives; see `docs/data.md`.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
     `[num_images, size, size, channels]`, classes and images in the order of their
     names.
 
   Raises:
-    FileNotFoundError: the directory or a split is missing or holds no images.
-    ValueError: an argument is wrong, a class is empty or in two splits, there are too
-      few classes to divide, class folders lie beside `train/`, an image lies in no
-      class folder, is there twice or cannot be decoded.
+    FileNotFoundError: if the directory or a split is missing or has no images.
+    ValueError: if an argument is invalid, a class is empty or in two splits, there are
+      too few classes to divide, there are class folders next to `train/`, or an image
+      is outside a class folder, occurs twice or cannot be decoded.
 
   Example:
     >>> load("/nowhere", size=28)
@@ -125,7 +124,7 @@ def _divided(
   split_seed: int | None,
   only: str | None,
 ) -> tuple[dict[str, dict[str, np.ndarray]], str]:
-  """The classes of each split, and in words how they came there."""
+  """The classes of each split, and a description of how they were divided."""
   if only is not None and split_seed is None:
     return {only: classes}, f"all {len(classes)} classes"
   seed = split_seed or 0
@@ -134,7 +133,7 @@ def _divided(
   except ValueError as error:
     raise ValueError(
       f"data_dir={given} has no folders train/, val/ and test/, and {error} Add "
-      "classes. A learner that is trained already can be tested on these: python -m "
+      "classes. To test a trained learner on these classes, use python -m "
       "jsharp.evaluate."
     ) from error
   sizes = " / ".join(str(len(names)) for names in divided.values())
@@ -150,7 +149,7 @@ def _divided(
 def _read(
   files: _image_files.ImageFiles, size: int, channels: int | None, only: str | None
 ) -> dict[str, dict[str, np.ndarray]]:
-  """The images of each class of each split, or of all together."""
+  """The images of each class of each split, or of all classes if undivided."""
   layout = _layout(files)
   if _UNDIVIDED not in layout:
     for split in splits.NAMES if only is None else (only,):
@@ -183,15 +182,15 @@ def _read(
 
 
 def _layout(files: _image_files.ImageFiles) -> _Paths:
-  """Which images are of which class of which split; all `_UNDIVIDED` without splits.
+  """The paths by split and class; all in `_UNDIVIDED` without splits.
 
   Raises:
-    ValueError: for anything that is neither.
+    ValueError: if the layout is neither of the two.
   """
   given, root, paths = files.given, files.root, sorted(files.paths())
   for path, following in itertools.pairwise(paths):
     if path == following:
-      raise ValueError(f"{path} below {given} is there twice. Remove one.")
+      raise ValueError(f"{path} occurs twice below {given}. Remove one.")
   around, parts = _within(paths)
   tops = sorted({folders[0] for folders in parts})
   named = [top for top in tops if top in splits.FOLDERS]
@@ -199,13 +198,13 @@ def _layout(files: _image_files.ImageFiles) -> _Paths:
   for path, folders in zip(paths, parts, strict=True):
     if len(folders) < 2 + bool(named):
       raise ValueError(
-        f"{path} below {given} lies in no class folder. {_FIX.format(root)}"
+        f"{path} below {given} is not in a class folder. {_FIX.format(root)}"
       )
   if named and others:
     raise ValueError(
-      f"data_dir={given} has {named[0]}/ beside {', '.join(others[:3])}"
+      f"data_dir={given} has {named[0]}/ next to {', '.join(others[:3])}"
       f"{', ...' if len(others) > 3 else ''}: put every class into train/, val/ or "
-      "test/, or none; or remove what is no part of the data."
+      "test/, or none; or remove what is not part of the data."
     )
   found: _Paths = {}
   names: dict[str, str] = {}
@@ -227,7 +226,7 @@ def _layout(files: _image_files.ImageFiles) -> _Paths:
 
 
 def _within(paths: list[str]) -> tuple[list[str], list[list[str]]]:
-  """The folders around the data, as archives have one, and the paths within them."""
+  """The folders around the data, as in archives, and the paths within them."""
   around: list[str] = []
   parts = [path.split("/") for path in paths]
   while (
@@ -246,7 +245,7 @@ def _check_not_empty(folder: pathlib.Path, classes: Container[str]) -> None:
     ours = _left_out.is_hidden(name) or name == "tfds"
     if entry.is_dir() and name not in classes and not ours:
       raise ValueError(
-        f"the class folder {entry} holds no {_formats.NAMES}: remove it."
+        f"the class folder {entry} has no {_formats.NAMES} files: remove it."
       )
 
 
@@ -268,8 +267,8 @@ class ImageFolder(ImageSource):
   name: ClassVar[str] = "image_folder"
   holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
-    "pass the directory or archive that holds a folder of images per class, or train/, "
-    "val/ and test/ with these, as --data_dir"
+    "pass the directory or archive with a folder of images per class, or with train/, "
+    "val/ and test/ that contain these, as --data_dir"
   )
 
   image_size: int = option(
@@ -279,9 +278,9 @@ class ImageFolder(ImageSource):
   )
   split_seed: int | None = option(
     None,
-    "Decides which classes train, validate and test where no folders train/, val/ and "
-    "test/ do: 64, 16 and 20 percent of them. Default: 0 in training; a test alone "
-    "takes all classes.",
+    "Seed that divides the classes into 64, 16 and 20 percent for training, validation "
+    "and test if there are no folders train/, val/ and test/. Default: 0 in training; "
+    "a test without training uses all classes.",
     check=between(0, 2**31 - 1),
   )
 

@@ -1,7 +1,7 @@
-"""ImageNet of the ILSVRC 2012, or images in its form, streamed from where they lie.
+"""ImageNet of the ILSVRC 2012, or images in its layouts, streamed from disk.
 
-Nothing is unpacked and nothing is decoded before it is needed. The images of three
-layouts are numbered in the same way: by class, then by file name.
+Nothing is unpacked, and images are decoded on demand. Images are numbered in the same
+way in all three layouts: by class, then by file name.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ _FIX = (
 def load(
   data_dir: str | os.PathLike[str], *, prepared: str = "imagenet2012"
 ) -> dict[str, Listed]:
-  """Lists the training and the validation images, which are the test set.
+  """Lists the training images and the validation images, which are the test set.
 
-  Any one of these, in this order:
+  The first of these layouts that is found:
 
   - class folders `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`;
   - the official `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`, the latter
@@ -66,9 +66,9 @@ def load(
     `{"train", "test"}`, with the same classes.
 
   Raises:
-    FileNotFoundError: there is none of these, or a part is missing.
-    ValueError: a class is empty or in one split only, an archive is truncated or
-      another one, labels do not fit.
+    FileNotFoundError: if no layout is found, or a part is missing.
+    ValueError: if a class is empty or in one split only, an archive is truncated or the
+      wrong one, or labels do not fit.
 
   Example:
     >>> load("/nowhere")
@@ -77,7 +77,7 @@ def load(
   """
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():
-    what = "is no directory" if root.exists() else "does not exist"
+    what = "is not a directory" if root.exists() else "does not exist"
     raise FileNotFoundError(f"data_dir={root} {what}. {_FIX}")
   if (root / "train").is_dir():
     found = _folders(root)
@@ -88,22 +88,22 @@ def load(
   else:
     there = sorted(path.name for path in root.iterdir())
     raise FileNotFoundError(
-      f"data_dir={root} holds no ImageNet (there: {', '.join(there[:10]) or 'nothing'}"
-      f"). {_FIX}"
+      f"data_dir={root} does not contain ImageNet (found: "
+      f"{', '.join(there[:10]) or 'nothing'}). {_FIX}"
     )
   return found
 
 
 _Row = tuple[str, str, Any]
-"""Class, file name, and where the image is."""
+"""Class, file name, and location of an image."""
 
 
 def _folders(root: pathlib.Path) -> dict[str, Listed]:
   val = next((root / name for name in _VAL_FOLDERS if (root / name).is_dir()), None)
   if val is None:
     raise FileNotFoundError(
-      f"data_dir={root} has train/ and no val/. Put the validation images into "
-      "val/CLASS/, by the same classes; they are the test set"
+      f"data_dir={root} has train/ but no val/. Put the validation images into "
+      "val/CLASS/, with the same classes; they are the test set"
     )
   return _same_classes(
     {
@@ -130,8 +130,8 @@ def _images_below(folder: pathlib.Path) -> Iterator[_Row]:
     images = [file for file in files if left_out.is_image(file)]
     if not images:
       raise ValueError(
-        f"{folder / name} holds no {_formats.NAMES}: the class is empty. Put its "
-        "images there, in no folder further down, or remove it from train/ and val/"
+        f"{folder / name} has no {_formats.NAMES} files: the class is empty. Put its "
+        "images directly into this folder, or remove it from train/ and val/"
       )
     for file in images:
       _archives.check_encodable(file, where=folder / name)
@@ -154,7 +154,7 @@ def _tars(root: pathlib.Path) -> dict[str, Listed]:
     else:
       if len(labels) != count:
         raise ValueError(
-          f"{path} holds {count} images, and there are {len(labels)} labels for them. "
+          f"{path} has {count} images, but there are {len(labels)} labels for them. "
           "Fetch both again"
         )
       classes = labels
@@ -176,15 +176,15 @@ def _val_labels(root: pathlib.Path) -> list[str]:
     words = read_bytes(path, most=_MOST).decode(errors="replace").split()
     if wrong := [word for word in words if len(word) > 100 or "\0" in word]:
       raise ValueError(
-        f"{path} holds {wrong[0][:20]!r}, no name of a class. Give a line with a "
-        "WordNet id for each image"
+        f"{path} has {wrong[0][:20]!r}, which is not a class name. Provide one line "
+        "with a WordNet id per image"
       )
     return words
   path = root / DEVKIT
   if not path.exists():
     raise FileNotFoundError(
-      f"data_dir={root} has {VAL_TAR} and no labels for it. Put {VAL_LABELS} there, a "
-      f"line with a WordNet id for each image in the order of their names, or {DEVKIT}"
+      f"data_dir={root} has {VAL_TAR} but no labels for it. Put {VAL_LABELS} there, "
+      f"one WordNet id per line and image in the order of their names, or {DEVKIT}"
     )
   contents = {
     pathlib.PurePosixPath(name).name: content
@@ -199,13 +199,13 @@ def _val_labels(root: pathlib.Path) -> list[str]:
     return [numbered[int(word)] for word in contents[_TRUTH].split()]
   except (KeyError, ValueError) as error:
     raise ValueError(
-      f"{path}: {_TRUTH} holds the label {error}, not one of 1 to {max(numbered)}. "
+      f"{path}: {_TRUTH} has the label {error}, not one of 1 to {max(numbered)}. "
       "Fetch it again"
     ) from error
 
 
 def _numbered_classes(path: pathlib.Path, content: bytes) -> dict[int, str]:
-  """The WordNet id of each number of the ILSVRC; those of leaves come first."""
+  """The WordNet id of each ILSVRC number; leaf classes come first."""
   import scipy.io
 
   try:
@@ -215,7 +215,7 @@ def _numbered_classes(path: pathlib.Path, content: bytes) -> dict[int, str]:
       for row in synsets
       if int(row["num_children"]) == 0
     }
-  except Exception as error:  # A damaged file can make the reader raise anything.
+  except Exception as error:  # The reader can raise anything for a damaged file.
     raise ValueError(
       f"{path}: {_META} cannot be read ({type(error).__name__}: {error}). Fetch it "
       "again"
@@ -233,7 +233,7 @@ def _records(name: str, root: pathlib.Path) -> dict[str, Listed]:
     raise ValueError(
       f"{name} in {root} has the splits {', '.join(sorted(there))} and the features "
       f"{', '.join(builder.info.features)}; train, validation, image, label and "
-      "file_name are needed. Prepare imagenet2012, or give the images in folders"
+      "file_name are needed. Prepare imagenet2012, or provide the images in folders"
     )
   found = {}
   for own, split in _SPLITS.items():
@@ -251,7 +251,7 @@ def _records(name: str, root: pathlib.Path) -> dict[str, Listed]:
 def _listed_records(
   root: pathlib.Path, builder: Any, split: str, source: Any, class_names: Sequence[str]
 ) -> list[_Row]:
-  """Class, file name and number of every record; they are read once to find them."""
+  """Class, file name and number of every record, found by reading all once."""
   files = [pathlib.Path(path) for path in builder.info.splits[split].filepaths]
 
   def make() -> dict[str, np.ndarray]:
@@ -262,7 +262,7 @@ def _listed_records(
       if not 0 <= label < len(class_names):
         raise ValueError(
           f"record {number} of {split} in {builder.data_dir} has the label {label}, "
-          f"outside of the {len(class_names)} classes. Prepare the dataset again"
+          f"outside the {len(class_names)} classes. Prepare the dataset again"
         )
       labels.append(label)
       names.append(file.decode() if isinstance(file, bytes) else str(file))
@@ -283,9 +283,9 @@ def _listed_records(
 
 
 def _in_order(place: object, rows: list[_Row], images: Any) -> Listed:
-  """One class after the other, each in the order of its file names."""
+  """Sorts the images by class and file name."""
   if not rows:
-    raise ValueError(f"{place} holds no images. {_FIX}")
+    raise ValueError(f"{place} has no images. {_FIX}")
   rows.sort(key=lambda row: row[:2])
   class_names = sorted({row[0] for row in rows})
   numbers = {name: number for number, name in enumerate(class_names)}
@@ -304,18 +304,18 @@ def _same_classes(found: dict[str, Listed]) -> dict[str, Listed]:
       f"them only, of {len(train)} and {len(test)}. Give both the same classes"
     )
   if len(train) < 2:
-    raise ValueError(f"train has the one class {min(train)}; give at least two classes")
+    raise ValueError(f"train has only the class {min(train)}; it needs at least two")
   return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageNet(StreamedSource):
-  """ImageNet (ILSVRC 2012), or images in its form, streamed from disk."""
+  """ImageNet (ILSVRC 2012), or images in its layouts, streamed from disk."""
 
   name: ClassVar[str] = "imagenet"
   files: ClassVar[str] = (
-    "pass the directory that holds train/CLASS/ and val/CLASS/, the official tar files "
-    "or a prepared imagenet2012 as --data_dir"
+    "pass the directory with train/CLASS/ and val/CLASS/, the official tar files or a "
+    "prepared imagenet2012 as --data_dir"
   )
   # Of the training images, in [0, 1]: 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225.
   pixel_mean: ClassVar[tuple[float, ...]] = (123.675, 116.28, 103.53)
@@ -323,7 +323,7 @@ class ImageNet(StreamedSource):
 
   prepared: str = option(
     "imagenet2012",
-    "Name of the dataset, where it was prepared by tensorflow-datasets.",
+    "Name of the dataset if it was prepared by tensorflow-datasets.",
   )
 
   def listed(self, directory: str) -> dict[str, Listed]:

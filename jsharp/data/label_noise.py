@@ -1,4 +1,4 @@
-"""Wrong labels at a given rate, symmetric between the classes."""
+"""Symmetric label noise at a given rate."""
 
 from typing import Any
 
@@ -14,28 +14,28 @@ def corrupt(
   *,
   other_classes_only: bool = False,
 ) -> jax.Array:
-  """Replaces a share of the labels by labels drawn at random.
+  """Replaces a fraction of the labels by random labels.
 
-  Exactly `round(rate * num_labels)` labels, every choice of them equally likely, are
-  drawn anew, uniformly **from all classes, the true one included**: of those, one in
-  `num_classes` is right by chance, so that at a rate of 0.8 and with 10 classes 72 %
-  of all labels are wrong. With `other_classes_only` they are drawn from the other
-  classes and the rate is the share of wrong labels. (Foret et al. 2021 say that a
-  fraction of the labels is "randomly flipped" and leave open which of the two.)
+  Exactly `round(rate * num_labels)` labels, chosen uniformly, are replaced by labels
+  drawn uniformly **from all classes, including the true one**. One in `num_classes` of
+  these is correct by chance, so at a rate of 0.8 and with 10 classes 72 % of all labels
+  are wrong. With `other_classes_only` they are drawn from the other classes, and the
+  rate is the fraction of wrong labels. (Foret et al. 2021 write that a fraction of the
+  labels is "randomly flipped" and do not say which of the two.)
 
   Args:
-    key: decides which labels and by what; the same key, the same noise.
-    labels: `[num_labels]` integers in `[0, num_classes)`; `vmap` for more tasks.
-    rate: share of the labels that is replaced, from 0 to 1; may be traced.
-    num_classes: how many classes there are.
-    other_classes_only: whether the true class is left out of the draw.
+    key: decides which labels are replaced and by which classes.
+    labels: `[num_labels]` integers in `[0, num_classes)`; use `vmap` for several tasks.
+    rate: the fraction of labels that is replaced, from 0 to 1; may be traced.
+    num_classes: the number of classes.
+    other_classes_only: whether to exclude the true class from the draw.
 
   Returns:
     An array like `labels`.
 
   Raises:
-    ValueError: if `labels` is no vector of integers, `rate` a number outside 0 to 1,
-      or `num_classes` below 2.
+    ValueError: if `labels` is not a vector of integers, `rate` is a number outside 0 to
+      1, or `num_classes` is below 2.
 
   Example:
     >>> labels = jnp.zeros(10, jnp.int32)

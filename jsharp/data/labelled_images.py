@@ -13,7 +13,7 @@ from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 from jsharp.options import at_least, option
 
-_Key = tuple[str, str, str]  # split, class, file name
+_Key = tuple[str, str, str]  # Split, class, file name.
 _FIX = (
   "Put the images into {0}/train/CLASS/ and {0}/test/CLASS/, with the same classes in "
   "both, or an archive of these. --dataset=characters needs no data."
@@ -27,18 +27,18 @@ def load(
   size: int | None = None,
   prepared_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
-  """The images of `train/`, `test/` and, where there is one, `val/`.
+  """The images of `train/`, `test/` and, if it exists, `val/`.
 
-  Decoded once and kept, as mini-ImageNet is; see `docs/data.md`.
+  They are decoded once and stored, as for mini-ImageNet; see `docs/data.md`.
 
   Args:
     data_dir: a directory with the folders, one folder per class in each, at any
       depth; or with an archive of these (tar, tar.xz, tar.gz, tar.bz2 or zip); or
-      the archive itself. Loose images come before archives. `val/` may also be called
-      `valid/` or `validation/`. Files that are no images are left out with a warning;
-      hidden ones, such as `.*` and `Thumbs.db`, without one.
+      the archive itself. Loose images take precedence over archives. `val/` may also be
+      called `valid/` or `validation/`. Other files are ignored with a warning; hidden
+      ones, such as `.*` and `Thumbs.db`, without.
     size: height and width in pixels that images of another size are resized to, by
-      Lanczos' filter without keeping the aspect; None expects images of one size.
+      Lanczos' filter, ignoring the aspect ratio; None expects images of the same size.
     prepared_dir: where to keep the prepared dataset.
 
   Returns:
@@ -47,9 +47,9 @@ def load(
     their names.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or lacks images of train or test.
-    ValueError: a split has other classes, an image lies in no class folder, is there
-      twice, is of another size or cannot be decoded.
+    FileNotFoundError: if `data_dir` does not exist or lacks images of train or test.
+    ValueError: if a split has other classes, or an image is outside a class folder,
+      occurs twice, has another size or cannot be decoded.
 
   Example:
     >>> load("/nowhere")
@@ -97,7 +97,7 @@ def _read(
       )
     classes = found.setdefault(split, {}).setdefault(label, {})
     if name in classes:
-      raise ValueError(f"{place}: {split}/{label}/{name} is there twice. Remove one.")
+      raise ValueError(f"{place}: {split}/{label}/{name} occurs twice. Remove one.")
     classes[name] = image
   for split in ("train", "test"):
     if split not in found:
@@ -125,12 +125,12 @@ def _read(
 
 def _key(root: pathlib.Path, path: str) -> _Key:
   folders = path.split("/")
-  # Below a class there may be folders, as images/ in tiny-imagenet.
+  # A class folder may contain folders, such as images/ in tiny-imagenet.
   for number, folder in enumerate(folders[:-2]):
     if folder in splits.FOLDERS:
       label, *rest = folders[number + 1 :]
       return splits.FOLDERS[folder], label, "/".join(rest)
-  raise ValueError(f"{path} below {root} lies in no class folder. {_FIX.format(root)}")
+  raise ValueError(f"{path} below {root} is not in a class folder. {_FIX.format(root)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,13 @@ class LabelledImages(LabelledSource):
 
   name: ClassVar[str] = "image_folder"
   files: ClassVar[str] = (
-    "pass the directory that holds train/ and test/, each with a folder of images per "
-    "class, as --data_dir"
+    "pass the directory with train/ and test/, each with a folder of images per class, "
+    "as --data_dir"
   )
 
   image_size: int | None = option(
     None,
-    "Height and width in pixels that images are resized to. Default: as they are.",
+    "Height and width in pixels that images are resized to. Default: no resizing.",
     check=at_least(1),
   )
 

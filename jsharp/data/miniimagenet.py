@@ -1,8 +1,8 @@
-"""mini-ImageNet from the files that people have.
+"""mini-ImageNet from its common file layouts.
 
-100 classes of 600 images of 84x84 pixels in RGB, 64 / 16 / 20 for training, validation
-and testing (Vinyals et al. 2016; split of Ravi and Larochelle 2017). ImageNet's terms
-allow non-commercial research and education. `docs/data.md` shows every layout.
+100 classes of 600 RGB images of 84x84 pixels, 64 / 16 / 20 for training, validation and
+testing (Vinyals et al. 2016; split of Ravi and Larochelle 2017). ImageNet's terms allow
+non-commercial research and education. `docs/data.md` shows every layout.
 """
 
 import dataclasses
@@ -35,25 +35,25 @@ def load(
       pickle families
       (`mini-imagenet-cache-*.pkl`, `miniImageNet_category_split_*.pickle`);
       `train.csv`, `val.csv`, `test.csv` with the images flat or in folders; folders
-      `split/class/`; or any of the image layouts in tar, tar.xz, tar.gz, tar.bz2 or
-      zip archives. Pickles come before images, folders before archives.
+      `split/class/`; or any of the image layouts in tar, tar.xz, tar.gz, tar.bz2 or zip
+      archives. Pickles take precedence over images, folders over archives.
     prepared_dir: where to keep the prepared dataset (1.3 GB); see `docs/data.md`.
-    expected: the classes and sizes that must be found.
-    only: "train", "val" or "test", which alone is loaded; pickles, CSVs and archives of
-      the others may be missing.
+    expected: the expected classes and sizes.
+    only: the only split to load: "train", "val" or "test"; pickles, CSVs and archives
+      of the others may be missing.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
     `[num_images, 84, 84, 3]`, classes in the order of their WordNet ids. Images of
-    other sizes (ImageNet's own files) are resized to 84x84, without keeping the aspect,
-    by Lanczos' filter, and their number is reported on stderr.
+    other sizes (ImageNet's own files) are resized to 84x84 by Lanczos' filter, ignoring
+    the aspect ratio, and their number is reported on stderr.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or holds no mini-ImageNet, or lacks
-      an image that a CSV names.
-    ValueError: a file is damaged, no image or refused; a class is
-      missing, unknown, in the wrong split or not of the right size. The message
-      names the file or class.
+    FileNotFoundError: if `data_dir` does not exist or does not contain mini-ImageNet,
+      or lacks an image that a CSV names.
+    ValueError: if a file is damaged, unsafe or not an image, or a class is missing,
+      unknown, in the wrong split or of the wrong size. The message names the file or
+      class.
 
   Example:
     >>> load("/nowhere")
@@ -71,7 +71,9 @@ def load(
     or _published.csv_split(file.name)
   ]
   if not any(file.suffix != ".csv" for file in sources):
-    raise FileNotFoundError(f"data_dir={root} holds no mini-ImageNet. {_help(root)}")
+    raise FileNotFoundError(
+      f"data_dir={root} does not contain mini-ImageNet. {_help(root)}"
+    )
 
   def reader(only: str | None = None) -> _published.Reader:
     return _published.Reader(
@@ -117,7 +119,7 @@ def _help(root: pathlib.Path) -> str:
 
 
 def _caches(files: Sequence[pathlib.Path], only: str | None) -> dict[str, pathlib.Path]:
-  """The pickle of each split in the first family that has any, at least of `only`."""
+  """The pickles of the first family found, by split; at least that of `only`."""
   # learn2learn's copy of the first family says "validation".
   by_name = {file.name.replace("-validation.pkl", "-val.pkl"): file for file in files}
   for names in _pickles.FAMILIES:
@@ -134,7 +136,7 @@ class MiniImageNet(ImageSource):
   holds_any: ClassVar[bool] = True
   files: ClassVar[str] = (
     "put mini-ImageNet in one directory and pass it as --data_dir: the three CSV files "
-    "of Ravi and Larochelle beside images/, or folders or archives train, val, test "
+    "of Ravi and Larochelle next to images/, or folders or archives train, val, test "
     "with a folder per class, or the pickle caches"
   )
 

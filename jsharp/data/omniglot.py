@@ -1,8 +1,8 @@
 """Omniglot from its two original zips.
 
 1623 characters of 50 alphabets, 20 drawings each, 105x105 pixels in black on white
-(Lake et al. 2015, MIT licence). Read as 28x28 grayscale with ink = 255 and
-background = 0: each pixel is the share of ink under it (area average).
+(Lake et al. 2015, MIT licence). They are converted to 28x28 grayscale with ink = 255
+and background = 0: each pixel is the fraction of ink in its area (area average).
 """
 
 import dataclasses
@@ -48,22 +48,23 @@ def load(
     split: `"vinyals"`, the 1028 / 172 / 423 characters of Vinyals et al. (2016); or
       `"mixed"`, 1100 / 100 / 423 characters drawn at random from all alphabets as in
       Finn et al. (2017).
-    rotations: the splits in which every character rotated by 90, 180 and 270 degrees
-      counts as three more classes. Train and val as in the Sharp-MAML code; the MAML
-      code rotates test characters too: `("train", "val", "test")`.
+    rotations: the splits in which every character, rotated by 90, 180 and 270 degrees,
+      counts as three additional classes. By default train and val, as in the Sharp-MAML
+      code; the MAML code rotates test characters too: `("train", "val", "test")`.
     split_seed: decides the split `"mixed"`.
-    only: "train", "val" or "test", which alone is loaded. The test characters of
+    only: the only split to load: "train", "val" or "test". The test characters of
       `"vinyals"` are in `images_evaluation.zip` alone, those of val in the other.
     prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
     `[num_images, size, size, 1]`, ink 255 on background 0.
 
   Raises:
-    FileNotFoundError: an archive is missing.
-    ValueError: an argument is wrong, an archive is damaged or no archive, a character
-      is missing, unknown or has not 20 drawings, or a drawing cannot be read.
+    FileNotFoundError: if an archive is missing.
+    ValueError: if an argument is invalid, an archive is damaged or not an archive, a
+      character is missing, unknown or does not have 20 drawings, or a drawing cannot be
+      read.
 
   Example:
     >>> load("/nowhere")
@@ -71,14 +72,14 @@ def load(
     FileNotFoundError: data_dir=/nowhere does not exist...
   """
   if split not in _SPLITS:
-    raise ValueError(f"split={split!r} is none of {', '.join(_SPLITS)}.")
+    raise ValueError(f"split={split!r} must be one of {', '.join(_SPLITS)}.")
   unknown = set(rotations) - {"train", "val", "test"}
   if unknown:
-    raise ValueError(f"rotations={rotations!r}: no split is called {unknown.pop()!r}.")
+    raise ValueError(f"rotations={rotations!r}: there is no split {unknown.pop()!r}.")
   if not 1 <= size <= _ORIGINAL_SIZE:
     raise ValueError(f"size={size} must lie between 1 and {_ORIGINAL_SIZE} pixels.")
   if only not in (None, *splits.NAMES):
-    raise ValueError(f"only={only!r} is none of {', '.join(splits.NAMES)}.")
+    raise ValueError(f"only={only!r} must be one of {', '.join(splits.NAMES)}.")
   wanted = _SPLITS[split](split_seed)
   if only is not None:
     wanted = {only: wanted[only]}
@@ -95,7 +96,7 @@ def load(
   for part in needed:
     if part not in sources:
       raise FileNotFoundError(
-        f"data_dir={root} holds neither {part}.zip nor {part}/. {_help(root)}"
+        f"data_dir={root} has neither {part}.zip nor {part}/. {_help(root)}"
       )
   files = [
     file
@@ -130,7 +131,7 @@ def load(
 def _source(
   root: pathlib.Path, files: list[pathlib.Path], part: str
 ) -> pathlib.Path | None:
-  """The folder or archive of a part, the nearest one; else an archive of both."""
+  """The nearest folder or archive of a part; otherwise an archive of both parts."""
   found = []
   for file in files:
     folders = file.relative_to(root).parts[:-1]
@@ -184,14 +185,14 @@ def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
     folders = name.split("/")
     if len(folders) < 3:
       raise ValueError(
-        f"{source}: {name} does not lie in a folder alphabet/character as in the "
-        "original archive."
+        f"{source}: {name} is not in a folder alphabet/character as in the original "
+        "archive."
       )
     found.setdefault("/".join(folders[-3:-1]), {})[folders[-1]] = image
   expected = splits.omniglot_characters(_PARTS[part])
   for what, names in (
     ("lacks the character", [name for name in expected if name not in found]),
-    ("holds the unknown character", sorted(set(found) - set(expected))),
+    ("has the unknown character", sorted(set(found) - set(expected))),
   ):
     if names:
       raise ValueError(
@@ -211,7 +212,7 @@ def _read(source: pathlib.Path, part: str, size: int) -> dict[str, np.ndarray]:
 
 
 def _drawing(data: bytes, name: str, size: int) -> np.ndarray:
-  """One drawing, uint8 `[size, size, 1]`: 255 times the share of ink."""
+  """One drawing, uint8 `[size, size, 1]`: 255 times the fraction of ink."""
   # "L" turns the 1-bit originals' {0, 1} into {0, 255}; ink is 0 there.
   paper = _pixels.decode(data, name=name, mode="L")
   _pixels.check_size(paper, _ORIGINAL_SIZE, name=name)
@@ -238,12 +239,12 @@ class Omniglot(ImageSource):
   )
   rotate_test: bool = option(
     False,
-    "Omniglot: rotated characters are further classes in the test split too, as in "
-    "MAML's code, and not in training and validation only.",
+    "Omniglot: rotated characters count as additional classes in the test split too, "
+    "as in MAML's code, instead of only in training and validation.",
   )
   image_size: int = option(
     28,
-    "Height and width in pixels that images are resized to or drawn in.",
+    "Height and width in pixels that images are resized to or drawn at.",
     check=at_least(1),
   )
 

@@ -1,9 +1,9 @@
-"""Pictures as a user has them, read as a learner was trained to see them.
+"""Preparing a user's images like a learner's training images.
 
-A trained learner takes images of one shape in [0, 1]. A user has photographs of any
-size, as files, Pillow images or arrays. What happens to each of them here is what its
-source did to the training images: upright and flat colour or gray pixels, one filter
-that resizes height and width to the learner's, and for handwriting light ink on dark.
+A trained learner needs images of one shape in [0, 1]. Users have photographs of any
+size, as files, Pillow images or arrays. Here each image is prepared as the training
+images were: upright, in colour or gray on a white background, resized to the learner's
+height and width, and for handwriting as light ink on dark.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from jsharp.data import _archives, _formats, _left_out, _modes, _pixels
 Filter = Literal["LANCZOS", "BOX"]
 
 _MOST_NAMED = 20
-"""Pictures that one error names; it counts the rest."""
+"""The number of images that an error names; it counts the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-  """What pictures are made into before a learner sees them.
+  """How images are prepared for a learner.
 
   Attributes:
     shape: `(height, width, channels)`, one channel (gray) or three (RGB).
-    filter: Pillow's filter that resizes, without keeping the aspect: Lanczos', or the
-      area average ("BOX").
-    light_ink: whether a picture is a drawing in light ink on a dark ground. A picture
-      with a light ground, such as a scanned page, is inverted.
+    filter: the Pillow filter for resizing, ignoring the aspect ratio: Lanczos' filter,
+      or the area average ("BOX").
+    light_ink: whether images are drawings in light ink on a dark background. An image
+      with a light background, such as a scanned page, is inverted.
   """
 
   shape: tuple[int, int, int]
@@ -41,7 +41,7 @@ class Looks:
 
 
 def read(pictures: Any, looks: Looks) -> np.ndarray:
-  """Reads pictures of any kind and size as the images that a learner takes.
+  """Reads images of any kind and size, and prepares them for a learner.
 
   Args:
     pictures: one of
@@ -51,18 +51,18 @@ def read(pictures: Any, looks: Looks) -> np.ndarray:
       a list of arrays `[height, width]` or `[height, width, channels]` of any sizes, of
       paths, of Pillow images, or of a mixture of these,
       or the path of one file or of a directory of image files.
-      Arrays hold bool, integers from 0 to 255, or floats from 0 to 1; one, three (RGB)
-      or four (RGBA) channels. Transparent pixels are seen on white.
-    looks: what the learner was trained on.
+      Arrays are bool, integers from 0 to 255, or floats from 0 to 1, with one, three
+      (RGB) or four (RGBA) channels. Transparent pixels are shown on white.
+    looks: how the learner's images are prepared.
 
   Returns:
     uint8 `[n, *looks.shape]`.
 
   Raises:
     FileNotFoundError: if a file does not exist.
-    ValueError: if an array has another shape or range, or pictures cannot be decoded:
-      all of them are named.
-    TypeError: if something is no picture.
+    ValueError: if an array has another shape or range, or images cannot be decoded; the
+      message lists them.
+    TypeError: if something is not an image.
 
   Example:
     >>> looks = Looks((2, 2, 1))
@@ -102,7 +102,7 @@ def read(pictures: Any, looks: Looks) -> np.ndarray:
 
 
 def is_path(pictures: Any) -> bool:
-  """Whether pictures are named by one path, and not given themselves.
+  """Whether pictures are given by a single path.
 
   Example:
     >>> is_path("photographs"), is_path(["a.png", "b.png"])
@@ -114,18 +114,18 @@ def is_path(pictures: Any) -> bool:
 def files(
   path: str | os.PathLike[str], *, recursive: bool = False
 ) -> list[pathlib.Path]:
-  """The image files that a path names: itself, or those of a directory, by name.
+  """The image files of a path: the file itself, or a directory's, sorted by name.
 
   Args:
-    path: a file, or a directory whose image files are meant. Files that are no images
-      are left out, with a warning that names them.
-    recursive: whether the images of folders in the directory are meant too.
+    path: an image file, or a directory of image files. Other files are ignored with a
+      warning that names them.
+    recursive: whether to include the images in subfolders.
 
   Returns:
     The paths.
 
   Raises:
-    FileNotFoundError: if there is no such path, or no image in the directory.
+    FileNotFoundError: if the path does not exist, or the directory has no images.
 
   Example:
     >>> files("/nowhere")
@@ -137,10 +137,10 @@ def files(
     entries = sorted(root.rglob("*") if recursive else root.iterdir())
     found = _pictures(root, entries)
     if not found:
-      within = "" if recursive else ", and its folders are not looked into"
+      within = "" if recursive else ", and its folders are not searched"
       raise FileNotFoundError(
-        f"{root} holds no images ({', '.join(sorted(_formats.FORMATS))}){within}; name "
-        "a directory that does"
+        f"{root} has no images ({', '.join(sorted(_formats.FORMATS))}){within}; name "
+        "a directory with images"
       )
     return found
   if not root.exists():
@@ -153,41 +153,41 @@ def files(
 def class_folders(
   path: str | os.PathLike[str],
 ) -> tuple[list[pathlib.Path], list[str]]:
-  """The image files of a directory with one folder for each class.
+  """The image files of a directory with one folder per class.
 
   Args:
-    path: the directory; the name of a folder in it, with composed accents, is the name
-      of a class. Images may lie in folders of a class's folder.
+    path: the directory; the names of its folders, with composed accents, are the names
+      of the classes. Class folders may have subfolders.
 
   Returns:
     The paths and the class of each, sorted by class and name.
 
   Raises:
-    FileNotFoundError: if there is no such directory, or no folder in it.
-    ValueError: if a folder holds no images, all such folders being named, or an image
-      lies beside the folders.
+    FileNotFoundError: if the directory does not exist or has no folders.
+    ValueError: if folders have no images, which the message lists, or an image is not
+      in a folder.
 
   Example:
     >>> class_folders("/nowhere")
     Traceback (most recent call last):
-    FileNotFoundError: /nowhere is no directory; name one with a folder of images ...
+    FileNotFoundError: /nowhere is not a directory; name one with a folder of ...
   """
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():
     raise FileNotFoundError(
-      f"{root} is no directory; name one with a folder of images for each class"
+      f"{root} is not a directory; name one with a folder of images per class"
     )
   folders = [e for e in sorted(root.iterdir()) if e.is_dir() and _is_shown(e)]
   loose = [entry.name for entry in sorted(root.iterdir()) if _is_picture(entry)]
   if not folders:
     raise FileNotFoundError(
-      f"{root} holds no folders; put the examples of each class into a folder named "
-      f"after it, as {root / 'cat' / 'photo.jpg'}"
+      f"{root} has no folders; put the examples of each class into a folder named "
+      f"after it, such as {root / 'cat' / 'photo.jpg'}"
     )
   if loose:
     raise ValueError(
-      f"{root / loose[0]} lies in no class folder ({len(loose)} such); move it into "
-      "one, or out of the directory"
+      f"{root / loose[0]} is not in a class folder ({len(loose)} such images); move it "
+      "into one, or out of the directory"
     )
   examples: dict[str, list[pathlib.Path]] = {}
   for folder in folders:
@@ -209,7 +209,7 @@ def _is_shown(entry: pathlib.Path) -> bool:
 def _pictures(
   root: pathlib.Path, entries: Sequence[pathlib.Path]
 ) -> list[pathlib.Path]:
-  """The images among files; the others are counted and named in a warning."""
+  """The images among files; a warning counts and names the others."""
   left_out = _left_out.LeftOut(root)
   found = [
     entry
@@ -274,7 +274,7 @@ def _converted(picture: Any, number: int, looks: Looks) -> np.ndarray:
     )
   if pixels.shape[:2] != (height, width):
     pixels = _pixels.resize(pixels, (height, width), method=looks.filter)
-  # Ink covers the smaller part of a drawing, so its median pixel is ground.
+  # Ink covers less than half of a drawing, so its median pixel is background.
   if looks.light_ink and np.median(pixels) > 127:
     pixels = 255 - pixels
   return pixels
@@ -301,23 +301,23 @@ def _as_pillow(array: np.ndarray, number: int) -> Any:
     array = array.astype(np.uint8) * 255
   elif np.issubdtype(array.dtype, np.floating):
     if not np.isfinite(array).all():
-      raise ValueError(f"{name} holds NaN or infinity; give floats from 0 to 1")
+      raise ValueError(f"{name} has NaN or infinity; give floats from 0 to 1")
     if array.min() < 0 or array.max() > 1:
       raise ValueError(
-        f"{name} holds floats from {array.min():g} to {array.max():g}; give floats "
+        f"{name} has floats from {array.min():g} to {array.max():g}; give floats "
         "from 0 to 1, or uint8 from 0 to 255"
       )
     array = np.rint(array * 255).astype(np.uint8)
   elif np.issubdtype(array.dtype, np.integer):
     if array.min() < 0 or array.max() > 255:
       raise ValueError(
-        f"{name} holds integers from {array.min()} to {array.max()}; give uint8 from 0 "
+        f"{name} has integers from {array.min()} to {array.max()}; give uint8 from 0 "
         "to 255, or floats from 0 to 1"
       )
-    if array.max() == 1 and array.dtype != np.uint8:  # A mask, not a picture.
+    if array.max() == 1 and array.dtype != np.uint8:  # A mask, not an image.
       raise ValueError(
-        f"{name} holds integers of which none is above 1; of 255 that is black: give "
-        "bool or floats for black and white"
+        f"{name} has integers from 0 to 1, which would be black on a scale of 255; "
+        "give bool or floats for black and white"
       )
     array = array.astype(np.uint8)
   else:

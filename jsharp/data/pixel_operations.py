@@ -1,15 +1,15 @@
-"""Pillow's operations on pixels as pure functions, to the last bit of a uint8 image.
+"""Pillow's pixel operations as pure functions, bitwise equal for uint8 images.
 
 Neither dm-pix nor augmax has all of them, or Pillow's rounding. An image is int32
-`[height, width, channels]` of numbers from 0 to 255; an amount may be traced, so that
-`jax.vmap` gives every image of a batch its own. Factors count in thousandths.
+`[height, width, channels]` with values from 0 to 255. Amounts may be traced, so with
+`jax.vmap` every image of a batch can have its own. Factors are rounded to thousandths.
 """
 
 import jax
 import jax.numpy as jnp
 
 FILL = 128
-"""What comes in from outside of an image."""
+"""The value of pixels from outside the image."""
 
 _LEVELS = 256
 
@@ -25,7 +25,7 @@ def invert(image: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-  """Inverts the pixels from `threshold` on, as `ImageOps.solarize`.
+  """Inverts pixels at or above `threshold`, as `ImageOps.solarize`.
 
   Example:
     >>> solarize(jnp.array([[[0, 100, 255]]]), 100).tolist()
@@ -35,7 +35,7 @@ def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-  """Keeps the highest `bits` of the 8, as `ImageOps.posterize`.
+  """Keeps the highest `bits` of 8 bits, as `ImageOps.posterize`.
 
   Example:
     >>> posterize(jnp.array([[[0, 100, 255]]]), 1).tolist()
@@ -55,13 +55,13 @@ def auto_contrast(image: jax.Array) -> jax.Array:
   low, high = image.min((0, 1), keepdims=True), image.max((0, 1), keepdims=True)
   flat = high <= low
   span = jnp.where(flat, 1, high - low)
-  # Exact where Pillow cuts 255 / span * (image - low) computed in float64.
+  # Exact, where Pillow truncates 255 / span * (image - low) computed in float64.
   stretched = (image - low) * 255 // span
   return jnp.where(flat, image, stretched)
 
 
 def equalize(image: jax.Array) -> jax.Array:
-  """Makes each channel's histogram as flat as can be, as `ImageOps.equalize`.
+  """Equalises each channel's histogram, as `ImageOps.equalize`.
 
   Example:
     >>> equalize(jnp.arange(0, 64).reshape(8, 8, 1))[0, :3, 0].tolist()
@@ -80,7 +80,7 @@ def equalize(image: jax.Array) -> jax.Array:
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Away from black by `factor`, as `ImageEnhance.Brightness`.
+  """Scales the difference from black by `factor`, as `ImageEnhance.Brightness`.
 
   Example:
     >>> brightness(jnp.array([[[0, 100, 255]]]), 1.5).tolist()
@@ -90,7 +90,9 @@ def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Away from grey by `factor`, as `ImageEnhance.Color`; nothing where one channel is.
+  """Scales the difference from grey by `factor`, as `ImageEnhance.Color`.
+
+  An image with one channel does not change.
 
   Example:
     >>> color(jnp.array([[[0, 100, 255]]]), 0.0).tolist()
@@ -101,7 +103,7 @@ def color(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Away from the mean grey by `factor`, as `ImageEnhance.Contrast`.
+  """Scales the difference from the mean grey by `factor`, as `ImageEnhance.Contrast`.
 
   Example:
     >>> contrast(jnp.array([[[0], [100]]]), 0.5).tolist()
@@ -113,7 +115,7 @@ def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Away from its smoothed self by `factor`, as `ImageEnhance.Sharpness`.
+  """Scales the difference from the smoothed image, as `ImageEnhance.Sharpness`.
 
   Example:
     >>> sharpness(jnp.full((3, 3, 1), 7), 2.0).tolist() == [[[7]] * 3] * 3
@@ -121,7 +123,7 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
   """
   height, width, _ = image.shape
   if min(height, width) < 3:
-    return image  # Nothing but border, which Pillow does not smooth.
+    return image  # Only border, which Pillow does not smooth.
   total = 4 * image[1:-1, 1:-1]
   for row in range(3):
     for column in range(3):
@@ -131,7 +133,7 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def shear_x(image: jax.Array, amount: jax.Array) -> jax.Array:
-  """Takes row `y` from `amount * y` pixels further right.
+  """Shears horizontally: row `y` comes from `amount * y` pixels further right.
 
   Example:
     >>> shear_x(jnp.arange(4).reshape(2, 2, 1), 1.0)[..., 0].tolist()
@@ -141,7 +143,7 @@ def shear_x(image: jax.Array, amount: jax.Array) -> jax.Array:
 
 
 def shear_y(image: jax.Array, amount: jax.Array) -> jax.Array:
-  """Takes column `x` from `amount * x` pixels further down.
+  """Shears vertically: column `x` comes from `amount * x` pixels further down.
 
   Example:
     >>> shear_y(jnp.arange(4).reshape(2, 2, 1), 1.0)[..., 0].tolist()
@@ -151,7 +153,7 @@ def shear_y(image: jax.Array, amount: jax.Array) -> jax.Array:
 
 
 def translate_x(image: jax.Array, pixels: jax.Array) -> jax.Array:
-  """Takes every pixel from `pixels` further right.
+  """Translates horizontally: each pixel comes from `pixels` further right.
 
   Example:
     >>> translate_x(jnp.arange(4).reshape(2, 2, 1), 1.0)[..., 0].tolist()
@@ -161,7 +163,7 @@ def translate_x(image: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def translate_y(image: jax.Array, pixels: jax.Array) -> jax.Array:
-  """Takes every pixel from `pixels` further down.
+  """Translates vertically: each pixel comes from `pixels` further down.
 
   Example:
     >>> translate_y(jnp.arange(4).reshape(2, 2, 1), 1.0)[..., 0].tolist()
@@ -171,7 +173,7 @@ def translate_y(image: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
-  """Turns the image about its centre, as `Image.rotate`: to the left.
+  """Rotates the image counter-clockwise about its centre, as `Image.rotate`.
 
   Example:
     >>> rotate(jnp.arange(4).reshape(2, 2, 1), 90.0)[..., 0].tolist()
@@ -192,15 +194,15 @@ def _grey(image: jax.Array) -> jax.Array:
   if image.shape[-1] != 3:
     return image[..., 0]
   red, green, blue = (image[..., channel] for channel in range(3))
-  # Pillow's weights, of 2**16.
+  # Pillow's weights, scaled by 2**16.
   return jnp.right_shift(19595 * red + 38470 * green + 7471 * blue + 0x8000, 16)
 
 
 def _blend(start: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-  """`start + factor * (image - start)`, cut to whole numbers from 0 to 255.
+  """`start + factor * (image - start)`, truncated to integers from 0 to 255.
 
-  In thousandths, and so exact: in floating point a fused multiplication and addition
-  would leave 10.9999993 of what Pillow finds to be 11.
+  It is computed in thousandths, which is exact: in floating point, a fused multiply-add
+  would give 10.9999993 where Pillow gives 11.
   """
   thousandths = jnp.rint(jnp.asarray(factor, jnp.float32) * 1000).astype(jnp.int32)
   return jnp.clip((start * 1000 + thousandths * (image - start)) // 1000, 0, 255)
@@ -211,15 +213,15 @@ def _affine(
   along_x: tuple[jax.Array | float, ...],
   along_y: tuple[jax.Array | float, ...],
 ) -> jax.Array:
-  """The nearest pixel at `a * x + b * y + c`, by Pillow's numbers of 16 binary places.
+  """The nearest pixel at `a * x + b * y + c`, in Pillow's 16-bit fixed point.
 
   Args:
     image: `[height, width, channels]`.
     along_x: a, b and c of the source's column.
-    along_y: of its row.
+    along_y: a, b and c of the source's row.
 
   Returns:
-    An array like `image`, `FILL` where the source lies outside.
+    An array like `image`, `FILL` where the source is outside the image.
   """
   height, width, _ = image.shape
   rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]

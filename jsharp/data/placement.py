@@ -1,4 +1,4 @@
-"""The splits of a run: where they come from, and where their images are kept."""
+"""Loading the splits of a run, and placing their images in memory."""
 
 import dataclasses
 import functools
@@ -22,23 +22,23 @@ def load_with_test(
   test_source: ImageSource | None = None,
   test_data_dir: str | None = None,
 ) -> dict[str, Dataset]:
-  """The splits of a dataset, `test` perhaps of another one.
+  """The splits of a dataset, optionally with `test` from another dataset.
 
-  Images of the other dataset are made what the learner takes, see `fit_to`, and its
+  Images of the other dataset are converted to fit the learner, see `fit_to`, and its
   `origin` says so.
 
   Args:
-    source: of "train", "val" and, without `test_source`, "test".
+    source: the source of "train", "val" and, without `test_source`, "test".
     data_dir: its directory; None for a source without files.
-    test_source: of "test".
+    test_source: the source of "test".
     test_data_dir: its directory; `data_dir` if None.
 
   Returns:
     The three splits.
 
   Raises:
-    ValueError: if the two are one dataset whose classes are not divided in the same
-      way, or files are needed and no directory was given.
+    ValueError: if the two are the same dataset with classes divided differently, or
+      files are needed and no directory was given.
     OSError: if the data cannot be read.
 
   Example:
@@ -59,8 +59,8 @@ def load_with_test(
     and not seen.isdisjoint(test.class_names)
   ):
     raise ValueError(
-      f"--test_dataset={test_source.name} would test on classes of {where} that are "
-      "trained on; leave it out to test on the others"
+      f"--test_dataset={test_source.name} would test on training classes of {where}; "
+      "leave it out to test on the other classes"
     )
   height, width, channels = splits["train"].image_shape
   looks = Looks((height, width, channels), source.filter, source.light_ink)
@@ -70,7 +70,7 @@ def load_with_test(
 
 
 def origins(splits: Mapping[str, Dataset]) -> str | None:
-  """In words, what was done to the images and classes of some splits; None if nothing.
+  """A description of changes to the images and classes of splits; None if none.
 
   Example:
     >>> from jsharp.data.characters import Characters
@@ -87,7 +87,7 @@ def origins(splits: Mapping[str, Dataset]) -> str | None:
 
 
 def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:
-  """The splits of a run with their images on the device or in host memory.
+  """Places the images of the splits on the device or in host memory.
 
   Args:
     splits: as loaded, on the host.
@@ -98,8 +98,8 @@ def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:
     The same splits.
 
   Raises:
-    ValueError: if the images are to stay on the host and JAX has no CPU platform,
-      which fetches them.
+    ValueError: if the images are to stay on the host but JAX has no CPU platform, which
+      fetches them.
 
   Example:
     >>> from jsharp.data import characters
@@ -125,15 +125,14 @@ def placed(splits: dict[str, Dataset], images: str) -> dict[str, Dataset]:
   except RuntimeError as error:
     config: Any = jax.config  # jax 0.10 does not declare its attributes.
     raise ValueError(
-      "images in host memory are fetched by JAX's CPU platform, and JAX_PLATFORMS="
-      f"{config.jax_platforms} leaves it out; add cpu at its end, or pass "
-      "--images=device"
+      "images in host memory are fetched by JAX's CPU platform, but JAX_PLATFORMS="
+      f"{config.jax_platforms} excludes it; append cpu to it, or pass --images=device"
     ) from error
   return {name: split.on_host() for name, split in splits.items()}
 
 
 @functools.cache
 def _say(line: str) -> None:
-  """Prints a line once, however often a run is built for its memory budget."""
+  """Prints a line only once, even if a run is built repeatedly for a memory budget."""
   if jax.process_index() == 0:
     tell(line)

@@ -1,17 +1,17 @@
-"""Gathers images from host memory while the device computes the steps before.
+"""Gathers images from host memory while the device computes earlier steps.
 
-Which images a step asks for is found out by a program of its own on the CPU: the
-sampler with images that write down the rows they are asked for. What is computed from
-the images is dead code there.
+A separate program on the CPU finds out which images a step needs: the sampler, run on
+images that only record the requested rows. Everything computed from the images is dead
+code in it.
 
-The callback of a training step takes what has been gathered. What has not been, it
-gathers itself, so that nothing but time depends on the prefetch, and it waits for
-nothing but a gather that a thread of Python is at: never for a program of JAX, which
-might be waiting for the callback's own thread.
+The callback of a training step uses the gathered images. If they are not ready, it
+gathers them itself, so results do not depend on the prefetch. It waits only for a
+gather already running on a Python thread, never for a JAX program, which might be
+waiting for the callback's own thread.
 
-Beside an accelerator the rows of a step are found out when its turn comes. Where the
-training step itself runs on the CPU, it may hold all threads that a program could run
-on, so the rows of a dispatch are known before it starts.
+With an accelerator, the rows of a step are computed when its turn comes. If the
+training step itself runs on the CPU, it may occupy all threads that a program could run
+on, so the rows of a dispatch are computed before it starts.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ Rows = list[tuple[HostImages, np.ndarray]]
 
 
 class Prefetch:
-  """Gathers the images of the steps that come next; does nothing for other data.
+  """Gathers the images of the next steps; does nothing for other data.
 
   Args:
-    sample_tasks: `sample_tasks(step, data) -> tasks`, pure. Where only `step` of an
-      algorithm draws the tasks, an attribute `reads` of it is a function of the same
+    sample_tasks: `sample_tasks(step, data) -> tasks`, pure. If tasks are drawn only in
+      the algorithm's `step`, its attribute `reads` must be a function of the same
       arguments that reads the same images.
-    data: what `sample_tasks` reads, with `HostImages` in it or not.
-    parts: for each of this process' devices `(index, count)`, the part of the tasks
-      that it draws; empty for one device.
+    data: the pytree that `sample_tasks` reads, with or without `HostImages`.
+    parts: `(index, count)` for each device of this process, the part of the tasks that
+      it draws; empty for one device.
 
   Attributes:
-    active: whether anything is gathered ahead.
+    active: whether images are gathered in advance.
 
   Example:
     >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Prefetch:
     self._entries: dict[Hashable, Gathered] = {}
     self._next = 0
     self._program: Any = None
-    # Without jit, images are gathered when they are asked for.
+    # Without jit, images are gathered on demand.
     is_compiled = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
     if self._images and is_compiled:
       try:
@@ -83,7 +83,7 @@ class Prefetch:
 
   @property
   def active(self) -> bool:
-    """Whether anything is gathered ahead."""
+    """Whether images are gathered in advance."""
     return self._program is not None
 
   def _compile(self, data: Any) -> tuple[Any, Any]:
@@ -113,10 +113,10 @@ class Prefetch:
 
   @contextlib.contextmanager
   def steps(self, first: int, num_steps: int) -> Iterator[None]:
-    """Gathers ahead while steps `first` to `first + num_steps - 1` are taken.
+    """Gathers in advance while steps `first` to `first + num_steps - 1` are taken.
 
-    What was gathered for the steps after the last one stays, for a call that begins
-    there. It is dropped if an error comes through, and by `clear`.
+    Images gathered for later steps are kept for a call that starts there. An exception
+    in the block, or `clear`, discards them.
     """
     if not self.active or any(images.shelf for images in self._images):
       yield
@@ -153,7 +153,7 @@ class Prefetch:
         thread.join()
 
   def clear(self) -> None:
-    """Drops what was gathered."""
+    """Discards gathered images."""
     self._entries = {}
 
   def _work(self, shelf: Shelf, known: dict[int, Rows] | None) -> None:
@@ -166,7 +166,7 @@ class Prefetch:
           shelf.put(images.key(rows), step, functools.partial(images.gather, rows))
           for images, rows in (self._rows_of(step) if known is None else known[step])
         ]
-        # Where training is ahead of this thread, leap to before it.
+        # If training is ahead of this thread, skip forward.
         behind = 2 * behind + 1 if known is None and any(late) else 0
         if behind > 1:
           shelf.skip_to(step + 1 + behind // 2)
@@ -176,7 +176,7 @@ class Prefetch:
       self._give_up(error)
 
   def _rows_of(self, step: int) -> Rows:
-    """What a step will ask for, on the devices of this process."""
+    """The rows that a step will request, on the devices of this process."""
     self._recorded.clear()
     for index, _ in self._parts or [(0, 1)]:
       jax.block_until_ready(
@@ -187,7 +187,7 @@ class Prefetch:
   def _give_up(self, error: Exception) -> None:
     self._program, self._entries = None, {}
     logging.warning(
-      "images are gathered when they are asked for, and no longer before that: %s: %s",
+      "prefetching stopped, images are gathered on demand from now on: %s: %s",
       type(error).__name__,
       error,
     )

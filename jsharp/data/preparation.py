@@ -1,7 +1,7 @@
-"""What ordinary training makes of a labelled dataset: three sets of examples.
+"""Preparing a labelled dataset for ordinary training: three sets of examples.
 
-In this order: validation examples are held out, a part of the rest is chosen, and
-labels of that part are drawn anew.
+In this order, validation examples are held out, a part of the rest is selected, and
+label noise is applied to that part.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jsharp.types import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation(Options):
-  """What of a labelled dataset is trained on, with its label noise and augmentation.
+  """Options for selecting training examples, label noise and augmentation.
 
   Example:
     >>> Preparation(label_noise=0.4).val_fraction
@@ -40,60 +40,60 @@ class Preparation(Options):
 
   val_fraction: float = option(
     0.0,
-    "Share of the training images held out for validation, before label noise; the "
+    "Fraction of the training images held out for validation, before label noise; the "
     "parameters that are best on them are tested. 0: nothing is held out and the last "
-    "parameters are tested, as in the papers. Not with data that have a val split.",
+    "parameters are tested, as in the papers. Not for data with a val split.",
     check=between(0, 1, "0.1 is a tenth.", below=True),
   )
   train_examples: int | None = option(
     None,
-    "Trains on this many of the training images: the first ones of a random order in "
-    "which the classes take turns, chosen after --val_fraction and before label noise. "
-    "Default: all.",
+    "Train on this many training images: the first of a random order in which the "
+    "classes alternate, chosen after --val_fraction and before label noise. Default: "
+    "all.",
     check=at_least(1),
   )
   label_noise: float = option(
     0.0,
-    "Share of the training labels that are drawn anew, from 0 to 1.",
+    "Fraction of the training labels that are replaced at random, from 0 to 1.",
     check=between(0, 1, "0.4 is 40 percent."),
   )
   label_noise_other_classes: bool = option(
     False,
-    "Draw wrong labels from the other classes only, so that exactly the share "
-    "--label_noise is wrong. By default from all classes, the true one included.",
+    "Draw replaced labels only from the other classes, so that exactly the fraction "
+    "--label_noise is wrong. By default from all classes, including the true one.",
   )
   relabel: str | None = option(
     None,
     "Bootstrap: directory of a finished run of ordinary training, or of its saved "
-    "classifier. The training labels, with their noise, are replaced by the "
-    "probabilities that it gives. Default: the labels stay.",
+    "classifier. Its predicted probabilities replace the training labels and their "
+    "noise. Default: the labels are kept.",
   )
   data_seed: int = option(
     0,
-    "Seed of what is held out, of --train_examples and of the label noise; apart from "
-    "--seed, so that runs of several seeds have the same data.",
+    "Seed of the held-out images, of --train_examples and of the label noise. It is "
+    "separate from --seed, so that runs with different seeds have the same data.",
     check=between(0, 2**31 - 1),
   )
   augment: Literal[
     "none", "basic", "cutout", "auto_augment", "auto_augment_imagenet"
   ] = option(
     "none",
-    "basic: shift by up to 4 pixels and mirror (characters are not mirrored); cutout: "
-    "and blank a square of 16 pixels; auto_augment: AutoAugment's policy for CIFAR "
-    "before that; auto_augment_imagenet: its policy for ImageNet. With images that are "
-    "streamed, a random rectangle (Inception crop) is in place of the shift, and "
-    "auto_augment_imagenet blanks nothing.",
+    "Augmentation. basic: shift by up to 4 pixels and mirror (characters are not "
+    "mirrored); cutout: also zero a square of 16 pixels; auto_augment: first "
+    "AutoAugment's policy for CIFAR, then as cutout; auto_augment_imagenet: with its "
+    "policy for ImageNet. For streamed images a random crop (Inception crop) replaces "
+    "the shift, and auto_augment_imagenet does not use cutout.",
   )
   mixup: float = option(
     0.0,
-    "Mix each image and its label with another of the batch by a share from "
-    "Beta(mixup, mixup); 1 is usual with label noise. Training accuracies are then "
-    "shares of labels. 0: none.",
+    "Mixup: mix each image and its label with another of the batch, with a weight from "
+    "Beta(mixup, mixup); 1 is usual with label noise. Training accuracy is then the "
+    "weight of the predicted class. 0: none.",
     check=at_least(0),
   )
 
   def distortion(self) -> Augment | None:
-    """The change of each training image's pixels, before normalisation, or None."""
+    """The augmentation of each training image before normalisation, or None."""
     if not self.augment.startswith("auto_augment"):
       return None
     policy = "imagenet" if self.augment.endswith("imagenet") else "cifar"
@@ -108,11 +108,11 @@ class Preparation(Options):
     )
 
   def augmentation(self, source: LabelledSource) -> Augment | None:
-    """The change of each training image; None for none.
+    """The augmentation of each training image after normalisation, or None.
 
     Args:
-      source: says whether a mirrored image is still one of its class, and whether
-        images are cropped as they are read.
+      source: the dataset, which says whether mirrored images keep their class, and
+        whether images are cropped when they are read.
     """
     if self.augment == "none":
       return None
@@ -127,10 +127,10 @@ class Preparation(Options):
     )
 
   def protocol(self, splits: "Splits") -> dict[str, Any]:
-    """What a reader of the figures must know of the training images.
+    """The facts about the training images to report with a result.
 
     Args:
-      splits: what was made of the dataset.
+      splits: the prepared splits.
     """
     noise = None
     if self.label_noise:
@@ -155,7 +155,7 @@ class Splits(NamedTuple):
     class_names: the names of labels 0, 1, ...
     num_available: number of training images to choose from.
     num_wrong: number of training labels that the noise made wrong.
-    fingerprints: of the datasets, by split.
+    fingerprints: the fingerprints of the datasets, by split.
   """
 
   train: Examples
@@ -174,20 +174,21 @@ def load_splits(
 ) -> Splits:
   """Loads a labelled dataset and prepares it for ordinary training.
 
-  The mean and deviation of all training images, with those held out, normalise every
-  set; those of a streamed dataset are known beforehand. Its images stay in their files.
+  Every set is normalised by the mean and deviation of all training images, including
+  those held out; for a streamed dataset, whose images stay in their files, these are
+  constants.
 
   Args:
     source: the dataset.
-    data_dir: directory of its files, for a source that needs some.
-    preparation: what to make of it; `Preparation()` if None.
+    data_dir: the directory of its files, if it needs files.
+    preparation: how to prepare it; `Preparation()` if None.
 
   Returns:
-    The sets of examples and what was done.
+    The sets of examples, and facts about them.
 
   Raises:
-    ValueError: if the preparation does not fit the data: too many or too few examples,
-      or a validation set where there is one already; if a directory is missing.
+    ValueError: if the preparation does not fit the data (too many or too few examples,
+      or a validation set although the data have one), or a directory is missing.
     OSError: if files are missing or cannot be read.
 
   Example:

@@ -1,4 +1,4 @@
-"""Datasets whose splits are of images, the same classes in each of them."""
+"""Datasets that split images instead of classes: every split has the same classes."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,11 @@ def first_classes(dataset: Dataset, num_classes: int) -> Dataset:
 
 
 def split_classes(dataset: Dataset, num_test: int) -> dict[str, Dataset]:
-  """Makes the last images of every class the test set.
+  """Splits off the last images of every class as the test set.
 
   Args:
-    dataset: any, on the host.
-    num_test: images per class.
+    dataset: any dataset on the host.
+    num_test: test images per class.
 
   Returns:
     `{"train", "test"}` with the same classes.
@@ -52,17 +52,17 @@ def split_classes(dataset: Dataset, num_test: int) -> dict[str, Dataset]:
 
 
 def split_share(dataset: Dataset, share: float) -> dict[str, Dataset]:
-  """Makes a share of the images of every class the test set: the last ones.
+  """Splits off a fraction of the images of every class, the last ones, as the test set.
 
   Args:
-    dataset: any, on the host; rotations are left out.
-    share: between 0 and 1. At least one image of a class goes to either part.
+    dataset: any dataset on the host; rotations are left out.
+    share: the fraction, between 0 and 1. Each part gets at least one image per class.
 
   Returns:
     `{"train", "test"}` with the same classes.
 
   Raises:
-    ValueError: if a class has one image only.
+    ValueError: if a class has only one image.
 
   Example:
     >>> images = np.zeros([20, 8, 8, 1], np.uint8)
@@ -73,8 +73,8 @@ def split_share(dataset: Dataset, share: float) -> dict[str, Dataset]:
   name, count = dataset.smallest
   if count < 2:
     raise ValueError(
-      f"class {name!r} has one image, and none would be left to train on; add images, "
-      "or leave the class out"
+      f"class {name!r} has only one image, so none would be left for training; add "
+      "images, or leave the class out"
     )
   counts = np.asarray(dataset.counts)
   tested = np.clip(np.round(share * counts).astype(np.int32), 1, counts - 1)
@@ -104,10 +104,10 @@ def _select(dataset: Dataset, split: str, num_classes: int, cut: slice) -> Datas
 
 
 def check_same_classes(datasets: Mapping[str, Dataset]) -> None:
-  """Refuses splits that a classifier trained on `train` cannot be judged on.
+  """Checks that all splits have the classes and image shape of `train`.
 
   Args:
-    datasets: by split, `train` among them.
+    datasets: the datasets by split, including `train`.
 
   Raises:
     ValueError: if a split has other classes or images of another shape.
@@ -119,20 +119,20 @@ def check_same_classes(datasets: Mapping[str, Dataset]) -> None:
     >>> check_same_classes({"train": one, "test": two})
     Traceback (most recent call last):
     ...
-    ValueError: the classes of test are not those of train: 'a' is in one of them \
-only. For other classes in test use a few-shot experiment
+    ValueError: the classes of test are not those of train: 'a' is in only one of \
+them. For other classes in test use a few-shot experiment
   """
   train = datasets["train"]
   for split, dataset in datasets.items():
     if different := sorted(set(dataset.class_names) ^ set(train.class_names)):
       raise ValueError(
-        f"the classes of {split} are not those of train: {different[0]!r} is in one of "
-        "them only. For other classes in test use a few-shot experiment"
+        f"the classes of {split} are not those of train: {different[0]!r} is in only "
+        "one of them. For other classes in test use a few-shot experiment"
       )
     if dataset.class_names != train.class_names:
       raise ValueError(f"the classes of {split} are not in the order of train's")
     if dataset.image_shape != train.image_shape:
       raise ValueError(
-        f"the images of {split} have shape {dataset.image_shape}, those of train "
-        f"{train.image_shape}: give a size"
+        f"the images of {split} have shape {dataset.image_shape}, but those of train "
+        f"{train.image_shape}: pass a size to resize them to"
       )

@@ -53,8 +53,8 @@ def sample_task(
     A task with inputs and targets `[shot, 1]` float32; the query set likewise.
 
   Raises:
-    ValueError: a number of points below 1, or a range that is not finite or has
-      its ends the wrong way round.
+    ValueError: if a number of points is below 1, or a range is not finite or has `low`
+      above `high`.
   """
   for name, value in (("shot", shot), ("query_shot", query_shot)):
     if value < 1:
@@ -113,7 +113,7 @@ def sample_tasks(
     A task whose arrays have one more leading axis `[num_tasks]`.
 
   Raises:
-    ValueError: as `sample_task`, or `num_tasks` below 1.
+    ValueError: as for `sample_task`, or if `num_tasks` is below 1.
   """
   sample_one = functools.partial(
     sample_task,
@@ -146,7 +146,7 @@ class SineTasks(Options):
   )
   max_phase: float = option(
     math.pi,
-    "Phases are uniform from 0 to this, in radians: pi in MAML, 2 pi in Reptile's "
+    "Upper end of the uniform phases, in radians: pi in MAML, 2 pi in Reptile's "
     "demonstration.",
     check=positive("pi is the papers' value."),
   )

@@ -1,4 +1,4 @@
-"""The published class splits: facts that decide which number is comparable.
+"""The published class splits, which make results comparable.
 
 Omniglot: the alphabets and their sizes are those of Lake et al. (2015, "Human-level
 concept learning through probabilistic program induction"). Vinyals et al. (2016,
@@ -111,24 +111,24 @@ FOLDERS = {
   "validation": "val",
   "test": "test",
 }
-"""What the folder or the list of a split may be called."""
+"""Names of the folder or list of each split."""
 
 NAMES = ("train", "val", "test")
 
 VAL_SHARE, TEST_SHARE = 0.16, 0.2
-"""Shares of the classes where they are divided; the rest is for training."""
+"""Fractions of the classes when they are divided; the rest is for training."""
 
 Split = dict[str, tuple[str, ...]]
 """Class names under `"train"`, `"val"` and `"test"`."""
 
 
 class Composition(NamedTuple):
-  """What a dataset must consist of.
+  """The expected classes and images of a dataset.
 
   Attributes:
     classes: the class names of each split.
-    images_per_class: every class has exactly this many images; or the number of each
-      class by its name. A class without one may have any number.
+    images_per_class: the exact number of images of every class, or the number by class
+      name. A class without a number may have any.
     image_size: height and width of an image in pixels.
   """
 
@@ -288,8 +288,8 @@ def vinyals() -> Split:
 def mixed(seed: int = 0) -> Split:
   """Finn's kind of Omniglot split: 1100 / 100 / 423 characters drawn at random.
 
-  The published code shuffles without a fixed seed, so its very split is unknown;
-  this one is a function of `seed`.
+  The published code shuffles without a fixed seed, so its exact split is unknown; this
+  split is a function of `seed`.
 
   Example:
     >>> {name: len(classes) for name, classes in mixed().items()}
@@ -301,18 +301,18 @@ def mixed(seed: int = 0) -> Split:
 
 
 def divided(names: tuple[str, ...], seed: int, *, least: int = 2) -> Split:
-  """Some classes divided at random: 16 % validate, 20 % test, the rest train.
+  """Divides classes at random: 16 % validation, 20 % test, the rest training.
 
-  Both shares are rounded to the nearest number of classes. mini-ImageNet's 64 / 16 / 20
-  classes have the same shares.
+  Both fractions are rounded to the nearest number of classes. mini-ImageNet's 64 / 16 /
+  20 classes have the same fractions.
 
   Args:
-    names: of the classes; their order does not matter.
-    seed: decides, with the names, which classes go where.
-    least: classes of each split; a task needs two.
+    names: the names of the classes, in any order.
+    seed: decides, together with the names, the split of each class.
+    least: the minimum number of classes per split; a task needs two.
 
   Raises:
-    ValueError: there are too few classes.
+    ValueError: if there are too few classes.
 
   Example:
     >>> divided(tuple("abcdefg"), 0)
@@ -332,7 +332,7 @@ def divided(names: tuple[str, ...], seed: int, *, least: int = 2) -> Split:
 
 
 def permutation(names: tuple[str, ...], seed: int) -> tuple[str, ...]:
-  """`names` in an order that only `seed` and the names decide.
+  """A random order of `names` that depends only on `seed` and the names.
 
   Example:
     >>> permutation(("a", "b", "c", "d"), 0)

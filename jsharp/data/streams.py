@@ -1,13 +1,13 @@
-"""Batches of images that stay in their files, decoded by other processes.
+"""Batches of images that stay in their files and are decoded by worker processes.
 
-`StreamedImages` stands in the place of `Examples.images`. What a training step is given
-is a pure function of (seed, step): the order of the examples, the rectangles and all
-that the device does with them. So the step alone is the position in the data; any
-process can begin at any step, and neither the number of workers nor an interruption
+`StreamedImages` replaces the array `Examples.images`. The batch of a training step is a
+pure function of (seed, step): the order of the examples, the crops and everything that
+the device computes from them. So the step determines the position in the data: any
+process can start at any step, and neither the number of workers nor an interruption
 changes a batch.
 
-Workers read, decode and crop, by the library grain. A thread puts their batches on the
-device, a few ahead of the step that is being computed.
+Workers read, decode and crop images, using the library grain. A thread puts their
+batches on the device, a few ahead of the current step.
 """
 
 import concurrent.futures
@@ -42,19 +42,19 @@ from jsharp.types import Batch
 THREAD_NAME = "jsharp-stream"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_AHEAD = 2  # Pieces that each worker makes before they are asked for.
+_AHEAD = 2  # Pieces that each worker prepares in advance.
 _PATIENCE = 30.0
 
 
 class StreamedImages:
-  """Images in files, by the numbers of examples.
+  """Images in files, indexed by example.
 
   Args:
     images: the encoded images.
-    rows: `[num_examples]` integers, which of them the examples are.
+    rows: `[num_examples]` integers, the image of each example.
     size: height and width in pixels that crops are resized to.
-    num_workers: processes that decode them; 0 for threads of this one. None for one
-      for each core but one.
+    num_workers: the number of processes that decode images; 0 for threads of this
+      process, None for one per core, minus one.
 
   Example:
     >>> images = StreamedImages([("a.png", b""), ("b.png", b"")], np.arange(2), size=8)
@@ -89,13 +89,13 @@ class StreamedImages:
     return len(self.rows)
 
   def __getitem__(self, chosen: Any) -> "StreamedImages":
-    """Some of the examples, in the order of `chosen`; nothing is read."""
+    """Selects examples, in the order of `chosen`; nothing is read."""
     return StreamedImages(
       self.images, self.rows[chosen], size=self.size, num_workers=self.num_workers
     )
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    """All of them, cropped in the middle: for a few."""
+    """All images with central crops; for small numbers of images."""
     pieces = Pieces(self.images, self.rows, self.size, max(1, len(self)), None)
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
       found = list(pool.map(lambda i: pieces.one(i, 0), range(len(self))))
@@ -104,15 +104,15 @@ class StreamedImages:
 
 
 def load(source: StreamedSource, directory: str) -> dict[str, tuple[Examples, Any]]:
-  """The splits of a streamed dataset as examples, and what they were listed as.
+  """The splits of a streamed dataset as examples, each with its listing.
 
   Args:
     source: the dataset.
-    directory: of its files.
+    directory: the directory of its files.
 
   Raises:
     ModuleNotFoundError: if grain is missing.
-    ValueError: if the files are not what they should be.
+    ValueError: if the files are not as expected.
     OSError: if they are missing or cannot be read.
 
   Example:
@@ -139,17 +139,17 @@ def load(source: StreamedSource, directory: str) -> dict[str, tuple[Examples, An
 def _check_installed() -> None:
   if importlib.util.find_spec("grain") is None:
     raise ModuleNotFoundError(
-      "data that are streamed are read by grain, which is missing; install the extra: "
+      "streaming data needs grain, which is missing; install the extra: "
       'pip install "jsharp[stream]"'
     )
 
 
 class Drawn(NamedTuple):
-  """A batch as it comes from the host.
+  """A batch from the host.
 
   Attributes:
-    data: images and labels of the batch alone, `[batch_size, ...]`, and how they are
-      normalised.
+    data: only the images and labels of the batch, `[batch_size, ...]`, and their
+      normalisation.
     chosen: `[batch_size]` int32, the numbers of the examples.
   """
 
@@ -163,9 +163,9 @@ class Stream:
   Args:
     data: with `StreamedImages`.
     batch_size: examples per batch.
-    num_batches: how many there are. None for each example once, in their order and
-      cropped in the middle; the last batch is filled up.
-    seed: of the run, where there are `num_batches`.
+    num_batches: the number of batches. None for each example once, in order and with
+      central crops; the last batch is padded.
+    seed: the seed of the run, for `num_batches`.
 
   Attributes:
     data: as given.
@@ -213,11 +213,11 @@ class Stream:
     )
 
   def batches(self, first: int = 0) -> Iterator[Drawn]:
-    """The batches from this one on, on the host; to be closed.
+    """The batches from number `first` on, on the host; close the iterator at the end.
 
     Raises:
-      ValueError: an image cannot be decoded; the message names it.
-      OSError: a file cannot be read, or a worker died.
+      ValueError: if an image cannot be decoded; the message names it.
+      OSError: if a file cannot be read, or a worker died.
     """
     pieces = self._pieces
     per_batch, shape = pieces.per_batch, self.spec.data.images.shape
@@ -232,7 +232,7 @@ class Stream:
         yield Drawn(Examples(images, labels, self.data.mean, self.data.scale), chosen)
     finally:
       made.close()
-      # It is part of a cycle that holds shared memory, which a thread of grain's frees.
+      # It is part of a reference cycle that holds shared memory, freed by grain.
       del made
       gc.collect()
       time.sleep(0.05)
@@ -243,7 +243,7 @@ def _made(pieces: Pieces, steps: range, num_workers: int) -> Any:
   import grain
 
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own, of no program of ours.
+    flags.FLAGS.mark_as_parsed()  # For grain's own flags.
   per_batch = pieces.per_batch
   numbers = grain.MapDataset.range(steps.start * per_batch, steps.stop * per_batch)
   threads = 1 if num_workers else num_cores()
@@ -252,7 +252,7 @@ def _made(pieces: Pieces, steps: range, num_workers: int) -> Any:
   )
   if num_workers:
     if not _fits_shared_memory(num_workers * PIECE * 3 * pieces.size**2):
-      # Through pipes, which are slower; without room, workers would be killed.
+      # Pipes are slower, but with full shared memory workers would be killed.
       options = grain.experimental.DatasetOptions(min_shm_size=2**62)
       dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
     dataset = dataset.mp_prefetch(
@@ -263,15 +263,15 @@ def _made(pieces: Pieces, steps: range, num_workers: int) -> Any:
 
 
 def _fits_shared_memory(num_bytes: int) -> bool:
-  """Whether shared memory holds what is on the way, if a piece of each has so many."""
+  """Whether shared memory has room for all pieces in transit, of this size each."""
   try:
     return shutil.disk_usage("/dev/shm").free > 4 * (_AHEAD + 2) * num_bytes
-  except OSError:  # It is elsewhere, and not limited.
+  except OSError:  # Shared memory is elsewhere, and not limited.
     return True
 
 
 def _begin(index: int, count: int) -> None:
-  """Makes a worker process end with its parent, and never touch an accelerator."""
+  """Makes a worker process end with its parent, and never use an accelerator."""
   del index, count
   os.environ["JAX_PLATFORMS"] = "cpu"
   if "jax" in sys.modules:  # grain imports it; its backends stay uninitialised.
@@ -289,11 +289,11 @@ def _begin(index: int, count: int) -> None:
 
 
 class Feed:
-  """Puts the batches of a stream on the device before they are asked for.
+  """Puts the batches of a stream on the device in advance.
 
   Args:
-    stream: what to read.
-    first: the first batch that is asked for.
+    stream: the stream to read.
+    first: the number of the first batch.
 
   Example:
     >>> import io
@@ -324,8 +324,8 @@ class Feed:
     """The next batch, on the device; None if `stopped()` becomes true meanwhile.
 
     Raises:
-      FileError: an image cannot be decoded.
-      OSError: a file cannot be read, or a worker died.
+      FileError: if an image cannot be decoded.
+      OSError: if a file cannot be read, or a worker died.
     """
     while True:
       if stopped():
@@ -341,7 +341,7 @@ class Feed:
       if not isinstance(found, Exception):
         self.step += 1
         return found
-      if stopped():  # Whoever asked to stop may have stopped the workers too.
+      if stopped():  # The same signal may have stopped the workers.
         return None
       raise found
 
@@ -357,7 +357,7 @@ class Feed:
     self.close()
 
   def _work(self, first: int) -> None:
-    # Workers inherit this: a signal to the whole group asks their parent alone.
+    # Workers inherit this, so a signal to the whole group reaches only their parent.
     if hasattr(signal, "pthread_sigmask"):
       signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     batches = self._stream.batches(first)
@@ -381,15 +381,15 @@ class Feed:
 
 
 def _explained(error: Exception) -> Exception:
-  """The error as whoever trains has to see it."""
+  """The error to raise in the training loop."""
   if isinstance(error, OSError | FileError):
     return error
   if isinstance(error, ValueError):
     return FileError(str(error))
   return ChildProcessError(
     f"a process that decodes images failed ({error}). Exit code -9: it was killed, "
-    "mostly for want of memory: take fewer --num_workers. -7: /dev/shm is full: make "
-    "it larger, as with docker run --shm-size=8g. The same command goes on"
+    "usually because memory ran out: use fewer --num_workers. -7: /dev/shm is full: "
+    "enlarge it, as with docker run --shm-size=8g. The same command resumes the run"
   )
 
 
@@ -402,13 +402,13 @@ def sample_batch(
   augment: Augment | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
 ) -> Batch:
-  """What a training step makes of a batch, a pure function of (seed, step, batch).
+  """Normalises and augments a batch, a pure function of (seed, step, batch).
 
   Args:
-    seed: of the run.
+    seed: the seed of the run.
     step: steps taken so far; may be traced.
     drawn: from a `Stream`, on the device.
-    distort: as this and the rest for `jsharp.data.examples.sample_batch`.
+    distort: as for `jsharp.data.examples.sample_batch`.
     augment: `augment(key, image) -> image`.
     mix: `mix(key, batch) -> batch`.
 
@@ -433,7 +433,7 @@ def sample_batch(
 
 
 def normalised(drawn: Drawn) -> Batch:
-  """The batch as it is, for evaluation.
+  """Normalises a batch without augmentation, for evaluation.
 
   Example:
     >>> data = Examples(
@@ -445,9 +445,9 @@ def normalised(drawn: Drawn) -> Batch:
 
 
 def some(data: Examples, most: int, *, seed: int) -> Examples:
-  """At most this many examples, chosen at random, in their order.
+  """At most `most` random examples, in their original order.
 
-  Training images are measured at the end of a run; of a large dataset, a part.
+  At the end of a run, accuracy on training images is measured on such a subset.
 
   Example:
     >>> data = Examples(np.zeros((5, 1, 1, 1)), np.arange(5), None, None)

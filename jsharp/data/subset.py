@@ -1,4 +1,4 @@
-"""A part of the training set with as many examples of every class."""
+"""A class-balanced subset of the training set."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,23 @@ import numpy as np
 def balanced_subset(
   labels: np.ndarray, num_examples: int, class_names: Sequence[str], *, seed: int
 ) -> np.ndarray:
-  """Chooses examples at random, of every class as many as of any other up to one.
+  """Chooses random examples, with class counts that differ by at most one.
 
-  They are the first ones of an order that `seed` and `labels` decide: what a smaller
-  number chooses is among what a larger one chooses.
+  They are the first examples of an order that depends on `seed` and `labels`, so a
+  smaller subset is contained in a larger one.
 
   Args:
     labels: `[num_labels]` integers in `[0, len(class_names))`, on the host.
-    num_examples: how many to choose.
+    num_examples: the number of examples to choose.
     class_names: one per class, for the errors.
-    seed: decides which, the same ones on every machine.
+    seed: decides which examples, independently of the machine.
 
   Returns:
-    `[num_examples]` different indices of `labels`, ascending.
+    `[num_examples]` distinct indices of `labels`, ascending.
 
   Raises:
-    ValueError: if `num_examples` is less than one of each class, or more than can be
-      chosen evenly.
+    ValueError: if `num_examples` is less than one per class, or more than can be
+      balanced.
 
   Example:
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -45,7 +45,7 @@ def balanced_subset(
     raise ValueError(
       f"num_examples is {num_examples}, but there are {len(labels)} examples, "
       f"{counts[smallest]} of the class {class_names[smallest]}; choose at most "
-      f"{most}, as many of every class up to one"
+      f"{most}, so that class counts differ by at most one"
     )
   # RandomState's stream is frozen for all NumPy versions; Generator's is not.
   generator = np.random.RandomState(seed)

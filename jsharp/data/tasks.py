@@ -1,4 +1,4 @@
-"""Kinds of few-shot tasks: their shapes, their noise, their distortion."""
+"""Kinds of few-shot tasks: shape, label noise and distortion."""
 
 import dataclasses
 import functools
@@ -23,26 +23,26 @@ from jsharp.options import (
 from jsharp.types import Task
 
 NEUTRAL = {"rotation": 0.0, "shear": 0.0, "scale": 1.0}
-"""What can be distorted, and the value that distorts nothing."""
+"""The kinds of distortion, and the values without effect."""
 
 _COUNT = at_least(1)
-_COUNTS = "needs whole numbers of at least 1, as in 5,10."
-_RANGE = "needs LOW,HIGH with LOW <= HIGH, as in 0.8,1.2."
-_NUMBERS = "needs finite numbers, as in 0,30,60."
+_COUNTS = "must be integers of at least 1, such as 5,10."
+_RANGE = "must be LOW,HIGH with LOW <= HIGH, such as 0.8,1.2."
+_NUMBERS = "must be finite numbers, such as 0,30,60."
 
 
 class Kind(NamedTuple):
   """One kind of task.
 
   Attributes:
-    name: what sets it apart, empty for the kind that a run is judged by.
+    name: the settings that distinguish it; empty for the kind that a run is judged by.
     shape: `way`, `shot` and `query_shot`.
-    support_label_noise: share of wrong support labels.
-    query_label_noise: share of wrong query labels.
+    support_label_noise: fraction of wrong support labels.
+    query_label_noise: fraction of wrong query labels.
     distortion: `(low, high)` for each of rotation, shear and scale.
-    min_way: the fewest classes, where they vary up to `way` and support sets are
-      unbalanced; None where they do not.
-    domain: of varied tasks: the only domain; None for any.
+    min_way: for varied tasks with unbalanced support sets: the smallest number of
+      classes, up to `way`; None for tasks of a fixed shape.
+    domain: for varied tasks: the only domain; None for any domain.
   """
 
   name: dict[str, Any]
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
   domain: int | None = None
 
   def check(self, dataset: Dataset) -> None:
-    """Refuses a dataset that cannot give such tasks.
+    """Checks that a dataset is large enough for such tasks.
 
     Raises:
       ValueError: see `jsharp.data.check_task_shape`.
@@ -257,7 +257,7 @@ class Tasks(Options):
     )
 
   def variations(self) -> Iterator[Kind]:
-    """The further kinds of task that the chosen checkpoint is tested on."""
+    """The additional kinds of task in the test."""
     usual = self.test()
     if self.eval_way or self.eval_shot:
       for way, shot in itertools.product(
@@ -273,13 +273,13 @@ class Tasks(Options):
         yield usual._replace(name={kind: value}, distortion=distortion)
 
   def by_domain(self, dataset: Dataset) -> Iterator[Kind]:
-    """Varied tasks of each domain by itself, where there are several."""
+    """Varied tasks of each single domain, if there are several domains."""
     if self.min_way is not None:
       for number, (name, _) in enumerate(dataset.domains):
         yield self.test()._replace(name={"domain": name}, domain=number)
 
   def check(self, datasets: Mapping[str, Dataset]) -> None:
-    """Refuses datasets that cannot give all kinds of task.
+    """Checks that the datasets are large enough for all kinds of task.
 
     Args:
       datasets: the splits "train", "val" and "test".
@@ -298,11 +298,11 @@ class Tasks(Options):
 
   @property
   def largest_way(self) -> int:
-    """The outputs that a network with a linear head needs."""
+    """The number of outputs that a network with a linear head needs."""
     return max([self.way, *(self.train_way or ()), *(self.eval_way or ())])
 
   def protocol(self) -> dict[str, Any]:
-    """What a reader of the figures must know of the tasks."""
+    """The facts about the tasks to report with a result."""
     kinds, usual = self.training(), self.test()
     facts: dict[str, Any] = {
       "way": self.way,

@@ -1,8 +1,8 @@
 """Datasets that tensorflow-datasets has already prepared, read without TensorFlow.
 
-Few-shot learning needs splits of different classes; most prepared datasets split the
-images instead. The dataset's own splits are kept where their classes differ; otherwise
-all images are put together and the classes are divided.
+Few-shot learning needs splits with different classes; most prepared datasets split the
+images instead. The dataset's own splits are kept if their classes differ; otherwise all
+images are joined and the classes are divided.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jsharp.data.dataset import Dataset
 from jsharp.data.same_classes import check_same_classes
 from jsharp.options import at_least, option
 
-# Those that an `Image` feature can be decoded from by tensorflow-datasets itself.
+# Formats that an `Image` feature of tensorflow-datasets can decode.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP")
 
 _Classes = dict[str, list[np.ndarray]]
@@ -36,12 +36,12 @@ def load(
 ) -> dict[str, Dataset]:
   """A prepared tensorflow-datasets dataset with an image and a label per record.
 
-  The splits called train, val (valid, validation) and test are used; others only
-  where there is none of those. If there are train and test and no class is in both,
-  they stay, and val too; a missing val is made of a fifth of the train classes. In
-  all other cases the images of all splits are put together and 64 % / 16 % / 20 % of
-  the classes become train / val / test. Classes are chosen by a permutation of their
-  sorted names that `split_seed` decides.
+  The splits called train, val (valid, validation) and test are used; others only if
+  there are none of these. If train and test exist without common classes, they are
+  kept, and val too; a missing val gets a fifth of the train classes. In all other cases
+  the images of all splits are joined, and 64 % / 16 % / 20 % of the classes become
+  train / val / test. Classes are chosen by a permutation of their sorted names that
+  depends on `split_seed`.
 
   Args:
     name: `dataset`, `dataset/config` or `dataset/config:version`.
@@ -50,22 +50,22 @@ def load(
       filter without keeping the aspect; None expects images of one size.
     image: name of the image feature.
     label: name of the class label feature.
-    split_seed: decides which classes go where, where that is not given.
+    split_seed: decides the split of each class if the dataset does not.
 
   Returns:
     `{"train", "val", "test"}` with uint8 images `[num_images, height, width,
     channels]`.
 
   Raises:
-    FileNotFoundError: nothing of that name is prepared in `data_dir`.
-    ValueError: the records were written as tfrecord, lack the features, have images
-      of several sizes, or there are fewer than three classes; or the dataset has a
-      feature whose class would have to be imported.
+    FileNotFoundError: if nothing of that name is prepared in `data_dir`.
+    ValueError: if the records were written as tfrecord, lack the features or have
+      images of several sizes; if there are fewer than three classes; or if the dataset
+      has a feature whose class would have to be imported.
 
   Example:
     >>> load("omniglot", "/nowhere")
     Traceback (most recent call last):
-    FileNotFoundError: data_dir=/nowhere holds no prepared dataset omniglot...
+    FileNotFoundError: data_dir=/nowhere has no prepared dataset omniglot...
   """
   builder = _tfds_reader.opened(name, data_dir)
   _tfds_reader.check_features(name, builder.info.features, image, label)
@@ -107,18 +107,18 @@ def load_labelled(
     label: name of the class label feature.
 
   Returns:
-    `{"train", "test"}`, with `"val"` where the dataset has one: uint8 images
-    `[num_images, height, width, channels]`, classes in the order of their labels.
+    `{"train", "test"}`, with `"val"` if the dataset has one: uint8 images `[num_images,
+    height, width, channels]`, classes in the order of their labels.
 
   Raises:
-    FileNotFoundError: nothing of that name is prepared in `data_dir`.
-    ValueError: there is no split train or test, a class is in one of them only, or
-      anything that `load` refuses in the records.
+    FileNotFoundError: if nothing of that name is prepared in `data_dir`.
+    ValueError: if there is no split train or test, a class is in only one of them, or
+      the records are invalid as for `load`.
 
   Example:
     >>> load_labelled("cifar10", "/nowhere")
     Traceback (most recent call last):
-    FileNotFoundError: data_dir=/nowhere holds no prepared dataset cifar10...
+    FileNotFoundError: data_dir=/nowhere has no prepared dataset cifar10...
   """
   builder = _tfds_reader.opened(name, data_dir)
   _tfds_reader.check_features(name, builder.info.features, image, label)
@@ -168,7 +168,7 @@ def _read(
     if item[1].shape != shape:
       raise ValueError(
         f"record {index} of {split} in {builder.data_dir} is {item[1].shape}, others "
-        f"are {shape} [height, width, channels]: give size=."
+        f"are {shape} [height, width, channels]: pass size=."
       )
     yield item
 
@@ -226,7 +226,7 @@ class LabelledTFDS(LabelledSource):
 
   image_size: int | None = option(
     None,
-    "Height and width in pixels that images are resized to. Default: as they are.",
+    "Height and width in pixels that images are resized to. Default: no resizing.",
     check=at_least(1),
   )
 

@@ -1,9 +1,10 @@
-"""tieredImageNet from the caches and folders that people have.
+"""tieredImageNet from its common caches and folders.
 
-608 classes of ImageNet of 84x84 pixels in RGB, 351 / 97 / 160 for training, validation
-and testing, split by categories of WordNet, so that test classes are far from those
-trained on (Ren et al. 2018). 779,165 images, 16.5 GB of pixels. ImageNet's terms allow
-non-commercial research and education. `docs/data.md` shows every layout.
+608 classes of ImageNet as RGB images of 84x84 pixels, 351 / 97 / 160 for training,
+validation and testing, split by WordNet categories, so that test classes differ
+strongly from training classes (Ren et al. 2018). 779,165 images, 16.5 GB of pixels.
+ImageNet's terms allow non-commercial research and education. `docs/data.md` shows every
+layout.
 """
 
 import dataclasses
@@ -32,10 +33,10 @@ from jsharp.data._options import ImageSource
 from jsharp.data.dataset import Dataset
 
 _TITLE = "tieredImageNet"
-_SCALE = 8  # A split has that many times the images of mini-ImageNet.
-_ROWS = 4096  # Images of an npz that are read at once.
+_SCALE = 8  # A split has this many times the images of mini-ImageNet.
+_ROWS = 4096  # Images read from an npz at a time.
 _WNID = re.compile(r"n\d{8}")
-_PREFIX = "tiered-imagenet-"  # Of the copies that learn2learn's authors keep.
+_PREFIX = "tiered-imagenet-"  # File names of learn2learn's copies start with it.
 
 
 class _Cache(NamedTuple):
@@ -54,37 +55,38 @@ def load(
   expected: splits.Composition = splits.TIERED_IMAGENET,
   num_images: Mapping[str, int] = splits.TIERED_IMAGENET_IMAGES,
 ) -> dict[str, Dataset]:
-  """The images of tieredImageNet as three datasets of different classes.
+  """Loads tieredImageNet as three datasets of different classes.
 
-  The splits are prepared one after the other, and each has a copy of its own. Memory
-  holds the pixels once (train 9.5 GB, val 2.6 GB, test 4.4 GB), whether they are
-  prepared or opened, and the disk no more than that.
+  The splits are prepared one after the other, each as a separate copy. Both memory and
+  disk hold the pixels once (train 9.5 GB, val 2.6 GB, test 4.4 GB), whether they are
+  prepared or opened.
 
   Args:
     data_dir: an archive, or the directory with one of these, at any depth: for each
       split `train_images_png.pkl` with `train_labels.pkl`; or `train_images.npz` with
       `train_labels.pkl`; or folders `split/wnid/` or `wnid/`; or archives of such
-      folders. The first that is there is read. Of folders `wnid/`, those of ImageNet's
-      other classes are left out. Nothing of a pickle is executed.
-    only: "train", "val" or "test", which alone is loaded; files of the others may be
+      folders. The first layout found is read. Folders `wnid/` of ImageNet's other
+      classes are ignored. Pickles are never executed.
+    only: the only split to load: "train", "val" or "test"; files of the others may be
       missing.
     prepared_dir: where to keep the prepared dataset; see `docs/data.md`.
-    expected: the classes that must be found. Caches do not say which class has which
-      WordNet id: there the classes are counted.
-    num_images: the number of images that must be found, by split.
+    expected: the expected classes. Caches do not have WordNet ids, so their classes are
+      only counted.
+    num_images: the expected number of images, by split.
 
   Returns:
-    `{"train", "val", "test"}`, or the one that was asked for, with uint8 images
-    `[num_images, 84, 84, 3]`. Classes of folders are called by their WordNet ids, in
-    their order; those of caches by their labels and what they show, in the order of the
-    labels. Images of other sizes are resized by Lanczos' filter without keeping the
-    aspect. An npz that holds blue before red, as OpenCV reads, is turned to RGB.
+    `{"train", "val", "test"}`, or only the requested one, with uint8 images
+    `[num_images, 84, 84, 3]`. Classes from folders are named by WordNet id and sorted
+    by it; classes from caches are named by label and content and sorted by label.
+    Images of other sizes are resized with a Lanczos filter, without keeping the aspect
+    ratio. An npz in BGR order, as OpenCV reads images, is converted to RGB.
 
   Raises:
-    FileNotFoundError: `data_dir` does not exist or holds no tieredImageNet, or lacks
-      the labels of a split.
-    ValueError: a file is damaged, no image or refused; classes are missing, unknown or
-      in the wrong split; or the number of images is another one.
+    FileNotFoundError: `data_dir` does not exist, does not contain tieredImageNet, or
+      lacks the labels of a split.
+    ValueError: a file is damaged, not an image or unsafe to read; classes are missing,
+      unknown or in the wrong split; or the number of images differs from the expected
+      one.
 
   Example:
     >>> load("/nowhere")
@@ -106,7 +108,7 @@ def load(
   }
 
   def is_part(path: str) -> bool:
-    """Whether it is no image of one of ImageNet's other classes, side by side."""
+    """Whether a path does not belong to one of ImageNet's other classes."""
     split, label = _folders(path)
     return bool(split) or label in split_of or not _WNID.fullmatch(label)
 
@@ -117,10 +119,10 @@ def load(
   ]
   sources = sources or [file for file in files if _archives.is_archive(file)]
   if not caches and not sources:
-    raise FileNotFoundError(f"data_dir={root} holds no {_TITLE}. {_help(root)}")
+    raise FileNotFoundError(f"data_dir={root} does not contain {_TITLE}. {_help(root)}")
 
   def files_of(split: str) -> list[pathlib.Path]:
-    """The files for whose change a split has to be read anew."""
+    """The files that a split depends on."""
     if caches:
       return list(caches[split])
     folders = [_folders(file.relative_to(root).as_posix()) for file in sources]
@@ -171,7 +173,7 @@ def _help(root: pathlib.Path) -> str:
 
 
 def _cache(files: Sequence[pathlib.Path], split: str) -> _Cache | None:
-  """The files of a split: PNGs before an npz, whose order of colours is not certain."""
+  """The files of a split: PNGs rather than an npz, whose channel order is uncertain."""
   by_name = {file.name.removeprefix(_PREFIX): file for file in files}
   for name in (f"{split}_images_png.pkl", f"{split}_images.npz"):
     if name in by_name:
@@ -190,13 +192,13 @@ def _folders(path: str) -> tuple[str | None, str]:
 
 
 class _Labels(NamedTuple):
-  """Which class each image of a cache belongs to.
+  """The class of each image of a cache.
 
   Attributes:
-    names: of the classes, in the order of their labels.
-    counts: `[num_classes]`.
-    classes: `[num_images]`, the number of the class of each image.
-    places: `[num_images]`, the place of each image in its class.
+    names: the names of the classes, in the order of their labels.
+    counts: `[num_classes]`, the number of images of each class.
+    classes: `[num_images]`, the class number of each image.
+    places: `[num_images]`, the position of each image in its class.
   """
 
   names: list[str]
@@ -225,7 +227,7 @@ def _read_labels(path: pathlib.Path) -> _Labels:
   shown = content.get("label_specific_str")
   names = [f"label{number}" for number in numbers.tolist()]
   if isinstance(shown, list) and numbers.tolist() == list(range(len(shown))):
-    # The number stays: two classes may show things of one name.
+    # With the number, since two classes may have the same description.
     names = [f"{name} {_text(text)}" for name, text in zip(names, shown, strict=True)]
   return _Labels(names, counts, classes, places)
 
@@ -241,7 +243,7 @@ def _read_cache(
   expected: splits.Composition,
   num_images: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-  """The images of each class of a split, of which there is never a second copy."""
+  """The images of each class of a split, without a second copy in memory."""
   labels = _read_labels(cache.labels)
   names = expected.classes[split]
   _published.check_names(root, split, labels.names, names, title=_TITLE)
@@ -267,12 +269,12 @@ def _read_cache(
   if num_read != total:
     shown = f"more than {total}" if num_read > total else num_read
     raise ValueError(
-      f"{cache.images} has {shown} images, {cache.labels.name} {total} labels: they "
-      "do not belong together, or one is cut. Fetch both again."
+      f"{cache.images} has {shown} images, but {cache.labels.name} {total} labels: "
+      "they do not belong together, or one is truncated. Fetch both again."
     )
   # Photographs have more red than blue: ImageNet's means are 124 and 104.
   if sums[2] > sums[0]:
-    say(f"{cache.images} holds blue before red, and is turned to RGB.")
+    say(f"{cache.images} is in BGR order and is converted to RGB.")
     for part in found:
       part[:] = part[..., ::-1]
   return dict(zip(labels.names, found, strict=True))
@@ -294,7 +296,7 @@ def _check_total(
 
 
 def _of_pngs(path: pathlib.Path, size: int, total: int) -> Iterator[np.ndarray]:
-  """The images of a pickled list of encoded ones."""
+  """The images of a pickled list of encoded images."""
 
   def decode(item: tuple[int, Any]) -> np.ndarray:
     number, data = item
@@ -302,7 +304,7 @@ def _of_pngs(path: pathlib.Path, size: int, total: int) -> Iterator[np.ndarray]:
     if isinstance(data, np.ndarray) and data.dtype == np.uint8:
       data = data.tobytes()
     if not isinstance(data, bytes):
-      raise ValueError(f"{place} is a {type(data).__name__}, no encoded image.")
+      raise ValueError(f"{place} is a {type(data).__name__}, not an encoded image.")
     image = _pixels.decode(data, name=place, mode="RGB", formats=("PNG", "JPEG"))
     _pixels.check_size(image, size, name=place)
     return image
@@ -332,7 +334,7 @@ def _of_npz(path: pathlib.Path, size: int, total: int) -> Iterator[np.ndarray]:
         count = min(_ROWS, total - start)
         data = stream.read(count * size * size * 3)
         if len(data) != count * size * size * 3:
-          raise EOFError(f"{start} of {total} images are whole")
+          raise EOFError(f"only {start} of {total} images are complete")
         yield from np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
   except KeyError as error:
     raise ValueError(f"{path} has no array images. Fetch it again.") from error
@@ -344,7 +346,7 @@ def _of_npz(path: pathlib.Path, size: int, total: int) -> Iterator[np.ndarray]:
 
 
 def _shape_of(stream: Any, path: pathlib.Path) -> tuple[int, ...]:
-  """The shape that an npy announces, at whose pixels the stream then is."""
+  """Reads the header of an npy and returns its shape; leaves the stream at the data."""
   formats = np.lib.format
   try:
     version = formats.read_magic(stream)
@@ -353,7 +355,7 @@ def _shape_of(stream: Any, path: pathlib.Path) -> tuple[int, ...]:
     else:
       shape, is_fortran, dtype = formats.read_array_header_2_0(stream)
   except ValueError as error:
-    raise ValueError(f"{path} holds no array ({error}). Fetch it again.") from error
+    raise ValueError(f"{path} has no array ({error}). Fetch it again.") from error
   if dtype != np.uint8 or is_fortran:
     raise ValueError(
       f"{path}: the images are {dtype}, not uint8 in rows. Nothing was executed."

@@ -1,17 +1,16 @@
 """Tasks of varying way with unbalanced support sets, from several domains.
 
-Meta-Dataset's protocol (Triantafillou et al. 2020, arXiv 1903.03096, section 3.2) in
-the fixed shapes that a compiled step needs. A task takes one domain, each equally
-likely; a number of classes from `min_way` to `way`, each equally likely; and
-`num_support` examples of them: one of each class, the others in proportion to the
-class's size times `exp(uniform(log 0.5, log 2))`, as far as it has images. The query
-set has as many examples of each class, up to one. Labels begin at 0; those from the
-number of classes up to `way` have no example, and algorithms of any way never predict
-them.
+This is Meta-Dataset's protocol (Triantafillou et al. 2020, arXiv 1903.03096, section
+3.2) with the fixed shapes that a compiled step needs. A task has one domain, chosen
+uniformly; a uniform number of classes from `min_way` to `way`; and `num_support`
+examples: one per class, the others in proportion to the class's size times
+`exp(uniform(log 0.5, log 2))`, as far as it has images. In the query set, class counts
+differ by at most one. Labels start at 0; labels from the number of classes up to `way`
+have no examples, and algorithms for any number of classes never predict them.
 
-It differs from that protocol in that the number of support examples is given, where
-there it is drawn too, up to 500; and classes are drawn without ImageNet's or Omniglot's
-hierarchy.
+Two things differ from that protocol: the number of support examples is fixed, while
+there it is random, up to 500; and classes are drawn without the hierarchies of ImageNet
+and Omniglot.
 """
 
 import jax
@@ -26,21 +25,21 @@ from jsharp.types import Batch, Task
 def check_varied_shape(
   dataset: Dataset, *, way: int, min_way: int, num_support: int, num_query: int
 ) -> tuple[int, int]:
-  """Refuses tasks that the dataset cannot give.
+  """Checks that the dataset is large enough for varied tasks.
 
   Args:
     dataset: where the images come from.
-    way: the most classes of a task.
-    min_way: the fewest.
+    way: the largest number of classes in a task.
+    min_way: the smallest number of classes in a task.
     num_support: support examples of a task.
     num_query: query examples of a task.
 
   Returns:
-    The most support and query examples of one class.
+    The largest numbers of support and query examples of one class.
 
   Raises:
-    ValueError: if a domain has fewer than `way` classes, or a class too few images; the
-      message names it.
+    ValueError: if a domain has fewer than `way` classes, or a class has too few images;
+      the message names it.
 
   Example:
     >>> images = np.zeros([5, 8, 8, 1], np.uint8)
@@ -52,9 +51,9 @@ def check_varied_shape(
     raise ValueError(f"min_way is {min_way}; it must lie between 2 and way={way}")
   for name, number in (("num_support", num_support), ("num_query", num_query)):
     if number < way:
-      raise ValueError(f"{name} is {number}; give way={way} or more, one of each class")
+      raise ValueError(f"{name} is {number}; give way={way} or more, one per class")
   if dataset.num_rotations > 1 and dataset.domains:
-    raise ValueError("a dataset of several domains has no rotated classes")
+    raise ValueError("a dataset of several domains cannot have rotated classes")
   for name, size in dataset.domains or ((dataset.split, dataset.num_classes),):
     if size < way:
       raise ValueError(
@@ -67,7 +66,7 @@ def check_varied_shape(
   if min_way * min(most_support, count - most_query) < num_support:
     raise ValueError(
       f"a task of {min_way} classes needs {num_support} support and {num_query} query "
-      f"images, and class {name!r} of split {dataset.split!r} has {count} images: "
+      f"images, but class {name!r} of split {dataset.split!r} has {count} images: "
       "lower shot or query_shot, or raise min_way"
     )
   return most_support, most_query
@@ -83,16 +82,16 @@ def sample_varied_task(
   num_query: int,
   domain: int | None = None,
 ) -> Task:
-  """Draws one task; pure, to be compiled with `dataset` as an argument.
+  """Draws one task; a pure function, to be compiled with `dataset` as an argument.
 
   Args:
     key: a typed key.
     dataset: where the images come from (`Dataset.on_device` or `on_host`).
-    way: the most classes of a task.
-    min_way: the fewest.
+    way: the largest number of classes in a task.
+    min_way: the smallest number of classes in a task.
     num_support: support examples of a task.
     num_query: query examples of a task.
-    domain: take this one; None draws one.
+    domain: the domain to use; None draws one.
 
   Returns:
     A task with inputs `[num_support, height, width, channels]` float32 in [0, 1] and
@@ -125,7 +124,7 @@ def sample_varied_task(
   num_classes = jax.random.randint(keys[2], (), min_way, way + 1)
   counts = jnp.asarray(dataset.counts, jnp.int32)[base]
 
-  # Gumbel's top k: examples without replacement, each with its class's weight.
+  # Gumbel top-k: examples without replacement, each with its class's weight.
   weights = jax.random.uniform(keys[3], (way,), minval=jnp.log(0.5), maxval=jnp.log(2))
   weights += jnp.log(counts.astype(jnp.float32))
   scores = weights[:, None] + jax.random.gumbel(keys[4], (way, most_support))

@@ -220,7 +220,7 @@ class ArchivesTest(parameterized.TestCase):
     inner = {"python/images.zip": b"PK", "b.tar": b"x", "readme.md": b"x"}
     fixtures.write_archive(self.root / name, inner)
     options = {"size": 8} if loader is image_folder else {}
-    words = rf"images.zip in {name}, b.tar in {name}. Extract the outer one, and give"
+    words = rf"images.zip in {name}, b.tar in {name}. Extract the outer one, and pass"
     with self.assertRaisesRegex((ValueError, FileNotFoundError), words):
       loader.load(self.root, **options)
 

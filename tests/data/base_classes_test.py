@@ -27,7 +27,7 @@ class BaseClassesTest(parameterized.TestCase):
   def test_a_class_of_one_image_is_refused(self):
     images = np.zeros([1, 8, 8, 1], np.uint8)
     dataset = Dataset.from_class_arrays({"a": images}, split="train")
-    with self.assertRaisesRegex(ValueError, "class 'a' has one image"):
+    with self.assertRaisesRegex(ValueError, "class 'a' has only one image"):
       split_share(dataset, 0.5)
 
   @parameterized.parameters((0.0, [1, 1]), (0.5, [5, 1]), (0.99, [9, 1]))
@@ -45,7 +45,7 @@ class BaseClassesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "there is no dataset 'cifar10'"):
       load_splits(_catalogue.find("labelled dataset", "base:cifar10")(), "/nowhere")
     source = _catalogue.find("labelled dataset", "base:miniimagenet")
-    with self.assertRaisesRegex(ValueError, "image_size=8.*one size"):
+    with self.assertRaisesRegex(ValueError, "image_size=8.*a fixed size"):
       load_splits(source(image_size=8), "/nowhere")
     with self.assertRaisesRegex(ValueError, "needs files"):
       load_splits(source())

@@ -45,8 +45,8 @@ class CifarFsTest(cifar_splits.SplitsOfCifarTest):
     )
 
   def test_an_empty_directory_says_what_to_do(self):
-    self.refuses("holds no CIFAR-FS. Put .*cifar-100-python", FileNotFoundError)
-    self.refuses("only='x' is none of train, val, test", only="x")
+    self.refuses("does not contain CIFAR-FS. Put .*cifar-100-python", FileNotFoundError)
+    self.refuses("only='x' must be one of train, val, test", only="x")
 
   def test_a_missing_pickle_is_named(self):
     self.write("pickles")
@@ -65,7 +65,7 @@ class CifarFsTest(cifar_splits.SplitsOfCifarTest):
     self.write("pickles")
     path = self.root / "CIFAR_FS_train.pickle"
     path.write_bytes(path.read_bytes()[:-100])
-    self.refuses("CIFAR_FS_train.pickle is truncated or no pickle")
+    self.refuses("CIFAR_FS_train.pickle is truncated or not a pickle")
 
   def test_a_pickle_that_runs_something_is_refused(self):
     self.write("pickles")

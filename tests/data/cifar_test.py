@@ -151,7 +151,9 @@ class CifarTest(parameterized.TestCase):
     self.write(files())
     loose = self.root / "cifar-10-batches-py" / "data_batch_1"
     loose.write_bytes(loose.read_bytes()[:-100])
-    with self.assertRaisesRegex(ValueError, "data_batch_1 is truncated or no pickle"):
+    with self.assertRaisesRegex(
+      ValueError, "data_batch_1 is truncated or not a pickle"
+    ):
       cifar.load(self.root)
 
 

@@ -165,8 +165,10 @@ class CubTest(parameterized.TestCase):
     np.testing.assert_array_equal(found, np.broadcast_to(gray, (SIZE, SIZE, 3)))
 
   def test_an_empty_directory_says_what_to_do(self):
-    self.refuses("holds no CUB-200-2011. Put CUB_200_2011.tgz", FileNotFoundError)
-    self.refuses("only='x' is none of train, val, test", only="x")
+    self.refuses(
+      "does not contain CUB-200-2011. Put CUB_200_2011.tgz", FileNotFoundError
+    )
+    self.refuses("only='x' must be one of train, val, test", only="x")
     with self.assertRaisesRegex(ValueError, "size=0 must be at least 1 pixel"):
       cub.load(self.root, size=0)
     with self.assertRaisesRegex(ValueError, "CUB_200_2011.tgz"):
@@ -182,10 +184,10 @@ class CubTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("values", {"bounding_boxes": "1 2.0 3.0"}, "line 1 of .*boxes.txt is '1 2.0 3.0'"),
     ("twice", {"images": "2 001.Auk/Auk_0.jpg"}, "line 2 of .*images.txt is '2 001"),
-    ("numbers", {"bounding_boxes": "1 a b c d"}, "box of image 1 is no four numbers"),
-    ("nan", {"bounding_boxes": "1 nan 0 5 5"}, r"Auk_0.jpg is \(nan, 0.0.*outside of"),
-    ("outside", {"bounding_boxes": "1 12 0 5 5"}, r"12.0, 0.*outside of its 12x8 pix"),
-    ("empty", {"bounding_boxes": "1 1 1 0 5"}, "outside of its 12x8 pixels"),
+    ("numbers", {"bounding_boxes": "1 a b c d"}, "box of image 1 is not four numbers"),
+    ("nan", {"bounding_boxes": "1 nan 0 5 5"}, r"Auk_0.jpg is \(nan, 0.0.*outside"),
+    ("outside", {"bounding_boxes": "1 12 0 5 5"}, r"12.0, 0.*outside its 12x8 pix"),
+    ("empty", {"bounding_boxes": "1 1 1 0 5"}, "outside its 12x8 pixels"),
     ("none", {"bounding_boxes": "99 1 1 5 5"}, "has no box of image 1, 001.Auk/Auk_0"),
     ("unnamed", {"images": "1 001.Auk/other.jpg"}, "has no box: images.txt does not"),
   )
@@ -213,7 +215,7 @@ class CubTest(parameterized.TestCase):
     self.refuses("train has 7 classes, .* has 4 .missing: 003.Ani; not of this split")
     self.root = fixtures.temporary_dir(self)
     fixtures.write_files(self.root, {k[6:]: v for k, v in files.items()})
-    self.refuses("003.Emu/Ani_0.jpg .* lies in no class folder of CUB-200-2011. Use")
+    self.refuses("003.Emu/Ani_0.jpg .* is not in a class folder of CUB-200-2011. Use")
 
   def test_a_species_of_the_wrong_size_is_named(self):
     fixtures.write_files(self.root, image_files() | lists())

@@ -98,7 +98,7 @@ class DatasetTest(parameterized.TestCase):
     ("rank_3", {"images": np.zeros([5, 4, 4], np.uint8)}, r"shape \(5, 4, 4\)"),
     ("int64_counts", {"counts": np.array([3, 2])}, "counts is int64"),
     ("missing_name", {"class_names": ("a",)}, r"expected int32 \[1\]"),
-    ("same_names", {"class_names": ("a", "a")}, "holds 'a' twice"),
+    ("same_names", {"class_names": ("a", "a")}, "has 'a' twice"),
     ("empty_class", {"counts": np.array([5, 0], np.int32)}, "class 'b' has counts=0"),
     ("gap", {"offsets": np.array([0, 2], np.int32)}, "cumsum"),
     ("left_over", {"images": _images(6)}, "counts sum to 5"),
@@ -130,12 +130,12 @@ class DatasetTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ("no_class", {}, "arrays is empty"),
-    ("empty", {"a": _images(1), "b": _images(0)}, r"arrays\['b'\] holds no images"),
+    ("empty", {"a": _images(1), "b": _images(0)}, r"arrays\['b'\] has no images"),
     ("float", {"a": np.zeros([1, 4, 4, 1])}, r"arrays\['a'\] is float64"),
     (
       "mixed_sizes",
       {"a": _images(1), "b": _images(1, shape=(5, 4, 1))},
-      r"arrays\['b'\] holds images of shape \(5, 4, 1\)",
+      r"arrays\['b'\] has images of shape \(5, 4, 1\)",
     ),
   )
   def test_from_class_arrays_refuses(self, arrays, message):

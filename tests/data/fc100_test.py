@@ -43,7 +43,7 @@ class Fc100Test(cifar_splits.SplitsOfCifarTest):
     self.refuses("train has 64 classes, FC100 has 60")
 
   def test_an_empty_directory_says_what_to_do(self):
-    self.refuses("holds no FC100. Put .*FC100_train.pickle", FileNotFoundError)
+    self.refuses("does not contain FC100. Put .*FC100_train.pickle", FileNotFoundError)
     self.assertEqual(fc100.FC100.name, "fc100")
 
 

@@ -33,7 +33,7 @@ class ProgramsTest(parameterized.TestCase):
   )
   def test_decoding_an_eps_starts_nothing(self, name, dos_header):
     data = b"\xc5\xd0\xd3\xc6\x20\0\0\0" + bytes(24) + EPS if dos_header else EPS
-    message = f"{name} holds an image of the format EPS, not PNG or JPEG. Convert it"
+    message = f"{name} contains an image of the format EPS, not PNG or JPEG. Convert it"
     with self.assertRaisesRegex(ValueError, message):
       _pixels.decode(data, name=name, mode="RGB")
     self.assertFalse(self.started.exists())
@@ -54,7 +54,9 @@ class ProgramsTest(parameterized.TestCase):
         self.root / "images.zip", prepared_dir=self.root / "prepared"
       ),
     ):
-      with self.assertRaisesRegex(ValueError, f"{name} holds an image of the .* EPS"):
+      with self.assertRaisesRegex(
+        ValueError, f"{name} contains an image of the .* EPS"
+      ):
         load()
     self.assertFalse(self.started.exists())
 
@@ -73,7 +75,7 @@ class FormatsTest(parameterized.TestCase):
   )
   def test_other_formats_under_these_names_are_refused(self, format, name):
     data = fixtures.png(IMAGE, format)
-    message = f"{name} holds an image of the format {format}, not PNG or JPEG"
+    message = f"{name} contains an image of the format {format}, not PNG or JPEG"
     with self.assertRaisesRegex(ValueError, message):
       _pixels.decode(data, name=name, mode=None)
 
@@ -93,7 +95,9 @@ class FormatsTest(parameterized.TestCase):
     formats = ("PNG", "BMP")
     decoded = _pixels.decode(data, name="record 1", mode=None, formats=formats)
     np.testing.assert_array_equal(decoded, IMAGE)
-    with self.assertRaisesRegex(ValueError, "1 holds .* TIFF, not PNG or BMP. Convert"):
+    with self.assertRaisesRegex(
+      ValueError, "1 contains .* TIFF, not PNG or BMP. Convert"
+    ):
       _pixels.decode(
         fixtures.png(IMAGE, "TIFF"), name="record 1", mode=None, formats=formats
       )

@@ -112,12 +112,12 @@ class LayoutsTest(parameterized.TestCase):
   def test_an_empty_class(self):
     photographs.write_folders(self.root, self.contents)
     (self.root / "val" / "n00000004").mkdir()
-    with self.assertRaisesRegex(ValueError, "n00000004 holds no .* class is empty"):
+    with self.assertRaisesRegex(ValueError, "n00000004 has no .* class is empty"):
       self._load()
 
   @parameterized.parameters(
-    ("train", None, "has train/ and no val/"),
-    (None, None, r"holds no ImageNet \(there: val\)"),
+    ("train", None, "has train/ but no val/"),
+    (None, None, r"does not contain ImageNet \(found: val\)"),
   )
   def test_missing_folders(self, train, val, message):
     photographs.write_folders(self.root, {"val": self.contents["val"]})
@@ -142,9 +142,13 @@ class LayoutsTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("cut", lambda t: t._cut(imagenet.TRAIN_TAR, -20_000), "truncated or damaged"),
     ("cut within", lambda t: t._cut(imagenet.VAL_TAR, 512), "truncated or damaged"),
-    ("cut between members", lambda t: t._cut_between(), "mark at its end is missing"),
+    (
+      "cut between members",
+      lambda t: t._cut_between(),
+      "end-of-archive mark is missing",
+    ),
     ("no mark at the end", lambda t: t._inner(a=b"\0" * 300), "truncated or dam"),
-    ("empty class", lambda t: t._inner(a=photographs.tar({})), "holds no images"),
+    ("empty class", lambda t: t._inner(a=photographs.tar({})), "has no images"),
     (
       "foreign",
       lambda t: (t.root / imagenet.TRAIN_TAR).write_bytes(
@@ -155,7 +159,7 @@ class LayoutsTest(parameterized.TestCase):
     (
       "foreign within",
       lambda t: t._inner(a=photographs.tar({"readme.txt": b"1"})),
-      "a.tar holds readme.txt, which is no image",
+      "a.tar contains readme.txt, which is not an image",
     ),
     (
       "outside",
@@ -170,7 +174,7 @@ class LayoutsTest(parameterized.TestCase):
     (
       "compressed",
       lambda t: (t.root / imagenet.VAL_TAR).write_bytes(b"\x1f\x8b" + b"1" * 600),
-      "no plain tar file",
+      "not a plain tar file",
     ),
     (
       "labels",
@@ -191,7 +195,7 @@ class LayoutsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (imagenet.VAL_TAR, "lacks ILSVRC2012_img_val.tar"),
-    (imagenet.VAL_LABELS, "and no labels for it"),
+    (imagenet.VAL_LABELS, "but no labels for it"),
   )
   def test_missing_files(self, name, message):
     photographs.write_tars(self.root, self.contents)
@@ -211,7 +215,7 @@ class LayoutsTest(parameterized.TestCase):
       self._load()
 
   def test_it_is_not_held_in_memory(self):
-    with self.assertRaisesRegex(ValueError, "too large to be held in memory"):
+    with self.assertRaisesRegex(ValueError, "too large for memory"):
       imagenet.ImageNet().load(self.root)
 
   def test_without_grain(self):

@@ -132,7 +132,7 @@ class LabelledImagesTest(parameterized.TestCase):
     self.assertEqual(self.load()[0]["train"].image_shape, (8, 8, 3))
 
   @parameterized.named_parameters(
-    ("nothing", {}, FileNotFoundError, "holds no PNG, .*WebP. Put.*characters"),
+    ("nothing", {}, FileNotFoundError, "has no PNG, .*WebP files. Put.*characters"),
     (
       "no_test",
       {"train/a": CLASSES["train/a"]},
@@ -160,7 +160,7 @@ class LabelledImagesTest(parameterized.TestCase):
 
   def test_refuses_the_same_image_twice_and_what_is_no_image(self):
     fixtures.write_files(self.root, files(CLASSES, "one/") | files(CLASSES, "two/"))
-    with self.assertRaisesRegex(ValueError, "test/a/0.png is there twice"):
+    with self.assertRaisesRegex(ValueError, "test/a/0.png occurs twice"):
       self.load()
     fixtures.write_files(self.root, {"one/test/a/0.png": b"no image"})
     with self.assertRaisesRegex(ValueError, "one/test/a/0.png cannot be decoded"):

@@ -168,7 +168,7 @@ class MiniImagenetTest(parameterized.TestCase):
     self._load()
     self._check_one("val")
     self.assertLen(list(self.cache.iterdir()), 1)
-    with self.assertRaisesRegex(ValueError, "only='x' is none of train, val, test"):
+    with self.assertRaisesRegex(ValueError, "only='x' must be one of train, val, test"):
       self._load(only="x")
 
   @parameterized.named_parameters(*_LAYOUTS.items())
@@ -229,7 +229,7 @@ class MiniImagenetTest(parameterized.TestCase):
   def test_missing_and_empty_directories_say_what_to_do(self):
     for place, message in (
       (self.root / "none", "none does not exist"),
-      (self.root, "holds no mini-ImageNet"),
+      (self.root, "does not contain mini-ImageNet"),
     ):
       with self.assertRaisesRegex(FileNotFoundError, message) as caught:
         miniimagenet.load(place)
@@ -238,7 +238,7 @@ class MiniImagenetTest(parameterized.TestCase):
 
   def test_csvs_alone_are_no_dataset(self):
     fixtures.write_files(self.root, _CSVS)
-    with self.assertRaisesRegex(FileNotFoundError, "holds no mini-ImageNet"):
+    with self.assertRaisesRegex(FileNotFoundError, "does not contain mini-ImageNet"):
       self._load()
 
   def _refuses(self, files, message, error=ValueError):
@@ -322,7 +322,7 @@ class MiniImagenetTest(parameterized.TestCase):
     self._refuses({}, "holds the pickle mini-imagenet-cache-val.pkl: extract it")
 
   def test_an_image_outside_of_class_folders_needs_a_csv(self):
-    self._refuses(_FLAT, "n0000000100000000.png .* lies in no class folder.* no CSV")
+    self._refuses(_FLAT, "n0000000100000000.png .* is not in a class folder.* no CSV")
 
   def test_a_csv_of_another_form_is_named(self):
     self._refuses(

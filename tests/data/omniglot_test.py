@@ -111,7 +111,9 @@ class OmniglotTest(parameterized.TestCase):
   def test_of_a_part_that_is_not_needed_nothing_is_read(self):
     (self.data / "images_background.zip").write_bytes(b"broken")
     self.assertEqual(self._load(only="test")["test"].class_names, _SPLIT["test"])
-    with self.assertRaisesRegex(ValueError, "only='all' is none of train, val, test"):
+    with self.assertRaisesRegex(
+      ValueError, "only='all' must be one of train, val, test"
+    ):
       self._load(only="all")
 
   def test_rotations_in_test_too(self):
@@ -170,7 +172,7 @@ class OmniglotTest(parameterized.TestCase):
         self.assertEqual(datasets[name].fingerprint(), expected[name].fingerprint())
 
   @parameterized.named_parameters(
-    ("split", {"split": "lake"}, "split='lake' is none of vinyals, mixed"),
+    ("split", {"split": "lake"}, "split='lake' must be one of vinyals, mixed"),
     ("rotations", {"rotations": ("training",)}, "no split is called 'training'"),
     ("size", {"size": 0}, "size=0 must lie between 1 and 105"),
   )

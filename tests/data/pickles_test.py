@@ -90,7 +90,7 @@ class PicklesTest(parameterized.TestCase):
     ("dict", pickle.dumps({"a": 1}), "no list"),
     ("number", pickle.dumps(3), "no list"),
     ("twice", pickle.dumps([np.zeros(99, np.uint8)] * 2), "that is used twice"),
-    ("cut", pickle.dumps([b"x" * 99] * 2)[:-9], "truncated or no pickle"),
+    ("cut", pickle.dumps([b"x" * 99] * 2)[:-9], "truncated or not a pickle"),
     ("program", pickle.dumps([1, os.system]), "is refused"),
     ("itself", b"]\x94h\0a.", "that is used twice"),
     ("html", fixtures.HTML, "is an HTML page"),
@@ -168,7 +168,7 @@ class PicklesTest(parameterized.TestCase):
   )
   def test_allowed_names_are_not_enough(self, function, argument):
     path = self._write(pickle.dumps(_Runs(function, argument)))
-    with self.assertRaisesRegex(ValueError, "no pickle of arrays"):
+    with self.assertRaisesRegex(ValueError, "not a pickle of arrays"):
       _pickles.load(path)
 
   def test_arrays_of_objects_are_refused(self):
@@ -179,7 +179,7 @@ class PicklesTest(parameterized.TestCase):
     # BUILD with a pair (None, dict) sets attributes on the object below it.
     state = pickle.dumps((None, {"__defaults__": ("O",)}), 2)[2:-1]
     path = self._write(b"\x80\x02cnumpy\ndtype\n" + state + b"b.")
-    with self.assertRaisesRegex(ValueError, "train.pkl is truncated or no pickle"):
+    with self.assertRaisesRegex(ValueError, "train.pkl is truncated or not a pickle"):
       _pickles.load(path)
 
   def test_a_dtype_sets_no_state(self):
@@ -199,7 +199,7 @@ class PicklesTest(parameterized.TestCase):
   def test_a_truncated_pickle_is_named(self):
     data = pickle.dumps({"image_data": fixtures.images(0)})
     for length in (1, 10, len(data) // 2, len(data) - 1):
-      with self.assertRaisesRegex(ValueError, "train.pkl is truncated or no pickle"):
+      with self.assertRaisesRegex(ValueError, "train.pkl is truncated or not a pickle"):
         _pickles.load(self._write(data[:length]))
 
   def test_an_html_page_is_called_so(self):
@@ -257,7 +257,7 @@ class ClassArraysTest(parameterized.TestCase):
     (
       "twice",
       {"image_data": fixtures.images(0), "class_dict": {"a": [0, 1], "b": [1]}},
-      "class b names an image that is already taken",
+      "class b names an image of another class",
     ),
     ("labels", {"data": fixtures.images(0), "labels": [[1]]}, "labels must be a list"),
     (
@@ -314,12 +314,12 @@ class ClassArraysTest(parameterized.TestCase):
     (
       "class_name",
       {"image_data": fixtures.images(0), "class_dict": {b"a": [0]}},
-      "b'a' is no name of a class",
+      "b'a' is not a class name",
     ),
     (
       "long_name",
       {"image_data": fixtures.images(0), "class_dict": {"a" * 201: [0]}},
-      "cache.pkl: 'a{60}' is no name of a class",
+      "cache.pkl: 'a{60}' is not a class name",
     ),
     ("long_key", {"a" * 99: 1}, r"has the keys \['a{60}'\]"),
     (

@@ -92,7 +92,7 @@ class ReadTest(parameterized.TestCase):
     ("range", np.full((1, 2, 3), 200.0), r"images\[0\] holds floats from 200 to 200"),
     ("nan", np.full((1, 2, 3), np.nan), "NaN or infinity"),
     ("large", np.full((1, 2, 3), 256), "integers from 256 to 256; give uint8"),
-    ("bits", np.eye(3, dtype=int)[None], "none is above 1; of 255 that is black"),
+    ("bits", np.eye(3, dtype=int)[None], "from 0 to 1, which would be black"),
     ("complex", np.zeros((1, 2, 3), np.complex64), "array of complex64"),
     ("channels", np.zeros((1, 2, 3, 5)), r"1, 3 \(RGB\) or 4 \(RGBA\) channels"),
     ("rank", np.zeros(3), r"images has shape \(3,\)"),
@@ -157,7 +157,7 @@ class FoldersTest(absltest.TestCase):
     self.assertEqual(names, [*("café",) * 2, "cat", "cat", "dog", "dog"])
 
   def test_refuses_what_is_no_such_directory(self):
-    with self.assertRaisesRegex(FileNotFoundError, "holds no folders; put the example"):
+    with self.assertRaisesRegex(FileNotFoundError, "has no folders; put the example"):
       pictures.class_folders(self.root)
     self.put("cat/1.png")
     (self.root / "dog").mkdir()
@@ -165,7 +165,7 @@ class FoldersTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "no images in cow, dog"):
       pictures.class_folders(self.root)
     self.put("loose.png")
-    with self.assertRaisesRegex(ValueError, r"loose\.png lies in no class folder"):
+    with self.assertRaisesRegex(ValueError, r"loose\.png is not in a class folder"):
       pictures.class_folders(self.root)
 
   def test_files_of_a_directory(self):
@@ -177,7 +177,7 @@ class FoldersTest(absltest.TestCase):
     names = [path.name for path in pictures.files(self.root, recursive=True)]
     self.assertEqual(names, ["a.png", "b.png", "c.png"])
     (self.root / "void").mkdir()
-    with self.assertRaisesRegex(FileNotFoundError, "holds no images"):
+    with self.assertRaisesRegex(FileNotFoundError, "has no images"):
       pictures.files(self.root / "void")
 
 

@@ -123,7 +123,7 @@ class LoadTest(parameterized.TestCase):
     link.symlink_to(root)
     with contextlib.redirect_stderr(io.StringIO()):
       for where in (None, str(root), f"{root}/", str(link)):
-        with self.assertRaisesRegex(ValueError, "test on classes of .* trained on"):
+        with self.assertRaisesRegex(ValueError, "test on training classes of"):
           placement.load_with_test(
             source,
             str(root),

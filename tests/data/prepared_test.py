@@ -206,7 +206,7 @@ class PreparedTest(parameterized.TestCase):
     copy = self._load_by_rule_1(before)
     kept = sorted(copy.rglob("*"))
     files = dict([*files.items(), extra])
-    self.assertIn(f"{copy} is used no more", self._load_images(files))
+    self.assertIn(f"{copy} is no longer used", self._load_images(files))
     self.assertEqual(self._load_images(files), "")
     self.assertEqual((self.calls, self.checks), (1, 1))
     self.assertEqual(sorted(copy.rglob("*")), kept)  # Nothing was lost.

@@ -140,7 +140,7 @@ class TfdsSourceTest(parameterized.TestCase):
   def test_images_of_several_sizes_need_a_size(self):
     contents = {"train": _classes(*"abc") | {"d": fixtures.images(0, 1, size=5)}}
     self._prepare(contents)
-    with self.assertRaisesRegex(ValueError, r"record \d+ of train .*: give size="):
+    with self.assertRaisesRegex(ValueError, r"record \d+ of train .*: pass size="):
       tfds_source.load("toy_classes", self.root)
     datasets = tfds_source.load("toy_classes", self.root, size=4)
     self.assertEqual(datasets["train"].images.shape[1:], (4, 4, 3))

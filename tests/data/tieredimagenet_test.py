@@ -187,11 +187,13 @@ class TieredImageNetTest(parameterized.TestCase):
   def test_an_npz_of_blue_before_red_is_turned_with_a_word(self):
     fixtures.write_files(self.root, npz_caches())
     self.load(only="val")
-    self.assertRegex(self.stderr.getvalue(), "val_images.npz holds blue before red")
+    self.assertRegex(self.stderr.getvalue(), "val_images.npz is in BGR order")
 
   def test_an_empty_directory_says_what_to_do(self):
-    self.refuses("holds no tieredImageNet. Put .*image-net.org", FileNotFoundError)
-    self.refuses("only='x' is none of train, val, test", only="x")
+    self.refuses(
+      "does not contain tieredImageNet. Put .*image-net.org", FileNotFoundError
+    )
+    self.refuses("only='x' must be one of train, val, test", only="x")
     with self.assertRaisesRegex(ValueError, "train_images_png.pkl"):
       tieredimagenet.TieredImageNet().load(None)
 
@@ -244,12 +246,12 @@ class TieredImageNetTest(parameterized.TestCase):
   def test_damaged_pngs_are_refused(self):
     whole = png_caches()["train_images_png.pkl"]
     for content, message in (
-      (whole[:-50], "train_images_png.pkl is truncated or no pickle"),
+      (whole[:-50], "train_images_png.pkl is truncated or not a pickle"),
       (pickle.dumps({"a": 1}), "train_images_png.pkl is truncated or no .*no list"),
       (b"cos\nsystem\n(S'true'\ntR.", "is refused: .*os.system"),
       (fixtures.HTML, "is an HTML page"),
       (pickle.dumps([b"no image"] * 9), "image 0 cannot be decoded"),
-      (pickle.dumps(list(range(9))), "image 0 is a int, no encoded image"),
+      (pickle.dumps(list(range(9))), "image 0 is a int, not an encoded image"),
       (
         pickle.dumps(
           [fixtures.png(fixtures.images(n, 1, size=9)[0]) for n in range(9)]
@@ -268,7 +270,7 @@ class TieredImageNetTest(parameterized.TestCase):
     np.savez(wrong, pictures=np.array(images))
     for content, message in (
       (whole[:-200], "train_images.npz is truncated or damaged"),
-      (whole.replace(b"NUMPY", b"OTHER"), "holds no array|truncated or damaged"),
+      (whole.replace(b"NUMPY", b"OTHER"), "has no array|truncated or damaged"),
       (b"hello", "train_images.npz is truncated or damaged"),
       (fixtures.HTML, "train_images.npz is an HTML page"),
       (wrong.getvalue(), "has no array images"),

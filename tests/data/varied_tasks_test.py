@@ -159,7 +159,7 @@ class DomainsTest(absltest.TestCase):
       Domains(domain_dirs=("/data",))
     with self.assertRaisesRegex(ValueError, "--domains, omniglot: .*needs files"):
       Domains(domains=("omniglot",)).load(None)
-    with self.assertRaisesRegex(ValueError, "needs names, each once"):
+    with self.assertRaisesRegex(ValueError, "must be names, each once"):
       Domains(domains=("omniglot", "omniglot"))
 
 

@@ -370,7 +370,7 @@ class DamageTest(_Folder):
     (self.path / WEIGHTS).write_bytes((2**24 + 1).to_bytes(8, "little") + content[8:])
     self._refused("header has 16777217 bytes, but at most 16777216")
     os.truncate(self.path / CONFIG, 2**20 + 1)
-    self._refused(str(self.path / CONFIG), "1048577 bytes, at most 1048576")
+    self._refused(str(self.path / CONFIG), "1048577 bytes, but at most 1048576")
 
   @parameterized.parameters(
     ('"kind": "A"', '"kind": "C"', "does not match"),
