@@ -8,8 +8,9 @@ would its row cost?
     python -m benchmarks.networks --networks=pyramid_net272_200 --nosam
 
 A step is SAM with weight decay and momentum in float32 (`--nosam`: SGD, half the
-program to compile), batch normalisation in training mode and random branches drawn. Memory
-is what the compiler reserves beside the arguments. Times hold for this machine.
+program to compile), batch normalisation in training mode and random branches drawn.
+Memory is what the compiler reserves in addition to the arguments. Times are for this
+batch on this machine.
 """
 
 import platform
