@@ -54,7 +54,7 @@ class LeftOut:
     if names:
       more = ", ..." if len(names) > _NUM_SHOWN else ""
       logging.warning(
-        "%s: left out %d file%s no %s: %s%s",
+        "%s: ignored %d file%s not %s: %s%s",
         self._where,
         len(names),
         " that is" if len(names) == 1 else "s that are",

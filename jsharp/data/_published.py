@@ -252,7 +252,7 @@ class Reader:
   def _files(
     self, wanted: Callable[[str], bool], within: Iterable[pathlib.Path]
   ) -> Iterator[tuple[str, str, bytes]]:
-    """Place for errors, name and content of images: loose ones, then those `within`."""
+    """Place for errors, name and content of images: loose first, then `within`."""
     for file in self._loose:
       name = file.relative_to(self._root).as_posix()
       if wanted(name):

@@ -101,7 +101,7 @@ class ImageFolderTest(parameterized.TestCase):
       datasets = image_folder.load(self.root, size=8)
     self.assertLen(logs.output, 1)
     self.assertRegex(
-      logs.output[0], "left out 3 files .*: test/test/1.heic, train/list.csv, val/"
+      logs.output[0], "ignored 3 files .*: test/test/1.heic, train/list.csv, val/"
     )
     self.assertEqual(datasets["test"].counts.tolist(), [2])
 

@@ -179,7 +179,7 @@ class LayoutsTest(parameterized.TestCase):
     (
       "labels",
       lambda t: (t.root / imagenet.VAL_LABELS).write_text("n00000001\n"),
-      "holds 6 images, and there are 1 labels",
+      "has 6 images, but there are 1 labels",
     ),
     (
       "labels outside",
@@ -210,7 +210,7 @@ class LayoutsTest(parameterized.TestCase):
       mock.patch.object(
         imagenet, "_numbered_classes", lambda *a: {1: meta(*a)[1], 2: meta(*a)[2]}
       ),
-      self.assertRaisesRegex(ValueError, "holds the label 3, not one of 1 to 2"),
+      self.assertRaisesRegex(ValueError, "has the label 3, not one of 1 to 2"),
     ):
       self._load()
 

@@ -100,7 +100,7 @@ class LabelledImagesTest(parameterized.TestCase):
     with self.assertLogs(level="WARNING") as logs:
       self.check(self.load()[0])
     self.assertLen(logs.output, 1)
-    self.assertIn(f"{self.root}: left out 2 files that are no PNG", logs.output[0])
+    self.assertIn(f"{self.root}: ignored 2 files that are not PNG", logs.output[0])
     self.assertIn("WebP: README, train/a/1.heic", logs.output[0])
 
   def test_accents_are_compared_composed(self):
@@ -151,7 +151,12 @@ class LabelledImagesTest(parameterized.TestCase):
       ValueError,
       "9x9 pixels, images before it are 8x8: give a size",
     ),
-    ("no_split", {**CLASSES, "a": CLASSES["test/a"]}, ValueError, "in no class folder"),
+    (
+      "no_split",
+      {**CLASSES, "a": CLASSES["test/a"]},
+      ValueError,
+      "is not in a class folder",
+    ),
   )
   def test_refusals(self, classes, error, message):
     fixtures.write_files(self.root, files(classes))

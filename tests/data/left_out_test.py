@@ -39,7 +39,7 @@ class LeftOutTest(parameterized.TestCase):
     with self.assertLogs() as logs:
       left_out.warn()
     (line,) = logs.output
-    self.assertRegex(line, "photos: left out 2 files that are no PNG.*: a.heic, b.txt$")
+    self.assertRegex(line, "photos: ignored 2 files that are not PNG.*: a.heic, b.txt$")
     with self.assertNoLogs():  # It has been said.
       left_out.warn()
     left_out.add(f"{i}.txt" for i in range(9))

@@ -173,7 +173,7 @@ class OmniglotTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ("split", {"split": "lake"}, "split='lake' must be one of vinyals, mixed"),
-    ("rotations", {"rotations": ("training",)}, "no split is called 'training'"),
+    ("rotations", {"rotations": ("training",)}, "there is no split 'training'"),
     ("size", {"size": 0}, "size=0 must lie between 1 and 105"),
   )
   def test_wrong_arguments(self, kwargs, message):
@@ -201,7 +201,7 @@ class OmniglotTest(parameterized.TestCase):
     (
       "extra",
       {"extra": {"images_evaluation/Klingon/character01/1_01.png": _page("k")}},
-      "holds the unknown character Klingon/character01",
+      "has the unknown character Klingon/character01",
     ),
     (
       "too_small",
@@ -224,7 +224,7 @@ class OmniglotTest(parameterized.TestCase):
     (
       "no_folder",
       {"extra": {"0001_05.png": _page("k")}},
-      "0001_05.png does not lie in a folder alphabet/character",
+      "0001_05.png is not in a folder alphabet/character",
     ),
   )  # fmt: skip
   def test_wrong_contents_are_named(self, kwargs, message):

@@ -89,7 +89,7 @@ class ReadTest(parameterized.TestCase):
     np.testing.assert_array_equal(light[0], 0)
 
   @parameterized.named_parameters(
-    ("range", np.full((1, 2, 3), 200.0), r"images\[0\] holds floats from 200 to 200"),
+    ("range", np.full((1, 2, 3), 200.0), r"images\[0\] has floats from 200 to 200"),
     ("nan", np.full((1, 2, 3), np.nan), "NaN or infinity"),
     ("large", np.full((1, 2, 3), 256), "integers from 256 to 256; give uint8"),
     ("bits", np.eye(3, dtype=int)[None], "from 0 to 1, which would be black"),

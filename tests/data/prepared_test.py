@@ -304,7 +304,7 @@ class PreparedTest(parameterized.TestCase):
   def test_nowhere_to_write_names_the_places(self):
     self.cache.chmod(0o555)
     self.addCleanup(self.cache.chmod, 0o755)
-    with self.assertRaisesRegex(OSError, "cannot be written. Give prepared_dir="):
+    with self.assertRaisesRegex(OSError, "be written. Pass prepared_dir="):
       self._load()
 
   @parameterized.parameters(

@@ -241,7 +241,7 @@ class TfdsSourceTest(parameterized.TestCase):
 
   def test_labelled_refuses_other_classes_and_missing_splits(self):
     self._prepare({"train": _classes("a", "b"), "test": _classes("a")})
-    with self.assertRaisesRegex(ValueError, "classes of test .* 'b' is in one"):
+    with self.assertRaisesRegex(ValueError, "classes of test .* 'b' is in only one"):
       tfds_source.load_labelled("toy_classes", self.root)
     self.root = fixtures.temporary_dir(self)
     self._prepare({"train": _classes("a", "b")})

@@ -155,7 +155,7 @@ class TieredImageNetTest(parameterized.TestCase):
     self.check(self.load())
     fixtures.write_files(self.root, {"birds/0.png": b"not read"})
     if not packed:
-      with self.assertRaisesRegex(ValueError, "birds/0.png .* in no class folder"):
+      with self.assertRaisesRegex(ValueError, "birds/0.png .* not in a class folder"):
         self.load()
 
   def test_archives_are_read(self):
@@ -247,7 +247,7 @@ class TieredImageNetTest(parameterized.TestCase):
     whole = png_caches()["train_images_png.pkl"]
     for content, message in (
       (whole[:-50], "train_images_png.pkl is truncated or not a pickle"),
-      (pickle.dumps({"a": 1}), "train_images_png.pkl is truncated or no .*no list"),
+      (pickle.dumps({"a": 1}), "train_images_png.pkl is truncated or not .*no list"),
       (b"cos\nsystem\n(S'true'\ntR.", "is refused: .*os.system"),
       (fixtures.HTML, "is an HTML page"),
       (pickle.dumps([b"no image"] * 9), "image 0 cannot be decoded"),

@@ -156,7 +156,7 @@ class InitialTest(parameterized.TestCase):
   def test_refuses_what_is_no_source(self):
     broken = self.root / "broken.npz"
     broken.write_bytes(b"PK nothing")
-    with self.assertRaisesRegex(ValueError, "broken.npz is no file of arrays, or"):
+    with self.assertRaisesRegex(ValueError, "broken.npz is not a file of arrays, or"):
       learners.initial(FineTuning(init_from=str(broken)), PARAMS)
     large = self.root / "large.npz"
     np.savez_compressed(large, x=np.zeros(2**25, np.uint8), y=np.zeros(2**26, np.uint8))

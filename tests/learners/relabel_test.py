@@ -46,7 +46,7 @@ class RelabelTest(absltest.TestCase):
   def test_refuses_a_classifier_of_something_else(self):
     splits = load_splits(SOURCE)
     for changes, message in (
-      ({"class_names": ("a", "b", "c")}, "trained on the classes a, b, c, and these"),
+      ({"class_names": ("a", "b", "c")}, "trained on the classes a, b, c, but these"),
       ({"input_shape": (9, 9, 1)}, "trained on the images 9, 9, 1, and these are 8"),
     ):
       with self.assertRaisesRegex(ValueError, message):
