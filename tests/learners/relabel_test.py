@@ -47,7 +47,7 @@ class RelabelTest(absltest.TestCase):
     splits = load_splits(SOURCE)
     for changes, message in (
       ({"class_names": ("a", "b", "c")}, "trained on the classes a, b, c, but these"),
-      ({"input_shape": (9, 9, 1)}, "trained on the images 9, 9, 1, and these are 8"),
+      ({"input_shape": (9, 9, 1)}, "trained on the images 9, 9, 1, but these are 8"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         learners.relabelled(splits, classifier(splits, **changes))
