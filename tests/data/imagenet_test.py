@@ -154,7 +154,7 @@ class LayoutsTest(parameterized.TestCase):
       lambda t: (t.root / imagenet.TRAIN_TAR).write_bytes(
         photographs.tar({"a/1.JPEG": b"1"})
       ),
-      "holds a/1.JPEG, not a tar file for each class",
+      "contains a/1.JPEG, not a tar file per class",
     ),
     (
       "foreign within",

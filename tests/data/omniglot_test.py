@@ -184,7 +184,7 @@ class OmniglotTest(parameterized.TestCase):
     root = fixtures.temporary_dir(self)
     for place, message in (
       (root / "none", "none does not exist"),
-      (root, r"holds neither images_background.zip nor images_background/"),
+      (root, r"has neither images_background.zip nor images_background/"),
     ):
       with self.assertRaisesRegex(FileNotFoundError, message) as caught:
         omniglot.load(place)

@@ -201,7 +201,7 @@ class TfdsSourceTest(parameterized.TestCase):
       FileNotFoundError, "prepared dataset omniglot"
     ) as caught:
       tfds_source.load("omniglot", self.root)
-    self.assertRegex(str(caught.exception), "there: .*toy_classes")
+    self.assertRegex(str(caught.exception), "found: .*toy_classes")
 
   def test_other_features_are_named(self):
     self._prepare({"train": _classes(*"abc")})

@@ -239,9 +239,9 @@ class TieredImageNetTest(parameterized.TestCase):
     images, _ = cached("train")
     encoded = [fixtures.png(image) for image in images]
     self._replace("train_images_png.pkl", pickle.dumps(encoded[:-1]))
-    self.refuses("has 8 images, train_labels.pkl 9 labels")
+    self.refuses("has 8 images, but train_labels.pkl 9 labels")
     self._replace("train_images_png.pkl", pickle.dumps([*encoded, encoded[0] + b" "]))
-    self.refuses("has more than 9 images, train_labels.pkl 9 labels")
+    self.refuses("has more than 9 images, but train_labels.pkl 9 labels")
 
   def test_damaged_pngs_are_refused(self):
     whole = png_caches()["train_images_png.pkl"]
