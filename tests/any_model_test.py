@@ -334,7 +334,7 @@ class OtherLeavesTest(parameterized.TestCase):
     nested = lambda: nnx.Dict(inner=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
     state = nnx.state(nnx.eval_shape(nested))
     self.assertTrue(all(jax.tree.leaves(models.part_mask("inner")(state))))
-    with self.assertRaisesRegex(ValueError, r"they have \['inner'\]"):
+    with self.assertRaisesRegex(ValueError, r"it has \['inner'\]"):
       models.part_mask("kernel")(state)
 
   def test_nothing_to_adapt_is_refused(self):
@@ -342,7 +342,7 @@ class OtherLeavesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "nothing to adapt.*int64.*floats"):
       adapt(3, 1.0)
     square = tree.value_and_grad(lambda w: (w**2, {}), has_aux=True)
-    with self.assertRaisesRegex(ValueError, "no floating-point leaf.*as floats"):
+    with self.assertRaisesRegex(ValueError, "no floating-point leaf.*pass floats"):
       descend(optax.with_extra_args_support(optax.sgd(0.1)), square, 3, ())
 
 

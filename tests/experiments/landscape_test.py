@@ -220,7 +220,7 @@ class LandscapeTest(parameterized.TestCase):
       self.assertIn(
         f"protonet, seed 1: {shown} of its path in the plane; it is not", out
       )
-      self.assertIn(f"| path within the plane | not kept | {shown} | not kept |", out)
+      self.assertIn(f"| path within the plane | not saved | {shown} | not saved |", out)
 
     with self.subTest("centre"):
       np.testing.assert_allclose(
@@ -366,7 +366,7 @@ class LandscapeTest(parameterized.TestCase):
     self.assertFalse(np.allclose(before, losses, rtol=1e-2))
     code, _, err = measure([self.run], self.root / "out2", *MEASURING, *arguments)
     self.assertEqual(code, 2)
-    self.assertIn("take --objective=meta", err)
+    self.assertIn("use --objective=meta", err)
 
   def test_the_last_checkpoint(self):
     best, last = self.load(), self.load(checkpoint="last", split="val")
@@ -381,7 +381,7 @@ class LandscapeTest(parameterized.TestCase):
       ([self.root], "is not a run directory .*name the --run_dir"),
       ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
       ([self.sibling("implicit", "--algorithm=imaml")], "run of imaml.*--nomeasure"),
-      ([self.sibling("seeds", "--num_seeds=2")], "holds 2 seeds side by side"),
+      ([self.sibling("seeds", "--num_seeds=2")], "has 2 seeds in one run"),
       (
         [self.sibling("adam", "--algorithm=reptile", "--inner_optimizer=adam")],
         "inner Adam has no derivative.*--nomeasure",
@@ -418,7 +418,7 @@ class LandscapeTest(parameterized.TestCase):
     write_json(path / "run.json", record)
     code, _, err = measure([path], self.root / "out2", *MEASURING)
     self.assertEqual(code, 2)
-    self.assertRegex(err, "the data in .* are not those .*--data_dir")
+    self.assertRegex(err, "the data in .* differ from those .*--data_dir")
 
   @parameterized.parameters("fomaml", "sharp_maml_low")
   def test_derivatives_are_exact_whatever_training_left_out(self, algorithm):

@@ -108,7 +108,7 @@ class NavigationTest(parameterized.TestCase):
     (("--num_seeds=2",), "--num_seeds=2 supports only images"),
     (("--environment=cheetah",), "environment"),
     (("--discount=2",), "--discount=2"),
-    ((LINE + "Wide",), "Wide.observe returns float32[2], and [1] is needed"),
+    ((LINE + "Wide",), "Wide.observe returns float32[2], but [1] is needed"),
     (("--outer_update=trpo", "--clip_ratio=0.2"), "clip_ratio"),
     (("--outer_update=trpo", "--max_kl=0"), "--max_kl=0"),
     (("--environment=half_cheetah_dir",), "pip install 'jsharp[brax]'"),
