@@ -137,7 +137,7 @@ class EvaluateTest(parameterized.TestCase):
       made = made.replace(jax.tree.map(functools.partial(jnp.add, change), made.params))
       learners.save(made, self.root / name)
     arguments = ("--way=2", "--eval_tasks=2")
-    self.assertIn("training has diverged", self.call(*arguments, model="lost")[2])
+    self.assertIn("its training diverged", self.call(*arguments, model="lost")[2])
     self.assertIn("on 2 of 2 tasks, so", self.call(*arguments, model="steep")[2])
 
   def test_policies_steps_and_distortions_are_other_evaluations(self):
@@ -162,7 +162,7 @@ class EvaluateTest(parameterized.TestCase):
     self.assertEqual(data["images"], "12x12 gray to 8x8 gray, box filter")
 
   @parameterized.parameters(
-    (["--way=4"], "maml", "a task of 4 classes, and the head of this maml has 3"),
+    (["--way=4"], "maml", "a task has 4 classes, but the head of this maml has 3"),
     (["--shot=40"], "protonet0", "shot"),
     (["--num_eval_inner_steps=2", "--way=2"], "protonet0", "takes no inner steps"),
     (["--dataset=omniglot"], "protonet0", "--data_dir"),

@@ -20,21 +20,21 @@ def with_method(name, method):
 
 
 SHAPES = {
-  "goal": ("goal", lambda self, key: jnp.zeros(3), r"float32\[3\], and \[1\]"),
+  "goal": ("goal", lambda self, key: jnp.zeros(3), r"float32\[3\], but \[1\]"),
   "observe": (
     "observe",
     lambda self, state: jnp.zeros((1, 2)),
-    r"float32\[1, 2\], and \[1\] is needed \(observation_size=1\)",
+    r"float32\[1, 2\], but \[1\] is needed \(observation_size=1\)",
   ),
   "reset": (
     "reset",
     lambda self, key, goal: jnp.zeros(2),
-    r"float32\[2\], and \[1\] is needed",
+    r"float32\[2\], but \[1\] is needed",
   ),
   "state": (
     "step",
     lambda self, state, action, goal: (jnp.zeros(2), jnp.float32(0), jnp.array(False)),
-    r"a state of float32\[2\], and mine.reset one of float32\[1\]",
+    r"a state of float32\[2\], but mine.reset one of float32\[1\]",
   ),
   "dtype": (
     "step",
@@ -43,17 +43,17 @@ SHAPES = {
       jnp.float32(0),
       jnp.array(False),
     ),
-    r"a state of int32\[1\], and mine.reset one of float32\[1\]",
+    r"a state of int32\[1\], but mine.reset one of float32\[1\]",
   ),
   "reward": (
     "step",
     lambda self, state, action, goal: (state, state, jnp.array(False)),
-    r"a reward of float32\[1\], and \[\] is needed; return one number",
+    r"a reward of float32\[1\], but \[\] is needed; return one number",
   ),
   "over": (
     "step",
     lambda self, state, action, goal: (state, state[0], state > 1),
-    r"whether it is over of bool\[1\], and \[\]",
+    r"whether it is over of bool\[1\], but \[\]",
   ),
   "two": (
     "step",

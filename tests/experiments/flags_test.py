@@ -130,10 +130,10 @@ class RefusalsTest(parameterized.TestCase):
     ("--image_size=0", "image_size=0: .*at least 1"),
     ("--seed=-1", "seed=-1: must lie between 0"),
     ("--algorithm=matching", "algorithm=matching: .*black_box.*fomaml.*maml"),
-    ("--train_way=5,x", "train_way=.*whole numbers"),
-    ("--eval_shot=0", "eval_shot=.*whole numbers"),
+    ("--train_way=5,x", "train_way=.*integers"),
+    ("--eval_shot=0", "eval_shot=.*integers"),
     ("--support_label_noise=1.5", "support_label_noise=1.5: must lie between 0 and 1"),
-    ("--eval_support_label_noise=0.2,2", "eval_support_label_noise=.*shares"),
+    ("--eval_support_label_noise=0.2,2", "eval_support_label_noise=.*fractions"),
     ("--rotation=20,-20", "rotation=.*LOW <= HIGH"),
     ("--scale=1", "scale=.*LOW,HIGH"),
     ("--eval_shear=inf", "eval_shear=.*finite"),
@@ -292,7 +292,7 @@ class UnreadTest(parameterized.TestCase):
     self.assertEqual(described.algorithm.name, "maml")
     self.assertEqual(described.algorithm.inner_lr, 1.0)
     self.assertEqual(said.count("\n"), 1)
-    self.assertRegex(said, "left out.*--inner_rho, --outer_rho")
+    self.assertRegex(said, "ignored.*--inner_rho, --outer_rho")
     described, said = self.describe(f"--flagfile={path}", "--algorithm=protonet")
     self.assertRegex(said, "--inner_lr.*--num_inner_steps.*--inner_rho")
     self.assertEqual(described.tasks.query_shot, 5)
@@ -312,8 +312,8 @@ class UnreadTest(parameterized.TestCase):
       self.describe(*arguments)
 
   @parameterized.parameters(
-    (["--model=mlp", "--num_filters=3"], "left out.*: --num_filters$"),
-    (["--dataset=characters", "--rotate_test"], "left out.*: --rotate_test$"),
+    (["--model=mlp", "--num_filters=3"], "ignored.*: --num_filters$"),
+    (["--dataset=characters", "--rotate_test"], "ignored.*: --rotate_test$"),
   )
   def test_those_of_another_network_or_dataset_are_left_out(self, arguments, message):
     self.assertRegex(self.describe(*arguments)[1].strip(), message)

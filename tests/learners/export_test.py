@@ -288,7 +288,7 @@ class ExportTest(parameterized.TestCase):
     learner = built(ProtoNet(), Asking())
     message = (
       r"(?s)protonet on asking cannot be exported for any number of images and "
-      r"support: .*(inconclusive).*pass num_images=, num_support="
+      r"support: .*(inconclusive).*pass a fixed one: num_images=, num_support="
     )
     with self.assertRaisesRegex(ValueError, message):
       learner.export(self.path)

@@ -142,7 +142,7 @@ class LearnerTest(parameterized.TestCase):
     if algorithm.any_way:
       self.assertEqual(shape(20), (2, 20))
     else:
-      with self.assertRaisesRegex(ValueError, "way is 20, the model has 4 outputs"):
+      with self.assertRaisesRegex(ValueError, "way is 20, but the model has 4 outputs"):
         shape(20)
 
   @parameterized.parameters(ProtoMAML(), ProtoNet(), Ridge())
@@ -192,8 +192,8 @@ class DescriptionTest(parameterized.TestCase):
       of_sines(algorithm)
 
   @parameterized.parameters(
-    (ProtoNet(), {"sharpness": Sharpness(sharpness="low")}, "none; take --sharp.*=up"),
-    (SharpMAMLUp(), {"sharpness": Sharpness(sharpness="up")}, "in its name"),
+    (ProtoNet(), {"sharpness": Sharpness(sharpness="low")}, "none; use --sharp.*=up"),
+    (SharpMAMLUp(), {"sharpness": Sharpness(sharpness="up")}, "already determines the sharpness"),
     (MAML(), {"sharpness": Sharpness(inner_rho=0.3)}, "inner_rho=0.3 has no effect"),
     (IMAML(), {"precision": "bfloat16"}, "precision=bfloat16 .*imaml.*float32"),
   )
@@ -202,7 +202,7 @@ class DescriptionTest(parameterized.TestCase):
       of_images(algorithm, **parts)
 
   def test_less_memory_is_refused_beside_running_statistics(self):
-    with self.assertRaisesRegex(ValueError, "second_order=recomputed.*running stat"):
+    with self.assertRaisesRegex(ValueError, "second_order=recomputed.*--running_stat"):
       MAMLPlusPlus(running_statistics=True, second_order="recomputed")
 
   @parameterized.parameters(

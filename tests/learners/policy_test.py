@@ -107,7 +107,7 @@ class PolicyTest(parameterized.TestCase):
       policy.act(policy.start(), jnp.ones(2))
     seen = policy.roll_out(policy.start(), task_of(policy).support)
     with self.assertRaisesRegex(
-      ValueError, r"actions of the trajectories is \[4, 5\], .* to be \[4, 5, 2\]"
+      ValueError, r"actions of the trajectories is \[4, 5\], .* must be \[4, 5, 2\]"
     ):
       policy.adapt(seen._replace(actions=seen.rewards))
     with self.assertRaisesRegex(ValueError, "cavia needs examples with targets"):
