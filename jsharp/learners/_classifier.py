@@ -61,7 +61,7 @@ class ClassifierDescription(Options):
       if len(numbers) != channels:
         raise ValueError(
           "pixel_mean and pixel_scale need one number per channel, got "
-          f"{numbers} numbers for {channels} channels"
+          f"{numbers} for {channels} channels"
         )
 
 
