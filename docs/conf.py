@@ -1,4 +1,4 @@
-"""The site: `python -m sphinx -W docs build/site`, from the root of the checkout."""
+"""The site: `python -m sphinx -E -W docs build/site`, from the root of the checkout."""
 
 import hashlib
 import os
@@ -16,6 +16,7 @@ BUILD = ROOT / "build" / "tutorials"
 
 project = "jsharp"
 author = "the authors of jsharp"
+copyright = f"2026, {author}"
 version = release = jsharp.__version__
 extensions = [
   "myst_nb",
@@ -27,6 +28,8 @@ exclude_patterns = ["results/runs/**", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"jsharp {version}"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 
 myst_heading_anchors = 4
 
@@ -67,7 +70,8 @@ nb_merge_streams = True
 default_role = "code"
 add_module_names = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "none"  # The text names types and shapes, and is shorter.
+autodoc_preserve_defaults = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Class attributes", "params_style")]
@@ -85,7 +89,7 @@ def _is_field(app, what, name, obj, skip, options):
 
 
 def _as_rest(app, what, name, obj, options, lines):
-  made, code = [], False
+  made, code, example = [], False, False
   for number, line in enumerate(lines):
     indented = line.startswith("    ")
     before = made[-1] if made else ""
@@ -94,7 +98,8 @@ def _as_rest(app, what, name, obj, options, lines):
       code = True
     elif line.strip() and not indented:
       code = False
-    made.append(line if code or ">>>" in line else _escaped(line))
+    example = ">>>" in line or (example and bool(line.strip()))
+    made.append(line if code or example else _escaped(line))
   lines[:] = made
 
 

@@ -154,11 +154,9 @@ def _draw_minima(
 
 def _heading(name: str, path: Mapping[str, Any] | None) -> str:
   """The heading of a panel: the run, and how much of its path is shown."""
-  if not path:
+  if not path or not _is_drawn(path):
     return name
   shown = _percent(path["share"])
-  if not _is_drawn(path):
-    return f"{name}\npath not drawn: {shown} of it in this plane"
   steps = path["steps"]
   return f"{name}\nsteps {steps[0]} to {steps[-1]}: {shown} of the path"
 

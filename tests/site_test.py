@@ -29,6 +29,19 @@ class SiteTest(absltest.TestCase):
       is_package = (ROOT / "jsharp" / name).is_dir()
       self.assertEqual(":imported-members:" in text, is_package)
 
+  def test_names_of_jsharp_itself_are_listed(self):
+    listed = (ROOT / "docs" / "api" / "index.md").read_text()
+    named = set(
+      re.findall(r"`(\w+)`", listed.partition("## Names of jsharp itself")[2])
+    )
+    names = {
+      name
+      for name in dir(jsharp)
+      if not name.startswith("_") and name not in jsharp._MODULES
+      if getattr(getattr(jsharp, name), "__module__", "").startswith("jsharp.")
+    }
+    self.assertEqual(named - {"NAME"}, names)
+
   def test_every_page_is_in_the_contents(self):
     index = (ROOT / "docs" / "index.md").read_text()
     listed = set(re.findall(r"(?m)^([a-z_/]+)$", index))
