@@ -357,15 +357,16 @@ def _scalar(field: Field, value: Any, kind: type) -> Any:
   if kind is float and type(value) is int:
     return float(value)
   if type(value) is not kind:
+    article = "an" if type(value) is int else "a"
     raise ValueError(
-      f"{field.name}={shown(value)}: must be {_WORDS.get(kind, kind.__name__)}, got a "
-      f"{type(value).__name__}"
+      f"{field.name}={shown(value)}: must be {_WORDS.get(kind, kind.__name__)}, got "
+      f"{article} {type(value).__name__}"
     )
   return value
 
 
 _WORDS = {
-  int: "a whole number",
+  int: "an integer",
   float: "a number",
   str: "a string",
   bool: "true or false",

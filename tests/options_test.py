@@ -71,8 +71,8 @@ class ValuesTest(parameterized.TestCase):
     (Ball, {"rho": "0.1"}, "rho='0.1': must be a number, got a str"),
     (Ball, {"rho": True}, "rho=True: must be a number, got a bool"),
     (Ball, {"p": 0.5}, "p=0.5: must lie between 1 and inf"),
-    (Cube, {"side": 1.0}, "side=1.0: must be a whole number, got a float"),
-    (Cube, {"side": None}, "side=None: must be a whole number"),
+    (Cube, {"side": 1.0}, "side=1.0: must be an integer, got a float"),
+    (Cube, {"side": None}, "side=None: must be an integer"),
     (Run, {"shape": Ball(), "order": "third"}, "order='third': choose one of first, s"),
     (Run, {"shape": Ball(), "ways": (5, 0)}, r"ways=\(5, 0\): needs counts"),
     (Run, {"shape": Ball(), "ways": 5}, "ways=5: must be a list of int"),
@@ -119,7 +119,7 @@ class JsonTest(parameterized.TestCase):
       "run.json.shape must be a JSON object of fields, got 3",
     ),
     (lambda c: c["shape"].update(rho=-1), "run.json.shape: rho=-1.0: must be positive"),
-    (lambda c: c.update(steps="10"), "run.json: steps='10': must be a whole number"),
+    (lambda c: c.update(steps="10"), "run.json: steps='10': must be an integer"),
     (lambda c: c.update(machine=None), "run.json.machine must be a JSON object"),
   )
   def test_anything_else_is_refused_with_its_place(self, damage, message):

@@ -134,7 +134,7 @@ class PlanTest(parameterized.TestCase):
     ("validations = 1", "seeds_side_by_side = 1", "side=1: must be true or false"),
     ("seeds = [0, 1]", "seeds = 3", "seeds=3: must be a list of int"),
     ("seeds = [0, 1]", 'seeds = "012"', "seeds='012': must be a list of int"),
-    ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be a whole number"),
+    ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be an integer"),
     ("seeds = [0, 1]", "seeds = [-1]", r"seeds=\(-1,\): must be .* from 0 to 21474"),
     (
       "seeds = [0, 1]",
@@ -143,7 +143,7 @@ class PlanTest(parameterized.TestCase):
     ),
     ("seeds = [0, 1]", "seeds = " + "[" * 9999, "is not a TOML file"),
     ("seeds = [0, 1]", "seeds = []", r"seeds=\(\): must be different numbers"),
-    ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
+    ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be an integer, got a"),
     ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
     ('outer_optimizer = "sgd"', "seeds = [2]", r"baseline has no runs of \[2\]; add"),
     ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; write for example"),
