@@ -146,11 +146,11 @@ class PlanTest(parameterized.TestCase):
     ("seeds = [0, 1]", "seeds = [true]", "seeds=True: must be a whole number, got a"),
     ('outer_optimizer = "sgd"', "seeds = 1", "methods.reptile.seeds=1: must be a list"),
     ('outer_optimizer = "sgd"', "seeds = [2]", r"baseline has no runs of \[2\]; add"),
-    ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; for example"),
-    ('"sinusoid"', "[]", r"experiment=\[\]: must be a text"),
+    ("[budget]\nsteps = 4", "budget = 3", "budget must .*, got 3; write for"),
+    ('"sinusoid"', "[]", r"experiment=\[\]: must be a string"),
     ('"sinusoid"', '"compare"', "experiment is 'compare'; choose .*EXPERIMENT"),
     ('"sinusoid"', '"supervised"', "exactly one of epochs, gradient_epochs, got {'st"),
-    ("seeds = [0, 1]", "baseline = []", r"baseline=\[\]: must be a text"),
+    ("seeds = [0, 1]", "baseline = []", r"baseline=\[\]: must be a string"),
     ("[common]", "[common]\nnum_cg_steps = 3", "common: --num_cg_steps has no effect"),
     ("[common]", "[common]\ninner_rho = 3", "common: --inner_rho=3.0 has no effect"),
     ("[common]", "[common]\nseed = 3", "common sets .'seed'., which the comparison"),
@@ -164,7 +164,7 @@ class PlanTest(parameterized.TestCase):
     ('"reptile"', '"reptile"\nrelabel = "reptile"', "which must come before it"),
     ("[common]", "[common.num_tasks]", "common.num_tasks must be a number.*--num_tas"),
     ("[budget]", "common = 3\n[budget]", "common must be a table, got 3; write"),
-    ('outer_optimizer = "sgd"', "max_phase = 1", "tasks of max_phase = 1.0, the"),
+    ('outer_optimizer = "sgd"', "max_phase = 1", "tasks of max_phase = 1.0, but the"),
   )
   def test_bad_plans_are_named(self, old, new, message):
     text = SINES.format(budget="steps = 4")

@@ -381,7 +381,7 @@ class LandscapeTest(parameterized.TestCase):
       ([self.root], "is not a run directory .*name the --run_dir"),
       ([unfinished], "(?s)is not finished.*python -m experiments.omniglot --flagfile="),
       ([self.sibling("implicit", "--algorithm=imaml")], "run of imaml.*--nomeasure"),
-      ([self.sibling("seeds", "--num_seeds=2")], "holds 2 seeds side by side"),
+      ([self.sibling("seeds", "--num_seeds=2")], "has 2 seeds in one run"),
       (
         [self.sibling("adam", "--algorithm=reptile", "--inner_optimizer=adam")],
         "inner Adam has no derivative.*--nomeasure",
@@ -418,7 +418,7 @@ class LandscapeTest(parameterized.TestCase):
     write_json(path / "run.json", record)
     code, _, err = measure([path], self.root / "out2", *MEASURING)
     self.assertEqual(code, 2)
-    self.assertRegex(err, "the data in .* are not those .*--data_dir")
+    self.assertRegex(err, "the data in .* differ from those .*--data_dir")
 
   @parameterized.parameters("fomaml", "sharp_maml_low")
   def test_derivatives_are_exact_whatever_training_left_out(self, algorithm):

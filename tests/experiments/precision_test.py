@@ -103,7 +103,9 @@ class PrecisionTest(parameterized.TestCase):
     self.assertGreater(np.abs(change.statistics["norm_0"]["mean"]).max(), 0)
 
   def test_conjugate_gradients_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "bfloat16 does not go .*imaml.*float32"):
+    with self.assertRaisesRegex(
+      ValueError, "bfloat16 cannot be combined with .*imaml.*float32"
+    ):
       describe("sinusoid", "--algorithm=imaml", "--precision=bfloat16")
     chosen = describe("sinusoid", "--algorithm=imaml", "--precision=tf32")
     self.assertEqual(chosen.run.precision, "tf32")

@@ -129,7 +129,7 @@ class ProgramTest(parameterized.TestCase):
   @parameterized.parameters(
     (["--algorithm=anil", "--proximity=3"], "proximity has no effect.*imaml"),
     (["--algorithm=protonet", "--sharpness=low"], "protonet has none; .*=up"),
-    (["--algorithm=sharp_maml_up", "--sharpness=up"], "in its name"),
+    (["--algorithm=sharp_maml_up", "--sharpness=up"], "already determines"),
     (["--inner_rho=0.3"], "--inner_rho=0.3 has no effect.*--sharpness=low"),
     (["--outer_schedule=cosine"], "needs --outer_schedule_steps"),
     (["--num_seeds=2", "--train_way=3,5"], "--num_seeds=2 supports only one kind"),

@@ -180,7 +180,9 @@ class RunTest(absltest.TestCase):
     shutil.copytree(
       self.directory / "other" / "checkpoints", self.checkpoints.directory
     )
-    with self.assertRaisesRegex(ValueError, "best_00000005.npz does not belong to the run"):
+    with self.assertRaisesRegex(
+      ValueError, "best_00000005.npz does not belong to the run"
+    ):
       jsharp.load(self.directory)
 
   def test_checkpoints_out_of_sight_are_refused(self):

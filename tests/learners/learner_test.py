@@ -193,7 +193,11 @@ class DescriptionTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (ProtoNet(), {"sharpness": Sharpness(sharpness="low")}, "none; use --sharp.*=up"),
-    (SharpMAMLUp(), {"sharpness": Sharpness(sharpness="up")}, "already determines the sharpness"),
+    (
+      SharpMAMLUp(),
+      {"sharpness": Sharpness(sharpness="up")},
+      "already determines the sharpness",
+    ),
     (MAML(), {"sharpness": Sharpness(inner_rho=0.3)}, "inner_rho=0.3 has no effect"),
     (IMAML(), {"precision": "bfloat16"}, "precision=bfloat16 .*imaml.*float32"),
   )

@@ -291,7 +291,7 @@ class CheckpointTest(parameterized.TestCase):
     path = self._save_two()
     with mock.patch("jsharp._leaf_archive.FORMAT", 2):
       self.checkpoints.save(3, _tree(), extra={})
-    with self.assertRaisesRegex(ValueError, "has format 2, this version reads 1"):
+    with self.assertRaisesRegex(ValueError, "has format 2, but this version reads 1"):
       self.checkpoints.restore(_tree())
     self.assertTrue((self.path / "step_00000003.npz").exists())
     self.assertTrue(path.exists())

@@ -418,7 +418,7 @@ class TrainingTest(parameterized.TestCase):
     dispatcher = Dispatcher(toy_runs.algorithm(), toy_runs.sample_tasks, num_tasks=3)
     with (
       mock.patch.object(training, "Dispatcher", lambda *_, **__: dispatcher),
-      self.assertRaisesRegex(ValueError, "draws 4 tasks, num_tasks=3"),
+      self.assertRaisesRegex(ValueError, "draws 4 tasks, but num_tasks=3"),
     ):
       self._train(5)
 

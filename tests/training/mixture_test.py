@@ -72,7 +72,7 @@ class MixtureTest(absltest.TestCase):
   def test_bad_arguments_are_named(self):
     with self.assertRaisesRegex(ValueError, "1 algorithms and 2 samplers"):
       mixture([member(2)], [sampler(2, 1)] * 2)
-    with self.assertRaisesRegex(ValueError, "way is 5, the model has 4 outputs"):
+    with self.assertRaisesRegex(ValueError, "way is 5, but the model has 4 outputs"):
       first_outputs(lambda w, x: x @ w, 5)(jnp.ones((4, 4)), jnp.ones((2, 4)))
 
 

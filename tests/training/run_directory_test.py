@@ -221,7 +221,7 @@ class RunDirectoryTest(parameterized.TestCase):
         self.assertFalse((self.path / name).is_symlink())
     except (OSError, ValueError) as error:
       self.assertRegex(
-        str(error), f"run_dir={self.path} .it is a link|lock is no regul"
+        str(error), f"run_dir={self.path} .it is a link|lock is not a regul"
       )
     self.assertEqual(victim.read_text(), "precious")
 
