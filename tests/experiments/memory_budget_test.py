@@ -74,7 +74,7 @@ class MemoryBudgetTest(parameterized.TestCase):
         "sinusoid", other, *SINES, "--memory_budget=1GiB", "--task_chunk=2"
       )
       self.assertEqual(code, 2)
-      self.assertRegex(err, "memory_budget decides on --task_chunk.*=2 too")
+      self.assertRegex(err, "memory_budget chooses --task_chunk.*=2 is given too")
 
 
 if __name__ == "__main__":

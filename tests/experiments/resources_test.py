@@ -120,7 +120,7 @@ class ResourcesTest(parameterized.TestCase):
         self.assertEqual(int(os.environ.get("NPROC", 0)) >= 4, divided)
 
   def test_goes_against_other_chunks(self):
-    with self.assertRaisesRegex(ValueError, "--task_chunk=2; drop one"):
+    with self.assertRaisesRegex(ValueError, "--task_chunk=2 is given; drop one"):
       describe("sinusoid", "--deterministic", "--task_chunk=2")
 
   def test_devices_are_checked_before_data_are_loaded(self):

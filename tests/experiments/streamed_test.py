@@ -114,7 +114,7 @@ class StreamedTest(parameterized.TestCase):
     self.assertIn(f"{path} cannot be decoded", err)
 
   @parameterized.parameters(
-    ("--relabel=RUN", "--relabel=RUN keeps a probability"),
+    ("--relabel=RUN", "--relabel=RUN stores the probability"),
     ("--data_dir=/nowhere", "data_dir=/nowhere does not exist"),
     ("--batch_size=36", "batch_size is 36, but there are 35"),
     ("--train_examples=36", "--train_examples: num_examples is 36"),
