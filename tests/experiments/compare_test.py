@@ -130,7 +130,7 @@ class PlanTest(parameterized.TestCase):
     ("validations = 1", "seeds_side_by_side = true", "supports only images"),
     ("validations = 1", "validations = 0", "validations=0: must .* at least 1"),
     ("validations = 1", "validations = ", "is not a TOML file"),
-    ("validations = 1", "validations = true", "validations=True: must be a whole nu"),
+    ("validations = 1", "validations = true", "validations=True: must be an int"),
     ("validations = 1", "seeds_side_by_side = 1", "side=1: must be true or false"),
     ("seeds = [0, 1]", "seeds = 3", "seeds=3: must be a list of int"),
     ("seeds = [0, 1]", 'seeds = "012"', "seeds='012': must be a list of int"),

@@ -91,7 +91,7 @@ class ClassifierTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"class_names": ("cat",)}, "class_names=.*at least 2 names"),
     ({"class_names": ("cat", 3)}, "class_names=3: must be a string"),
-    ({"pixel_mean": (0.0,)}, "one number per channel, got .0.0,. numbers for 3"),
+    ({"pixel_mean": (0.0,)}, "one number per channel, got .0.0,. for 3"),
     ({"pixel_scale": (0.0,) * 4}, "one number per channel, got .* for 3"),
     ({"pixel_scale": (0.1, np.inf, 0.1)}, "pixel_scale=.* must be finite numbers"),
     ({"input_shape": (8, 0, 3)}, "input_shape=.*integers"),
