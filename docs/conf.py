@@ -55,6 +55,7 @@ def _use_this_python():
   ):
     others = [os.environ[variable]] if os.environ.get(variable) else []
     os.environ[variable] = os.pathsep.join([str(path), *others])
+  os.environ.pop("MPLBACKEND", None)  # The kernel's own shows pictures.
 
 
 _use_this_python()
