@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import unittest
 import zipfile
 
 from absl.testing import absltest
@@ -23,7 +24,7 @@ class PackagingTest(absltest.TestCase):
     super().setUpClass()
     for module in ("build", "twine"):
       if importlib.util.find_spec(module) is None:
-        cls.skipTest(cls, f"{module} is not installed: pip install '.[lint]'")
+        raise unittest.SkipTest(f"{module} is not installed: pip install '.[lint]'")
     directory = cls.enterClassContext(tempfile.TemporaryDirectory())
     copy, out = pathlib.Path(directory, "copy"), pathlib.Path(directory, "dist")
     # Building writes beside the sources, and takes what lies there.

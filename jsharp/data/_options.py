@@ -55,8 +55,12 @@ class ImageSource(Options):
     """Loads one split; sources that can do so without the others override this."""
     return self.read(directory)[split]
 
-  def for_training(self) -> Self:
-    """The source with explicit values for all options that decide training classes."""
+  def for_training(self, split_seed: int = 0) -> Self:
+    """The source with explicit values for all options that decide training classes.
+
+    Args:
+      split_seed: divides the classes, where the source would otherwise not divide them.
+    """
     return self
 
   def directory(self, data_dir: str | os.PathLike[str] | None) -> str:

@@ -57,8 +57,8 @@ class Domains(ImageSource):
         "--domains; give one for each, - for a dataset without files"
       )
 
-  def for_training(self) -> Self:
-    return self if self.split_seed is not None else self.replace(split_seed=0)
+  def for_training(self, split_seed: int = 0) -> Self:
+    return self if self.split_seed is not None else self.replace(split_seed=split_seed)
 
   def read(self, directory: str) -> dict[str, Dataset]:
     return self._joined(None)
@@ -74,8 +74,8 @@ class Domains(ImageSource):
     ):
       cls: Any = _catalogue.find("dataset", name)
       source: ImageSource = cls()
-      if self.split_seed is not None and hasattr(source, "split_seed"):
-        source = source.replace(split_seed=self.split_seed)
+      if self.split_seed is not None:
+        source = source.for_training(self.split_seed)
       given = None if where == _NOWHERE else where
       try:
         loaded = source.load(given, only=only)

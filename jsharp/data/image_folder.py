@@ -284,8 +284,8 @@ class ImageFolder(ImageSource):
     check=between(0, 2**31 - 1),
   )
 
-  def for_training(self) -> Self:
-    return self if self.split_seed is not None else self.replace(split_seed=0)
+  def for_training(self, split_seed: int = 0) -> Self:
+    return self if self.split_seed is not None else self.replace(split_seed=split_seed)
 
   def read(self, directory: str) -> dict[str, Dataset]:
     return load(directory, size=self.image_size, split_seed=self.split_seed)

@@ -131,18 +131,18 @@ class HeldTest(parameterized.TestCase):
       loss_fn = loss_in(environment, surrogate=surrogate)
       params = start(observations=size, actions=size)
       batch = jax.tree.map(lambda x: x[0], tasks(environment)).support
-      fixed = jax.jit(loss_fn.hold)(params, batch)
+      fixed = loss_fn.hold(params, batch)
 
       @jax.jit
       def derivatives(w, batch, loss_fn=loss_fn):
         value = lambda w: loss_fn(w, batch)[0]
-        return loss_fn(w, batch), jax.grad(value)(w), jax.hessian(value)(w)
+        return jax.grad(value)(w), jax.hessian(value)(w)
 
-      (known, *slopes), (seen, *again) = (
-        derivatives(params, b) for b in (batch, fixed)
+      fresh, again = (derivatives(params, b) for b in (batch, fixed))
+      close(again, fresh, rtol=1e-3, atol=1e-5)
+      jax.tree.map(
+        np.testing.assert_array_equal, loss_fn(params, fixed), loss_fn(params, batch)
       )
-      close(again, slopes, rtol=1e-3, atol=1e-5)
-      close(seen, known, rtol=1e-6, atol=0)
 
   def test_the_divergence_is_the_mean_over_living_steps(self):
     loss_fn = loss_in(Line(horizon=6))

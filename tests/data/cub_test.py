@@ -185,7 +185,7 @@ class CubTest(parameterized.TestCase):
     ("values", {"bounding_boxes": "1 2.0 3.0"}, "line 1 of .*boxes.txt is '1 2.0 3.0'"),
     ("twice", {"images": "2 001.Auk/Auk_0.jpg"}, "line 2 of .*images.txt is '2 001"),
     ("numbers", {"bounding_boxes": "1 a b c d"}, "box of image 1 is not four numbers"),
-    ("nan", {"bounding_boxes": "1 nan 0 5 5"}, r"Auk_0.jpg is \(nan, 0.0.*outside"),
+    ("nan", {"bounding_boxes": "1 nan 0 5 5"}, r"Auk_0.jpg is \(nan, 0.0.*outside its"),
     ("outside", {"bounding_boxes": "1 12 0 5 5"}, r"12.0, 0.*outside its 12x8 pix"),
     ("empty", {"bounding_boxes": "1 1 1 0 5"}, "outside its 12x8 pixels"),
     ("none", {"bounding_boxes": "99 1 1 5 5"}, "has no box of image 1, 001.Auk/Auk_0"),

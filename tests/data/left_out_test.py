@@ -45,7 +45,9 @@ class LeftOutTest(parameterized.TestCase):
     left_out.add(f"{i}.txt" for i in range(9))
     with self.assertLogs() as logs:
       left_out.warn()
-    self.assertRegex(logs.output[0], "9 files .*: 0.txt, 1.txt, .*, 4.txt, ...$")
+    self.assertRegex(
+      logs.output[0], "ignored 9 files .*: 0.txt, 1.txt, .*, 4.txt, ...$"
+    )
 
 
 if __name__ == "__main__":

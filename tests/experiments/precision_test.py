@@ -103,7 +103,8 @@ class PrecisionTest(parameterized.TestCase):
     self.assertGreater(np.abs(change.statistics["norm_0"]["mean"]).max(), 0)
 
   def test_conjugate_gradients_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "bfloat16 cannot .*imaml.*float32"):
+    message = "bfloat16 cannot be combined .*imaml.*float32"
+    with self.assertRaisesRegex(ValueError, message):
       describe("sinusoid", "--algorithm=imaml", "--precision=bfloat16")
     chosen = describe("sinusoid", "--algorithm=imaml", "--precision=tf32")
     self.assertEqual(chosen.run.precision, "tf32")

@@ -180,7 +180,8 @@ class RunTest(absltest.TestCase):
     shutil.copytree(
       self.directory / "other" / "checkpoints", self.checkpoints.directory
     )
-    with self.assertRaisesRegex(ValueError, "best_00000005.npz does not belong to"):
+    message = "best_00000005.npz does not belong to the run"
+    with self.assertRaisesRegex(ValueError, message):
       jsharp.load(self.directory)
 
   def test_checkpoints_out_of_sight_are_refused(self):
@@ -191,7 +192,7 @@ class RunTest(absltest.TestCase):
   def test_learners_side_by_side_are_named(self):
     two = learners.to_json(self.learner.description)
     self.write({"learners": {"seed_0": two, "seed_1": two}})
-    with self.assertRaisesRegex(ValueError, "2 learners.*seed_0"):
+    with self.assertRaisesRegex(ValueError, "contains 2 learners; .*seed_0"):
       jsharp.load(self.directory)
     shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
 
