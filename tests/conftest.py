@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import platform
+import sys
 from unittest import mock
 
 # Several virtual CPU devices on few cores deadlock with a smaller thread pool.
@@ -20,7 +21,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # versions have one way, and stop at a flag that they do not know.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_backend_optimization_level=0"
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
   + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
   * (importlib.metadata.version("jaxlib") == "0.10.0"),
 )
@@ -49,6 +50,19 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000, 20, 20)
+  if sys.platform == "linux":
+    _let_xla_finish_fusions()
+
+
+def _let_xla_finish_fusions():
+  """Lowers this thread's priority below that of XLA's threads.
+
+  This thread hands fusions to them one by one, and makes another MLIR context, which is
+  costly, for each that waits to be compiled. With one core to a process all would wait.
+  On Linux threads have priorities of their own; those of XLA exist after a compilation.
+  """
+  jax.block_until_ready(jax.jit(lambda x: jax.numpy.sin(x) + 1)(jax.numpy.ones(2)))
+  os.nice(10)
 
 
 @pytest.hookimpl(optionalhook=True)

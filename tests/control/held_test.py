@@ -125,24 +125,25 @@ class ClippedTest(parameterized.TestCase):
 
 
 class HeldTest(parameterized.TestCase):
-  @parameterized.parameters("dice", "low_variance")
-  def test_where_they_were_found_they_are_worth_what_fresh_ones_are(self, surrogate):
-    for environment, size in ((control.Navigation(horizon=6), 2), (Line(horizon=6), 1)):
-      loss_fn = loss_in(environment, surrogate=surrogate)
-      params = start(observations=size, actions=size)
-      batch = jax.tree.map(lambda x: x[0], tasks(environment)).support
-      fixed = loss_fn.hold(params, batch)
+  @parameterized.parameters(
+    ("dice", Line(horizon=6), 1), ("low_variance", control.Navigation(horizon=6), 2)
+  )
+  def test_where_they_were_found_they_are_worth_what_fresh_ones_are(
+    self, surrogate, environment, size
+  ):
+    loss_fn = loss_in(environment, surrogate=surrogate)
+    params, along = (start(s, observations=size, actions=size) for s in (0, 1))
+    batch = jax.tree.map(lambda x: x[0], tasks(environment)).support
+    fixed = loss_fn.hold(params, batch)
 
-      @jax.jit
-      def derivatives(w, batch, loss_fn=loss_fn):
-        value = lambda w: loss_fn(w, batch)[0]
-        return jax.grad(value)(w), jax.hessian(value)(w)
+    @jax.jit
+    def derivatives(w, batch):
+      value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+      return jax.jvp(lambda w: value_and_grad(w, batch), (w,), (along,))
 
-      fresh, again = (derivatives(params, b) for b in (batch, fixed))
-      close(again, fresh, rtol=1e-3, atol=1e-5)
-      jax.tree.map(
-        np.testing.assert_array_equal, loss_fn(params, fixed), loss_fn(params, batch)
-      )
+    fresh, again = (derivatives(params, b) for b in (batch, fixed))
+    close(again, fresh, rtol=1e-3, atol=1e-5)
+    close(again[0][0], fresh[0][0], rtol=1e-6)
 
   def test_the_divergence_is_the_mean_over_living_steps(self):
     loss_fn = loss_in(Line(horizon=6))
@@ -168,8 +169,7 @@ class HeldTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (jsharp.maml, {}),
-    (jsharp.maml, {"num_inner_steps": 2}),
-    (jsharp.fomaml, {}),
+    (jsharp.fomaml, {"num_inner_steps": 2}),
     (jsharp.sharp_maml, {"inner_rho": 0.01, "outer_rho": 0.01}),
     (jsharp.algorithms.reptile, {}),
     (jsharp.algorithms.anil, {"head": lambda p: {k: k == "bias" for k in p}}),
@@ -202,8 +202,8 @@ class HeldTest(parameterized.TestCase):
 
 
 class TRPOTest(parameterized.TestCase):
-  @parameterized.parameters(0.01, 0.1)
-  def test_the_divergence_after_a_step_is_within_the_region(self, max_kl):
+  def test_the_divergence_after_a_step_is_within_the_region(self):
+    max_kl = 0.05
     environment = control.Navigation(horizon=8)
     loss_fn = loss_in(environment)
     algorithm = control.trpo(built(jsharp.maml, loss_fn), loss_fn, max_kl=max_kl)
@@ -263,7 +263,7 @@ class PPOTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.numpy_dtype_promotion("standard"))  # optax's Adam needs it.
 
-  @parameterized.parameters(jsharp.maml, jsharp.fomaml, jsharp.algorithms.reptile)
+  @parameterized.parameters(jsharp.maml, jsharp.algorithms.reptile)
   def test_its_first_step_is_that_of_the_algorithm(self, constructor):
     environment = control.Navigation(horizon=6)
     loss_fn = loss_in(environment)
