@@ -191,7 +191,7 @@ def build(description: FewShotRun, execution: Execution) -> Parts:
     loop=description.loop(),
     chosen_by=f"validation on {training.val_tasks} tasks",
     validate=learners.validation(
-      tasks.test(),
+      tasks.validation(),
       datasets["val"],
       num_tasks=training.val_tasks,
       seed=testing.eval_seed,

@@ -432,6 +432,10 @@ def _report(
     "of": int(trained.state.step),
     "chosen by": parts.chosen_by,
   }
+  records = directory.read_metrics()
+  if isinstance(parts.score, str):
+    others = report.as_good(records, trained.best_step, parts.score)
+    checkpoint |= {"as good": others} if others else {}
   if trained.damaged:
     checkpoint["in place of the damaged"] = ", ".join(trained.damaged)
   result = {
@@ -448,7 +452,7 @@ def _report(
     save_figure(figure, directory.path / name, dpi=110)
   directory.check_owned()
   curves.plot_curves(
-    directory.read_metrics(),
+    records,
     directory.path / "curves.png",
     title=parts.title,
     best_step=trained.best_step,

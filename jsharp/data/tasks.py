@@ -127,6 +127,13 @@ class Tasks(Options):
     "Query examples per class at validation and test. Default: as --query_shot.",
     check=_COUNT,
   )
+  val_query_shot: int | None = option(
+    None,
+    "Query examples per class at validation. More of them measure each task better, so "
+    "chance decides less about the checkpoint that is tested. Default: as at test.",
+    check=_COUNT,
+    added=True,
+  )
   train_way: tuple[int, ...] | None = option(
     None,
     "Classes per task in training. With several numbers, as in 5,10,20, every "
@@ -244,8 +251,14 @@ class Tasks(Options):
       )
     ]
 
+  def validation(self) -> Kind:
+    """The kind of task at validation."""
+    usual = self.test()
+    query_shot = self.val_query_shot or usual.shape["query_shot"]
+    return usual._replace(shape={**usual.shape, "query_shot": query_shot})
+
   def test(self) -> Kind:
-    """The kind of task at validation and test."""
+    """The kind of task at test."""
     query_shot = self.eval_query_shot or self.shot
     return Kind(
       name={},
@@ -290,7 +303,7 @@ class Tasks(Options):
     usual = self.test()
     for split, kinds in (
       ("train", self.training()),
-      ("val", [usual]),
+      ("val", [self.validation()]),
       ("test", [usual, *self.variations()]),
     ):
       for kind in kinds:
@@ -310,6 +323,8 @@ class Tasks(Options):
       "eval_query_shot": self.eval_query_shot,
       "query_shot": self.query_shot,
     }
+    if self.val_query_shot is not None:
+      facts["val_query_shot"] = self.val_query_shot
     if self.min_way is not None:
       facts["way"] = f"{self.min_way} to {self.way}, unbalanced"
     if [kind.name for kind in kinds] != [{"way": self.way, "shot": self.shot}]:

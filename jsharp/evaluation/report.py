@@ -298,6 +298,36 @@ def jsonable(value: Any) -> Any:
   return value
 
 
+def as_good(records: Sequence[Mapping[str, Any]], step: int, score: str) -> str | None:
+  """How many candidates are within the 95 % interval of the one that was chosen.
+
+  Args:
+    records: the records of a run's `metrics.jsonl`.
+    step: the step of the candidate with the best validation.
+    score: the metric that decides, as "accuracy".
+
+  Returns:
+    One phrase for the card; None if the interval is not in the records.
+
+  Example:
+    >>> records = [
+    ...   {"step": 10, "val_accuracy": 0.52, "val_accuracy_ci95": 0.05},
+    ...   {"step": 20, "val_accuracy": 0.55, "val_accuracy_ci95": 0.05},
+    ...   {"step": 30, "val_accuracy": 0.41, "val_accuracy_ci95": 0.05}]
+    >>> as_good(records, 20, "accuracy")
+    '1 of 2 others, within 55.00 ± 5.00 %'
+  """
+  name = f"val_{score}"
+  found = {r["step"]: r for r in records if r.get(f"{name}_ci95") is not None}
+  best = found.pop(step, None)
+  if best is None:
+    return None
+  value, half_width = best[name], best[f"{name}_ci95"]
+  near = sum(value - r[name] <= half_width for r in found.values())
+  shown = f"{100 * value:.2f} ± {100 * half_width:.2f} %"
+  return f"{near} of {len(found)} others, within {shown}"
+
+
 def protocol_card(result: Mapping[str, Any]) -> str:
   """The protocol card: the result and its protocol as a block of aligned text.
 

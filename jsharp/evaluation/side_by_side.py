@@ -138,6 +138,8 @@ class SideBySide(NamedTuple):
   ) -> Callable[[Params, StopSignal], dict[str, float]]:
     """`validate(params, stop) -> metrics`: means over tasks, transductive.
 
+    `metrics` also has the half-width of the 95 % interval of the accuracy.
+
     Args:
       kind: the kind of task.
       dataset: the dataset that tasks are drawn from.
@@ -159,7 +161,10 @@ class SideBySide(NamedTuple):
         stop=stop,
         execution=self.execution,
       )
-      return {name: float(values.mean()) for name, values in metrics.items()}
+      means = {name: float(values.mean()) for name, values in metrics.items()}
+      if num_tasks > 1:
+        means["accuracy_ci95"] = summarise(metrics, prefix="")["accuracy_ci95"]
+      return means
 
     return validate
 

@@ -17,6 +17,12 @@ class KindsTest(absltest.TestCase):
     self.assertEqual(tasks.largest_way, 7)
     self.assertEqual(kind.sampler().func, sample_task)  # nothing around it
 
+  def test_validation_may_have_more_query_images(self):
+    tasks = Tasks(way=7, shot=2, query_shot=3, eval_query_shot=1, val_query_shot=15)
+    self.assertEqual(tasks.validation().shape, {"way": 7, "shot": 2, "query_shot": 15})
+    self.assertEqual(tasks.test().shape["query_shot"], 1)
+    self.assertEqual(Tasks(eval_query_shot=4).validation().shape["query_shot"], 4)
+
   def test_the_product_of_ways_and_shots(self):
     tasks = Tasks(train_way=(3, 20), train_shot=(1, 5), eval_way=(30,))
     training, further = tasks.training(), list(tasks.variations())

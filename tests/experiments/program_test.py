@@ -99,6 +99,7 @@ class ProgramTest(parameterized.TestCase):
     protocol = result["protocol"]
     self.assertEqual(protocol["algorithm"]["name"], "fomaml")
     self.assertEqual(protocol["checkpoint"]["step"], 2)
+    self.assertStartsWith(protocol["checkpoint"]["as good"], "0 of 0 others, within ")
     self.assertEqual(protocol["inner loop"]["num_eval_inner_steps"], 1)
     self.assertContainsSubset(
       ("normalisation", "model", "data", "device", "versions", "git_commit", "command"),
