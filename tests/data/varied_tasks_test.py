@@ -171,6 +171,8 @@ class DomainsTest(absltest.TestCase):
       Domains(domain_dirs=("/data",))
     with self.assertRaisesRegex(ValueError, "--domains, omniglot: .*needs files"):
       Domains(domains=("omniglot",)).load(None)
+    with self.assertRaisesRegex(ValueError, "small, large need --min_way.*min_way=4"):
+      Tasks(way=4).test().check(dataset())
     with self.assertRaisesRegex(ValueError, "must be names, each once"):
       Domains(domains=("omniglot", "omniglot"))
 
