@@ -95,7 +95,7 @@ class Kind(NamedTuple):
     if self.support_label_noise or self.query_label_noise:
       sample = with_label_noise(
         sample,
-        way=self.shape["way"],
+        way=self.shape["way"] if self.min_way is None else None,
         support_rate=self.support_label_noise,
         query_rate=self.query_label_noise,
       )
