@@ -114,6 +114,9 @@ class Algorithm(Options):
     meta_learns: whether a step changes anything; otherwise it only computes metrics.
     own_defaults: options whose defaults an experiment does not replace.
     precisions: the precisions that it can be computed in, see `jsharp.precision`.
+    backbone: the group of parameters that is the network, if a larger network of the
+      algorithm's own contains it; otherwise "".
+    beyond_backbone: groups of parameters that it adds to the network.
   """
 
   kind: ClassVar[str] = "algorithm"
@@ -126,6 +129,8 @@ class Algorithm(Options):
   meta_learns: ClassVar[bool] = True
   own_defaults: ClassVar[tuple[str, ...]] = ()
   precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16")
+  backbone: ClassVar[str] = ""
+  beyond_backbone: ClassVar[tuple[str, ...]] = ()
 
   def make(self, problem: Problem) -> Made:
     """Builds the algorithm for a network."""

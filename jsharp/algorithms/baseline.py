@@ -12,10 +12,15 @@ trained as an ordinary classifier of all base classes, for Baseline++ with a cos
 As in the authors' code, the head is trained by SGD at 0.01 with momentum and dampening
 0.9 and weight decay 0.001, on 4 examples at a time, and cosines are multiplied by 2.
 The paper says 100 iterations, its code takes 100 passes: 200 steps for 5-way 1-shot,
-the default here, and 700 for 5-shot. Two things differ from the code, so that a
-prediction depends only on the support set: the cosine head starts from one fixed random
-draw and the linear head from zero, and the examples of each iteration follow a fixed
-rule (`jsharp.algorithms._mini_batches`) instead of a random order.
+the default here, and 700 for 5-shot.
+
+Five things differ from the code. Two make a prediction depend only on the support set:
+the cosine head starts from one fixed random draw and the linear head from zero, and the
+examples of each iteration follow a fixed rule (`jsharp.algorithms._mini_batches`)
+instead of a random order. With fewer than 4 classes, an iteration uses one example per
+class. The cosine head is the paper's; the code also learns a factor for each class's
+cosine. The first gradient is dampened like the later ones; PyTorch's SGD does not
+dampen it.
 
 Batch normalisation: the authors' code normalises by running averages, `--norm=frozen`
 here.

@@ -133,6 +133,7 @@ class BlackBox(Algorithm):
 
   name: ClassVar[str] = "black_box"
   has_inner_gradient: ClassVar[bool] = False
+  backbone: ClassVar[str] = "embedding"
 
   width: int = option(64, "Width of a token.", check=at_least(1))
   num_layers: int = option(3, "Layers of the transformer.", check=at_least(1))

@@ -155,6 +155,7 @@ class CAVIA(InnerLoop, SecondOrderOptions):
 
   name: ClassVar[str] = "cavia"
   any_loss: ClassVar[bool] = False
+  beyond_backbone: ClassVar[tuple[str, ...]] = ("film",)
 
   context_size: int | None = option(
     None,

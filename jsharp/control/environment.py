@@ -74,6 +74,11 @@ def check_environment(environment: Environment) -> None:
   state = jax.eval_shape(environment.reset, key, goal)
   seen = jax.eval_shape(environment.observe, state)
   _refuse(environment, "observe", seen, (environment.observation_size,))
+  if not jnp.issubdtype(seen.dtype, jnp.floating):
+    raise ValueError(
+      f"{environment.name}.observe returns {_told(seen)}, but policies take floating-"
+      "point numbers; convert it, for example with .astype(jnp.float32)"
+    )
   action = jax.ShapeDtypeStruct((environment.action_size,), jnp.float32)
   after, reward, over = _three(
     environment, jax.eval_shape(environment.step, state, action, goal)

@@ -80,10 +80,11 @@ def roll_out(
     means, log_scales = jnp.split(outputs, 2, axis=-1)
     actions = means + jnp.exp(log_scales) * noise
     after, rewards, over = jax.vmap(environment.step)(states, actions, goals)
-    # After its end a trajectory's state is frozen: later values may be NaN.
-    states = jax.vmap(_moved)(alive > 0, after, states)
     seen = Trajectories(observations, actions, while_alive(alive, rewards), alive)
-    return (states, alive * (1 - over.astype(alive.dtype))), seen
+    alive = jnp.where(over.astype(bool), 0, alive)
+    # A trajectory keeps the last state from which it acts: the state that ends it and
+    # later ones may be NaN, and derivatives of masked values would be NaN too.
+    return (jax.vmap(_moved)(alive > 0, after, states), alive), seen
 
   noise = jnp.moveaxis(jax.vmap(noise_of)(keys), 0, 1)
   states = jax.vmap(start)(keys, goals)

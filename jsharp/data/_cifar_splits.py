@@ -83,7 +83,7 @@ def load(
 
   if caches or official:
     found = (
-      {split: _cached(caches[split], split, expected) for split in wanted}
+      _cached({split: caches[split] for split in wanted}, expected)
       if caches
       else _of_official(official, expected, title)
     )
@@ -137,15 +137,23 @@ def _of_official(
   }
 
 
-def _cached(
-  path: pathlib.Path, split: str, expected: splits.Composition
-) -> dict[str, np.ndarray]:
-  """The classes of a pickle, by name where its labels are CIFAR-100's fine ones."""
-  arrays = _pickles.class_arrays(path, expected.image_size)
+def _cached(caches: dict[str, pathlib.Path], expected: splits.Composition) -> _Found:
+  """The classes of pickles, by name where their labels are CIFAR-100's fine ones.
+
+  They are if the labels of one of the pickles are exactly those of a published split.
+  """
+  found = {
+    split: _pickles.class_arrays(path, expected.image_size)
+    for split, path in caches.items()
+  }
   fine = {f"label{label}": name for label, name in enumerate(splits.CIFAR_100_CLASSES)}
-  if {fine.get(label) for label in arrays} != set(expected.classes[split]):
-    return arrays  # Other numbers, so classes are only counted.
-  return {fine[label]: images for label, images in arrays.items()}
+  published = [set(names) for names in expected.classes.values()]
+  if not any({fine.get(label) for label in of} in published for of in found.values()):
+    return found  # Other numbers, so classes are only counted.
+  return {
+    split: {fine.get(label, label): images for label, images in of.items()}
+    for split, of in found.items()
+  }
 
 
 def _check_lists(

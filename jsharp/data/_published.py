@@ -219,9 +219,15 @@ class Reader:
     self._lists = lists
     self._listed = self._read_csvs() if lists else {}
     self._seen: set[Key] = set()
+    self._any_image = False
 
   def read(self) -> dict[str, dict[str, np.ndarray]]:
-    """Images by class by split, in the order of their file names."""
+    """Images by class by split, in the order of their file names.
+
+    Raises:
+      FileNotFoundError: there are archives, but no image in them, or a CSV names an
+        image that is not there.
+    """
     # Images of a class mostly lie together. Each run becomes one array at once: a
     # million small ones would leave holes in the memory when they are gone.
     parts: dict[tuple[str, str], list[tuple[list[str], np.ndarray]]] = {}
@@ -234,6 +240,12 @@ class Reader:
         images.append(image)
         num_resized += resized
       parts.setdefault(label, []).append((names, np.stack(images)))
+    if self._archives and not self._any_image:
+      names = ", ".join(str(file.relative_to(self._root)) for file in self._archives)
+      raise FileNotFoundError(
+        f"data_dir={self._root}: there is no image of {self._title} in {names}. Fetch "
+        "the version of the data that contains images or Python's pickles."
+      )
     for name, (split, label) in self._listed.items():
       if self._is_wanted(split) and (split, label, name) not in self._seen:
         raise FileNotFoundError(
@@ -291,6 +303,7 @@ class Reader:
           f"{self._root}."
         )
       is_image = _formats.is_image(name) and self._is_part(name)
+      self._any_image |= is_image
       key = self._key(name) if is_image else None
       return key is not None and self._is_wanted(key.split) and key not in self._seen
 

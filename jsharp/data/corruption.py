@@ -27,7 +27,7 @@ _NOISE, _DISTORTION = 0x6E6F, 0x6469  # Streams of a task's key.
 def with_label_noise(
   sample_one: SampleOne,
   *,
-  way: int,
+  way: int | None,
   support_rate: float = 0.0,
   query_rate: float = 0.0,
 ) -> SampleOne:
@@ -39,7 +39,8 @@ def with_label_noise(
 
   Args:
     sample_one: `sample_one(key, ...) -> Task` with integer targets.
-    way: classes per task.
+    way: classes per task; None if it varies, with labels from 0 to the largest one of
+      the support set.
     support_rate: fraction of wrong labels in the support set, from 0 to 1.
     query_rate: fraction of wrong labels in the query set.
 
@@ -61,16 +62,17 @@ def with_label_noise(
   for name, rate in rates.items():
     if not 0 <= rate <= 1:
       raise ValueError(f"{name} must lie between 0 and 1, got {rate!r}; 0.2 is 20 %")
-  if way < 2:
+  if way is not None and way < 2:
     raise ValueError(f"way must be at least 2 for labels to be wrong, got {way}")
 
   def sample(key: jax.Array, *args: Any, **options: Any) -> Task:
     task = sample_one(key, *args, **options)
+    classes = task.support.targets.max() + 1 if way is None else way
     keys = jax.random.split(jax.random.fold_in(key, _NOISE))
     noisy = []
     for batch, key, (name, rate) in zip(task, keys, rates.items(), strict=True):
       if rate > 0:
-        wrong = corrupt(key, batch.targets, rate, way, other_classes_only=True)
+        wrong = corrupt(key, batch.targets, rate, classes, other_classes_only=True)
         _check_any_wrong(name, rate, wrong.shape[0])
         batch = batch._replace(targets=wrong)
       noisy.append(batch)

@@ -10,7 +10,7 @@ def corrupt(
   key: jax.Array,
   labels: jax.Array,
   rate: Any,
-  num_classes: int,
+  num_classes: Any,
   *,
   other_classes_only: bool = False,
 ) -> jax.Array:
@@ -27,7 +27,7 @@ def corrupt(
     key: decides which labels are replaced and by which classes.
     labels: `[num_labels]` integers in `[0, num_classes)`; use `vmap` for several tasks.
     rate: the fraction of labels that is replaced, from 0 to 1; may be traced.
-    num_classes: the number of classes.
+    num_classes: the number of classes; may be traced.
     other_classes_only: whether to exclude the true class from the draw.
 
   Returns:
@@ -50,7 +50,7 @@ def corrupt(
     )
   if isinstance(rate, int | float) and not 0 <= rate <= 1:
     raise ValueError(f"rate must lie between 0 and 1, got {rate!r}; 0.4 is 40 percent")
-  if num_classes < 2:
+  if isinstance(num_classes, int) and num_classes < 2:
     raise ValueError(f"num_classes must be at least 2, got {num_classes}")
   rank_key, draw_key = jax.random.split(key)
   size = labels.shape[0]

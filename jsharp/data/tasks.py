@@ -57,8 +57,16 @@ class Kind(NamedTuple):
     """Checks that a dataset is large enough for such tasks.
 
     Raises:
-      ValueError: see `jsharp.data.check_task_shape`.
+      ValueError: see `jsharp.data.check_task_shape`; or if tasks of a fixed shape would
+        mix the classes of several domains.
     """
+    if self.min_way is None and len(dataset.domains) > 1:
+      names = ", ".join(name for name, _ in dataset.domains)
+      way = self.shape["way"]
+      raise ValueError(
+        f"tasks of the domains {names} need --min_way, without which a task would mix "
+        f"their classes; --min_way={way} gives every task {way} classes of one domain"
+      )
     if self.min_way is None:
       check_task_shape(dataset, **self.shape)
     else:
@@ -87,7 +95,7 @@ class Kind(NamedTuple):
     if self.support_label_noise or self.query_label_noise:
       sample = with_label_noise(
         sample,
-        way=self.shape["way"],
+        way=self.shape["way"] if self.min_way is None else None,
         support_rate=self.support_label_noise,
         query_rate=self.query_label_noise,
       )

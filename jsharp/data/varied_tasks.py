@@ -126,7 +126,9 @@ def sample_varied_task(
 
   # Gumbel top-k: examples without replacement, each with its class's weight.
   weights = jax.random.uniform(keys[3], (way,), minval=jnp.log(0.5), maxval=jnp.log(2))
-  weights += jnp.log(counts.astype(jnp.float32))
+  # A class's weight is shared by the examples that it offers besides the first.
+  others = jnp.clip(counts - most_query, 2, most_support) - 1
+  weights += jnp.log(counts.astype(jnp.float32) / others.astype(jnp.float32))
   scores = weights[:, None] + jax.random.gumbel(keys[4], (way, most_support))
   scores = scores.at[:, 0].set(jnp.inf)  # One of each.
   present = jnp.arange(way) < num_classes

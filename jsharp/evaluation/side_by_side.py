@@ -68,8 +68,14 @@ class SideBySide(NamedTuple):
     """
     begun, digest = [], None
     for learner in self.learners:
-      head = learner.description.network.head
-      params, digest = initial_backbone(wanted, learner.made.params, head=head)
+      algorithm = learner.description.algorithm
+      params, digest = initial_backbone(
+        wanted,
+        learner.made.params,
+        head=learner.description.network.head,
+        within=algorithm.backbone,
+        anew=algorithm.beyond_backbone,
+      )
       made = learner.made._replace(params=params)
       begun.append(dataclasses.replace(learner, made=made))
     return self._replace(learners=begun), digest

@@ -5,7 +5,7 @@ import io
 import json
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jsharp import _files, _leaf_archive
 from jsharp.algorithms.fine_tuning import FineTuning, Initial, in_group
 from jsharp.learners._classifier import Classifier
 from jsharp.learners._files import AnyLearner, load
+from jsharp.learners._learner import Learner
 from jsharp.types import Params, Variables
 
 _HEAD = "head"
@@ -61,7 +62,12 @@ def initial(wanted: FineTuning, params: Variables) -> tuple[Variables, str | Non
 
 
 def initial_backbone(
-  wanted: Initial, params: Params, *, head: str = _HEAD
+  wanted: Initial,
+  params: Params,
+  *,
+  head: str = _HEAD,
+  within: str = "",
+  anew: tuple[str, ...] = (),
 ) -> tuple[Params, str | None]:
   """The parameters that meta-learning starts from: a pretrained backbone's.
 
@@ -73,6 +79,8 @@ def initial_backbone(
     wanted: where they come from.
     params: random initial parameters, as in `Made.params`.
     head: the name of the network's head.
+    within: as `Algorithm.backbone`.
+    anew: as `Algorithm.beyond_backbone`.
 
   Returns:
     The parameters, and a digest of what was read; None if nothing was read.
@@ -88,25 +96,32 @@ def initial_backbone(
   if wanted.init_from is None:
     return params, None
   ours = _leaf_archive.named_leaves(params)
-  needed = {_of_backbone(name): name for name in ours}
   needed = {
     name: own
-    for name, own in needed.items()
-    if not in_group(name, _HEAD) and not in_group(name, head)
+    for name, own in _of_backbone(ours, within).items()
+    if not any(in_group(name, group) for group in (_HEAD, head, *anew))
   }
   return _taken(wanted, params, ours, needed, _backbone_of)
 
 
-def _of_backbone(name: str) -> str:
-  """A leaf's name within its backbone."""
-  for prefix in ("embedding/", "params/", "statistics/"):
-    name = name.removeprefix(prefix)
-  return name
+def _of_backbone(leaves: Iterable[str], within: str) -> Names:
+  """The names of a backbone's leaves in a learner, by their names in the backbone."""
+  found = {}
+  for whole in leaves:
+    if not within or in_group(whole, within):
+      name = whole
+      for prefix in ("embedding/", "params/", "statistics/"):
+        name = name.removeprefix(prefix)
+      found[name] = whole
+  return found
 
 
 def _backbone_of(learner: AnyLearner) -> dict[str, np.ndarray]:
   leaves = _leaf_archive.named_leaves(learner.params)
-  return {_of_backbone(name): array for name, array in leaves.items()}
+  within = ""
+  if isinstance(learner, Learner):
+    within = learner.description.algorithm.backbone
+  return {name: leaves[own] for name, own in _of_backbone(leaves, within).items()}
 
 
 def _taken(

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jsharp._checks import check_count
+from jsharp.tree import is_inexact
 from jsharp.types import ApplyFn, Mask, Params
 
 
@@ -60,15 +61,16 @@ def with_adapters(
     params: the network's parameters. A leaf with more than two axes, such as a
       convolution's kernel, is treated as a matrix: its last axis by all others.
     rank: the rank of the adapters, limited to the smaller side of each matrix.
-    where: `where(params) -> pytree of bool`, the leaves that get an adapter; all with
-      two or more axes if None.
+    where: `where(params) -> pytree of bool`, the leaves that get an adapter; all
+      floating-point ones with two or more axes if None.
 
   Returns:
     The parameters with adapters: `down` normal with variance 1 / inputs, `up` zero.
 
   Raises:
-    ValueError: if `rank` is below 1, no leaf is selected, or a selected leaf has fewer
-      than two axes.
+    ValueError: if `rank` is below 1; if `where` does not return one bool per leaf, or
+      selects no leaf; or if a selected leaf has fewer than two axes or is not
+      floating-point.
 
   Example:
     >>> made = with_adapters(jax.random.key(0), {"w": jnp.ones((6, 5))}, rank=2)
@@ -77,20 +79,25 @@ def with_adapters(
   """
   rank = check_count("rank", rank)
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  chosen = [jnp.ndim(leaf) > 1 for _, leaf in leaves]
-  if where is not None:
-    chosen = jax.tree.leaves(where(params))
+  fits = [is_inexact(leaf) and jnp.ndim(leaf) > 1 for _, leaf in leaves]
+  chosen = fits if where is None else jax.tree.leaves(where(params))
+  if len(chosen) != len(leaves):
+    raise ValueError(
+      f"where returns {len(chosen)} bools for {len(leaves)} parameters; return one for "
+      "each, in a pytree like params"
+    )
   names = [jax.tree_util.keystr(path) for path, _ in leaves]
   adapters = {}
-  for number, (name, (_, leaf), wanted) in enumerate(
-    zip(names, leaves, chosen, strict=True)
+  for number, (name, (_, leaf), wanted, can) in enumerate(
+    zip(names, leaves, chosen, fits, strict=True)
   ):
     if not wanted:
       continue
-    if jnp.ndim(leaf) < 2:
+    if not can:
+      what = getattr(leaf, "dtype", type(leaf).__name__)
       raise ValueError(
-        f"where selects {name} of shape {jnp.shape(leaf)}, but an adapter needs two "
-        "axes; leave it out"
+        f"where selects {name}, {what}{list(getattr(leaf, 'shape', ()))}, but an "
+        "adapter needs floating-point numbers and two axes; leave it out"
       )
     inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]
     size = min(rank, inputs, outputs)

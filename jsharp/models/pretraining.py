@@ -20,7 +20,8 @@ class Pretraining(nn.Module):
   Parameters have the backbone's own names; the classifier's are in "head". The cosine
   head is the one of Baseline++ (Chen et al. 2019, arXiv 1904.04232): the cosine of
   features and a class's weights, times 2, or times 10 for more than 200 classes as in
-  its code; no bias.
+  its code; no bias. The code also learns a factor for each class; here, as in the
+  paper, there is none.
 
   Attributes:
     backbone: called as `backbone(inputs, train) -> [batch, dim]`, with `norm="running"`

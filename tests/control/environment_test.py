@@ -26,6 +26,11 @@ SHAPES = {
     lambda self, state: jnp.zeros((1, 2)),
     r"float32\[1, 2\], but \[1\] is needed \(observation_size=1\)",
   ),
+  "observed integers": (
+    "observe",
+    lambda self, state: state.astype(jnp.int32),
+    r"int32\[1\], but policies take floating-point numbers; convert it",
+  ),
   "reset": (
     "reset",
     lambda self, key, goal: jnp.zeros(2),

@@ -52,6 +52,16 @@ class Blown(Line):
     return state, jnp.float32(1), jnp.array(False)
 
 
+class Ends(Line):
+  """One whose last state is no number; how it says that it is over is no boolean."""
+
+  name: ClassVar[str] = "ends"
+
+  def step(self, state, action, goal):
+    state, reward, over = super().step(state, action, goal)
+    return jnp.where(over, jnp.nan, state), reward, 0.5 * over.astype(jnp.float32)
+
+
 class Wide(Line):
   """One that shows more than it says."""
 

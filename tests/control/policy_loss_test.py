@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 import jsharp
 from jsharp import control
-from tests.control.own_environment import Line
+from tests.control.own_environment import Ends, Line
 
 
 def constant_policy(params, observations):
@@ -42,6 +42,17 @@ class RollOutTest(parameterized.TestCase):
     expected = 1 + 0.3 * np.arange(1, 5)
     np.testing.assert_allclose(found.rewards[0, :4], expected, atol=0.1)
     np.testing.assert_array_equal(found.rewards[:, 4:], 0)
+
+  def test_the_state_that_ends_a_trajectory_may_be_nan(self):
+    policy = lambda w, x: jnp.concatenate([w * (1 + x), 0 * x - 20], axis=1)
+    usual, nan_at_the_end = (
+      jax.value_and_grad(
+        control.policy_loss(environment(horizon=4), policy), has_aux=True
+      )(jnp.float32(0.5), batch([1.0]))
+      for environment in (Line, Ends)
+    )
+    jax.tree.map(np.testing.assert_array_equal, usual, nan_at_the_end)
+    self.assertTrue(np.isfinite(usual[1]))
 
   def test_keys_decide_all_that_is_drawn(self):
     environment = control.Navigation(horizon=4)

@@ -118,6 +118,12 @@ class CifarFsTest(cifar_splits.SplitsOfCifarTest):
     fixtures.write_archive(self.root / "a.zip", {"CIFAR_FS_val.pickle": b"x"})
     self.refuses("holds the pickle CIFAR_FS_val.pickle: extract it")
 
+  def test_another_version_of_cifar_100_is_named(self):
+    files = {"cifar-100-binary/train.bin": b"x"}
+    fixtures.write_archive(self.root / "cifar-100-binary.tar.gz", files)
+    message = "no image of CIFAR-FS in cifar-100-binary.tar.gz. Fetch the version"
+    self.refuses(message, FileNotFoundError)
+
   def test_a_page_saved_as_archive_is_named(self):
     fixtures.write_files(self.root, {"cifar-100-python.tar.gz": fixtures.HTML})
     self.refuses("cifar-100-python.tar.gz is an HTML page")

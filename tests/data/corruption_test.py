@@ -1,6 +1,7 @@
 """Label noise and distortion of tasks: exact rates, exact geometry, same images."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jsharp
-from jsharp.data import corruption, sample_task
+from jsharp.data import corruption, sample_task, tasks
 from jsharp.data.dataset import Dataset
 
 
@@ -75,6 +76,18 @@ class LabelNoiseTest(parameterized.TestCase):
     self.assertLess(int(same.sum()), 3)
     for batch in task:
       self.assertGreater(len(np.unique(batch.targets, axis=0)), 35)
+
+  def test_wrong_labels_of_varied_tasks_are_classes_of_the_task(self):
+    labels = jnp.repeat(jnp.arange(3), 4)
+
+    def of_three_classes(key, data, **shape):
+      return jsharp.Task(*[jsharp.Batch(None, labels)] * 2)
+
+    with mock.patch.object(tasks, "sample_varied_task", of_three_classes):
+      kind = tasks.Tasks(way=20, min_way=2, support_label_noise=1.0).test()
+      task = kind.sampler()(jax.random.key(0), None)
+    self.assertFalse(bool((task.support.targets == labels).any()))
+    self.assertLess(int(task.support.targets.max()), 3)
 
   @parameterized.parameters("support_rate", "query_rate")
   def test_a_rate_of_no_wrong_label_is_refused(self, name):

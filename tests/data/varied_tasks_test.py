@@ -110,9 +110,21 @@ class VariedTasksTest(parameterized.TestCase):
     self.assertGreater(means[16], usual)
     self.assertBetween(means[10] / usual, 1.3, 2.0)
 
-  def test_one_domain_alone(self):
-    task = sample_varied_task(jax.random.key(5), dataset(), **SHAPE, domain=1)
-    self.assertTrue(bool((task.support.inputs[:, 0, 0, 0] * 255 >= 9.5).all()))
+  def test_one_domain_alone_and_the_share_of_its_small_classes(self):
+    # All eight classes of the second domain: four of 60 images, and four of 20 of which
+    # a support set can take 18. Besides one of each the large ones have 3/4.
+    images = Dataset.joined(
+      {"other": domain(0, [30] * 8), "one": domain(100, [60, 20] * 4)}, split="test"
+    ).on_device()
+    sample = functools.partial(
+      sample_varied_task, way=8, min_way=8, num_support=80, num_query=16, domain=1
+    )
+    tasks = jax.jit(jax.vmap(lambda key: sample(key, images)))(
+      jax.random.split(jax.random.key(0), 300)
+    )
+    names = np.round(np.asarray(tasks.support.inputs)[:, :, 0, 0, 0] * 255)
+    self.assertTrue((names >= 100).all())
+    self.assertBetween(float((names % 2 == 0).sum(1).mean()), 55, 61)
 
   @parameterized.parameters(
     ({"way": 5}, "the smallest domain, small, has 4 classes .* use way <= 4"),
@@ -159,6 +171,8 @@ class DomainsTest(absltest.TestCase):
       Domains(domain_dirs=("/data",))
     with self.assertRaisesRegex(ValueError, "--domains, omniglot: .*needs files"):
       Domains(domains=("omniglot",)).load(None)
+    with self.assertRaisesRegex(ValueError, "small, large need --min_way.*min_way=4"):
+      Tasks(way=4).test().check(dataset())
     with self.assertRaisesRegex(ValueError, "must be names, each once"):
       Domains(domains=("omniglot", "omniglot"))
 

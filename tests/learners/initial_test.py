@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 import jsharp
 from jsharp import learners
+from jsharp.algorithms.black_box import BlackBox
+from jsharp.algorithms.cavia import CAVIA
 from jsharp.algorithms.fine_tuning import (
   FineTuning,
   Initial,
@@ -252,7 +254,9 @@ class BackboneTest(parameterized.TestCase):
       atol=1e-5,
     )
 
-  @parameterized.parameters(MAML(), ProtoNet(), SimpleShot())
+  @parameterized.parameters(
+    MAML(), ProtoNet(), SimpleShot(), CAVIA(), BlackBox(width=4, num_layers=1)
+  )
   def test_all_but_the_head_by_the_batch(self, algorithm):
     jsharp.save(pretrained(), self.root / "saved")
     fresh = few_shot(algorithm)
@@ -261,6 +265,11 @@ class BackboneTest(parameterized.TestCase):
     if isinstance(algorithm, SimpleShot):
       np.testing.assert_array_equal(after.head, before.head)
       after = after.embedding
+    if isinstance(algorithm, BlackBox):
+      np.testing.assert_array_equal(after["token"]["bias"], before["token"]["bias"])
+      after = after["embedding"]
+    if isinstance(algorithm, CAVIA):
+      np.testing.assert_array_equal(after["film"]["kernel"], before["film"]["kernel"])
     theirs = pretrained().params.params
     np.testing.assert_array_equal(after["conv_2"]["kernel"], theirs["conv_2"]["kernel"])
     if isinstance(algorithm, MAML):

@@ -107,9 +107,20 @@ class LoraTest(absltest.TestCase):
       moved = state.params.params["dense"][name] - start.params["dense"][name]
       self.assertGreater(float(jnp.abs(moved).max()), 1e-4)
 
+  def test_integers_get_no_adapter(self):
+    mixed = {"kernel": random(3, 4), "table": jnp.ones((3, 4), jnp.int32)}
+    made = models.with_adapters(jax.random.key(0), mixed, rank=1)
+    self.assertEqual(list(made.adapters), ["['kernel']"])
+    with self.assertRaisesRegex(ValueError, r"\['table'\], int32\[3, 4\], but"):
+      models.with_adapters(
+        jax.random.key(0), mixed, rank=1, where=lambda tree: dict.fromkeys(tree, True)
+      )
+
   def test_refuses(self):
-    with self.assertRaisesRegex(ValueError, "bias.*needs two axes; leave it out"):
+    with self.assertRaisesRegex(ValueError, "bias.*and two axes; leave it out"):
       self.made(where=lambda tree: jax.tree.map(lambda _: True, tree))
+    with self.assertRaisesRegex(ValueError, "where returns 2 bools for 3 parameters"):
+      self.made(where=lambda tree: {"conv": True, "dense": True})
     with self.assertRaisesRegex(ValueError, "where selects no parameter; select"):
       self.made(where=lambda tree: jax.tree.map(lambda _: False, tree))
     with self.assertRaisesRegex(ValueError, "rank"):
