@@ -19,6 +19,7 @@ same command continues: it skips what is finished and resumes the training. The 
 at the end are read from these files.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -88,19 +89,15 @@ def supervise(
       return process.wait(timeout=max(seconds, 0))
     except BaseException as error:
       os.killpg(process.pid, signal.SIGTERM)
-      try:
+      with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=grace)
-      except subprocess.TimeoutExpired:
-        pass
       if isinstance(error, subprocess.TimeoutExpired):
         return None
       raise
     finally:
       # Also its children, such as a suspended PyTorch.
-      try:
+      with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-      except ProcessLookupError:
-        pass
       process.wait()
 
 

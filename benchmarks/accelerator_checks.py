@@ -90,11 +90,12 @@ def of_learner(description: Any, convolution: Convolution = "auto") -> dict[str,
   def build(execution: Execution) -> Any:
     learner = learners.build(description, execution=execution)
     algorithm = learner.algorithm()
-    if description.algorithm.meta_learns:
-      return learner, meta_gradient(algorithm)
-    return learner, lambda params, tasks: algorithm.step(algorithm.init(params), tasks)[
-      1
-    ]["loss"]
+
+    def losses(params: Any, tasks: Any) -> Any:
+      return algorithm.step(algorithm.init(params), tasks)[1]["loss"]
+
+    meta_learns = description.algorithm.meta_learns
+    return learner, meta_gradient(algorithm) if meta_learns else losses
 
   learner, function = build(Execution(convolution=convolution))
   _, exact = build(Execution(convolution="direct"))
@@ -130,9 +131,9 @@ def of_optimizer(name: str) -> dict[str, Any]:
   return errors(step, [problem(seed) for seed in range(_SEEDS)])
 
 
-def resumed(network: Any) -> dict[str, bool]:
+def resumed(description: Any) -> dict[str, bool]:
   """Whether a run in two parts, and the same run again, end with the same bits."""
-  learner = learners.build(describe(MAML(), network).replace(outer=OuterLoop()))
+  learner = learners.build(description.replace(outer=OuterLoop()))
   side, count = _SETTING["size"], _SETTING["num_tasks"]
 
   def sample_tasks(step: jax.Array, data: Any) -> Task:
@@ -172,14 +173,15 @@ def all_cases(tiny: bool) -> dict[str, cases.Case]:
   made: dict[str, Callable[[], Any]] = {}
   partial = functools.partial
   if tiny:
-    made["resume"] = partial(resumed, MLPOptions())
-    made["algorithm protonet"] = partial(of_learner, describe(ProtoNet(), MLPOptions()))
+    protonet = describe(ProtoNet(), MLPOptions())
+    made["resume"] = partial(resumed, protonet)
+    made["algorithm protonet"] = partial(of_learner, protonet)
     made["optimizer sam"] = partial(of_optimizer, "sam")
   else:
     conv4, strided = (
       network(num_filters=16) for network in (Conv4Options, Conv4StridedOptions)
     )
-    made["resume"] = partial(resumed, strided)
+    made["resume"] = partial(resumed, describe(MAML(), strided))
     for name in _catalogue.outlines("algorithm"):
       algorithm = _catalogue.find("algorithm", name)()
       made[f"algorithm {name}"] = partial(of_learner, describe(algorithm, conv4))

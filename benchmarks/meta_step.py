@@ -19,7 +19,6 @@ Memory is what the compiled step occupies on a device, including its arguments.
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

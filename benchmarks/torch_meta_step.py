@@ -11,8 +11,9 @@ under an interpreter that has PyTorch. Reads one JSON request per line from stdi
 runs meta-steps of that form for `amount` seconds, and answers with one JSON line:
 tasks/s, or an object with the message of an error. "tf32" allows TF32 in products and
 convolutions, and "bfloat16" computes the network in bfloat16 with parameters, gradients
-and losses in float32, as jsharp does. The form "error" takes the meta-gradients of `amount` tasks, in float32 and in float64, and
-answers with the lengths of their differences relative to the latter's.
+and losses in float32, as jsharp does. The form "error" takes the meta-gradients of
+`amount` tasks, in float32 and in float64, and answers with the lengths of their
+differences relative to the latter's.
 """
 
 import contextlib
