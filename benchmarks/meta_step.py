@@ -19,32 +19,21 @@ Memory is what the compiled step occupies on a device, including its arguments.
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import flax
 import jax
-import jax.numpy as jnp
 import optax
 from absl import app, flags
-from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import arithmetic
-from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
+from benchmarks.settings import SETTINGS, check_arguments
+from benchmarks.steps import Step, compile_step, make_matmul
 from benchmarks.tables import begin_table, calls_per_second, spread
 from benchmarks.torch_process import Torch
-from jsharp.core.objectives import TASK_AXIS
 from jsharp.evaluation.report import git_commit
 from jsharp.precision import PRECISIONS
-from jsharp.training.devices import (
-  compiler_options,
-  execution_for,
-  replicate,
-  task_mesh,
-)
 
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", None, "Interpreter with PyTorch; without it only jsharp is timed."
@@ -90,81 +79,22 @@ _PRECISION = flags.DEFINE_enum(
 _MATMUL_SIZE = 2048
 
 
-class Step(NamedTuple):
-  """A compiled meta-step.
-
-  Attributes:
-    run: one meta-step that keeps its own state; blocks until it is done.
-    compilation: seconds.
-    memory: bytes that it holds.
-    flops: floating-point operations per task.
-  """
-
-  run: Callable[[], None]
-  compilation: float
-  memory: int
-  flops: int
-
-
-def compile_step(setting: dict[str, int], algorithm: str, chunk: int | None) -> Step:
-  """Compiles a meta-step, and counts the operations of one with a single task."""
-  execution = execution_for(task_chunk=chunk)
-
-  def problem(num_tasks: int) -> tuple[Any, Any, Any]:
-    params, loss_fn, tasks = make_problem(
-      setting | {"num_tasks": num_tasks},
-      _PRECISION.value,
-      execution=execution,
-    )
-    made = make_algorithm(algorithm, loss_fn, setting, execution=execution)
-    return made.step, made.init(params), tasks
-
-  flops = arithmetic.count(*problem(1))
-  num_tasks, num_devices = setting["num_tasks"], _NUM_DEVICES.value
-  step, state, tasks = problem(num_tasks)
-  if num_devices > 1:
-    mesh = task_mesh(num_devices, num_tasks=num_tasks)
-    state = replicate(state, mesh)
-    by_task = PartitionSpec(TASK_AXIS)
-    tasks = jax.device_put(tasks, NamedSharding(mesh, by_task))
-    step = jax.shard_map(
-      step,
-      mesh=mesh,
-      in_specs=(PartitionSpec(), by_task),
-      out_specs=PartitionSpec(),
-      check_vma=False,
-    )
-  start = time.perf_counter()
-  options = compiler_options(execution)
-  compiled: Any = jax.jit(step, compiler_options=options).lower(state, tasks).compile()
-  compilation = time.perf_counter() - start
-  sizes = compiled.memory_analysis()
-
-  def run() -> None:
-    nonlocal state
-    state, _ = jax.block_until_ready(compiled(state, tasks))
-
-  memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-  return Step(run, compilation, memory, flops)
-
-
-def make_matmul() -> Callable[[], Any]:
-  """A product of two square matrices."""
-  square = jnp.ones((_MATMUL_SIZE, _MATMUL_SIZE), jnp.float32)
-  product = jax.jit(partial(jnp.matmul, precision="highest"))
-  return lambda: jax.block_until_ready(product(square, square))
-
-
 def report(name: str, algorithm: str, torch: Torch | None) -> None:
   """Measures all forms by turns and prints a row for each."""
   setting = SETTINGS[name]
   num_tasks = setting["num_tasks"]
-  matmul = make_matmul()
+  matmul = make_matmul(_MATMUL_SIZE)
   steps: dict[str, Step] = {}
   timers: dict[str, Callable[[float], float]] = {}
   for chunk in _TASK_CHUNK.value:
     label = "jsharp" if chunk == "0" else f"jsharp, task_chunk={chunk}"
-    steps[label] = compile_step(setting, algorithm, int(chunk) or None)
+    steps[label] = compile_step(
+      setting,
+      algorithm,
+      precision=_PRECISION.value,
+      chunk=int(chunk) or None,
+      num_devices=_NUM_DEVICES.value,
+    )
     run = steps[label].run
     timers[label] = lambda s, run=run: num_tasks * calls_per_second(run, s)  # type: ignore[misc]
   for form in _TORCH_FORMS.value if torch else ():

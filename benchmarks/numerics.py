@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import optax
 from absl import app, flags
 from flax import linen as nn
-from jax.flatten_util import ravel_pytree
 
+from benchmarks.gradients import in_dtype, meta_gradient, relative_error
 from benchmarks.settings import INNER_LR, SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
 from benchmarks.torch_process import Torch
@@ -73,9 +73,7 @@ def report(name: str, inner_steps: int, torch: Torch | None) -> None:
     exact = meta_gradients(setting, "direct", smooth, jnp.float64)
     for form, cells in columns.items():
       found = meta_gradients(setting, form, smooth, jnp.float32)
-      pairs = zip(found, exact, strict=True)
-      norm = jnp.linalg.norm
-      errors = [float(norm(a - b) / norm(b)) for a, b in pairs]
+      errors = [relative_error(a, b) for a, b in zip(found, exact, strict=True)]
       cells.append(spread(errors, 0, "e"))
   others = []
   if torch:
@@ -97,9 +95,6 @@ def meta_gradients(
     for seed in range(_SEEDS.value)
   ]
 
-  def convert(x: jax.Array) -> jax.Array:
-    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
   algorithm = maml(
     problems[0][1],
     optax.sgd(INNER_LR),
@@ -107,11 +102,7 @@ def meta_gradients(
     num_inner_steps=setting["inner_steps"],
     execution=execution,
   )
-
-  @jax.jit
-  def gradient(params: Any, tasks: Any) -> jax.Array:
-    state, _ = algorithm.step(algorithm.init(params), tasks)
-    return ravel_pytree(jax.tree.map(jnp.subtract, params, state.params))[0]
+  gradient = jax.jit(meta_gradient(algorithm))
 
   with contextlib.ExitStack() as stack:
     if smooth:
@@ -119,7 +110,7 @@ def meta_gradients(
         stack.enter_context(mock.patch.object(module, "max_pool", mean_pool))
       stack.enter_context(mock.patch.object(nn, "relu", nn.softplus))
     return [
-      gradient(*jax.tree.map(convert, (params, tasks))) for params, _, tasks in problems
+      gradient(*in_dtype((params, tasks), dtype)) for params, _, tasks in problems
     ]
 
 

@@ -5,13 +5,18 @@ Three forms: "loop", a Python loop over tasks with `autograd.grad(create_graph=T
 name, where it is installed. Started by `benchmarks.meta_step`
 under an interpreter that has PyTorch. Reads one JSON request per line from stdin,
 
-    {"setting": {...}, "algorithm": "maml", "form": "loop", "amount": 5.0}
+    {"setting": {...}, "algorithm": "maml", "form": "loop", "amount": 5.0,
+     "precision": "float32"}
 
-runs meta-steps of that form for `amount` seconds, and answers with one JSON line. The
-form "error" takes the meta-gradients of `amount` tasks, in float32 and in float64, and
-answers with the lengths of their differences relative to the latter's.
+runs meta-steps of that form for `amount` seconds, and answers with one JSON line:
+tasks/s, or an object with the message of an error. "tf32" allows TF32 in products and
+convolutions, and "bfloat16" computes the network in bfloat16 with parameters, gradients
+and losses in float32, as jsharp does. The form "error" takes the meta-gradients of
+`amount` tasks, in float32 and in float64, and answers with the lengths of their
+differences relative to the latter's.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -20,6 +25,25 @@ import torch
 from torch.nn import functional as F
 
 INNER_LR, OUTER_LR, RHO = 0.1, 1e-3, 5e-4
+COMPUTED_IN = {"dtype": None}
+
+
+@contextlib.contextmanager
+def computing_in(precision):
+  """Sets the precision of products and convolutions."""
+  torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+  torch.backends.cudnn.allow_tf32 = precision == "tf32"
+  COMPUTED_IN["dtype"] = torch.bfloat16 if precision == "bfloat16" else None
+  try:
+    yield
+  finally:
+    COMPUTED_IN["dtype"] = None
+
+
+def cast(tensors):
+  """The tensors in the dtype that the network is computed in."""
+  dtype = COMPUTED_IN["dtype"]
+  return tensors if dtype is None else [x.to(dtype) for x in tensors]
 
 
 def init_params(way, filters, stride, size, channels, seed=0):
@@ -44,8 +68,9 @@ def init_params(way, filters, stride, size, channels, seed=0):
 def body(params, x, stride):
   for block in range(4):
     # No bias, as in jsharp's network: normalisation would remove it.
-    x = F.conv2d(x, params[f"kernel_{block}"], stride=stride, padding=1)
-    scale, offset = params[f"scale_{block}"], params[f"offset_{block}"]
+    names = [f"{name}_{block}" for name in ("kernel", "scale", "offset")]
+    x, kernel, scale, offset = cast([x, *(params[name] for name in names)])
+    x = F.conv2d(x, kernel, stride=stride, padding=1)
     x = F.relu(F.batch_norm(x, None, None, scale, offset, training=True))
     if stride == 1:
       x = F.max_pool2d(x, 2)
@@ -53,7 +78,9 @@ def body(params, x, stride):
 
 
 def head(params, features):
-  return F.linear(features, params["head_kernel"], params["head_bias"])
+  operands = cast([features, params["head_kernel"], params["head_bias"]])
+  logits = F.linear(*operands)
+  return logits if COMPUTED_IN["dtype"] is None else logits.float()
 
 
 def make_tasks(setting, seed=0):
@@ -199,10 +226,13 @@ def start(setting, seed=0):
   return init_params(**{key: setting[key] for key in keys}, seed=seed)
 
 
-def make_step(setting, algorithm, form):
-  params = start(setting)
+def make_step(setting, algorithm, form, device):
+  params = {
+    name: p.detach().to(device).requires_grad_() for name, p in start(setting).items()
+  }
+  tasks = tuple(x.to(device) for x in make_tasks(setting))
   optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
-  meta_gradient, tasks = FORMS[form](algorithm, setting), make_tasks(setting)
+  meta_gradient = FORMS[form](algorithm, setting)
 
   def step():
     grads = meta_gradient(params, tasks)
@@ -211,32 +241,48 @@ def make_step(setting, algorithm, form):
     for name, param in params.items():
       param.grad = grads[name]
     optimizer.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
 
   return step
 
 
-def main():
-  torch.set_num_threads(int(sys.argv[1]))
-  versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-  print(json.dumps(versions), flush=True)
-  steps = {}
-  for line in sys.stdin:
-    request = json.loads(line)
-    setting = request["setting"]
-    key = (setting["name"], request["algorithm"], request["form"])
-    if request["form"] == "error":
-      answer = errors(setting, request["algorithm"], int(request["amount"]))
-      print(json.dumps(answer), flush=True)
-      continue
+def answer(request, steps, device):
+  """Tasks per second, or errors of meta-gradients."""
+  setting, form = request["setting"], request["form"]
+  if form == "error":
+    return errors(setting, request["algorithm"], int(request["amount"]))
+  precision = request["precision"]
+  key = (json.dumps(setting), request["algorithm"], form, precision)
+  with computing_in(precision):
     if key not in steps:
-      steps[key] = make_step(setting, *key[1:])
-      steps[key]()
+      if device == "cuda":  # Its memory is needed for larger settings.
+        steps.clear()
+        torch.cuda.empty_cache()
+      step = make_step(setting, request["algorithm"], form, device)
+      step()
+      steps[key] = step
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < request["amount"]:
       steps[key]()
       count += 1
     seconds = time.perf_counter() - start
-    print(json.dumps(count * setting["num_tasks"] / seconds), flush=True)
+  return count * setting["num_tasks"] / seconds
+
+
+def main():
+  threads, device = int(sys.argv[1]), sys.argv[2]
+  torch.set_num_threads(threads)
+  torch.backends.cudnn.benchmark = True
+  versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
+  print(json.dumps(versions), flush=True)
+  steps = {}
+  for line in sys.stdin:
+    try:
+      reply = answer(json.loads(line), steps, device)
+    except Exception as error:
+      reply = {"error": f"{type(error).__name__}: {error}"[:1000]}
+    print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,18 @@ from typing import Any
 
 
 class Torch:
-  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is idle."""
+  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is idle.
 
-  def __init__(self, python: str, threads: int):
+  Args:
+    python: an interpreter with PyTorch.
+    threads: PyTorch's threads.
+    device: "cpu" or "cuda".
+  """
+
+  def __init__(self, python: str, threads: int, device: str = "cpu"):
     script = Path(__file__).with_name("torch_meta_step.py")
     self._process = subprocess.Popen(
-      [python, str(script), str(threads)],
+      [python, str(script), str(threads), device],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -30,7 +36,13 @@ class Torch:
     return json.loads(line)
 
   def ask(
-    self, name: str, setting: dict[str, int], algorithm: str, form: str, amount: float
+    self,
+    name: str,
+    setting: dict[str, int],
+    algorithm: str,
+    form: str,
+    amount: float,
+    precision: str = "float32",
   ) -> Any:
     """Runs one form for `amount` seconds, or `form="error"` on `amount` tasks.
 
@@ -40,9 +52,13 @@ class Torch:
       algorithm: "maml", ...
       form: one of the forms of `torch_meta_step`.
       amount: seconds, or tasks.
+      precision: "float32", "tf32" or "bfloat16".
 
     Returns:
       Tasks per second, or a list of errors.
+
+    Raises:
+      RuntimeError: if PyTorch raised an error; the process goes on.
     """
     self._process.send_signal(signal.SIGCONT)
     request = {
@@ -50,13 +66,21 @@ class Torch:
       "algorithm": algorithm,
       "form": form,
       "amount": amount,
+      "precision": precision,
     }
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(request) + "\n")
     self._process.stdin.flush()
     answer = self._answer()
     self._process.send_signal(signal.SIGSTOP)  # Its idle threads would spin.
+    if isinstance(answer, dict):
+      raise RuntimeError(answer["error"])
     return answer
+
+  @property
+  def ended(self) -> bool:
+    """Whether the process has died."""
+    return self._process.poll() is not None
 
   def close(self) -> None:
     """Ends the process."""
