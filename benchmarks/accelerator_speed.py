@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import pathlib
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,10 +58,15 @@ def all_cells(tiny: bool) -> list[Cell]:
   """The cells, the most important ones first."""
   if tiny:
     return [("tiny", "fomaml", "float32", 2)]
-  axes = [list(enumerate(axis)) for axis in (_NAMES, _PEAKS, _NUM_TASKS)]
-  ranked = sorted(itertools.product(*axes), key=lambda cell: sum(i for i, _ in cell))
-  maml = [(str(a), "maml", str(b), int(c)) for (_, a), (_, b), (_, c) in ranked]
-  return maml + [("omni", name, "float32", 64) for name in _OTHERS]
+  precisions = tuple(_PEAKS)
+
+  def rank(cell: Cell) -> int:
+    name, _, precision, num_tasks = cell
+    places = _NAMES.index(name), precisions.index(precision)
+    return sum(places) + _NUM_TASKS.index(num_tasks)
+
+  every = itertools.product(_NAMES, ("maml",), precisions, _NUM_TASKS)
+  return sorted(every, key=rank) + [("omni", name, "float32", 64) for name in _OTHERS]
 
 
 def setting_of(cell: Cell) -> dict[str, int]:
@@ -75,7 +81,7 @@ def label(cell: Cell, form: str) -> str:
   return f"{' '.join(map(str, cell))}: {form}"
 
 
-def of_jsharp(cell: Cell, values: dict[str, Any], seconds: float) -> dict[str, Any]:
+def of_jsharp(cell: Cell, seconds: float, values: dict[str, Any]) -> dict[str, Any]:
   """Times a meta-step of jsharp."""
   name, algorithm, precision, num_tasks = cell
   same = [v for k, v in values.items() if k.startswith(f"{name} {algorithm} ")]
@@ -136,37 +142,36 @@ class OfTorch:
       self._process.close()
 
 
-def all_cases(of_torch: OfTorch | None, tiny: bool, seconds: float) -> Any:
+def all_cases(
+  of_torch: OfTorch | None, tiny: bool, seconds: float
+) -> dict[str, cases.Case]:
   """The cases by name, in order of importance."""
-  large = jax.default_backend() != "cpu"
-  size, numbers = (8192, 2**28) if large else (256, 2**20)
+  is_large = jax.default_backend() != "cpu"
+  size, numbers = (8192, 2**28) if is_large else (256, 2**20)
 
-  def peak(options: dict[str, Any]) -> dict[str, float]:
+  def peak(values: Any, *, options: dict[str, Any]) -> dict[str, float]:
+    del values
     product = make_matmul(size, **options)
     product()
     return {"per second": 2 * size**3 * calls_per_second(product, seconds / 3)}
 
-  def bandwidth() -> dict[str, float]:
+  def bandwidth(values: Any) -> dict[str, float]:
+    del values
     copy = make_copy(numbers)
     copy()
     return {"per second": 8 * numbers * calls_per_second(copy, seconds / 3)}
 
   made: dict[str, cases.Case] = {}
   for precision, options in _PEAKS.items():
-    made[f"peak {precision}"] = lambda _, options=options: peak(options)
-  made["bandwidth"] = lambda _: bandwidth()
+    made[f"peak {precision}"] = partial(peak, options=options)
+  made["bandwidth"] = bandwidth
   if of_torch is None:
     made["torch"] = lambda _: {"left out": "PyTorch is not installed"}
   for cell in all_cells(tiny):
-    made[label(cell, "jsharp")] = lambda found, cell=cell: of_jsharp(
-      cell, found, seconds
-    )
+    made[label(cell, "jsharp")] = partial(of_jsharp, cell, seconds)
     for form in _FORMS if of_torch else ():
-      made[label(cell, f"torch {form}")] = (
-        lambda found, cell=cell, form=form, of_torch=of_torch: of_torch(
-          cell, form, found
-        )
-      )
+      assert of_torch is not None
+      made[label(cell, f"torch {form}")] = partial(of_torch, cell, form)
   return made
 
 

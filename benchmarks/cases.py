@@ -5,7 +5,7 @@ import pathlib
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from jsharp._files import write_atomically
@@ -49,19 +49,18 @@ def run(
 
   def one(name: str) -> tuple[str, dict[str, Any]]:
     started = time.monotonic()
+    outcome: dict[str, Any]
     try:
       outcome = {"value": cases[name](values)}
+      values[name] = outcome["value"]
     except Exception:
       outcome = {"error": traceback.format_exc()}
     return name, outcome | {"seconds": round(time.monotonic() - started, 2)}
 
   with ThreadPoolExecutor(threads) as pool:
-    # With one thread the next case starts after the outcome of the last is written.
-    outcomes = pool.map(one, left) if threads > 1 else map(one, left)
-    for name, outcome in outcomes:
+    for done in as_completed([pool.submit(one, name) for name in left]):
+      name, outcome = done.result()
       record["cases"][name] = outcome
-      if "value" in outcome:
-        values[name] = outcome["value"]
       write(path, record)
   record["finished"] = all(name in values for name in cases)
   record.pop("stopped", None)

@@ -276,7 +276,7 @@ def main():
   torch.backends.cudnn.benchmark = True
   versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
   print(json.dumps(versions), flush=True)
-  steps = {}
+  steps: dict = {}
   for line in sys.stdin:
     try:
       reply = answer(json.loads(line), steps, device)
