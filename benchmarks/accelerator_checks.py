@@ -43,7 +43,9 @@ _TINY = flags.DEFINE_bool("tiny", False, "A few cases, to test the program.")
 _SETTING = {"way": 5, "shot": 1, "query_shot": 3, "num_tasks": 2, "size": 16}
 _SETTING["channels"] = 3
 _SEEDS = 3
-# They draw random numbers when they adapt, so they are compared in float32.
+# Random numbers differ between dtypes. Meta-SGD would draw its initial rates.
+_OPTIONS = {"meta_sgd": {"initial_rates": (0.1, 0.1)}}
+# These draw numbers whenever they adapt, so they are compared in float32.
 _DRAWS = ("baseline_plus_plus",)
 _STEPS = 12
 
@@ -191,7 +193,7 @@ def all_cases(tiny: bool) -> dict[str, cases.Case]:
     )
     made["resume"] = partial(resumed, describe(MAML(), strided))
     for name in _catalogue.outlines("algorithm"):
-      algorithm = _catalogue.find("algorithm", name)()
+      algorithm = _catalogue.find("algorithm", name)(**_OPTIONS.get(name, {}))
       made[f"algorithm {name}"] = partial(of_learner, describe(algorithm, conv4))
     for form in get_args(Convolution):
       made[f"convolution {form}"] = partial(of_learner, describe(MAML(), conv4), form)
