@@ -35,13 +35,6 @@ from absl import app, flags
 from benchmarks import cases
 from benchmarks.tables import begin_table
 
-_OUT = flags.DEFINE_string("out", None, "Directory of the results.")
-_MINUTES = flags.DEFINE_float("minutes", 8.0, "Time for all parts.", lower_bound=0)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "mini-ImageNet, as for experiments.miniimagenet."
-)
-_TINY = flags.DEFINE_bool("tiny", False, "A few small cases, to test the program.")
-
 _ROOT = pathlib.Path(__file__).parents[1]
 _FLAGFILES = {
   "maml": "maml_miniimagenet_5way_1shot.txt",
@@ -261,16 +254,25 @@ def _training(values: dict[str, Any]) -> None:
     _row(name, *(f"{value[key]:.4g}" if key in value else "" for key in keys))
 
 
+def define_flags() -> None:
+  """Defines the flags, which programs that import this one may have too."""
+  flags.DEFINE_string("out", None, "Directory of the results.")
+  flags.DEFINE_float("minutes", 8.0, "Time for all parts.", lower_bound=0)
+  flags.DEFINE_string("data_dir", None, "mini-ImageNet, see experiments.miniimagenet.")
+  flags.DEFINE_bool("tiny", False, "A few small cases, to test the program.")
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if _OUT.value is None:
+  given = flags.FLAGS
+  if given.out is None:
     raise app.UsageError("--out=DIRECTORY is missing.")
   for signum in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(signum, lambda number, _: sys.exit(128 + number))
-  out = pathlib.Path(_OUT.value).expanduser().absolute()
+  out = pathlib.Path(given.out).expanduser().absolute()
   out.mkdir(parents=True, exist_ok=True)
-  tiny = ["--tiny"] if _TINY.value else []
+  tiny = ["--tiny"] if given.tiny else []
   small = ["--num_filters=4", "--num_steps=2", "--val_tasks=4", "--eval_tasks=4"]
 
   def part(name: str) -> Callable[[float], None]:
@@ -281,11 +283,12 @@ def main(argv: list[str]) -> None:
   parts = {
     "checks": part("checks"),
     "speed": part("speed"),
-    "training": lambda end: train(out, _DATA_DIR.value, end, small if tiny else []),
+    "training": lambda end: train(out, given.data_dir, end, small if tiny else []),
   }
-  run_all(parts, out, 60 * _MINUTES.value)
+  run_all(parts, out, 60 * given.minutes)
   report(out)
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)
