@@ -241,9 +241,9 @@ class Reader:
         num_resized += resized
       parts.setdefault(label, []).append((names, np.stack(images)))
     if self._archives and not self._any_image:
-      names = ", ".join(str(file.relative_to(self._root)) for file in self._archives)
+      read = ", ".join(str(file.relative_to(self._root)) for file in self._archives)
       raise FileNotFoundError(
-        f"data_dir={self._root}: there is no image of {self._title} in {names}. Fetch "
+        f"data_dir={self._root}: there is no image of {self._title} in {read}. Fetch "
         "the version of the data that contains images or Python's pickles."
       )
     for name, (split, label) in self._listed.items():
