@@ -60,17 +60,17 @@ class Kind(NamedTuple):
       ValueError: see `jsharp.data.check_task_shape`; or if tasks of a fixed shape would
         mix the classes of several domains.
     """
-    if self.min_way is None and len(dataset.domains) > 1:
+    if self.min_way is not None:
+      check_varied_shape(dataset, **self.varied)
+    elif len(dataset.domains) > 1:
       names = ", ".join(name for name, _ in dataset.domains)
       way = self.shape["way"]
       raise ValueError(
         f"tasks of the domains {names} need --min_way, without which a task would mix "
         f"their classes; --min_way={way} gives every task {way} classes of one domain"
       )
-    if self.min_way is None:
-      check_task_shape(dataset, **self.shape)
     else:
-      check_varied_shape(dataset, **self.varied)
+      check_task_shape(dataset, **self.shape)
 
   @property
   def varied(self) -> dict[str, int]:
