@@ -90,8 +90,7 @@ def meta_step(
 
   def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
     def grad_fn(point: Params) -> Any:
-      if outer_grad_fn is None:
-        return meta_gradient_fn(point, tasks)[1]
+      assert outer_grad_fn is not None
       return outer_grad_fn(point, state.params, tasks)
 
     params, opt_state, metrics = descend(
@@ -99,7 +98,8 @@ def meta_step(
       lambda point: meta_gradient_fn(point, tasks),
       state.params,
       state.opt_state,
-      grad_fn=grad_fn,
+      grad_fn=grad_fn if outer_grad_fn else None,
+      one_program=True,
     )
     return MetaState(state.step + 1, params, opt_state), metrics
 

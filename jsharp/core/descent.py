@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp import tree as trees
+from jsharp.core.traced import Traced, traced
 from jsharp.perturbations.link import SharpnessAwareState
 from jsharp.perturbations.looksam import LookState
 from jsharp.types import Params
@@ -24,6 +26,7 @@ def descend(
   opt_state: Any,
   *,
   grad_fn: Callable[[Params], Any] | None = None,
+  one_program: bool = False,
 ) -> tuple[Params, Any, Any]:
   """Takes one optimizer step, with every extra argument that optax optimizers use.
 
@@ -43,6 +46,10 @@ def descend(
     opt_state: the optimizer's state.
     grad_fn: the `grad_fn` that links are given; the gradient of `value_and_grad_fn` if
       None.
+    one_program: whether an optimizer that asks for exactly one more gradient, as SAM
+      does, gets both from one loop of two passes, so that the gradient is compiled
+      once. The result is the same. Costly to differentiate through, because the loop
+      stores both passes.
 
   Returns:
     The new params, the new optimizer state, and the metrics at `params`.
@@ -70,27 +77,96 @@ def descend(
   def at(point: Params) -> Params:
     return trees.join(point, constants)
 
-  (loss, metrics), grads = value_and_grad_fn(at(params))
+  def everything_at(point: Params) -> Any:
+    return value_and_grad_fn(at(point))
+
+  def gradient(point: Params) -> Any:
+    return grad_fn(at(point)) if grad_fn else everything_at(point)[1]
 
   # optax's line searches pass all their other extra arguments to value_fn, so it must
   # accept them.
   def value_fn(point: Params, grad_fn: Any = None) -> Any:
     del grad_fn
-    return value_and_grad_fn(at(point))[0][0]
+    return everything_at(point)[0][0]
 
-  def gradient(point: Params) -> Any:
-    return grad_fn(at(point)) if grad_fn else value_and_grad_fn(at(point))[1]
+  def update(
+    params: Params, found: Any, gradient: Any, value_fn: Any
+  ) -> tuple[Any, Any]:
+    (loss, _), grads = found
+    return optimizer.update(
+      grads,
+      opt_state,
+      params,
+      value=loss,
+      grad=grads,
+      value_fn=value_fn,
+      grad_fn=_of_like_params(gradient, params),
+    )
 
-  updates, opt_state = optimizer.update(
-    grads,
-    opt_state,
-    params,
-    value=loss,
-    grad=grads,
-    value_fn=value_fn,
-    grad_fn=_of_like_params(gradient, params),
-  )
-  return at(optax.apply_updates(params, updates)), opt_state, metrics
+  found: Any = None
+  if one_program and grad_fn is None:
+    everything_at = traced(everything_at, params)
+    pair = _in_one_loop(everything_at, update, params)
+    if pair is not None:
+      found, second = pair
+      updates, opt_state = update(params, found, lambda point: second[1], value_fn)
+  if found is None:
+    found = everything_at(params)
+    updates, opt_state = update(params, found, gradient, value_fn)
+  return at(optax.apply_updates(params, updates)), opt_state, found[0][1]
+
+
+def _in_one_loop(
+  everything_at: Traced,
+  update: Callable[[Params, Any, Any, Any], Any],
+  params: Params,
+) -> tuple[Any, Any] | None:
+  """What is found at `params`, and where an optimizer then asks for a gradient.
+
+  Args:
+    everything_at: `params -> ((loss, metrics), grads)`.
+    update: `update(params, found, grad_fn, value_fn)` updates the optimizer.
+    params: the first point.
+
+  Returns:
+    Both results; None if the optimizer asks for no gradient, for several, for a value
+    elsewhere, or only under a condition.
+  """
+
+  class OtherQuestion(Exception):
+    pass
+
+  def refuse(point: Params, grad_fn: Any = None) -> Any:
+    raise OtherQuestion
+
+  def question(params_and_found: tuple[Params, Any]) -> Params:
+    params, found = params_and_found
+    points: list[Params] = []
+
+    def grad_fn(point: Params) -> Any:
+      points.append(point)
+      return found[1]
+
+    update(params, found, grad_fn, refuse)
+    if len(points) != 1:
+      raise OtherQuestion
+    return points[0]
+
+  try:
+    asked = traced(question, (params, everything_at.result))
+  except OtherQuestion:
+    return None
+  if asked.returns_foreign:
+    return None
+
+  def one_pass(carry: Any, is_first: Any) -> tuple[Any, None]:
+    _, last = carry
+    point = jax.tree.map(partial(jnp.where, is_first), params, asked((params, last)))
+    return (last, everything_at(point)), None
+
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), everything_at.result)
+  both, _ = jax.lax.scan(one_pass, (nothing, nothing), jnp.array([True, False]))
+  return both
 
 
 def _of_like_params(

@@ -27,9 +27,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
 
 from jsharp import tree as trees
+from jsharp.core.traced import traced
 from jsharp.types import LossFn, Metrics, Params
 
 
@@ -129,7 +129,7 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
       (leaves, batch, [directions[i] for i in moved])
     )
 
-    grads_at, has_forward_mode = traced(
+    grads_at = traced(
       lambda leaves: value_and_grad_fn(structure.unflatten(leaves), batch)[1], leaves
     )
 
@@ -137,7 +137,7 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
       every = dict(enumerate(leaves)) | dict(zip(moved, point, strict=True))
       return grads_at(list(every.values()))
 
-    if has_forward_mode:
+    if grads_at.has_forward_mode:
       start = [leaves[i] for i in moved]
       grads, products = jax.jvp(where_moved, (start,), (along,))
     else:
@@ -170,10 +170,10 @@ def symmetric_product(
     >>> float(symmetric_product(jax.grad(lambda w: w**3), 2.0, 1.0))
     12.0
   """
-  gradient_fn, has_forward_mode = traced(gradient_fn, point)
-  if not has_forward_mode:
-    return _by_reverse(gradient_fn, point)(vector)
-  return jax.jvp(gradient_fn, (point,), (vector,))[1]
+  replay = traced(gradient_fn, point)
+  if not replay.has_forward_mode:
+    return _by_reverse(replay, point)(vector)
+  return jax.jvp(replay, (point,), (vector,))[1]
 
 
 def symmetric_map(
@@ -192,58 +192,15 @@ def symmetric_map(
     >>> float(symmetric_map(jax.grad(lambda w: w**3), 2.0)(1.0))
     12.0
   """
-  gradient_fn, has_forward_mode = traced(gradient_fn, point)
-  if not has_forward_mode:
-    return _by_reverse(gradient_fn, point)
-  return jax.linearize(gradient_fn, point)[1]
+  replay = traced(gradient_fn, point)
+  if not replay.has_forward_mode:
+    return _by_reverse(replay, point)
+  return jax.linearize(replay, point)[1]
 
 
 def _by_reverse(gradient_fn: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
   _, pull_back = jax.vjp(gradient_fn, point)
   return lambda vector: trees.conjugate(pull_back(trees.conjugate(vector))[0])
-
-
-def traced(fn: Callable[[Any], Any], point: Any) -> tuple[Callable[[Any], Any], bool]:
-  """Traces a function once, and reports whether it has a forward-mode derivative.
-
-  A `jax.custom_vjp` has none. Inside `jax.jit` JAX reports this too late to choose
-  another way: when the derivative is compiled, not when it is traced.
-
-  Args:
-    fn: a function of one pytree of arrays.
-    point: where it is traced.
-
-  Returns:
-    The traced function, and whether it has a forward-mode derivative.
-
-  Example:
-    >>> double, has_forward_mode = traced(lambda x: 2 * x, jnp.float32(1.0))
-    >>> float(double(jnp.float32(3.0))), has_forward_mode
-    (6.0, True)
-  """
-  closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(point)
-
-  def replay(point: Any) -> Any:
-    leaves = jax.tree.leaves(point)
-    outputs = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
-    return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
-
-  return replay, not _has_custom_vjp(closed.jaxpr)
-
-
-def _has_custom_vjp(jaxpr: Any) -> bool:
-  for equation in jaxpr.eqns:
-    if equation.primitive.name.startswith("custom_vjp_call"):
-      return True
-    # A conditional holds a tuple of jaxprs, a loop one jaxpr with its constants.
-    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-      if _is_jaxpr(inner) and _has_custom_vjp(getattr(inner, "jaxpr", inner)):
-        return True
-  return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-  return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
 def _with_gradient(loss_fn: LossFn, gradient: Callable[..., Any]) -> LossFn:
