@@ -8,18 +8,25 @@ from typing import Any
 
 
 class Torch:
-  """Runs `benchmarks/torch_meta_step.py`, which is suspended while it is idle.
+  """Runs PyTorch's side of a benchmark, which is suspended while it is idle.
 
   Args:
     python: an interpreter with PyTorch.
     threads: PyTorch's threads.
     device: "cpu" or "cuda".
+    script: the file beside this one that it runs.
   """
 
-  def __init__(self, python: str, threads: int, device: str = "cpu"):
-    script = Path(__file__).with_name("torch_meta_step.py")
+  def __init__(
+    self,
+    python: str,
+    threads: int,
+    device: str = "cpu",
+    script: str = "torch_meta_step.py",
+  ):
+    path = Path(__file__).with_name(script)
     self._process = subprocess.Popen(
-      [python, str(script), str(threads), device],
+      [python, str(path), str(threads), device],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -50,12 +57,12 @@ class Torch:
       name: name of the setting.
       setting: values of the setting.
       algorithm: "maml", ...
-      form: one of the forms of `torch_meta_step`.
+      form: one of the forms of the script.
       amount: seconds, or tasks.
       precision: "float32", "tf32" or "bfloat16".
 
     Returns:
-      Tasks per second, or a list of errors.
+      Tasks or examples per second, or a list of errors.
 
     Raises:
       RuntimeError: if PyTorch raised an error; the process goes on.

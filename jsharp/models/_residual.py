@@ -12,7 +12,7 @@ from jsharp.types import Convolution
 
 
 class Conv(nn.Module):
-  """A convolution without bias, of an odd `size`; size 1 is a matrix product."""
+  """A convolution without bias, of an odd `size`."""
 
   num_filters: int
   stride: int = 1
@@ -24,8 +24,6 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.num_filters)
     # He initialisation by fan-out, as in the published code of these networks.
     kernel = self.param("kernel", he_normal_of_outputs, shape, x.dtype)
-    if self.size == 1:
-      return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
     return conv2d(x, kernel, stride=self.stride, convolution=self.convolution)
 
 

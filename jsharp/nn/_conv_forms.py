@@ -18,7 +18,9 @@ and `kw` copies of `g`, shifted by columns, are concatenated along the channels;
 products of all copies of `x` with all copies of `g`, summed over pixels, are the
 weights' gradients. It copies `kh + kw` maps where im2col copies `kh * kw`. `winograd`
 (`jsharp.nn._winograd`) is for 3x3 kernels at stride 1 and needs fewer multiplications.
-The last two are used on CPUs only; elsewhere they are computed as `direct`.
+`strided` computes `forward` directly and `input_gradient` by im2col: XLA is slow at
+convolving maps with zeros between the pixels. `shifted` and `winograd` are used on CPUs
+only; elsewhere they are computed as `direct`.
 """
 
 from typing import NamedTuple
@@ -33,8 +35,18 @@ from jsharp.nn._chunks import num_chunks, sum_of_chunks
 FEW_CHANNELS = 3
 """With fewer channels than this, the matrix product per kernel row is too narrow."""
 
-MANY_CHANNELS = 8
-"""At or above this many input channels the shifted form is the fastest on a CPU."""
+_TRANSPOSES = jax.__version_info__ < (0, 11)
+
+SHIFTED_CHANNELS = 8 if _TRANSPOSES else 64
+"""At or above this many input channels the shifted form is faster than the direct one;
+from jax 0.11 on, the direct one is often a product."""
+
+MANY_CHANNELS = 64
+"""Large batches with at least this many channels suit Winograd's weight gradient on
+several threads too; with twice as many, all of Winograd's maps."""
+
+MANY_PIXELS = 8192
+"""A batch with at least this many output pixels is large."""
 
 WINOGRAD_CHANNELS = 16
 """With fewer input or output channels than this, the transforms cost too much."""
@@ -56,8 +68,9 @@ class Geometry(NamedTuple):
     size: height and width of the input map.
     kernel: height and width of the kernel.
     stride: step between two outputs, the same in both directions.
-    form: "direct", "im2col" or "winograd".
-    weight_form: the form of the weight gradient: one of these or "shifted".
+    form: "direct", "im2col", "winograd" or "strided", which is direct with the input
+      gradient of im2col.
+    weight_form: the form of the weight gradient: one of the first three or "shifted".
     precision: a value of `jax.default_matmul_precision`; None for JAX's default.
   """
 
@@ -94,6 +107,7 @@ def forward(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
   """Convolves `x [groups, n, h, w, c]` with `w [groups, kh, kw, c, o]`."""
   form = {
     "direct": _direct_forward,
+    "strided": _direct_forward,
     "im2col": _im2col_forward,
     "winograd": _on_cpu(_winograd.forward, _direct_forward),
   }[geometry.form]
@@ -104,6 +118,7 @@ def input_gradient(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Arr
   """Transposes `forward` in `x`: `g [groups, n, oh, ow, o]` to `x`'s shape."""
   form = {
     "direct": _direct_input_gradient,
+    "strided": _im2col_input_gradient,
     "im2col": _im2col_input_gradient,
     "winograd": _on_cpu(_winograd.input_gradient, _direct_input_gradient),
   }[geometry.form]
@@ -256,11 +271,12 @@ def _im2col_input_gradient(g, w, geometry):
 
 def _im2col_weight_gradient(x, g, geometry):
   c, o = x.shape[-1], g.shape[-1]
-  # The product transposes its first operand, so this is the one with fewer columns.
+  # Before jax 0.11 the product transposes its first operand, so this is the one with
+  # fewer columns.
   pixels = (0, 1, 2)
   rows = [
     jnp.tensordot(part, g, axes=(pixels, pixels))
-    if part.shape[-1] < o
+    if part.shape[-1] < o or not _TRANSPOSES
     else jnp.tensordot(g, part, axes=(pixels, pixels)).T
     for part in _patches(x, geometry)
   ]

@@ -6,7 +6,6 @@ from jax import lax
 
 from jsharp.nn._channels import moments_of_sums
 from jsharp.nn._chunks import merge, num_chunks, split
-from jsharp.nn._conv_forms import MANY_CHANNELS
 from jsharp.nn.convolution import conv2d
 from jsharp.nn.pooling import max_pool
 from jsharp.tree import at_least_float32
@@ -14,6 +13,9 @@ from jsharp.types import Convolution
 
 _LARGE = 2_000_000
 """A map of more entries than this has left a CPU's cache when it is read again."""
+
+_MANY_CHANNELS = 8
+"""From this many input channels on, recomputing the convolution costs too much."""
 
 _CHUNK_ENTRIES = 500_000
 
@@ -36,7 +38,7 @@ def is_worthwhile(x: jax.Array, w: jax.Array) -> bool:
   if not isinstance(x.shape[0], int):
     return False
   large = x.size // x.shape[-1] * w.shape[-1] > _LARGE
-  return large and x.shape[-1] < MANY_CHANNELS and jax.default_backend() == "cpu"
+  return large and x.shape[-1] < _MANY_CHANNELS and jax.default_backend() == "cpu"
 
 
 def moments_and_pool(

@@ -40,10 +40,11 @@ def conv2d(
     convolution: how all three maps are computed, with equal results up to rounding.
       "direct" is XLA's convolution, "im2col" uses matrix products, and "winograd" uses
       fewer multiplications; it is for 3x3 kernels at stride 1, and is computed as
-      "direct" on platforms other than the CPU. "auto" chooses between the first two by
-      shape and platform. "auto_winograd" is "auto" with Winograd's form wherever the
-      shape suits it, which is the fastest if each device of a CPU has one core: XLA is
-      slow at dividing the many small products among threads.
+      "direct" on platforms other than the CPU. "auto" chooses by shape and platform:
+      Winograd's form only for large batches of maps with many channels.
+      "auto_winograd" is "auto" with Winograd's form wherever the shape suits it, which
+      is the fastest if each device of a CPU has one core: XLA is slow at dividing small
+      products among threads.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -104,17 +105,39 @@ def _check(x, w, stride, convolution):
 
 
 def _choose(x, w, stride, convolution):
-  """The form of a convolution and the form of its weight gradient."""
+  """The form of a convolution and of its input gradient, and of its weight gradient.
+
+  The thresholds are the outcomes of `benchmarks.convolution`.
+  """
   if convolution in _FORMS:
     return convolution, convolution
-  if stride > 1:
+  channels = min(w.shape[2:])
+  is_large = _is_large(x, stride)
+  if w.shape[:2] == (1, 1):
     return "im2col", "im2col"
-  if convolution == "auto_winograd" and _suits_winograd(x, w):
-    return "winograd", "winograd"
-  if x.shape[3] >= _conv_forms.MANY_CHANNELS:
+  if stride > 1:
+    if channels < _conv_forms.WINOGRAD_CHANNELS:
+      return "im2col", "im2col"
+    is_narrow = channels < _conv_forms.MANY_CHANNELS
+    return "strided", "direct" if is_large and is_narrow else "im2col"
+  if _suits_winograd(x, w):
+    if convolution == "auto_winograd":
+      return "winograd", "winograd"
+    if is_large and channels >= _conv_forms.MANY_CHANNELS:
+      is_wide = channels >= 2 * _conv_forms.MANY_CHANNELS
+      return "winograd" if is_wide else "direct", "winograd"
+  if x.shape[3] < _conv_forms.FEW_CHANNELS:
+    return "im2col", "im2col"
+  if x.shape[3] >= _conv_forms.SHIFTED_CHANNELS:
     return "direct", "shifted"
-  form = "im2col" if x.shape[3] < _conv_forms.FEW_CHANNELS else "direct"
-  return form, form
+  return "direct", "direct"
+
+
+def _is_large(x, stride):
+  num_images, height, width = x.shape[:3]
+  if not isinstance(num_images, int):  # A symbolic dimension of `jax.export`.
+    return False
+  return num_images * (height // stride) * (width // stride) >= _conv_forms.MANY_PIXELS
 
 
 def _suits_winograd(x, w):

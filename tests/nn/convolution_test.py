@@ -110,7 +110,10 @@ class ConvolutionTest(parameterized.TestCase):
 
       assert_near(*first_derivatives(x, w, expected))
 
-  @parameterized.parameters(("direct", 1), ("im2col", 2), ("winograd", 1), ("auto", 1))
+  @parameterized.parameters(
+    ("direct", 1), ("im2col", 2), ("winograd", 1), ("auto", 1), ("auto", 2)
+  )
+  @mock.patch.object(_conv_forms, "WINOGRAD_CHANNELS", 1)  # So stride 2 is "strided".
   def test_second_and_third_derivatives(self, form, stride):
     with jax.enable_x64(True):
       x, w = operands((5, 4), (3, 3), 9)
@@ -343,12 +346,34 @@ class ConvolutionTest(parameterized.TestCase):
     ((75, 84, 84, 3), 32, 1, "direct", "direct"),
     ((75, 7, 7, 64), 64, 1, "winograd", "winograd"),
     ((75, 5, 5, 64), 64, 1, "direct", "shifted"),
-    ((5, 14, 14, 64), 64, 2, "im2col", "im2col"),
+    ((5, 14, 14, 64), 64, 2, "strided", "im2col"),
+    ((5, 28, 28, 1), 64, 2, "im2col", "im2col"),
+    ((128, 32, 32, 16), 32, 2, "strided", "direct"),
+    ((128, 32, 32, 64), 128, 2, "strided", "im2col"),
   )
   def test_choice_of_forms(self, shape, channels, stride, form, weight_form):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     w = jax.ShapeDtypeStruct((3, 3, shape[3], channels), jnp.float32)
     self.assertEqual(_choose(x, w, stride, "auto_winograd"), (form, weight_form))
+
+  @parameterized.parameters(
+    ((128, 8, 8, 256), 256, "winograd", "winograd"),
+    ((128, 32, 32, 64), 64, "direct", "winograd"),
+    ((127, 8, 8, 256), 256, "direct", "shifted"),
+    ((128, 32, 32, 64), 32, "direct", "shifted"),
+  )
+  def test_large_batches_suit_winograd_on_several_threads(
+    self, shape, channels, form, weight_form
+  ):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    w = jax.ShapeDtypeStruct((3, 3, shape[3], channels), jnp.float32)
+    self.assertEqual(_choose(x, w, 1, "auto"), (form, weight_form))
+
+  def test_kernels_of_one_pixel_are_products(self):
+    x = jax.ShapeDtypeStruct((128, 8, 8, 64), jnp.float32)
+    w = jax.ShapeDtypeStruct((1, 1, 64, 64), jnp.float32)
+    for stride in (1, 2):
+      self.assertEqual(_choose(x, w, stride, "auto"), ("im2col", "im2col"))
 
   def test_choice_by_what_is_asked_for(self):
     x = jax.ShapeDtypeStruct((5, 14, 14, 64), jnp.float32)
@@ -358,7 +383,7 @@ class ConvolutionTest(parameterized.TestCase):
     self.assertEqual(_choose(x, w, 1, "auto"), ("direct", "shifted"))
     asked = "auto_winograd"
     self.assertEqual(_choose(x, w, 1, asked), ("winograd", "winograd"))
-    self.assertEqual(_choose(x, w, 2, asked), ("im2col", "im2col"))
+    self.assertEqual(_choose(x, w, 2, asked), ("strided", "im2col"))
     self.assertEqual(_choose(few, narrow, 1, asked), ("im2col", "im2col"))
     self.assertEqual(_choose(few, narrow, 1, "winograd"), ("winograd", "winograd"))
     self.assertEqual(_choose(few, narrow, 2, "direct"), ("direct", "direct"))
