@@ -126,11 +126,11 @@ def supervised(
       params, opt_state = opt_state
 
     def mean_loss(
-      params: Params, batch: Batch, *keys: jax.Array
+      params: Params, statistics: Any, batch: Batch, *keys: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
       if hold is not None:
         params = hold(params)
-      point = Variables(params, variables.statistics)
+      point = Variables(params, statistics)
       metrics, statistics = loss_fn(point, batch, True, *keys)
       loss = metrics["loss"].mean()
       if weight_decay:
@@ -138,7 +138,9 @@ def supervised(
         loss += weight_decay / 2 * trees.inner_product(decayed, decayed)
       return loss, (metrics, statistics)
 
-    data = (batch,) if key is None else (batch, jax.random.fold_in(key, state.step))
+    data: Any = (variables.statistics, batch)
+    if key is not None:
+      data += (jax.random.fold_in(key, state.step),)
     loss: Callable[..., Any] = mean_loss
     if groups is not None:
       loss = sharpen(
@@ -161,14 +163,14 @@ def supervised(
 def _in_groups(of_group: Callable[..., Any], group_size: int) -> Callable[..., Any]:
   """The mean over groups of the results of `value_and_grad`."""
 
-  def one_group(params: Params, group: Any) -> tuple[Any, Metrics]:
-    (loss, (metrics, statistics)), grads = of_group(params, *group)
+  def one_group(variables: Variables, group: Any) -> tuple[Any, Metrics]:
+    (loss, (metrics, statistics)), grads = of_group(*variables, *group)
     return (loss, statistics, grads), metrics
 
   over_groups = over_tasks(one_group, chunk=1)
 
   def value_and_grad(
-    params: Params, batch: Batch, key: jax.Array | None = None
+    params: Params, statistics: Any, batch: Batch, key: jax.Array | None = None
   ) -> tuple[Any, Any]:
     size = batch.targets.shape[0]
     if size % group_size:
@@ -187,7 +189,9 @@ def _in_groups(of_group: Callable[..., Any], group_size: int) -> Callable[..., A
     data: Any = (jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch),)
     if key is not None:
       data += (jax.random.split(key, count),)
-    (loss, statistics, grads), metrics = over_groups(params, data)
+    # On several devices, these must be arguments of the function that is divided.
+    variables = Variables(params, statistics)
+    (loss, statistics, grads), metrics = over_groups(variables, data)
     metrics = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), metrics)
     return (loss, (metrics, statistics)), grads
 

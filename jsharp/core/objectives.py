@@ -115,7 +115,7 @@ def over_tasks(
   axis. The mean and the collected results then cover all tasks, are the same on every
   device, and have no derivative: take gradients inside `task_fn`. Where such an axis is
   left to the compiler (`jsharp.training.devices.divide_batch`), all tasks are passed,
-  and this function divides them.
+  and this function divides them; `task_fn` must then not close over traced arrays.
 
   Args:
     task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
