@@ -351,8 +351,9 @@ def rows_divided(batch: Any, mesh: Mesh) -> Any:
     divided along it, the others are copied to each device.
 
   Example:
-    >>> rows_divided({"x": np.ones((2, 3)), "scale": 1.0}, task_mesh(1, num_tasks=2))
-    {'x': NamedSharding(... spec=PartitionSpec('tasks',), ...), 'scale': ...}
+    >>> found = rows_divided((np.ones((2, 3)), 1.0), task_mesh(1, num_tasks=2))
+    >>> [sharding.spec == P("tasks") for sharding in found]
+    [True, False]
   """
 
   def sharding(x: Any) -> NamedSharding:
