@@ -269,8 +269,6 @@ def _with_devices(description: Any) -> Any:
   from jsharp.training.devices import task_mesh
 
   machine, num_tasks = description.machine, description.num_tasks
-  if num_tasks is None:
-    return description
   num_devices = machine.num_devices
   if machine.is_distributed and num_devices in (None, 1):
     num_devices = jax.device_count()
@@ -280,7 +278,7 @@ def _with_devices(description: Any) -> Any:
     divided = jax.default_backend() == "cpu" and wanted <= there
     num_devices = wanted if divided else 1
   if num_devices > 1:
-    task_mesh(num_devices, num_tasks=num_tasks)
+    task_mesh(num_devices, num_tasks=num_tasks, num_tasks_name=description.divides)
   return description.replace(machine=machine.replace(num_devices=num_devices))
 
 

@@ -63,9 +63,12 @@ _NETWORK = Choice(
 
 
 def _describe(parts: dict[str, Any]) -> Any:
+  from jsharp.options import to_json
+  from jsharp.training.options import Machine
   from jsharp.training.runs import OrdinaryRun
 
-  return OrdinaryRun(**parts)
+  rest = {name: part for name, part in parts.items() if name != "devices"}
+  return OrdinaryRun(**rest, machine=Machine(**to_json(parts["devices"])))
 
 
 def _words(description: OrdinaryRun) -> list[str]:
@@ -165,6 +168,7 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       hold=hold_groups(tuning.freeze) if tuning.freeze else None,
       centre=algorithm.centre,
       groups=algorithm.groups,
+      statistics_batch_size=training.statistics_batch_size,
       weight_decay=training.weight_decay * training.decay_in_loss,
       key=jax.random.fold_in(jax.random.key(run.seed), 1),
     ),
@@ -181,6 +185,8 @@ def build(description: OrdinaryRun, execution: Execution) -> Parts:
       "num_steps": num_steps,
       "num_tasks": training.batch_size,
       "eval_every": training.eval_every * per_epoch,
+      "num_devices": description.machine.num_devices,
+      "divide": "batch",
     },
     validate=validate if val is not None else None,
     score="accuracy",
@@ -254,6 +260,10 @@ _DATA: Mapping[str, str | Choice] = {
   "files": "jsharp.training.options:Files",
   "preparation": "jsharp.data.preparation:Preparation",
 }
+_MACHINE: Mapping[str, str | Choice] = {
+  "run": "jsharp.training.options:Run",
+  "devices": "jsharp.training.options:Devices",
+}
 EXPERIMENT = Experiment(
   Program(
     "supervised",
@@ -268,7 +278,7 @@ EXPERIMENT = Experiment(
         },
       ),
       Group("testing", {"hessian": "jsharp.analysis.hessian:HessianOptions"}),
-      Group("machine", {"run": "jsharp.training.options:Run"}),
+      Group("machine", _MACHINE),
     ),
     {},
     __doc__ or "",

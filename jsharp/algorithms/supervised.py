@@ -3,8 +3,9 @@
     grads at params on the batch -> optimizer -> params
     statistics and metrics: those of the pass at params, whatever passes follow
 
-The bundle works with `jsharp.training.loop.train` and
-`jsharp.evaluation.tasks.evaluate`, with examples in place of tasks. The optimizer is
+The bundle works with `jsharp.training.loop.train` (on several devices with
+`divide="batch"`) and `jsharp.evaluation.tasks.evaluate`, with examples in place of
+tasks. The optimizer is
 called as everywhere in jsharp (`jsharp.core.descent`), so
 `optax.chain(jsharp.sam(0.05), optax.sgd(0.1))` is SAM.
 """
@@ -42,6 +43,7 @@ def supervised(
   *,
   centre: Callable[[Params, Any], Params] | None = None,
   groups: SharpGroups | None = None,
+  statistics_batch_size: int | None = None,
   weight_decay: float = 0.0,
   hold: Callable[[Params], Params] | None = None,
   key: jax.Array | None = None,
@@ -64,6 +66,11 @@ def supervised(
     groups: for m-sharpness: the batch is divided into groups, each group's gradient is
       taken at its own perturbation, one group after the other, and the optimizer, which
       must not contain SAM, is given their mean. Statistics are averaged over groups.
+    statistics_batch_size: for ghost batch normalisation (Hoffer et al. 2017, arXiv
+      1705.08741): the batch is divided into groups of this many examples, and each is
+      normalised by its own statistics, one group after the other. Loss, gradient and
+      running statistics are the means over the groups. None for the size of `groups`,
+      or the whole batch.
     weight_decay: adds half of it times the squared norm of the parameters to the loss,
       in all passes of a step, as SAM's published code does, but not to the metrics. It
       therefore influences the direction of a perturbation, which
@@ -80,8 +87,9 @@ def supervised(
     `examples_evaluator` measures it.
 
   Raises:
-    ValueError: from `step`, if the groups do not divide the batch, or an array of it
-      has no row for every example.
+    ValueError: if `groups` and `statistics_batch_size` are of different sizes; from
+      `step`, if the groups do not divide the batch, or an array of it has no row for
+      every example.
 
   Example:
     >>> def loss_fn(variables, batch, train):
@@ -94,6 +102,14 @@ def supervised(
     0.20 [1. 1.]
   """
   optimizer = optax.with_extra_args_support(optimizer)
+  size = statistics_batch_size
+  if groups is not None:
+    if size not in (None, groups.size):
+      raise ValueError(
+        f"statistics_batch_size={size}, but groups of {groups.size} examples share a "
+        "perturbation, and each is normalised by its own statistics; pass None"
+      )
+    size = groups.size
 
   def init(variables: Variables) -> MetaState:
     opt_state = optimizer.init(trees.inexact(variables.params)[0])
@@ -110,11 +126,11 @@ def supervised(
       params, opt_state = opt_state
 
     def mean_loss(
-      params: Params, batch: Batch, *keys: jax.Array
+      params: Params, statistics: Any, batch: Batch, *keys: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
       if hold is not None:
         params = hold(params)
-      point = Variables(params, variables.statistics)
+      point = Variables(params, statistics)
       metrics, statistics = loss_fn(point, batch, True, *keys)
       loss = metrics["loss"].mean()
       if weight_decay:
@@ -122,11 +138,17 @@ def supervised(
         loss += weight_decay / 2 * trees.inner_product(decayed, decayed)
       return loss, (metrics, statistics)
 
-    data = (batch,) if key is None else (batch, jax.random.fold_in(key, state.step))
-    if groups is None:
-      differentiate = trees.value_and_grad(mean_loss, has_aux=True)
-    else:
-      differentiate = _in_groups(mean_loss, groups)
+    data: Any = (variables.statistics, batch)
+    if key is not None:
+      data += (jax.random.fold_in(key, state.step),)
+    loss: Callable[..., Any] = mean_loss
+    if groups is not None:
+      loss = sharpen(
+        mean_loss, groups.ascent, has_aux=True, second_order=groups.second_order
+      )
+    differentiate = trees.value_and_grad(loss, has_aux=True)
+    if size is not None:
+      differentiate = _in_groups(differentiate, size)
     params, opt_state, (metrics, statistics) = descend(
       optimizer, lambda params: differentiate(params, *data), params, opt_state
     )
@@ -138,28 +160,22 @@ def supervised(
   return MetaAlgorithm(init, step, adapt)
 
 
-def _in_groups(
-  mean_loss: Callable[..., Any], groups: SharpGroups
-) -> Callable[..., Any]:
+def _in_groups(of_group: Callable[..., Any], group_size: int) -> Callable[..., Any]:
   """The mean over groups of the results of `value_and_grad`."""
-  of_group = trees.value_and_grad(
-    sharpen(mean_loss, groups.ascent, has_aux=True, second_order=groups.second_order),
-    has_aux=True,
-  )
 
-  def one_group(params: Params, group: Any) -> tuple[Any, Metrics]:
-    (loss, (metrics, statistics)), grads = of_group(params, *group)
+  def one_group(variables: Variables, group: Any) -> tuple[Any, Metrics]:
+    (loss, (metrics, statistics)), grads = of_group(*variables, *group)
     return (loss, statistics, grads), metrics
 
   over_groups = over_tasks(one_group, chunk=1)
 
   def value_and_grad(
-    params: Params, batch: Batch, key: jax.Array | None = None
+    params: Params, statistics: Any, batch: Batch, key: jax.Array | None = None
   ) -> tuple[Any, Any]:
     size = batch.targets.shape[0]
-    if size % groups.size:
+    if size % group_size:
       raise ValueError(
-        f"groups of {groups.size} examples do not divide a batch of {size}; choose a "
+        f"groups of {group_size} examples do not divide a batch of {size}; choose a "
         "divisor"
       )
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
@@ -169,11 +185,13 @@ def _in_groups(
           f"row for each of the {size} examples, so it cannot be divided into groups; "
           "give it one row per example, or make it part of the loss"
         )
-    count = size // groups.size
+    count = size // group_size
     data: Any = (jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch),)
     if key is not None:
       data += (jax.random.split(key, count),)
-    (loss, statistics, grads), metrics = over_groups(params, data)
+    # On several devices, these must be arguments of the function that is divided.
+    variables = Variables(params, statistics)
+    (loss, statistics, grads), metrics = over_groups(variables, data)
     metrics = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), metrics)
     return (loss, (metrics, statistics)), grads
 
@@ -415,6 +433,17 @@ class OrdinaryTraining(Options):
     False,
     "Make the weight decay a part of the loss, in all passes of a step, as in SAM's "
     "code. By default the decay of the unperturbed parameters is added after SAM.",
+  )
+  statistics_batch_size: int | None = option(
+    None,
+    "Ghost batch normalisation: the number of images that are normalised together in "
+    "training. Groups of this size in a batch are computed one after the other, or on "
+    "several devices; running averages follow the mean over the groups. With "
+    "--batch_size divided by --num_devices, the statistics are those of a device. "
+    "Default: --perturbation_batch_size, or else the whole batch, on any number of "
+    "devices.",
+    check=at_least(1),
+    added=True,
   )
   label_smoothing: float = option(
     0.0,

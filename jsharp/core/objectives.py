@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from jsharp import tree as trees
 from jsharp._checks import check_chunk
@@ -111,7 +113,9 @@ def over_tasks(
   Inside a `jax.shard_map` (with `check_vma=False`) whose mesh has an axis "tasks",
   every device gets its part of the tasks, all of the same size and in the order of the
   axis. The mean and the collected results then cover all tasks, are the same on every
-  device, and have no derivative: take gradients inside `task_fn`.
+  device, and have no derivative: take gradients inside `task_fn`. Where such an axis is
+  left to the compiler (`jsharp.training.devices.divide_batch`), all tasks are passed,
+  and this function divides them; `task_fn` must then not close over traced arrays.
 
   Args:
     task_fn: `task_fn(params, task) -> (averaged, collected)`, two pytrees.
@@ -129,9 +133,9 @@ def over_tasks(
     `[num_tasks, ...]` of the second.
 
   Raises:
-    ValueError: if `chunk` is not one of these; when called, if there is no task or the
-      arrays of `tasks` have different leading axes; when differentiated on several
-      devices.
+    ValueError: if `chunk` is not one of these; when called, if there is no task, the
+      arrays of `tasks` have different leading axes, or the devices cannot share the
+      tasks evenly; when differentiated on several devices.
 
   Example:
     >>> mapped = over_tasks(lambda w, task: (w * task, task + 1), chunk=2)
@@ -143,6 +147,17 @@ def over_tasks(
 
   def mapped(params: Params, tasks: Task) -> tuple[Any, Any]:
     num_tasks = _num_tasks(tasks)
+    if (mesh := _undivided()) is not None:
+      if num_tasks % mesh.shape[TASK_AXIS]:
+        raise ValueError(
+          f"{num_tasks} tasks or groups cannot be divided evenly among "
+          f"{mesh.shape[TASK_AXIS]} devices; use a multiple of the number of devices"
+        )
+      specs = (P(), P(TASK_AXIS))
+      divided: OverTasksFn = jax.shard_map(
+        mapped, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
+      )
+      return divided(params, tasks)
     num_devices = _num_devices()
     if isinstance(chunk, str):  # "in_order"
       return _in_order(task_fn, params, tasks)
@@ -232,6 +247,12 @@ def _num_devices() -> int:
   """The number of devices among which tasks are divided in the current trace."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
+
+
+def _undivided() -> AbstractMesh | None:
+  """The mesh of the current trace, if the compiler divides work along its axis."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if TASK_AXIS in mesh.auto_axes and mesh.shape[TASK_AXIS] > 1 else None
 
 
 @jax.custom_jvp

@@ -294,6 +294,7 @@ class Feed:
   Args:
     stream: the stream to read.
     first: the number of the first batch.
+    put: `put(batch)` puts a batch on the device.
 
   Example:
     >>> import io
@@ -310,8 +311,11 @@ class Feed:
     ([0, 1], [255, 0, 0])
   """
 
-  def __init__(self, stream: Stream, first: int = 0):
+  def __init__(
+    self, stream: Stream, first: int = 0, *, put: Callable[[Any], Any] = jax.device_put
+  ):
     self._stream = stream
+    self._on_device = put
     self.step = first
     self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
     self._closed = threading.Event()
@@ -363,7 +367,7 @@ class Feed:
     batches = self._stream.batches(first)
     try:
       for batch in batches:
-        if not self._put(jax.device_put(batch)):
+        if not self._put(self._on_device(batch)):
           return
     except Exception as error:
       self._put(_explained(error))

@@ -81,8 +81,10 @@ class SAM(SharpLink):
   perturbation_batch_size: int | None = option(
     None,
     "m-sharpness: the number of images that share a perturbation. Each group of this "
-    "size in a batch gets its own perturbation, one group after the other. Default: "
-    "the whole batch.",
+    "size in a batch gets its own perturbation, one group after the other, or on "
+    "several devices. With --batch_size divided by --num_devices, each device has its "
+    "own perturbation, as in the paper. Default: the whole batch, on any number of "
+    "devices.",
     check=at_least(1),
   )
 

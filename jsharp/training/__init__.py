@@ -7,6 +7,7 @@
 from jsharp.training.checkpoints import Checkpoints, Restored
 from jsharp.training.compilation_cache import use_compilation_cache
 from jsharp.training.devices import (
+  divide_batch,
   execution_for,
   on_devices,
   one_copy,
@@ -38,6 +39,7 @@ __all__ = [
   "TrainingResult",
   "check_comparable",
   "description_of",
+  "divide_batch",
   "execution_for",
   "mixture",
   "on_devices",

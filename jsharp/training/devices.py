@@ -1,14 +1,19 @@
-"""Meta-steps on several devices: each computes its part of the tasks.
+"""Steps on several devices: each computes its part of the tasks or of the batch.
 
-Parameters, optimizer state and data are copied to every device. Each device draws its
-own tasks, from the same (seed, step, task number) on any number of devices. The
-implementation uses `jax.shard_map`, since automatic partitioning would gather the
-inputs of grouped convolutions.
+Parameters, optimizer state and data are copied to every device. There are two ways to
+divide a step:
+
+- `on_devices` for meta-steps: each device draws its own tasks, from the same (seed,
+  step, task number) on any number of devices. It uses `jax.shard_map`, since automatic
+  partitioning would gather the inputs of grouped convolutions.
+- `divide_batch` for ordinary steps: the step is written for the whole batch, and the
+  compiler partitions it along the examples. So everything that depends on the whole
+  batch (batch statistics, random draws, mixup) is the same on any number of devices.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,16 +29,22 @@ from jsharp.types import Chunk, Convolution
 PARTS_AXIS = "parts"
 """The mesh axis of `parts_of_cpu`; nothing is averaged over it."""
 
+Divide = Literal["tasks", "batch"]
+"""What devices share: tasks, see `on_devices`, or a batch, see `divide_batch`."""
+
 TakeStep = Callable[[Any, Any], tuple[Any, Any]]
 """`take_step(state, data) -> (state, metrics)`."""
 
 
-def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
+def task_mesh(
+  num_devices: int, *, num_tasks: int, num_tasks_name: str = "num_tasks"
+) -> Mesh:
   """A one-dimensional mesh of the first devices, to divide tasks among.
 
   Args:
     num_devices: the number of devices.
-    num_tasks: tasks per meta-step, a multiple of `num_devices`.
+    num_tasks: tasks per meta-step or examples per batch, a multiple of `num_devices`.
+    num_tasks_name: the name of the last argument in messages.
 
   Returns:
     A mesh with the single axis "tasks".
@@ -67,8 +78,8 @@ def task_mesh(num_devices: int, *, num_tasks: int) -> Mesh:
     below, above = num_tasks - rest, num_tasks - rest + num_devices
     nearest = below if below and rest <= num_devices - rest else above
     raise ValueError(
-      f"num_tasks={num_tasks} cannot be divided evenly among num_devices={num_devices};"
-      f" the nearest number that can is {nearest}"
+      f"{num_tasks_name}={num_tasks} cannot be divided evenly among "
+      f"num_devices={num_devices}; the nearest number that can is {nearest}"
     )
   return jax.make_mesh(
     (num_devices,),
@@ -284,3 +295,69 @@ def on_devices(
   return jax.shard_map(
     one_part, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
   )
+
+
+def divide_batch(
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  sample_batch: Callable[[Any, Any], Any],
+  mesh: Mesh,
+) -> TakeStep:
+  """Draws a batch and takes a step on it, with its examples divided among the devices.
+
+  The compiler partitions the computation, so the result is that of one device up to
+  rounding, whatever the step does with the batch. `jsharp.over_tasks` inside the step
+  divides its tasks itself.
+
+  Args:
+    step: `step(state, batch) -> (state, metrics)`, as on one device.
+    sample_batch: `sample_batch(step, data) -> batch`, `[num_examples, ...]` each.
+    mesh: from `task_mesh`.
+
+  Returns:
+    `take_step(state, data) -> (state, metrics)`, for `jax.jit`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jsharp.types import MetaState
+    >>> def step(state, batch):
+    ...   return MetaState(state.step + 1, state.params - batch.mean(), ()), {}
+    >>> mesh = task_mesh(1, num_tasks=2)
+    >>> take_step = jax.jit(divide_batch(step, lambda step, data: data, mesh))
+    >>> state, _ = take_step(MetaState(0, jnp.float32(3.0), ()), jnp.array([0.0, 2.0]))
+    >>> float(state.params)
+    2.0
+  """
+
+  def take_step(state: Any, data: Any) -> tuple[Any, Any]:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      batch = sample_batch(state.step, data)
+      batch = jax.lax.with_sharding_constraint(batch, rows_divided(batch, mesh))
+      return step(state, batch)
+
+  return take_step
+
+
+def rows_divided(batch: Any, mesh: Mesh) -> Any:
+  """Shardings that divide a batch among the devices, for `divide_batch`.
+
+  They decide only where the arrays are, so a result does not depend on them.
+
+  Args:
+    batch: any pytree of arrays, or of their shapes and dtypes.
+    mesh: from `task_mesh`.
+
+  Returns:
+    A pytree of shardings: arrays whose first axis the devices can share evenly are
+    divided along it, the others are copied to each device.
+
+  Example:
+    >>> found = rows_divided((np.ones((2, 3)), 1.0), task_mesh(1, num_tasks=2))
+    >>> [sharding.spec == P("tasks") for sharding in found]
+    [True, False]
+  """
+
+  def sharding(x: Any) -> NamedSharding:
+    shared = np.ndim(x) > 0 and np.shape(x)[0] % mesh.size == 0
+    return NamedSharding(mesh, P(TASK_AXIS) if shared else P())
+
+  return jax.tree.map(sharding, batch)

@@ -15,7 +15,15 @@ from jsharp._files import FileError
 from jsharp.core.execution import Execution
 from jsharp.data.prefetch import Prefetch
 from jsharp.data.streams import Feed, Stream
-from jsharp.training.devices import TakeStep, compiler_options, local_parts, on_devices
+from jsharp.training.devices import (
+  Divide,
+  TakeStep,
+  compiler_options,
+  divide_batch,
+  local_parts,
+  on_devices,
+  rows_divided,
+)
 from jsharp.types import MetaAlgorithm, MetaState, Metrics, Task
 
 _CAPACITY = 512
@@ -87,6 +95,7 @@ def make_dispatch(
   *,
   capacity: int,
   mesh: jax.sharding.Mesh | None = None,
+  divide: Divide = "tasks",
 ) -> Callable[[MetaState, Any, Any], Dispatched]:
   """Builds `dispatch(state, length, data) -> Dispatched`, to be compiled by the caller.
 
@@ -101,8 +110,9 @@ def make_dispatch(
     algorithm: its `step` is repeated.
     sample_tasks: `sample_tasks(step, data) -> tasks`, pure.
     capacity: the largest length.
-    mesh: as for `jsharp.training.devices.on_devices`, which then asks for parts of the
-      tasks; None for one device.
+    mesh: from `jsharp.training.devices.task_mesh`; None for one device.
+    divide: what the devices share: "tasks" as `jsharp.training.devices.on_devices`,
+      which asks for parts of the tasks, or a "batch" as `divide_batch` there.
 
   Returns:
     The function; `length` is an int32 of at most `capacity`, `data` any pytree.
@@ -126,7 +136,8 @@ def make_dispatch(
 
   take_step: TakeStep = here
   if mesh is not None:
-    take_step = on_devices(algorithm.step, sample_tasks, mesh)
+    over = {"tasks": on_devices, "batch": divide_batch}[divide]
+    take_step = over(algorithm.step, sample_tasks, mesh)
 
   @jax.jit  # Traced once for the shapes and the loop together.
   def attempt(state: MetaState, data: Any) -> tuple[MetaState, Metrics, jax.Array]:
@@ -207,6 +218,7 @@ class Dispatcher:
     num_tasks: the number of tasks that it draws.
     unit: as for `train`.
     mesh: as for `make_dispatch`.
+    divide: as for `make_dispatch`; a stream needs "batch" if there is a mesh.
     execution: what it is compiled for; only `single_threaded` matters here.
     stopped: checked while waiting for a batch of a stream.
 
@@ -234,6 +246,7 @@ class Dispatcher:
     num_tasks: int,
     unit: str = "tasks",
     mesh: jax.sharding.Mesh | None = None,
+    divide: Divide = "tasks",
     execution: Execution = Execution(),
     stopped: Callable[[], bool] = lambda: False,
   ):
@@ -241,17 +254,21 @@ class Dispatcher:
 
     def jitted(capacity: int) -> Any:
       return jax.jit(
-        make_dispatch(algorithm, sample_tasks, capacity=capacity, mesh=mesh),
+        make_dispatch(
+          algorithm, sample_tasks, capacity=capacity, mesh=mesh, divide=divide
+        ),
         donate_argnums=0,
         compiler_options=compiler_options(execution),
         **placed,
       )
 
     self._jitted = jitted
-    self._stopped = stopped
+    # Several processes stop together, between dispatches.
+    self._stopped = stopped if jax.process_count() == 1 else lambda: False
+    self._mesh = mesh
     self._sample_tasks = sample_tasks
     self._feed: Feed | None = None
-    self._parts = () if mesh is None else local_parts(mesh)
+    self._parts = () if mesh is None or divide == "batch" else local_parts(mesh)
     self._num_tasks = num_tasks
     self._unit = unit
     self._compiled: Any = None
@@ -280,7 +297,7 @@ class Dispatcher:
       ValueError: if `sample_tasks` draws another number than `num_tasks`.
     """
     streamed = isinstance(data, Stream)
-    arguments = state, np.int32(1), data.spec if streamed else data
+    arguments = state, np.int32(1), self._spec(data) if streamed else data
     # With a stream, each step has its own batch.
     dispatch = self._jitted(1 if streamed else _CAPACITY)
     traced = None
@@ -298,6 +315,28 @@ class Dispatcher:
     self._compiled = traced.lower().compile() if traced else dispatch
     if not streamed:
       self._prefetch = Prefetch(self._sample_tasks, data, self._parts)
+
+  def _spec(self, stream: Stream) -> Any:
+    """The shapes and dtypes of a stream's batch, and where its arrays will be."""
+    if self._mesh is None:
+      return stream.spec
+    return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      stream.spec,
+      rows_divided(stream.spec, self._mesh),
+    )
+
+  def _put(self, batch: Any) -> Any:
+    """Puts a batch of a stream on the devices."""
+    if self._mesh is None:
+      return jax.device_put(batch)
+    return jax.tree.map(
+      lambda x, where: jax.make_array_from_callback(
+        np.shape(x), where, np.asarray(x).__getitem__
+      ),
+      batch,
+      rows_divided(batch, self._mesh),
+    )
 
   def close(self) -> None:
     """Ends the thread that reads data ahead."""
@@ -334,7 +373,7 @@ class Dispatcher:
     start = time.perf_counter()
     if self._feed is None or self._feed.step != first_step:
       self.close()
-      self._feed = Feed(stream, first_step)
+      self._feed = Feed(stream, first_step, put=self._put)
     error: Any = None
     results: list[Dispatched] = []
     # After a step that is not finite, the following dispatches take no step.

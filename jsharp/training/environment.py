@@ -17,7 +17,7 @@ _SAME_BITS_GPU = "--xla_gpu_deterministic_ops=true"
 _VIRTUAL_DEVICES = "--xla_force_host_platform_device_count"
 
 
-def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
+def set_environment(machine: Machine, *, num_tasks: int) -> None:
   """Configures XLA for deterministic results and virtual CPU devices.
 
   JAX must not have started yet. The CPU is divided into `num_devices` devices, or
@@ -26,10 +26,10 @@ def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
 
   Args:
     machine: the machine options.
-    num_tasks: tasks per meta-step; None does not divide the CPU.
+    num_tasks: tasks or examples per step, which the devices share.
 
   Example:
-    >>> print(set_environment(Machine()))
+    >>> print(set_environment(Machine(), num_tasks=1))
     None
   """
   flags_given = os.environ.get("XLA_FLAGS", "").split()
@@ -39,7 +39,7 @@ def set_environment(machine: Machine, *, num_tasks: int | None = None) -> None:
     # XLA divides sums among its threads; enough threads for 16 devices, see below.
     os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
   divided = any(flag.startswith(_VIRTUAL_DEVICES) for flag in flags_given)
-  if num_tasks is not None and not (divided or machine.is_distributed):
+  if not (divided or machine.is_distributed):
     num_devices = machine.num_devices or cores_for_tasks(num_tasks)
     if num_devices > 1:
       asked.append(f"{_VIRTUAL_DEVICES}={num_devices}")

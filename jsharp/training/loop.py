@@ -24,7 +24,7 @@ from jsharp._checks import check_count, check_nonnegative
 from jsharp.core.execution import Execution
 from jsharp.data.streams import Stream
 from jsharp.training.checkpoints import Checkpoints, Restored
-from jsharp.training.devices import one_copy, replicate, task_mesh
+from jsharp.training.devices import Divide, one_copy, replicate, task_mesh
 from jsharp.training.dispatch import Dispatcher, NonFiniteLossError, SampleFn
 from jsharp.training.processes import Peers, is_first
 from jsharp.training.records import Records
@@ -89,6 +89,7 @@ def train(
   keep_top: int = 0,
   keep_path: bool = False,
   num_devices: int = 1,
+  divide: Divide = "tasks",
   peers: Peers | None = None,
   execution: Execution = Execution(),
 ) -> TrainingResult:
@@ -126,9 +127,11 @@ def train(
     keep_top: how many of the best validated parameters to keep, for an ensemble.
     keep_path: whether to keep the initial parameters and those of every validation,
       one file each; `Checkpoints.restore_path` reads them.
-    num_devices: the devices that the tasks of a meta-step are divided among; with
-      several, `sample_tasks` is asked for parts, see
-      `jsharp.training.devices.on_devices`. A run may resume with another number.
+    num_devices: the devices that share the tasks of a meta-step or the examples of a
+      batch. A run may resume with another number.
+    divide: how several devices share a step. "tasks" asks `sample_tasks` for parts, see
+      `jsharp.training.devices.on_devices`. "batch" is for ordinary training
+      (`jsharp.algorithms.supervised`), see `jsharp.training.devices.divide_batch`.
     peers: the processes that train together, each with this call. The `run` of the
       first process is the run; those of the others are discarded. Only this process if
       None.
@@ -177,9 +180,10 @@ def train(
       "keep_path=True keeps the parameters of every validation, but validate is None; "
       "pass validate, or keep_path=False"
     )
-  if num_devices != 1 and isinstance(data, Stream):
+  if num_devices != 1 and divide == "tasks" and isinstance(data, Stream):
     raise ValueError(
-      f"num_devices={num_devices}: streamed data support only one device; pass 1"
+      f"num_devices={num_devices}: streamed tasks support only one device; pass 1, or "
+      'divide="batch" for ordinary training'
     )
   mesh = None
   if num_devices != 1:
@@ -201,13 +205,15 @@ def train(
   best = checkpoints.restore_best(state.params)
   best_score = best.extra["score"] if best else -math.inf
   options: Any = {"unit": unit, "mesh": mesh, "execution": execution}
-  options["stopped"] = lambda: stop.requested
+  options |= {"divide": divide, "stopped": lambda: stop.requested}
   dispatcher = Dispatcher(algorithm, sample_tasks, num_tasks=num_tasks, **options)
-  if mesh is None:
-    # The batches of a stream are put on the device one by one.
-    data = data if isinstance(data, Stream) else jax.device_put(data)
-  else:
-    state, data = replicate(state, mesh), replicate(data, mesh, constant=True)
+  if mesh is not None:
+    state = replicate(state, mesh)
+  if not isinstance(data, Stream):  # Its batches are put on the devices one by one.
+    if mesh is None:
+      data = jax.device_put(data)
+    else:
+      data = replicate(data, mesh, constant=True)
   records = Records(
     run, saved, step=step, num_steps=num_steps, progress=progress, unit=unit
   )

@@ -120,10 +120,49 @@ class Testing(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine(Options):
-  """Memory, devices and processes: options that change results only by rounding."""
+class Devices(Options):
+  """The devices and processes that share a batch of ordinary training."""
 
   role: ClassVar[Role] = Role.MACHINE
+
+  num_devices: int | None = option(
+    None,
+    "Number of devices that the images of a batch are divided among; --batch_size must "
+    "be a multiple of it. Results are those of one device up to rounding, including "
+    "batch statistics, perturbations and random draws. A run can resume with another "
+    "number. A CPU is divided into this many devices. Default: with several processes "
+    "all devices; otherwise 1.",
+    check=at_least(1),
+  )
+  distributed: bool = option(
+    False,
+    "Train together with the other processes of this job, on all their devices. They "
+    "are found from SLURM, Open MPI, Kubernetes or a TPU pod, or by --coordinator.",
+  )
+  coordinator: str | None = option(
+    None,
+    "HOST:PORT of the first process, which writes the run directory. Needs "
+    "--num_processes and --process_id.",
+  )
+  num_processes: int | None = option(None, "Number of processes.", check=at_least(1))
+  process_id: int | None = option(None, "Number of this process, counted from 0.")
+  peer_timeout: float = option(
+    300.0,
+    "Seconds after which a process gives up on others that do not respond. The death "
+    "of a process breaks its connections and is noticed sooner.",
+    check=positive("usual values lie between 60 and 600."),
+  )
+
+  @property
+  def is_distributed(self) -> bool:
+    """Whether other processes take part."""
+    given = (self.coordinator, self.num_processes, self.process_id)
+    return self.distributed or any(value is not None for value in given)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine(Devices):
+  """Memory, devices and processes: options that change results only by rounding."""
 
   task_chunk: int | None = option(
     None,
@@ -159,24 +198,6 @@ class Machine(Options):
     "this memory: bytes, as in 8e9 or 8GiB, or a fraction of the device's memory, as "
     "in 0.5. Default: use these flags as given.",
   )
-  distributed: bool = option(
-    False,
-    "Train together with the other processes of this job, on all their devices. They "
-    "are found from SLURM, Open MPI, Kubernetes or a TPU pod, or by --coordinator.",
-  )
-  coordinator: str | None = option(
-    None,
-    "HOST:PORT of the first process, which writes the run directory. Needs "
-    "--num_processes and --process_id.",
-  )
-  num_processes: int | None = option(None, "Number of processes.", check=at_least(1))
-  process_id: int | None = option(None, "Number of this process, counted from 0.")
-  peer_timeout: float = option(
-    300.0,
-    "Seconds after which a process gives up on others that do not respond. The death "
-    "of a process breaks its connections and is noticed sooner.",
-    check=positive("usual values lie between 60 and 600."),
-  )
 
   def complete(self) -> None:
     """Rejects flags that conflict with each other."""
@@ -197,12 +218,6 @@ class Machine(Options):
         "--deterministic computes one task at a time, but --task_chunk="
         f"{self.task_chunk} is given; drop one of them"
       )
-
-  @property
-  def is_distributed(self) -> bool:
-    """Whether other processes take part."""
-    given = (self.coordinator, self.num_processes, self.process_id)
-    return self.distributed or any(value is not None for value in given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

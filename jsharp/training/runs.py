@@ -51,14 +51,16 @@ class AnyRun(Options):
   """Base class of all runs, with their directory and machine options."""
 
   kind: ClassVar[str] = "run"
+  divides: ClassVar[str] = "num_tasks"
+  """The option that sets the number of tasks or examples per step."""
 
   run: Run = option(role=Role.MACHINE)
   machine: Machine = option(role=Role.MACHINE)
 
   @property
-  def num_tasks(self) -> int | None:
-    """Tasks per step that devices can share; None if a step cannot be divided."""
-    return None
+  def num_tasks(self) -> int:
+    """Tasks or examples per step, which devices share."""
+    raise NotImplementedError
 
   def asked(self) -> dict[str, Any]:
     """The values that the finished run's result must have to count as this run."""
@@ -407,9 +409,10 @@ class ControlRun(MetaRun):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrdinaryRun(AnyRun):
-  """A run of ordinary classification, on one device."""
+  """A run of ordinary classification."""
 
   name: ClassVar[str] = "ordinary"
+  divides: ClassVar[str] = "batch_size"
 
   data: LabelledSource = option(role=Role.TESTING)
   files: Files = option(Files(), role=Role.MACHINE)
@@ -422,12 +425,46 @@ class OrdinaryRun(AnyRun):
   machine: Machine = option(Machine(), role=Role.MACHINE)
 
   def complete(self) -> None:
-    """Rejects options that need all images in memory if they are streamed."""
+    """Sets the devices, and rejects options that do not go together."""
+    if self.machine.num_devices is None:
+      one = self.machine.replace(num_devices=1)
+      object.__setattr__(self, "machine", one)
+    self._check_groups()
     if self.data.streamed and self.preparation.relabel:
       raise ValueError(
         f"--relabel={self.preparation.relabel} stores the probability of every class "
         f"for every training image, but --dataset={self.data.name} is streamed; leave "
         "the flag out, or relabel a smaller dataset"
+      )
+
+  @property
+  def num_tasks(self) -> int:
+    return self.training.batch_size
+
+  def _check_groups(self) -> None:
+    """Rejects groups of two sizes, and groups that the devices cannot share."""
+    size, flag = self.training.statistics_batch_size, "statistics_batch_size"
+    if groups := self.algorithm.groups:
+      if size not in (None, groups.size):
+        raise ValueError(
+          f"--statistics_batch_size={size}, but images that share a perturbation also "
+          f"share their statistics, and --perturbation_batch_size={groups.size}; leave "
+          "one of them out"
+        )
+      size, flag = groups.size, "perturbation_batch_size"
+    if size is None:
+      return
+    total, num_devices = self.training.batch_size, self.machine.num_devices or 1
+    count, rest = divmod(total, size)
+    if rest:
+      raise ValueError(
+        f"--{flag}={size} does not divide --batch_size={total}; choose a divisor"
+      )
+    if count % num_devices:
+      most = max(n for n in range(1, num_devices) if count % n == 0)
+      raise ValueError(
+        f"--num_devices={num_devices} cannot share a batch of --batch_size={total} in "
+        f"{count} groups of --{flag}={size} evenly; use --num_devices={most}"
       )
 
   def protocol(self, splits: Splits, params: Params) -> dict[str, Any]:
@@ -452,7 +489,8 @@ class OrdinaryRun(AnyRun):
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
       },
       "precision": self.run.precision,
-      "normalisation": "the batch in training, running averages (0.9) at test",
+      "normalisation": f"{self._normalised_by()} in training, running averages (0.9) "
+      "at test",
       **self.preparation.protocol(splits),
       "data": {
         "name": self.data.name,
@@ -463,3 +501,8 @@ class OrdinaryRun(AnyRun):
       },
       "seeds": {"seed": self.run.seed, "data_seed": self.preparation.data_seed},
     }
+
+  def _normalised_by(self) -> str:
+    groups = self.algorithm.groups
+    size = groups.size if groups else self.training.statistics_batch_size
+    return "the batch" if size is None else f"groups of {size} images"

@@ -368,8 +368,8 @@ class HelpTest(parameterized.TestCase):
 
 
 def _names_in(description):
-  """Class names of a description and of everything nested in it."""
-  found = {type(description).__name__}
+  """Names of the classes of a description and of everything nested in it."""
+  found = {cls.__name__ for cls in type(description).__mro__}
   for field in fields(type(description)):
     value = getattr(description, field.name)
     if isinstance(value, Options):

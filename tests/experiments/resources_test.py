@@ -130,6 +130,44 @@ class ResourcesTest(parameterized.TestCase):
     ):
       _program._with_devices(describe("sinusoid", "--num_devices=2", "--num_tasks=5"))
 
+  def test_a_batch_is_divided_only_if_asked(self):
+    chosen = describe("supervised", "--batch_size=6")
+    with mock.patch.object(jax, "device_count", lambda: 3):
+      self.assertEqual(_program._with_devices(chosen).machine.num_devices, 1)
+    two = describe("supervised", "--batch_size=5", "--num_devices=2")
+    with (
+      mock.patch.object(jax, "devices", lambda: [mock.Mock()] * 2),
+      self.assertRaisesRegex(ValueError, "^batch_size=5 cannot .* nearest .* is 4$"),
+    ):
+      _program._with_devices(two)
+    together = describe("supervised", "--batch_size=6", "--distributed")
+    with (
+      mock.patch.object(jax, "device_count", lambda: 3),
+      mock.patch.object(devices, "task_mesh"),
+    ):
+      self.assertEqual(_program._with_devices(together).machine.num_devices, 3)
+
+  @parameterized.parameters(
+    (
+      ("--perturbation_batch_size=4", "--statistics_batch_size=2"),
+      "--statistics_batch_size=2, but .* --perturbation_batch_size=4; leave one",
+    ),
+    (("--statistics_batch_size=5",), "=5 does not divide --batch_size=16"),
+    (
+      ("--statistics_batch_size=4", "--num_devices=8"),
+      "--num_devices=8 cannot .* in 4 groups of --statistics_batch_size=4 .*=4$",
+    ),
+  )
+  def test_groups_that_cannot_be_divided(self, given, message):
+    with self.assertRaisesRegex(ValueError, message):
+      describe("supervised", "--batch_size=16", *given)
+
+  def test_ordinary_runs_may_go_on_with_other_devices(self):
+    plain = identity("supervised")
+    self.assertEqual(identity("supervised", "--num_devices=4"), plain)
+    ghosts = identity("supervised", "--statistics_batch_size=4")
+    self.assertEqual(ghosts, {**plain, "training.statistics_batch_size": 4})
+
   @parameterized.parameters(
     ("cpu", 4, ("--num_tasks=6",), 3),
     ("cpu", 2, ("--num_tasks=6",), 1),  # XLA_FLAGS said otherwise

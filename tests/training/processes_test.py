@@ -1,7 +1,8 @@
 """Two processes on one machine: the bits of one, a common stop, and lost peers.
 
 `python -m tests.training.processes_test RUN_DIR NUM_STEPS NUM_PROCESSES PROCESS_ID PORT
-TIMEOUT` is one of them; the first prints `ready` at its first validation.
+TIMEOUT` is one of them; the first prints `ready` at its first validation. After the
+meta-steps it takes ordinary steps on a divided batch.
 """
 
 import json
@@ -17,19 +18,28 @@ import time
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import parameterized
 from jax.experimental import multihost_utils
 
+import jsharp
+from jsharp.algorithms.supervised import classifier, supervised
+from jsharp.data.streams import Stream
 from jsharp.training import processes
 from jsharp.training.checkpoints import Checkpoints
 from jsharp.training.loop import train
 from jsharp.training.run_directory import RunDirectory
 from jsharp.training.stop_signal import StopSignal
+from jsharp.types import Batch
 from tests import toy_runs
+from tests.experiments.own_parts import Normalised
 from tests.training import devices_test
 
 LONG = 10**6
+NUM_IMAGES = 8
+INIT_FN, LOSS_FN = classifier(Normalised(num_outputs=3))
 
 
 def free_port():
@@ -105,6 +115,12 @@ class ProcessesTest(parameterized.TestCase):
     self.assertEqual(
       lines(cut_records)[: stopped // 10], lines(whole_records)[: stopped // 10]
     )
+    two, one = (ordinary_end(self.root / run) for run in ("cut", "whole"))
+    # Float32, three steps; one device adds in another order than two.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), two, one
+    )
+    self.assertEqual(int(one.step), 3)
 
   @parameterized.parameters(signal.SIGSTOP, signal.SIGKILL)
   def test_a_lost_process_ends_the_others(self, signum):
@@ -214,6 +230,52 @@ class TwoTest(parameterized.TestCase):
     self.assertIn(b"waited 0.05 s for the other processes", said[0])
 
 
+def ordinary():
+  """SAM with batch normalisation, and its initial variables."""
+  optimizer = optax.chain(jsharp.sam(0.1), optax.sgd(0.1, momentum=0.9))
+  variables = jax.jit(INIT_FN)(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+  return supervised(LOSS_FN, optimizer), variables
+
+
+def ordinary_end(run_dir):
+  """The last state of ordinary steps."""
+  algorithm, variables = ordinary()
+  path = run_dir / "ordinary" / "checkpoints"
+  return Checkpoints(path).restore(algorithm.init(variables)).tree
+
+
+class Images(Stream):
+  """Random images from the host."""
+
+  def __init__(self):
+    self.spec = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.batch(0)))
+
+  def batch(self, step):
+    images = np.random.RandomState(step).normal(size=(NUM_IMAGES, 2, 2, 1))
+    return Batch(images.astype(np.float32), np.arange(NUM_IMAGES, dtype=np.int32) % 3)
+
+  def batches(self, first=0):
+    for step in range(first, 3):
+      yield self.batch(step)
+
+
+def take_ordinary_steps(run_dir, peers):
+  """Three steps on batches from the host, which all devices share."""
+  with RunDirectory.open(run_dir / "ordinary", identity={}) as run:
+    train(
+      *ordinary(),
+      lambda step, data: data,
+      Images(),
+      run=run,
+      num_steps=3,
+      num_tasks=NUM_IMAGES,
+      progress=False,
+      num_devices=jax.device_count(),
+      divide="batch",
+      peers=peers,
+    )
+
+
 def main(run_dir, num_steps, num_processes, process_id, port, timeout):
   """Trains on sine waves."""
   num_steps, num_processes, process_id, timeout = map(
@@ -226,6 +288,7 @@ def main(run_dir, num_steps, num_processes, process_id, port, timeout):
       process_id=process_id,
       timeout=timeout,
     )
+  peers = processes.Peers(timeout=timeout)
   told = []
 
   def validate(params):
@@ -249,8 +312,10 @@ def main(run_dir, num_steps, num_processes, process_id, port, timeout):
       progress=False,
       stop=stop,
       num_devices=jax.device_count(),
-      peers=processes.Peers(timeout=timeout),
+      peers=peers,
     )
+  if not result.interrupted:
+    take_ordinary_steps(pathlib.Path(run_dir), peers)
   return stop.exit_code if result.interrupted else 0
 
 

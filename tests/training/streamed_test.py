@@ -138,7 +138,7 @@ class StreamedTest(absltest.TestCase):
     self.assertEqual(stream.begun, [0, 0])
 
   def test_several_devices_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "streamed data support only one device"):
+    with self.assertRaisesRegex(ValueError, "streamed tasks support only one device"):
       self._train("two", _Tasks(), num_devices=2)
 
 
