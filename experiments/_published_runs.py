@@ -121,6 +121,13 @@ def _finished(path: pathlib.Path, name: str, file: pathlib.Path) -> Run:
       file, "num_eval_tasks", result.get("num_eval_tasks")
     )
   _check_figures(file, result)
+  protocol = result.get("protocol", {})
+  if not isinstance(protocol, dict) or not isinstance(
+    protocol.get("versions", {}), dict
+  ):
+    raise ValueError(
+      f"{file}: protocol and its versions must be tables; restore the file from a copy"
+    )
   return Run(
     path,
     name,
@@ -223,11 +230,16 @@ def _lengths(path: pathlib.Path) -> dict[str, int]:
       if name in ("num_steps", "eval_tasks") and value.isdecimal():
         found[name] = int(value)
   if (path / "description.json").is_file():
-    run = _files.read_table(path / "description.json").get("run", {})
-    for part, name in (("training", "num_steps"), ("testing", "eval_tasks")):
-      value = run.get(part, {}).get(name)
-      if isinstance(value, int):
-        found[name] = value
+    file = path / "description.json"
+    run = _files.read_table(file).get("run", {})
+    try:
+      found["num_steps"] = _count(file, "num_steps", run["training"]["num_steps"])
+      found["eval_tasks"] = _count(file, "eval_tasks", run["testing"]["eval_tasks"])
+    except (KeyError, TypeError) as error:
+      raise ValueError(
+        f"{file}: run has no training.num_steps or testing.eval_tasks; restore the "
+        "file from a copy"
+      ) from error
   return found
 
 

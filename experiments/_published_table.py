@@ -22,9 +22,9 @@ _FIRST = ("num_steps", "num_tasks")
 _OURS = ("ours, transductive", "ours, inductive", "ours, ensemble")
 _LEGEND = (
   "± of our figures: 95 % interval over test tasks; with several seeds also Student's "
-  "95 % interval over seeds. ± of published figures: as in the source. Bold: our figure "
-  "to compare with the published one. Budget: tasks trained on, as a share of the "
-  "published number."
+  "95 % interval over seeds. ± of published figures: as in the source. Bold: our "
+  "figure to compare with the published one. Budget: tasks trained on, as a share of "
+  "the published number."
 )
 
 
@@ -42,8 +42,8 @@ class Matched(NamedTuple):
   figures: list[tuple[Entry, Figure]]
 
 
-def markdown(published: Published, runs: Sequence[Run]) -> tuple[str, list[str]]:
-  """The tables as Markdown, and why runs belong to no published figure.
+def markdown(published: Published, runs: Sequence[Run]) -> tuple[str, str, list[str]]:
+  """Our runs and all published figures as Markdown, and runs without a figure.
 
   Args:
     published: the published figures.
@@ -70,11 +70,15 @@ def markdown(published: Published, runs: Sequence[Run]) -> tuple[str, list[str]]
   if matched:
     lines += [*textwrap.wrap(_LEGEND, 98), "", *_notes(matched)]
   lines += _unmatched_table(unmatched)
-  lines += _figures_tables(published, matched)
-  return "\n".join(lines), [
-    f"{group[0].path} belongs to no published figure: {_key_words(group[0])}"
-    for group in unmatched
-  ]
+  figures = _figures_tables(published, matched)
+  return (
+    "\n".join(lines),
+    "\n".join(figures),
+    [
+      f"{group[0].path} belongs to no published figure: {_key_words(group[0])}"
+      for group in unmatched
+    ],
+  )
 
 
 def _dataset(values: dict[str, Any], experiment: str) -> tuple[Any, Any]:
@@ -340,11 +344,10 @@ def _unmatched_table(groups: Sequence[list[Run]]) -> list[str]:
         _origin(first),
       ]
     )
-  text = (
-    "Runs whose data, method, way and shot have no published figure with a flagfile:"
-  )
+  text = "No published figure has a flagfile with their data, method, way and shot."
   head = ("run", "task and method", *_OURS, "seeds", "tasks", "record")
-  return [text, "", *_table(head, rows)]
+  title = "### Runs without a published figure"
+  return [title, "", text, "", *_table(head, rows)]
 
 
 def _alone(group: list[Run]) -> list[str]:
@@ -366,7 +369,7 @@ def _figures_tables(published: Published, matched: Sequence[Matched]) -> Iterato
   numbers: dict[str | None, list[str]] = {}
   for number, one in enumerate(matched, start=1):
     numbers.setdefault(one.setting.flagfile, []).append(str(number))
-  yield "All published figures. † marks those with a flagfile; run numbers as above."
+  yield "† marks figures whose setting is a flagfile. Runs: their numbers above."
   yield ""
   for key, benchmark in published.benchmarks.items():
     entries = [entry for entry in published.entries if entry.benchmark == key]

@@ -29,8 +29,9 @@ from jsharp.options import Check, Options, Role, option
 
 NAME = "published"
 FIGURES = pathlib.Path(__file__).with_name("published.toml")
-BEGIN = "<!-- begin: python -m experiments.published -->"
-END = "<!-- end: python -m experiments.published -->"
+PARTS = ("runs", "figures")
+BEGIN = "<!-- experiments.published: begin {} -->"
+END = "<!-- experiments.published: end {} -->"
 _MAX_BYTES = 2**24
 
 
@@ -46,11 +47,14 @@ class Published(Options):
     check=Check(bool, "there is no run; pass directories separated by commas."),
   )
   out: str = option(
-    help="Markdown file for the table. If it exists, the text between its two lines "
-    f"'{BEGIN}' and '{END}' is replaced.",
+    help="Markdown file for the tables. If it exists, the text between its marker "
+    f"lines is replaced: '{BEGIN.format('runs')}' to '{END.format('runs')}', and the "
+    "same for 'figures'.",
   )
-  published: str = option(
-    str(FIGURES), "TOML file with the published figures and their sources."
+  published: str | None = option(
+    None,
+    "TOML file with the published figures and their sources. Default: "
+    "experiments/published.toml.",
   )
 
 
@@ -71,9 +75,14 @@ def run(published: Published) -> int:
   try:
     out = pathlib.Path(published.out).expanduser()
     before = _files.read_bytes_if_there(out, most=_MAX_BYTES)
-    text, unmatched = render(pathlib.Path(published.published), published.runs)
-    content = text if before is None else replaced(before.decode(), text, out)
-    _files.write_atomically(out, content.encode())
+    figures = pathlib.Path(published.published or FIGURES)
+    tables, unmatched = render(figures, published.runs)
+    page = (
+      "\n".join(map(marked, PARTS, ("", ""))) if before is None else decoded(before)
+    )
+    for part, text in tables.items():
+      page = replaced(page, part, text, out)
+    _files.write_atomically(out, page.encode(errors="surrogateescape"))
   except (ValueError, OSError) as error:
     return _program.refuse(NAME, _program.message(error))
   for line in unmatched:
@@ -82,8 +91,10 @@ def run(published: Published) -> int:
   return 0
 
 
-def render(figures: pathlib.Path, runs: Sequence[str]) -> tuple[str, list[str]]:
-  """The table, between its two marker lines, and why runs belong to no figure.
+def render(
+  figures: pathlib.Path, runs: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+  """The text of each of the `PARTS`, and why runs belong to no figure.
 
   Args:
     figures: the TOML file with the published figures.
@@ -98,24 +109,35 @@ def render(figures: pathlib.Path, runs: Sequence[str]) -> tuple[str, list[str]]:
 
   known = _published_figures.load(figures.expanduser())
   ours = _published_runs.read_all([pathlib.Path(name).expanduser() for name in runs])
-  text, unmatched = _published_table.markdown(known, ours)
-  return f"{BEGIN}\n\n{text}\n{END}\n", unmatched
+  *parts, unmatched = _published_table.markdown(known, ours)
+  return dict(zip(PARTS, parts, strict=True)), unmatched
 
 
-def replaced(page: str, text: str, where: pathlib.Path) -> str:
-  """A page with the text between its marker lines replaced.
+def decoded(content: bytes) -> str:
+  """The text of a file; bytes that are not UTF-8 survive writing it again."""
+  return content.decode(errors="surrogateescape")
+
+
+def marked(part: str, text: str) -> str:
+  """A part between its marker lines."""
+  return f"{BEGIN.format(part)}\n\n{text}\n{END.format(part)}\n"
+
+
+def replaced(page: str, part: str, text: str, where: pathlib.Path) -> str:
+  """A page with the text between a part's marker lines replaced.
 
   Raises:
     ValueError: if the page does not have each marker once, in order.
   """
-  head, begin, rest = page.partition(f"{BEGIN}\n")
-  _, end, tail = rest.partition(f"{END}\n")
-  if not (begin and end) or BEGIN in tail or END in head:
+  begin, end = (f"{marker.format(part)}\n" for marker in (BEGIN, END))
+  head, _, rest = page.partition(begin)
+  _, _, tail = rest.partition(end)
+  if page.count(begin) != 1 or page.count(end) != 1 or end not in rest:
     raise ValueError(
       f"--out={where} exists, but does not have these two lines once each, in this "
-      f"order; add them, or choose another file:\n{BEGIN}\n{END}"
+      f"order; add them, or choose another file:\n{begin}{end}".rstrip()
     )
-  return f"{head}{text}{tail}"
+  return f"{head}{marked(part, text)}{tail}"
 
 
 if __name__ == "__main__":
