@@ -100,6 +100,7 @@ class Setting(NamedTuple):
 
   Attributes:
     flagfile: its name.
+    experiment: the name of its program.
     flags: all flags that describe the run, by name.
     given: the flags that the file sets.
     num_steps: meta-steps.
@@ -107,6 +108,7 @@ class Setting(NamedTuple):
   """
 
   flagfile: str
+  experiment: str
   flags: dict[str, Any]
   given: frozenset[str]
   num_steps: int
@@ -153,11 +155,12 @@ def load(path: pathlib.Path) -> Published:
     for i, own in enumerate(file.list("entries"))
   ]
   _check_unique(path, entries)
-  settings = {}
+  settings: dict[str, Setting] = {}
   for entry in entries:
     for figure in entry.figures:
       name, experiment = figure.flagfile, benchmarks[entry.benchmark].experiment
-      if name is not None and name not in settings:
+      known = None if name is None else settings.get(name)
+      if name is not None and (known is None or known.experiment != experiment.name):
         settings[name] = _setting(path, name, experiment)
   return Published(benchmarks, entries, settings)
 
@@ -334,6 +337,7 @@ def _setting(path: pathlib.Path, name: str, experiment: Experiment) -> Setting:
   values["num_steps"] = run.training.num_steps
   return Setting(
     name,
+    experiment.name,
     by_flag(experiment, values),
     given.present,
     run.training.num_steps,

@@ -70,10 +70,9 @@ def markdown(published: Published, runs: Sequence[Run]) -> tuple[str, str, list[
   if matched:
     lines += [*textwrap.wrap(_LEGEND, 98), "", *_notes(matched)]
   lines += _unmatched_table(unmatched)
-  figures = _figures_tables(published, matched)
   return (
     "\n".join(lines),
-    "\n".join(figures),
+    "\n".join(_figures_tables(published, matched)),
     [
       f"{group[0].path} belongs to no published figure: {_key_words(group[0])}"
       for group in unmatched
@@ -92,16 +91,11 @@ def _settings_for(published: Published, run: Run) -> list[Setting]:
     plain = {"sharpness": "none", **values}
     return (*_dataset(values, experiment), *map(plain.get, _KEYS))
 
-  experiments = {
-    figure.flagfile: published.benchmarks[entry.benchmark].experiment.name
-    for entry in published.entries
-    for figure in entry.figures
-  }
   wanted = key(run.settings, run.experiment.name)
   return [
     setting
     for setting in published.settings.values()
-    if key(setting.flags, experiments[setting.flagfile]) == wanted
+    if key(setting.flags, setting.experiment) == wanted
   ]
 
 
