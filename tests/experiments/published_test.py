@@ -246,7 +246,13 @@ class PublishedTest(parameterized.TestCase):
   def test_an_unfinished_run_says_how_far_it_is(self):
     validation = {"step": 1000, "val_accuracy": 0.95, "val_accuracy_ci95": 0.004}
     path = self.write_unfinished(
-      "a", records=[{"step": 900, "loss": 1.0}, validation, {"step": 1200, "loss": 0.9}]
+      "a",
+      records=[
+        {**validation, "step": 500, "val_accuracy": 0.96},
+        {"step": 900, "loss": 1.0},
+        validation,
+        {"step": 1200, "loss": 0.9},
+      ],
     )
     ours, *_, share = self.row("MAML")[4:]
     self.assertEqual(
@@ -372,13 +378,16 @@ class PublishedTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("missing", ""),
     ("swapped", f"{published.END}\n{published.BEGIN}\n"),
-    ("twice", f"{published.BEGIN}\n{published.END}\n" * 2),
+    ("begun_twice", f"{published.BEGIN}\n{published.BEGIN}\n{published.END}\n"),
+    ("ended_twice", f"{published.BEGIN}\n{published.END}\n{published.END}\n"),
   )
   def test_a_page_without_its_markers_is_refused(self, page):
     self.write_maml("a")
     page = page.format(*["runs"] * page.count("{}"))
     self.out.write_text(page + published.marked("figures", ""))
-    self.assertIn("does not have these two lines once each", self.call(code=2))
+    err = self.call(code=2)
+    self.assertIn("does not have these two lines once each", err)
+    self.assertIn(published.BEGIN.format("runs"), err)
     self.assertEqual(self.out.read_text(), page + published.marked("figures", ""))
 
   @parameterized.named_parameters(
