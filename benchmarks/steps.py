@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import arithmetic
 from benchmarks.settings import make_algorithm, make_problem
-from jsharp.core.objectives import TASK_AXIS
+from jsharp.nn._divided import TASK_AXIS
 from jsharp.training.devices import (
   compiler_options,
   execution_for,

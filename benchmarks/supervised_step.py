@@ -29,7 +29,14 @@ from benchmarks.tables import begin_table, calls_per_second, spread
 from benchmarks.torch_process import Torch
 from jsharp.algorithms.supervised import classifier, supervised
 from jsharp.models import ResNet, WideResNet
-from jsharp.training.devices import compiler_options, execution_for
+from jsharp.training.devices import (
+  compiler_options,
+  divide_batch,
+  execution_for,
+  replicate,
+  rows_divided,
+  task_mesh,
+)
 from jsharp.types import Batch
 
 NETWORKS = {
@@ -58,7 +65,12 @@ def define_flags() -> None:
 
 
 def make_step(
-  network: str, method: str, batch_size: int, convolution: str = "default"
+  network: str,
+  method: str,
+  batch_size: int,
+  *,
+  convolution: str = "default",
+  num_devices: int = 1,
 ) -> tuple[Callable[[], None], float, float, int]:
   """A compiled step on random images.
 
@@ -82,11 +94,15 @@ def make_step(
   batch = Batch(images, jnp.arange(batch_size) % 10)
   variables = init_fn(jax.random.key(1), images[:1])
   state = algorithm.init(variables)
+  step = algorithm.step
+  if num_devices > 1:
+    mesh = task_mesh(num_devices, num_tasks=batch_size, num_tasks_name="batch_size")
+    state = replicate(state, mesh)
+    batch = jax.device_put(batch, rows_divided(batch, mesh))
+    step = divide_batch(step, lambda step, data: data, mesh)
   start = time.perf_counter()
   compiled: Any = (
-    jax.jit(
-      algorithm.step, donate_argnums=0, compiler_options=compiler_options(execution)
-    )
+    jax.jit(step, donate_argnums=0, compiler_options=compiler_options(execution))
     .lower(state, batch)
     .compile()
   )
@@ -112,7 +128,11 @@ def report(network: str, method: str, torch: Torch | None) -> None:
   for convolution in values.convolutions:
     label = f"jsharp, {convolution}"
     run, compilation, memory, num_parameters = make_step(
-      network, method, count, convolution
+      network,
+      method,
+      count,
+      convolution=convolution,
+      num_devices=values.num_devices,
     )
     about[label] = compilation, memory
     timers[label] = lambda s, run=run: count * calls_per_second(run, s)  # type: ignore[misc]
@@ -146,6 +166,8 @@ def main(argv: Sequence[str]) -> None:
   for name, known in (("networks", NETWORKS), ("methods", OPTIMIZERS)):
     if unknown := set(values[name].value) - known.keys():
       raise app.UsageError(f"--{name}: {sorted(unknown)} not in {sorted(known)}.")
+  if values.num_devices > 1:
+    jax.config.update("jax_num_cpu_devices", values.num_devices)
   torch = None
   if values.torch_python:
     torch = Torch(

@@ -6,17 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from jsharp import tree as trees
 from jsharp._checks import check_chunk
+from jsharp.nn._divided import TASK_AXIS, undivided_mesh
 from jsharp.types import AdaptFn, Batch, Chunk, Metrics, Params, Task, TaskLossFn
 
 OverTasksFn = Callable[[Params, Task], tuple[Any, Any]]
-
-TASK_AXIS = "tasks"
-"""The mesh axis along which tasks are divided among devices."""
 
 
 def on_query(loss_fn: Callable[[Params, Batch], Any]) -> TaskLossFn:
@@ -147,7 +144,7 @@ def over_tasks(
 
   def mapped(params: Params, tasks: Task) -> tuple[Any, Any]:
     num_tasks = _num_tasks(tasks)
-    if (mesh := _undivided()) is not None:
+    if (mesh := undivided_mesh()) is not None:
       if num_tasks % mesh.shape[TASK_AXIS]:
         raise ValueError(
           f"{num_tasks} tasks or groups cannot be divided evenly among "
@@ -247,12 +244,6 @@ def _num_devices() -> int:
   """The number of devices among which tasks are divided in the current trace."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.shape[TASK_AXIS] if TASK_AXIS in mesh.manual_axes else 1
-
-
-def _undivided() -> AbstractMesh | None:
-  """The mesh of the current trace, if the compiler divides work along its axis."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh if TASK_AXIS in mesh.auto_axes and mesh.shape[TASK_AXIS] > 1 else None
 
 
 @jax.custom_jvp

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh
 
 from jsharp.nn import _winograd
 from jsharp.nn._chunks import num_chunks, sum_of_chunks
@@ -72,6 +73,7 @@ class Geometry(NamedTuple):
       gradient of im2col.
     weight_form: the form of the weight gradient: one of the first three or "shifted".
     precision: a value of `jax.default_matmul_precision`; None for JAX's default.
+    mesh: the devices that share the examples, if the compiler divides the rest.
   """
 
   size: tuple[int, int]
@@ -80,6 +82,7 @@ class Geometry(NamedTuple):
   form: str
   weight_form: str
   precision: str | None = None
+  mesh: AbstractMesh | None = None
 
   @property
   def out(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ one that second-order meta-learning needs. Here the three maps of a convolution
 so derivatives of every order, forward and reverse, are made of the same three maps.
 """
 
+import functools
 from typing import Any, get_args
 
 import jax
@@ -18,6 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from jsharp._checks import check_choice
 from jsharp.nn import _conv_forms
 from jsharp.nn._conv_forms import Geometry
+from jsharp.nn._divided import TASK_AXIS, over_examples, undivided_mesh
 from jsharp.nn._plain import ARITHMETIC
 from jsharp.types import Convolution
 
@@ -71,6 +73,7 @@ def conv2d(
     form=form,
     weight_form=weight_form,
     precision=config.jax_default_matmul_precision,
+    mesh=_mesh_for(x.shape[0]),
   )
   x, w = _match_manual_axes(x, w)
   return _forward.bind(x[None], w[None], geometry=geometry)[0]
@@ -133,6 +136,14 @@ def _choose(x, w, stride, convolution):
   return "direct", "direct"
 
 
+def _mesh_for(num_images):
+  """The mesh of devices that share these images; None if the compiler may not care."""
+  mesh = undivided_mesh()
+  if mesh is None or not isinstance(num_images, int):
+    return None
+  return mesh if num_images % mesh.shape[TASK_AXIS] == 0 else None
+
+
 def _is_large(x, stride):
   num_images, height, width = x.shape[:3]
   if not isinstance(num_images, int):  # A symbolic dimension of `jax.export`.
@@ -179,9 +190,14 @@ def _map_primitive(name, function, shape, *, axes):
   def computed(a, b, *, geometry):
     # The precision that applied when the convolution was traced, even if it and its
     # transposes are compiled elsewhere, as for XLA's own convolution.
+    part = functools.partial(function, geometry=geometry)
+    if geometry.mesh is not None:
+      letters = (a_axes.get("n"), b_axes.get("n"), out_axes.get("n"))
+      part = over_examples(part, geometry.mesh, axes=letters)
     with jax.default_matmul_precision(geometry.precision), jax.named_scope("conv2d"):
-      return function(a, b, geometry=geometry)
+      return part(a, b)
 
+  a_axes, b_axes, out_axes = axes
   primitive = Primitive(name)
   primitive.def_impl(jax.jit(computed, static_argnames="geometry"))
   primitive.def_abstract_eval(
@@ -191,7 +207,6 @@ def _map_primitive(name, function, shape, *, axes):
   )
   mlir.register_lowering(primitive, mlir.lower_fun(computed, multiple_results=False))
   ARITHMETIC[primitive] = computed
-  a_axes, b_axes, out_axes = axes
 
   def batch(operands, dims, *, geometry):
     (a, b), (a_dim, b_dim) = operands, dims

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jsharp._checks import check_count
 from jsharp._machine import num_cores
 from jsharp.core.execution import Execution
-from jsharp.core.objectives import TASK_AXIS
+from jsharp.nn._divided import TASK_AXIS
 from jsharp.types import Chunk, Convolution
 
 PARTS_AXIS = "parts"
