@@ -99,11 +99,15 @@ def make_problem(
 
 
 def make_algorithm(name: str, loss_fn: LossFn, setting: dict[str, int], **options: Any):
-  """One of maml, fomaml, anil and sharp_maml_both with SGD inside and Adam outside."""
+  """maml, fomaml, anil or a sharp_maml variant with SGD inside and Adam outside."""
   if name == "anil":
     options["head"] = head
-  if name == "sharp_maml_both":
-    name, options = "sharp_maml", {"inner_rho": RHO, "outer_rho": RHO, **options}
+  if name in ("sharp_maml_low", "sharp_maml_both"):
+    options["inner_rho"] = RHO
+  if name in ("sharp_maml_up", "sharp_maml_both"):
+    options["outer_rho"] = RHO
+  if name.startswith("sharp_maml"):
+    name = "sharp_maml"
   algorithm: MetaAlgorithm = getattr(algorithms, name)(
     loss_fn,
     inner_optimizer=optax.sgd(INNER_LR),

@@ -1,8 +1,9 @@
-"""Real processes, really killed."""
+"""Real processes, really killed, and a run that goes on in another directory."""
 
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,18 @@ class ResumeTest(absltest.TestCase):
     self.addCleanup(process.kill)
     return process
 
+  def _move(self, name, to):
+    """Copies what a run needs to go on, as to another machine: no lock, no flags."""
+    source, target = self.root / name, self.root / to
+    (target / "checkpoints").mkdir(parents=True)
+    checkpoints = source / "checkpoints"
+    newest = max(checkpoints.glob("step_*.npz"))
+    for path in (newest, *checkpoints.glob("best_*.npz")):
+      shutil.copy(path, target / "checkpoints")
+    for file in ("run.json", "metrics.jsonl"):
+      shutil.copy(source / file, target)
+    shutil.rmtree(source)
+
   def _finish(self, process):
     _, error = process.communicate(timeout=120)
     self.assertEqual(process.returncode, 0, error)
@@ -52,7 +65,7 @@ class ResumeTest(absltest.TestCase):
       records = toy_runs.steady(run.read_metrics())
     return (last.tree, best.tree), records
 
-  def test_killed_at_random_instants_it_ends_with_the_same_bits(self):
+  def test_killed_at_random_instants_and_moved_it_ends_with_the_same_bits(self):
     whole = self._start("whole")
     generator = random.Random()
     codes = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -69,11 +82,12 @@ class ResumeTest(absltest.TestCase):
       self.assertEqual(process.returncode, codes[signum], error)
       with RunDirectory.open(self.root / "killed", identity={"toy": 1}) as run:
         reached.append(run.read_metrics()[-1]["step"])
-    self._finish(self._start("killed"))
+    self._move("killed", to="elsewhere")
+    self._finish(self._start("elsewhere"))
     self._finish(whole)
     self.assertLess(reached[-1], _NUM_STEPS)
     self.assertEqual(reached, sorted(reached))
-    end, records = self._end("killed")
+    end, records = self._end("elsewhere")
     expected_end, expected_records = self._end("whole")
     self.assertTrue(toy_runs.same_bits(end, expected_end))
     self.assertEqual(records, expected_records)
