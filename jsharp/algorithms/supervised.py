@@ -150,7 +150,11 @@ def supervised(
     if size is not None:
       differentiate = _in_groups(differentiate, size)
     params, opt_state, (metrics, statistics) = descend(
-      optimizer, lambda params: differentiate(params, *data), params, opt_state
+      optimizer,
+      lambda params: differentiate(params, *data),
+      params,
+      opt_state,
+      one_program=True,
     )
     if centre is not None:
       params, opt_state = centre(params, opt_state), (params, opt_state)
