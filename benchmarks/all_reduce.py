@@ -30,8 +30,9 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.settings import SETTINGS, check_arguments, make_problem
 from benchmarks.tables import begin_table, spread
+from jsharp.core.objectives import sum_over_devices
 from jsharp.evaluation.report import git_commit
-from jsharp.nn._divided import TASK_AXIS, sum_over_devices
+from jsharp.nn._divided import TASK_AXIS
 from jsharp.training import processes
 from jsharp.training.devices import replicate, task_mesh
 

@@ -88,10 +88,9 @@ class PlatformsTest(parameterized.TestCase):
       outer_rho=0.05,
     )
     program = lowered(algorithm, params)
-    # Winograd's form is for CPUs and is the direct one elsewhere; im2col, which is
-    # also the automatic form at stride 2, consists of matrix products alone.
-    is_products = form == "im2col" or (form, stride) == ("auto", 2)
-    self.assertEqual("stablehlo.convolution" not in program, is_products)
+    # Winograd's form is for CPUs and is the direct one elsewhere; im2col consists of
+    # matrix products alone.
+    self.assertEqual("stablehlo.convolution" not in program, form == "im2col")
 
 
 if __name__ == "__main__":

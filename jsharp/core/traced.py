@@ -18,6 +18,11 @@ class Traced:
     returns_foreign: whether it returns a value that it neither was given nor computed:
       one that it closes over, or one that exists only inside a conditional or a loop of
       it, which cannot be used outside.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> Traced(lambda x: x > 1, jnp.float32(1.0)).result.dtype
+    dtype('bool')
   """
 
   def __init__(self, fn: Callable[[Any], Any], point: Any):

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 import jsharp
 from jsharp.algorithms import maml, reptile
-from jsharp.nn._divided import TASK_AXIS, over_tasks, sum_over_devices
+from jsharp.core.objectives import over_tasks, sum_over_devices
+from jsharp.nn._divided import TASK_AXIS
 
 
 def per_task(w, task):

@@ -22,13 +22,13 @@ from jsharp.data.streams import Stream
 from jsharp.models._residual import Conv, head
 from jsharp.models._shake import shake_shake
 from jsharp.models.drop_block import DropBlock
-from jsharp.nn import RunningBatchNorm
+from jsharp.nn import RunningBatchNorm, conv2d
 from jsharp.perturbations import SharpGroups
 from jsharp.training import devices
 from jsharp.training.dispatch import make_dispatch
 from jsharp.training.loop import train
 from jsharp.training.run_directory import RunDirectory
-from jsharp.types import Batch, Variables
+from jsharp.types import Batch, MetaState, Variables
 from tests.virtual_devices import run_on_eight
 
 BATCH_SIZE = 16
@@ -257,6 +257,36 @@ class OnEightDevices(absltest.TestCase):
       stages = (2, 2, None), (4, 8, Batches()), (6, 1, None)
       self.assert_same(trained(path / "many", *stages), expected)
 
+  def test_convolutions_do_not_gather_the_examples(self):
+    random = np.random.RandomState(0)
+    x, w = random.normal(size=(16, 6, 6, 16)), random.normal(size=(3, 3, 16, 16))
+
+    def values(divided, args):
+      def loss(x, w, form):
+        return jnp.sin(conv2d(x, w, convolution=form)).sum()
+
+      def all_forms(args):
+        forms = ("direct", "im2col", "winograd")
+        return [jax.value_and_grad(loss, (0, 1))(*args, form) for form in forms]
+
+      if not divided:
+        return jax.jit(all_forms).lower(args).compile()
+      step = devices.divide_batch(
+        lambda state, images: (state, all_forms((images, state.params))),
+        lambda step, images: images,
+        devices.task_mesh(8, num_tasks=16),
+      )
+      state = MetaState(jnp.int32(0), args[1], ())
+      return jax.jit(step).lower(state, args[0]).compile()
+
+    one, eight = (values(divided, (x, w)) for divided in (False, True))
+    _, found = eight(MetaState(jnp.int32(0), w, ()), x)
+    self.assert_same(found, one((x, w)), tolerance=1e-11)
+    program = eight.as_text()
+    self.assertNotIn("all-gather", program)
+    # Nine copies of the pixels, four tiles of 36 products, in each device's share.
+    self.assertNotIn("f64[16,6,6,48]", program)
+
   def test_groups_that_devices_cannot_share(self):
     with self.assertRaisesRegex(ValueError, "4 tasks or groups .* among 8 devices"):
       compiled("quarters", 8)
@@ -264,7 +294,7 @@ class OnEightDevices(absltest.TestCase):
 
 class DivideBatchTest(absltest.TestCase):
   def test_on_eight_virtual_devices(self):
-    run_on_eight(self, "tests.training.divide_batch_test", num_tests=5, xla_flags=QUICK)
+    run_on_eight(self, "tests.training.divide_batch_test", num_tests=6, xla_flags=QUICK)
 
 
 if __name__ == "__main__":
