@@ -39,7 +39,7 @@ from jsharp.training.devices import (
 )
 from jsharp.types import Batch
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., Any]] = {
   "wrn_16_4": partial(WideResNet, num_outputs=10, depth=16, widen=4),
   "resnet_20": partial(ResNet, num_outputs=10, depth=20),
 }
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   for name, known in (("networks", NETWORKS), ("methods", OPTIMIZERS)):
-    if unknown := set(values[name].value) - known.keys():
+    if unknown := set(values[name].value or ()) - set(known):
       raise app.UsageError(f"--{name}: {sorted(unknown)} not in {sorted(known)}.")
   if values.num_devices > 1:
     jax.config.update("jax_num_cpu_devices", values.num_devices)

@@ -8,6 +8,7 @@ so derivatives of every order, forward and reverse, are made of the same three m
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
@@ -190,7 +191,7 @@ def _map_primitive(name, function, shape, *, axes):
   def computed(a, b, *, geometry):
     # The precision that applied when the convolution was traced, even if it and its
     # transposes are compiled elsewhere, as for XLA's own convolution.
-    part = functools.partial(function, geometry=geometry)
+    part: Callable[[Any, Any], Any] = functools.partial(function, geometry=geometry)
     if geometry.mesh is not None:
       letters = (a_axes.get("n"), b_axes.get("n"), out_axes.get("n"))
       part = over_examples(part, geometry.mesh, axes=letters)
