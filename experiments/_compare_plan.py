@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pathlib
-import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +11,7 @@ from absl import flags
 
 from experiments import _program
 from experiments._program import Experiment
-from jsharp import _files, options
+from jsharp import options
 from jsharp._flags import Given, words
 from jsharp.options import Check, Options, Role, at_least, option
 
@@ -161,14 +159,9 @@ def load(path: pathlib.Path, overrides: Mapping[str, Any]) -> Plan:
     ValueError: if the plan is invalid; the message names the key, its value and the
       fix.
   """
-  try:
-    content = tomllib.loads(_files.read_bytes(path, most=_MAX_BYTES).decode())
-  except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise ValueError(f"{path} is not a TOML file: {error}") from error
-  except OSError as error:
-    raise ValueError(
-      f"--plan={path}: {error.strerror}; pass the TOML file of the comparison"
-    ) from error
+  content = _program.read_toml(
+    path, flag="plan", what="the comparison", most=_MAX_BYTES
+  )
   known = {field.name for field in options.fields(Header)}
   unknown = sorted(content.keys() - known - set(_TABLES))
   use = ", ".join(sorted(known | set(_TABLES)))
@@ -297,14 +290,12 @@ def _teacher(
 
 def _experiment(name: str) -> Experiment:
   try:
-    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-    _require(isinstance(experiment, Experiment), "it trains nothing")
-  except (ImportError, AttributeError, ValueError) as error:
+    return _program.experiment_of(name)
+  except ValueError as error:
     raise ValueError(
       f"experiment is {name!r}; choose one that trains: omniglot, miniimagenet, "
-      f"sinusoid or supervised ({error})"
+      f"sinusoid or supervised ({error.__cause__})"
     ) from error
-  return experiment
 
 
 def _describe(

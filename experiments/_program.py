@@ -13,15 +13,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import pathlib
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
+from jsharp import _files
 from jsharp import options as descriptions
 from jsharp._flags import Given, Program, call, message, refuse
 from jsharp._terminal import say, tell
@@ -129,6 +132,55 @@ class Experiment:
   def name(self) -> str:
     """Its name, as in `python -m experiments.NAME`."""
     return self.program.name
+
+
+def experiment_of(name: str) -> Experiment:
+  """The experiment of a name.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  try:
+    if not name.isidentifier():
+      raise ImportError("it is not a name")
+    experiment: Experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+  except (ImportError, AttributeError) as error:
+    raise ValueError(
+      f"there is no experiment {name!r}; use the name of a program that trains, such "
+      "as omniglot, miniimagenet or sinusoid"
+    ) from error
+  return experiment
+
+
+def read_toml(
+  path: pathlib.Path,
+  *,
+  flag: str,
+  what: str,
+  most: int,
+  parse_float: Callable[[str], Any] = float,
+) -> dict[str, Any]:
+  """The content of a TOML file.
+
+  Args:
+    path: the file.
+    flag: the name of the flag that names it.
+    what: what the file is, in words.
+    most: the largest size, in bytes.
+    parse_float: what numbers with a point are read as.
+
+  Raises:
+    ValueError: if the file cannot be read or is not TOML.
+  """
+  try:
+    text = _files.read_bytes(path, most=most).decode()
+    return tomllib.loads(text, parse_float=parse_float)
+  except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    raise ValueError(f"{path} is not a TOML file: {error}") from error
+  except OSError as error:
+    raise ValueError(
+      f"--{flag}={path}: {error.strerror}; pass the TOML file of {what}"
+    ) from error
 
 
 def main(experiment: Experiment) -> None:

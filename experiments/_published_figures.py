@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import decimal
-import importlib
 import pathlib
-import tomllib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ from absl import flags
 
 from experiments import _program
 from experiments._program import Experiment
-from jsharp import _files, options
+from jsharp import options
 from jsharp.options import Role
 
 FLAGFILES = pathlib.Path(__file__).with_name("flagfiles")
@@ -135,15 +133,13 @@ def load(path: pathlib.Path) -> Published:
   Raises:
     ValueError: if a value is invalid; the message names the file, the key and the fix.
   """
-  try:
-    text = _files.read_bytes(path, most=_MAX_BYTES).decode()
-    content = tomllib.loads(text, parse_float=decimal.Decimal)
-  except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise ValueError(f"{path} is not a TOML file: {error}") from error
-  except OSError as error:
-    raise ValueError(
-      f"--published={path}: {error.strerror}; pass the TOML file of the figures"
-    ) from error
+  content = _program.read_toml(
+    path,
+    flag="published",
+    what="the figures",
+    most=_MAX_BYTES,
+    parse_float=decimal.Decimal,
+  )
   file = _Table(f"{path}: ", content, _TABLES)
   benchmarks = {
     name: _benchmark(_Table(f"{path}: benchmarks.{name}.", own, Benchmark._fields))
@@ -238,30 +234,12 @@ class _Table:
 def _benchmark(table: _Table) -> Benchmark:
   name = table.text("experiment")
   try:
-    experiment = experiment_of(name)
+    experiment = _program.experiment_of(name)
   except ValueError as error:
     raise ValueError(f"{table.where}experiment: {error}") from error
   return Benchmark(
     table.text("title"), experiment, table.one_of("measure", ("accuracy", "error"))
   )
-
-
-def experiment_of(name: str) -> Experiment:
-  """The experiment of a name.
-
-  Raises:
-    ValueError: if there is none.
-  """
-  try:
-    if not name.isidentifier():
-      raise ImportError("it is not a name")
-    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-  except (ImportError, AttributeError) as error:
-    raise ValueError(
-      f"there is no experiment {name!r}; use the name of a program that trains, such "
-      "as omniglot, miniimagenet or sinusoid"
-    ) from error
-  return experiment
 
 
 def _entry(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import _published_figures
+from experiments import _program, _published_figures
 from experiments._program import Experiment
 from jsharp import _files
 from jsharp.evaluation.comparison import Interval, half_width_over_seeds, interval
@@ -43,9 +43,9 @@ class Run(NamedTuple):
   seed: int
   num_steps: int | None
   step: int
-  result: dict[str, Any] | None
-  validation: dict[str, Any] | None
-  transcribed: str | None
+  result: dict[str, Any] | None = None
+  validation: dict[str, Any] | None = None
+  transcribed: str | None = None
 
   @property
   def tasks_seen(self) -> int:
@@ -135,10 +135,9 @@ def _finished(path: pathlib.Path, name: str, file: pathlib.Path) -> Run:
     settings,
     seed,
     num_steps,
-    num_steps,
-    result,
-    None,
-    transcribed,
+    step=num_steps,
+    result=result,
+    transcribed=transcribed,
   )
 
 
@@ -164,9 +163,7 @@ def _unfinished(path: pathlib.Path, name: str) -> Run:
     seed,
     lengths.get("num_steps"),
     step,
-    None,
-    validations[-1] if validations else None,
-    None,
+    validation=validations[-1] if validations else None,
   )
 
 
@@ -175,7 +172,7 @@ def _settings(
 ) -> tuple[Experiment, dict[str, Any], int]:
   """The experiment, the flags and the seed of a run."""
   try:
-    experiment = _published_figures.experiment_of(str(name))
+    experiment = _program.experiment_of(str(name))
   except ValueError as error:
     raise ValueError(f"{file}: experiment: {error}") from error
   if not isinstance(settings, dict):
