@@ -89,16 +89,15 @@ def meta_step(
   optimizer = optax.with_extra_args_support(outer_optimizer)
 
   def step(state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
-    def grad_fn(point: Params) -> Any:
-      assert outer_grad_fn is not None
-      return outer_grad_fn(point, state.params, tasks)
-
+    grad_fn: Callable[[Params], Any] | None = None
+    if outer_grad_fn is not None:
+      grad_fn = lambda point: outer_grad_fn(point, state.params, tasks)  # noqa: E731
     params, opt_state, metrics = descend(
       optimizer,
       lambda point: meta_gradient_fn(point, tasks),
       state.params,
       state.opt_state,
-      grad_fn=grad_fn if outer_grad_fn else None,
+      grad_fn=grad_fn,
       one_program=True,
     )
     return MetaState(state.step + 1, params, opt_state), metrics

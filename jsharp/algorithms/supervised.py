@@ -5,8 +5,7 @@
 
 The bundle works with `jsharp.training.loop.train` (on several devices with
 `divide="batch"`) and `jsharp.evaluation.tasks.evaluate`, with examples in place of
-tasks. The optimizer is
-called as everywhere in jsharp (`jsharp.core.descent`), so
+tasks. The optimizer is called as everywhere in jsharp (`jsharp.core.descent`), so
 `optax.chain(jsharp.sam(0.05), optax.sgd(0.1))` is SAM.
 """
 

@@ -17,7 +17,7 @@ from jsharp import tree as trees
 from jsharp.control.policy_loss import PolicyLoss
 from jsharp.core import over_tasks
 from jsharp.core.execution import Execution
-from jsharp.core.traced import traced
+from jsharp.core.traced import Traced
 from jsharp.types import AdaptFn, MetaAlgorithm, Params, Task
 
 Build = Callable[[optax.GradientTransformation], MetaAlgorithm]
@@ -120,7 +120,7 @@ def curvature(
         adapted = adapt(trees.join(variables, constants), task.support)
         return loss_fn.outputs(adapted, task.query)
 
-      answers_at = traced(answers, variables)
+      answers_at = Traced(answers, variables)
       if not answers_at.has_forward_mode:
         raise ValueError(
           "a trust region needs the forward-mode derivative of adaptation, but this "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jsharp import tree as trees
-from jsharp.core.traced import Traced, traced
+from jsharp.core.traced import Traced
 from jsharp.perturbations.link import SharpnessAwareState
 from jsharp.perturbations.looksam import LookState
 from jsharp.types import Params
@@ -103,16 +103,16 @@ def descend(
       grad_fn=_of_like_params(gradient, params),
     )
 
-  found: Any = None
+  pair = None
   if one_program and grad_fn is None:
-    everything_at = traced(everything_at, params)
+    everything_at = Traced(everything_at, params)
     pair = _in_one_loop(everything_at, update, params)
-    if pair is not None:
-      found, second = pair
-      updates, opt_state = update(params, found, lambda point: second[1], value_fn)
-  if found is None:
+  if pair is None:
     found = everything_at(params)
     updates, opt_state = update(params, found, gradient, value_fn)
+  else:
+    found, (_, second) = pair
+    updates, opt_state = update(params, found, lambda point: second, value_fn)
   return at(optax.apply_updates(params, updates)), opt_state, found[0][1]
 
 
@@ -153,7 +153,7 @@ def _in_one_loop(
     return points[0]
 
   try:
-    asked = traced(question, (params, everything_at.result))
+    asked = Traced(question, (params, everything_at.result))
   except OtherQuestion:
     return None
   if asked.returns_foreign:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jsharp import tree as trees
-from jsharp.core.traced import traced
+from jsharp.core.traced import Traced
 from jsharp.types import LossFn, Metrics, Params
 
 
@@ -129,7 +129,7 @@ def _forward_over_reverse(loss_fn: LossFn) -> LossFn:
       (leaves, batch, [directions[i] for i in moved])
     )
 
-    grads_at = traced(
+    grads_at = Traced(
       lambda leaves: value_and_grad_fn(structure.unflatten(leaves), batch)[1], leaves
     )
 
@@ -170,7 +170,7 @@ def symmetric_product(
     >>> float(symmetric_product(jax.grad(lambda w: w**3), 2.0, 1.0))
     12.0
   """
-  replay = traced(gradient_fn, point)
+  replay = Traced(gradient_fn, point)
   if not replay.has_forward_mode:
     return _by_reverse(replay, point)(vector)
   return jax.jvp(replay, (point,), (vector,))[1]
@@ -192,7 +192,7 @@ def symmetric_map(
     >>> float(symmetric_map(jax.grad(lambda w: w**3), 2.0)(1.0))
     12.0
   """
-  replay = traced(gradient_fn, point)
+  replay = Traced(gradient_fn, point)
   if not replay.has_forward_mode:
     return _by_reverse(replay, point)
   return jax.linearize(replay, point)[1]

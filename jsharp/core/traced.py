@@ -10,6 +10,10 @@ from jax.extend import core
 class Traced:
   """A traced function of one pytree of arrays.
 
+  Args:
+    fn: the function.
+    point: where it is traced; arrays, or their shapes and dtypes.
+
   Attributes:
     result: the shapes and dtypes that it returns.
     has_forward_mode: whether it has a forward-mode derivative. A `jax.custom_vjp` has
@@ -21,8 +25,9 @@ class Traced:
 
   Example:
     >>> import jax.numpy as jnp
-    >>> Traced(lambda x: x > 1, jnp.float32(1.0)).result.dtype
-    dtype('bool')
+    >>> double = Traced(lambda x: 2 * x, jnp.float32(1.0))
+    >>> float(double(jnp.float32(3.0))), double.has_forward_mode
+    (6.0, True)
   """
 
   def __init__(self, fn: Callable[[Any], Any], point: Any):
@@ -42,25 +47,6 @@ class Traced:
       self._closed.jaxpr, self._closed.consts, *jax.tree.leaves(point)
     )
     return jax.tree.unflatten(jax.tree.structure(self.result), outputs)
-
-
-def traced(fn: Callable[[Any], Any], point: Any) -> Traced:
-  """Traces a function once, for several calls.
-
-  Args:
-    fn: a function of one pytree of arrays.
-    point: where it is traced; arrays, or their shapes and dtypes.
-
-  Returns:
-    The traced function.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> double = traced(lambda x: 2 * x, jnp.float32(1.0))
-    >>> float(double(jnp.float32(3.0))), double.has_forward_mode
-    (6.0, True)
-  """
-  return Traced(fn, point)
 
 
 def _has_custom_vjp(jaxpr: Any) -> bool:

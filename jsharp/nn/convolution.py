@@ -138,7 +138,7 @@ def _choose(x, w, stride, convolution):
 
 
 def _mesh_for(num_images):
-  """The mesh of devices that share these images; None if the compiler may not care."""
+  """The mesh of the devices that share these images evenly, if there is one."""
   mesh = undivided_mesh()
   if mesh is None or not isinstance(num_images, int):
     return None
