@@ -14,6 +14,7 @@ Figures are GFLOP/s of direct arithmetic, 2 kh kw in out per output pixel, the m
 is marked with *.
 """
 
+import functools
 import platform
 import statistics
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from benchmarks.tables import begin_table, calls_per_second
+from benchmarks.tables import begin_table, by_turns, calls_per_second
 from jsharp.evaluation.report import git_commit
 from jsharp.nn import _conv_forms
 from jsharp.nn._conv_forms import Geometry
@@ -77,17 +78,16 @@ def speeds(function: Callable[..., Any], operands: list[Any], forms: dict[str, A
     _conv_forms.input_gradient: operands[:0:-1],
     _conv_forms.weight_gradient: operands[::2],
   }[function]
-  runs = {}
+  timers = {}
   for form, geometry in forms.items():
     jitted = jax.jit(function, static_argnames="geometry")
     compiled = jitted.lower(*arguments, geometry=geometry).compile()
-    runs[form] = lambda f=compiled: jax.block_until_ready(f(*arguments))
-    runs[form]()
-  rates: dict[str, list[float]] = {form: [] for form in runs}
-  for _ in range(_ROUNDS.value):
-    for form, run in runs.items():
-      rates[form].append(flops * calls_per_second(run, _SECONDS.value) / 1e9)
-  return {form: statistics.median(values) for form, values in rates.items()}
+    run = functools.partial(lambda f: jax.block_until_ready(f(*arguments)), compiled)
+    timers[form] = functools.partial(calls_per_second, run)
+  rates = by_turns(timers, _SECONDS.value, _ROUNDS.value)
+  return {
+    form: flops * statistics.median(values) / 1e9 for form, values in rates.items()
+  }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,8 +109,8 @@ def main(argv: Sequence[str]) -> None:
     chosen = _choose(x[0], w[0], stride, execution_for().convolution)
     cells = []
     for function, mark in (
-      (_conv_forms.forward, chosen[0]),
-      (_conv_forms.input_gradient, chosen[0]),
+      (_conv_forms.forward, "direct" if chosen[0] == "strided" else chosen[0]),
+      (_conv_forms.input_gradient, "im2col" if chosen[0] == "strided" else chosen[0]),
       (_conv_forms.weight_gradient, chosen[1]),
     ):
       names = ["direct", "im2col"]

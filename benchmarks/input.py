@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.settings import SETTINGS, check_arguments, make_algorithm, make_problem
-from benchmarks.tables import begin_table, calls_per_second, spread
+from benchmarks.tables import begin_table, by_turns, calls_per_second, spread
 from jsharp import data
 from jsharp.data.prefetch import Prefetch
 from jsharp.evaluation.report import git_commit
@@ -114,12 +114,8 @@ def report(name: str) -> None:
     "prefetched": functools.partial(between_steps, prefetched=True),
     "step": functools.partial(calls_per_second, step),
   }
-  for timer in timers.values():
-    timer(0.0)
-  rates: dict[str, list[float]] = {form: [] for form in timers}
-  for _ in range(_ROUNDS.value):
-    for form, timer in timers.items():
-      rates[form].append(num_tasks * timer(_SECONDS.value))
+  per_second = by_turns(timers, _SECONDS.value, _ROUNDS.value)
+  rates = {form: [num_tasks * n for n in found] for form, found in per_second.items()}
   taken = rates.pop("step")
   ratios = [
     [a / b for a, b in zip(values, taken, strict=True)] for values in rates.values()

@@ -30,7 +30,7 @@ from absl import app, flags
 
 from benchmarks.settings import SETTINGS, check_arguments
 from benchmarks.steps import Step, compile_step, make_matmul
-from benchmarks.tables import begin_table, calls_per_second, spread
+from benchmarks.tables import begin_table, by_turns, calls_per_second, spread
 from benchmarks.torch_process import Torch
 from jsharp.evaluation.report import git_commit
 from jsharp.precision import PRECISIONS
@@ -102,16 +102,9 @@ def report(name: str, algorithm: str, torch: Torch | None) -> None:
       continue
     assert torch is not None
     timers[f"torch {form}"] = partial(torch.ask, name, setting, algorithm, form)
-  for timer in timers.values():
-    timer(0.0)
-  matmul()
-  rates: dict[str, list[float]] = {label: [] for label in timers}
-  peaks = []
-  for _ in range(_ROUNDS.value):
-    for label, timer in timers.items():
-      rates[label].append(timer(_SECONDS.value))
-    speed = calls_per_second(matmul, min(1.0, _SECONDS.value))
-    peaks.append(2 * _MATMUL_SIZE**3 * speed / 1e9)
+  timers["matmul"] = lambda s: calls_per_second(matmul, min(1.0, s))
+  rates = by_turns(timers, _SECONDS.value, _ROUNDS.value)
+  peaks = [2 * _MATMUL_SIZE**3 * speed / 1e9 for speed in rates.pop("matmul")]
 
   others = [values for label, values in rates.items() if label.startswith("torch")]
   best = [max(values) for values in zip(*others, strict=True)]

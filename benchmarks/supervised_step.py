@@ -25,7 +25,7 @@ import optax
 from absl import app, flags
 
 import jsharp
-from benchmarks.tables import begin_table, calls_per_second, spread
+from benchmarks.tables import begin_table, by_turns, calls_per_second, spread
 from benchmarks.torch_process import Torch
 from jsharp.algorithms.supervised import classifier, supervised
 from jsharp.models import ResNet, WideResNet
@@ -140,12 +140,7 @@ def report(network: str, method: str, torch: Torch | None) -> None:
   for form in values.torch_forms if torch else ():
     assert torch is not None
     timers[f"torch {form}"] = partial(torch.ask, network, setting, method, form)
-  for timer in timers.values():
-    timer(0.0)
-  rates: dict[str, list[float]] = {label: [] for label in timers}
-  for _ in range(values.rounds):
-    for label, timer in timers.items():
-      rates[label].append(timer(values.seconds))
+  rates = by_turns(timers, values.seconds, values.rounds)
   others = [found for label, found in rates.items() if label.startswith("torch")]
   best = [max(found) for found in zip(*others, strict=True)]
   for label, found in rates.items():

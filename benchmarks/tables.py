@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -13,6 +13,25 @@ def calls_per_second(run: Callable[[], Any], seconds: float) -> float:
     run()
     count += 1
   return count / (time.perf_counter() - start)
+
+
+def by_turns(
+  timers: Mapping[str, Callable[[float], float]], seconds: float, rounds: int
+) -> dict[str, list[float]]:
+  """What every timer finds in each round; the timers alternate.
+
+  Args:
+    timers: `timer(seconds) -> rate`, by label; each is called once before, with 0.
+    seconds: the time for each timer and round.
+    rounds: the number of rounds.
+  """
+  for timer in timers.values():
+    timer(0.0)
+  rates: dict[str, list[float]] = {label: [] for label in timers}
+  for _ in range(rounds):
+    for label, timer in timers.items():
+      rates[label].append(timer(seconds))
+  return rates
 
 
 def begin_table(columns: Sequence[str]) -> None:
